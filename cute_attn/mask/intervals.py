@@ -1,0 +1,256 @@
+"""The one representation of a mask: for every query row, a short sorted list of key intervals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from .ranges import RangesLike
+from .slices import expand_slices, union_of_slices
+from .union import stack_layers, unite
+
+if TYPE_CHECKING:
+    from .tiles import TileSchedule
+
+__all__ = ["IntervalMask"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class IntervalMask:
+    """Which keys each query row attends: row `i` of batch `b` sees key `k` iff `lo[b, j, i] <= k < hi[b, j, i]` for a layer `j`.
+
+    Args:
+        lo, hi: int32 `(batch, layers, seqlen_q)` on one device; batch is 1 for a mask that the whole batch shares.
+            Layer j is the j-th interval of each row: sorted, disjoint, not touching; empty ones (`lo == hi`) last.
+        seqlen_k: number of keys; `0 <= lo <= hi <= seqlen_k`.
+
+    Raises TypeError or ValueError for anything else; `IntervalMask.from_intervals` takes intervals in any order and form.
+    The tile schedules made from a mask are kept on it, so that every layer and step of a model shares them.
+    """
+
+    lo: torch.Tensor
+    hi: torch.Tensor
+    seqlen_k: int
+    _schedules: dict[tuple[int, int], TileSchedule] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("lo", "hi"):
+            value = getattr(self, name)
+            if not isinstance(value, torch.Tensor) or value.dtype != torch.int32:
+                got = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+                raise TypeError(f"{name} must be an int32 tensor, got {got}")
+        lo, hi = self.lo, self.hi
+        if lo.ndim != 3 or lo.shape != hi.shape or lo.shape[0] < 1 or lo.shape[1] < 1:
+            raise ValueError(
+                f"lo and hi must both have shape (batch, layers, seqlen_q) with at least one batch and layer, "
+                f"got {tuple(lo.shape)} and {tuple(hi.shape)}"
+            )
+        if lo.device != hi.device:
+            raise ValueError(f"lo and hi must be on one device, got {lo.device} and {hi.device}")
+        if isinstance(self.seqlen_k, bool) or not isinstance(self.seqlen_k, int) or self.seqlen_k < 0:
+            raise ValueError(f"seqlen_k must be an int >= 0, got {self.seqlen_k!r}")
+        good = (lo >= 0).all() & (lo <= hi).all() & (hi <= self.seqlen_k).all()
+        if lo.shape[1] > 1:
+            follows_gap = (lo[:, :-1] < hi[:, :-1]) & (hi[:, :-1] < lo[:, 1:])
+            good &= (follows_gap | (lo[:, 1:] == hi[:, 1:])).all()
+        if not good:
+            raise ValueError(
+                f"lo and hi must satisfy 0 <= lo <= hi <= seqlen_k = {self.seqlen_k}, with the layers of each row sorted, "
+                "disjoint, not touching and empty ones last; IntervalMask.from_intervals takes any intervals"
+            )
+
+    # ---------------------------------------------------------------- making
+
+    @classmethod
+    def from_slices(
+        cls,
+        q_ranges: RangesLike,
+        k_ranges: RangesLike,
+        attn_type_map: object = None,
+        seqlen_q: int | None = None,
+        seqlen_k: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> IntervalMask:
+        """The union of slices (MagiAttention's mask description); a pair that several slices cover counts once.
+
+        Args:
+            q_ranges, k_ranges: `(n, 2)` int tensors, lists of pairs or AttnRanges; half-open, any order, any overlap.
+            attn_type_map: `(n,)` of 0..3, names or AttnMaskType; one for all; None means all full.
+            seqlen_q, seqlen_k: lengths of the whole sequences; None means the largest end of the ranges.
+            device: where the mask lives; None means where q_ranges is.
+
+        Raises TypeError or ValueError naming the argument for ranges that are not integers of shape `(n, 2)`, do not
+        satisfy `0 <= start <= end <= seqlen`, or differ in number, and for types outside 0..3.
+        """
+        slices = expand_slices(q_ranges, k_ranges, attn_type_map, seqlen_q, seqlen_k, device)
+        lo, hi = union_of_slices(slices)
+        return cls(lo[None], hi[None], slices.seqlen_k)
+
+    @classmethod
+    def from_intervals(cls, lo: torch.Tensor, hi: torch.Tensor, seqlen_k: int) -> IntervalMask:
+        """From integer `lo`, `hi` of shape `(seqlen_q,)`, `(layers, seqlen_q)` or `(batch, layers, seqlen_q)`, in any
+        order and overlapping at will; bounds are clipped to [0, seqlen_k] and intervals with `hi <= lo` are empty."""
+        if lo.shape != hi.shape or lo.ndim not in (1, 2, 3):
+            raise ValueError(
+                "lo and hi must both have shape (seqlen_q,), (layers, seqlen_q) or (batch, layers, seqlen_q), "
+                f"got {tuple(lo.shape)} and {tuple(hi.shape)}"
+            )
+        for name, value in (("lo", lo), ("hi", hi)):
+            if value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool:
+                raise TypeError(f"{name} must hold integers, got {value.dtype}")
+        while lo.ndim < 3:
+            lo, hi = lo[None], hi[None]
+        lo, hi = lo.clamp(0, seqlen_k), hi.clamp(0, seqlen_k)
+        batch, layers, rows = lo.shape
+        if layers == 1:
+            keep = lo < hi
+            return cls((lo * keep).int(), (hi * keep).int(), seqlen_k)
+        lo, hi = (x.transpose(1, 2).reshape(batch * rows, layers).long() for x in (lo, hi))
+        row, layer = (lo < hi).nonzero(as_tuple=True)
+        merged = unite(row, lo[row, layer], hi[row, layer], seqlen_k)
+        lo, hi = stack_layers(*merged, rows=batch * rows)
+        return cls(*(x.reshape(-1, batch, rows).transpose(0, 1).contiguous() for x in (lo, hi)), seqlen_k)
+
+    # ---------------------------------------------------------------- looking
+
+    @property
+    def batch(self) -> int:
+        return self.lo.shape[0]
+
+    @property
+    def layers(self) -> int:
+        return self.lo.shape[1]
+
+    @property
+    def seqlen_q(self) -> int:
+        return self.lo.shape[2]
+
+    @property
+    def device(self) -> torch.device:
+        return self.lo.device
+
+    def row_area(self) -> torch.Tensor:
+        """Number of keys that each row attends, int64 `(batch, seqlen_q)`."""
+        return (self.hi - self.lo).sum(dim=1, dtype=torch.int64)
+
+    def area(self) -> int:
+        """Exact number of attended (row, key) pairs, summed over the mask's batch."""
+        return int(self.row_area().sum())
+
+    def to_dense(self) -> torch.Tensor:
+        """bool `(batch, seqlen_q, seqlen_k)`: for looking and for tests."""
+        keys = torch.arange(self.seqlen_k, device=self.device, dtype=torch.int32)
+        dense = torch.zeros(self.batch, self.seqlen_q, self.seqlen_k, dtype=torch.bool, device=self.device)
+        for lo, hi in zip(self.lo.unbind(1), self.hi.unbind(1), strict=True):
+            dense |= (keys >= lo[..., None]) & (keys < hi[..., None])
+        return dense
+
+    def schedule(self, tile: tuple[int, int] = (128, 128)) -> TileSchedule:
+        """The tile schedule for `(rows, keys)` tiles, made once and kept."""
+        from .tiles import TileSchedule
+
+        if tile not in self._schedules:
+            self._schedules[tile] = TileSchedule.from_mask(self, tile)
+        return self._schedules[tile]
+
+    def equals(self, other: IntervalMask) -> bool:
+        """Whether both masks have the same shape and attend the same pairs."""
+        if (self.batch, self.seqlen_q, self.seqlen_k) != (other.batch, other.seqlen_q, other.seqlen_k):
+            return False
+        layers = max(self.layers, other.layers)
+        mine, theirs = ([_padded(x * (m.lo < m.hi), layers) for x in (m.lo, m.hi)] for m in (self, other))
+        return all(torch.equal(a, b.to(a.device)) for a, b in zip(mine, theirs, strict=True))
+
+    def __repr__(self) -> str:
+        return (
+            f"IntervalMask(batch={self.batch}, layers={self.layers}, seqlen_q={self.seqlen_q}, "
+            f"seqlen_k={self.seqlen_k}, device='{self.device}')"
+        )
+
+    # ---------------------------------------------------------------- combining
+
+    def __or__(self, other: IntervalMask) -> IntervalMask:
+        """Pairs that either mask attends; a mask of batch 1 goes with any batch."""
+        if not isinstance(other, IntervalMask):
+            return NotImplemented
+        a, b = self._matched(other, "|")
+        return IntervalMask.from_intervals(torch.cat([a.lo, b.lo], 1), torch.cat([a.hi, b.hi], 1), self.seqlen_k)
+
+    def __invert__(self) -> IntervalMask:
+        """Pairs that this mask does not attend: the gaps between its intervals."""
+        empty = self.lo == self.hi
+        lo, hi = (x.masked_fill(empty, self.seqlen_k) for x in (self.lo, self.hi))
+        edge = lo.new_zeros(self.batch, 1, self.seqlen_q)
+        return IntervalMask.from_intervals(
+            torch.cat([edge, hi], 1), torch.cat([lo, edge + self.seqlen_k], 1), self.seqlen_k
+        )
+
+    def __and__(self, other: IntervalMask) -> IntervalMask:
+        """Pairs that both masks attend; a mask of batch 1 goes with any batch."""
+        if not isinstance(other, IntervalMask):
+            return NotImplemented
+        a, b = self._matched(other, "&")
+        if a.layers == b.layers == 1:
+            return IntervalMask.from_intervals(torch.maximum(a.lo, b.lo), torch.minimum(a.hi, b.hi), self.seqlen_k)
+        return ~(~a | ~b)
+
+    def _matched(self, other: IntervalMask, op: str) -> tuple[IntervalMask, IntervalMask]:
+        same = (self.seqlen_q, self.seqlen_k, self.device) == (other.seqlen_q, other.seqlen_k, other.device)
+        if not same or (self.batch != other.batch and 1 not in (self.batch, other.batch)):
+            raise ValueError(f"mask {op} mask needs equal lengths, device and batch (or batch 1): {self} and {other}")
+        batch = max(self.batch, other.batch)
+        a, b = (
+            m if m.batch == batch else IntervalMask(m.lo.expand(batch, -1, -1), m.hi.expand(batch, -1, -1), m.seqlen_k)
+            for m in (self, other)
+        )
+        return a, b
+
+    # ---------------------------------------------------------------- moving
+
+    def __getitem__(self, rows: slice) -> IntervalMask:
+        """The mask of some consecutive rows, `mask[128:256]`; the keys stay."""
+        if not isinstance(rows, slice) or rows.step not in (None, 1):
+            raise TypeError(f"IntervalMask takes a slice of rows with step 1, such as mask[128:256], got {rows!r}")
+        return IntervalMask(self.lo[:, :, rows].contiguous(), self.hi[:, :, rows].contiguous(), self.seqlen_k)
+
+    def permute_rows(self, order: torch.Tensor) -> IntervalMask:
+        """Row i of the result is row `order[i]` of this mask; `order` is a 1-D integer tensor (load-balanced layouts)."""
+        if order.ndim != 1 or order.dtype.is_floating_point or order.dtype == torch.bool:
+            raise TypeError(f"order must be a 1-D integer tensor, got {order.dtype} of shape {tuple(order.shape)}")
+        order = order.to(self.device, torch.int64)
+        if order.numel() and not bool(((order >= 0) & (order < self.seqlen_q)).all()):
+            raise ValueError(f"order must hold rows in [0, {self.seqlen_q})")
+        return IntervalMask(self.lo[:, :, order], self.hi[:, :, order], self.seqlen_k)
+
+    def remap(self, positions: torch.Tensor) -> IntervalMask:
+        """The same mask over gathered keys: column j of the result is key `positions[j]` of this mask.
+
+        Args:
+            positions: 1-D integer tensor of keys, strictly ascending, in [0, seqlen_k).
+
+        Since the order is kept, an interval of keys is an interval of columns: `lo' = searchsorted(positions, lo)`, `hi'`
+        alike. Intervals whose gap was not gathered unite. Any other order raises ValueError.
+        """
+        if positions.ndim != 1 or positions.dtype.is_floating_point or positions.dtype == torch.bool:
+            raise TypeError(
+                f"positions must be a 1-D integer tensor, got {positions.dtype} of shape {tuple(positions.shape)}"
+            )
+        positions = positions.to(self.device, torch.int32).contiguous()
+        if positions.numel() and not bool(
+            (positions[1:] > positions[:-1]).all() & (positions[0] >= 0) & (positions[-1] < self.seqlen_k)
+        ):
+            raise ValueError(f"positions must be strictly ascending keys in [0, {self.seqlen_k})")
+        lo, hi = (torch.searchsorted(positions, x.contiguous(), out_int32=True) for x in (self.lo, self.hi))
+        return IntervalMask.from_intervals(lo, hi, positions.numel())
+
+    def to(self, device: torch.device | str) -> IntervalMask:
+        """The mask on another device; itself if it is there."""
+        if self.device == torch.device(device):
+            return self
+        return IntervalMask(self.lo.to(device), self.hi.to(device), self.seqlen_k)
+
+
+def _padded(x: torch.Tensor, layers: int) -> torch.Tensor:
+    return torch.nn.functional.pad(x, (0, 0, 0, layers - x.shape[1]))

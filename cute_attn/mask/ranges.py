@@ -1,0 +1,181 @@
+"""Slices as people write them: ranges of rows, ranges of keys, and a type for each pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Union
+
+import torch
+
+__all__ = ["AttnMaskType", "AttnRange", "AttnRanges", "RangesLike", "ranges_tensor", "types_tensor"]
+
+
+@dataclass(frozen=True, order=True)
+class AttnRange:
+    """The half-open range [start, end) of token positions."""
+
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"AttnRange: {name} must be an int, got {value!r} of type {type(value).__name__}")
+        if self.start < 0 or self.start > self.end:
+            raise ValueError(f"AttnRange: 0 <= start <= end must hold, got [{self.start}, {self.end})")
+
+    @classmethod
+    def from_range(cls, pair: AttnRange | Sequence[int]) -> AttnRange:
+        """From `[start, end]` or another AttnRange."""
+        if isinstance(pair, AttnRange):
+            return pair
+        if len(pair) != 2:
+            raise ValueError(f"AttnRange: expected [start, end], got {len(pair)} numbers: {list(pair)}")
+        return cls(int(pair[0]), int(pair[1]))
+
+    @property
+    def seqlen(self) -> int:
+        return self.end - self.start
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __iter__(self) -> Iterator[int]:
+        return iter((self.start, self.end))
+
+    def __repr__(self) -> str:
+        return f"[{self.start}, {self.end})"
+
+
+class AttnRanges(Sequence[AttnRange]):
+    """A list of ranges, one for each slice; ranges may overlap and need no order."""
+
+    def __init__(self, ranges: Iterable[AttnRange | Sequence[int]] = ()) -> None:
+        self._ranges = [AttnRange.from_range(r) for r in ranges]
+
+    @classmethod
+    def from_ranges(cls, ranges: Iterable[AttnRange | Sequence[int]]) -> AttnRanges:
+        """From `[[start, end], ...]`."""
+        return cls(ranges)
+
+    @classmethod
+    def from_cu_seqlens(cls, cu_seqlens: Sequence[int] | torch.Tensor) -> AttnRanges:
+        """From cumulative lengths `[0, a, a + b, ...]`: one range for each sequence."""
+        ends = cu_seqlens.tolist() if isinstance(cu_seqlens, torch.Tensor) else list(cu_seqlens)
+        return cls(zip(ends[:-1], ends[1:], strict=True))
+
+    def append(self, item: AttnRange | Sequence[int]) -> None:
+        self._ranges.append(AttnRange.from_range(item))
+
+    def extend(self, items: Iterable[AttnRange | Sequence[int]]) -> None:
+        self._ranges.extend(AttnRange.from_range(r) for r in items)
+
+    def to_naive_ranges(self) -> list[tuple[int, int]]:
+        return [(r.start, r.end) for r in self._ranges]
+
+    def to_tensor(self, device: torch.device | str | None = None) -> torch.Tensor:
+        """int32 tensor `(n, 2)`."""
+        return torch.tensor(self.to_naive_ranges(), dtype=torch.int32, device=device).reshape(-1, 2)
+
+    @property
+    def total_seqlen(self) -> int:
+        """Sum of the lengths."""
+        return sum(r.seqlen for r in self._ranges)
+
+    @property
+    def start(self) -> int:
+        return min((r.start for r in self._ranges), default=0)
+
+    @property
+    def end(self) -> int:
+        return max((r.end for r in self._ranges), default=0)
+
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        return AttnRanges(self._ranges[index]) if isinstance(index, slice) else self._ranges[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AttnRanges) and self._ranges == other._ranges
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._ranges))
+
+    def __repr__(self) -> str:
+        return f"AttnRanges({self._ranges})"
+
+
+class AttnMaskType(Enum):
+    """How a slice with rows [qs, qe) and keys [ks, ke) masks row i; the same names as MagiAttention's."""
+
+    FULL = "full"  # [ks, ke)
+    CAUSAL = "causal"  # [ks, ke - (qe - 1 - i)): aligned bottom right
+    INVCAUSAL = "inv_causal"  # [ks + (i - qs), ke): aligned top left
+    BICAUSAL = "bi_causal"  # [ks + (i - qs), ke - (qe - 1 - i)): both
+
+    def to_int_type(self) -> int:
+        return _TYPES.index(self)
+
+    @classmethod
+    def from_int_type(cls, value: int) -> AttnMaskType:
+        if value not in range(4):
+            raise ValueError(f"AttnMaskType: expected 0 full, 1 causal, 2 inv_causal or 3 bi_causal, got {value}")
+        return _TYPES[value]
+
+    @classmethod
+    def parse(cls, value: AttnMaskType | str | int) -> AttnMaskType:
+        """From an AttnMaskType, one of its names, or 0..3."""
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str):
+            try:
+                return cls(value.lower())
+            except ValueError:
+                names = ", ".join(repr(t.value) for t in cls)
+                raise ValueError(f"AttnMaskType: unknown name {value!r}; allowed: {names}") from None
+        if isinstance(value, int) and not isinstance(value, bool):
+            return cls.from_int_type(value)
+        raise TypeError(f"AttnMaskType: expected an AttnMaskType, a name or 0..3, got {type(value).__name__}")
+
+
+_TYPES = list(AttnMaskType)
+
+RangesLike = Union[torch.Tensor, AttnRanges, Sequence[Sequence[int]]]
+
+
+def ranges_tensor(name: str, ranges: RangesLike, device: torch.device | str | None = None) -> torch.Tensor:
+    """Ranges in any accepted form as an int64 tensor `(n, 2)`; `name` is the argument that errors speak of."""
+    if isinstance(ranges, AttnRanges):
+        ranges = ranges.to_tensor()
+    elif not isinstance(ranges, torch.Tensor):
+        if not isinstance(ranges, Sequence):
+            raise TypeError(f"{name} must be a tensor, AttnRanges or a list of pairs, got {type(ranges).__name__}")
+        ranges = AttnRanges(ranges).to_tensor() if len(ranges) else torch.empty(0, 2, dtype=torch.int32)
+    if ranges.dtype.is_floating_point or ranges.dtype.is_complex or ranges.dtype == torch.bool:
+        raise TypeError(f"{name} must hold integers, got {ranges.dtype}")
+    if ranges.ndim != 2 or ranges.shape[1] != 2:
+        raise ValueError(f"{name} must have shape (n, 2), got {tuple(ranges.shape)}")
+    return ranges.to(device=device or ranges.device, dtype=torch.int64)
+
+
+def types_tensor(name: str, types: object, count: int, device: torch.device | str | None = None) -> torch.Tensor:
+    """Mask types in any accepted form (None, one type, a list, a tensor) as an int64 tensor `(count,)`."""
+    if types is None:
+        return torch.zeros(count, dtype=torch.int64, device=device)
+    if isinstance(types, torch.Tensor):
+        if types.dtype.is_floating_point or types.dtype.is_complex or types.dtype == torch.bool:
+            raise TypeError(f"{name} must hold integers, got {types.dtype}")
+        tensor = types
+    elif isinstance(types, (str, int, AttnMaskType)):
+        tensor = torch.full((count,), AttnMaskType.parse(types).to_int_type())
+    elif isinstance(types, Sequence):
+        tensor = torch.tensor([AttnMaskType.parse(t).to_int_type() for t in types], dtype=torch.int64)
+    else:
+        raise TypeError(f"{name} must be None, a tensor, a type or a list of types, got {type(types).__name__}")
+    if tensor.shape != (count,):
+        raise ValueError(f"{name} must have shape ({count},), one type a slice, got {tuple(tensor.shape)}")
+    return tensor.to(device=device or tensor.device, dtype=torch.int64)
