@@ -1,0 +1,64 @@
+"""What the compiled host code asked for, what memory the kernel may touch, and under which schedule it is to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+
+Mode = Literal["eager", "late", "random"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch as the compiled host code asked for it."""
+
+    kernel: str  # entry name in the PTX
+    ptx: str  # whole PTX text
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    cluster: tuple[int, int, int]  # (1, 1, 1) if none
+    smem_bytes: int  # dynamic shared memory asked for
+    arguments: tuple[bytes, ...]  # raw bytes of each kernel parameter, in order, sizes from the PTX .param list
+
+
+class Buffer(NamedTuple):
+    """Global memory that the kernel may touch: the extent of storage that a passed tensor spans."""
+
+    address: int  # the real host pointer of `data`
+    data: np.ndarray  # uint8 view, writable
+    name: str
+    unwritten: np.ndarray | None = None  # bool per byte: nobody wrote it yet, reading it is an error; stores clear it
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """In which order warps run and when asynchronous copies happen.
+
+    `eager`: in order, copies at once. `late`: copies poisoned and delivered at the last legal moment, stores read their
+    source late, whoever is woken runs first. `random`: by `seed`, every warp on its own.
+
+    Raises:
+        ValueError: for an unknown mode or a negative seed.
+    """
+
+    mode: Mode = "eager"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise ValueError(f"mode is {self.mode!r}; allowed: {', '.join(get_args(Mode))}")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must not be negative")
+
+
+@dataclass
+class Report:
+    """What a simulated launch did besides writing its buffers."""
+
+    reduced: frozenset[str] = frozenset()  # buffers that more than one CTA added floating-point numbers into
+    warnings: tuple[str, ...] = ()
+    statistics: dict[str, int] = field(
+        default_factory=dict
+    )  # counts: ctas, segments, lane_instructions, wgmmas, copies
