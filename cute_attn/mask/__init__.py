@@ -2,5 +2,6 @@
 
 from .intervals import IntervalMask
 from .ranges import AttnMaskType, AttnRange, AttnRanges
+from .tiles import RunTable, TileSchedule
 
-__all__ = ["AttnMaskType", "AttnRange", "AttnRanges", "IntervalMask"]
+__all__ = ["AttnMaskType", "AttnRange", "AttnRanges", "IntervalMask", "RunTable", "TileSchedule"]

@@ -19,14 +19,14 @@ __all__ = ["IntervalMask"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class IntervalMask:
-    """Which keys each query row attends: row `i` of batch `b` sees key `k` iff `lo[b, j, i] <= k < hi[b, j, i]` for a layer `j`.
+    """Which keys each query row attends: row i of batch b sees key k iff `lo[b, j, i] <= k < hi[b, j, i]` for some j.
 
     Args:
         lo, hi: int32 `(batch, layers, seqlen_q)` on one device; batch is 1 for a mask that the whole batch shares.
             Layer j is the j-th interval of each row: sorted, disjoint, not touching; empty ones (`lo == hi`) last.
         seqlen_k: number of keys; `0 <= lo <= hi <= seqlen_k`.
 
-    Raises TypeError or ValueError for anything else; `IntervalMask.from_intervals` takes intervals in any order and form.
+    Raises TypeError or ValueError for anything else; `IntervalMask.from_intervals` takes intervals in any order.
     The tile schedules made from a mask are kept on it, so that every layer and step of a model shares them.
     """
 
@@ -57,8 +57,8 @@ class IntervalMask:
             good &= (follows_gap | (lo[:, 1:] == hi[:, 1:])).all()
         if not good:
             raise ValueError(
-                f"lo and hi must satisfy 0 <= lo <= hi <= seqlen_k = {self.seqlen_k}, with the layers of each row sorted, "
-                "disjoint, not touching and empty ones last; IntervalMask.from_intervals takes any intervals"
+                f"lo and hi must satisfy 0 <= lo <= hi <= seqlen_k = {self.seqlen_k}, with the layers of each row "
+                "sorted, disjoint, not touching and empty ones last; IntervalMask.from_intervals takes any intervals"
             )
 
     # ---------------------------------------------------------------- making
@@ -84,9 +84,9 @@ class IntervalMask:
         Raises TypeError or ValueError naming the argument for ranges that are not integers of shape `(n, 2)`, do not
         satisfy `0 <= start <= end <= seqlen`, or differ in number, and for types outside 0..3.
         """
-        slices = expand_slices(q_ranges, k_ranges, attn_type_map, seqlen_q, seqlen_k, device)
-        lo, hi = union_of_slices(slices)
-        return cls(lo[None], hi[None], slices.seqlen_k)
+        slices, rows, keys = expand_slices(q_ranges, k_ranges, attn_type_map, seqlen_q, seqlen_k, device)
+        lo, hi = union_of_slices(slices, rows, keys)
+        return cls(lo[None], hi[None], keys)
 
     @classmethod
     def from_intervals(cls, lo: torch.Tensor, hi: torch.Tensor, seqlen_k: int) -> IntervalMask:
@@ -111,7 +111,8 @@ class IntervalMask:
         row, layer = (lo < hi).nonzero(as_tuple=True)
         merged = unite(row, lo[row, layer], hi[row, layer], seqlen_k)
         lo, hi = stack_layers(*merged, rows=batch * rows)
-        return cls(*(x.reshape(-1, batch, rows).transpose(0, 1).contiguous() for x in (lo, hi)), seqlen_k)
+        lo, hi = (x.reshape(x.shape[0], batch, rows).transpose(0, 1).contiguous() for x in (lo, hi))
+        return cls(lo, hi, seqlen_k)
 
     # ---------------------------------------------------------------- looking
 
@@ -216,7 +217,7 @@ class IntervalMask:
         return IntervalMask(self.lo[:, :, rows].contiguous(), self.hi[:, :, rows].contiguous(), self.seqlen_k)
 
     def permute_rows(self, order: torch.Tensor) -> IntervalMask:
-        """Row i of the result is row `order[i]` of this mask; `order` is a 1-D integer tensor (load-balanced layouts)."""
+        """Row i of the result is row `order[i]` of this mask; `order` is a 1-D integer tensor of rows."""
         if order.ndim != 1 or order.dtype.is_floating_point or order.dtype == torch.bool:
             raise TypeError(f"order must be a 1-D integer tensor, got {order.dtype} of shape {tuple(order.shape)}")
         order = order.to(self.device, torch.int64)
@@ -230,8 +231,8 @@ class IntervalMask:
         Args:
             positions: 1-D integer tensor of keys, strictly ascending, in [0, seqlen_k).
 
-        Since the order is kept, an interval of keys is an interval of columns: `lo' = searchsorted(positions, lo)`, `hi'`
-        alike. Intervals whose gap was not gathered unite. Any other order raises ValueError.
+        Since the order is kept, an interval of keys is an interval of columns: `lo' = searchsorted(positions, lo)`,
+        `hi'` alike. Intervals whose gap was not gathered unite. Any other order raises ValueError.
         """
         if positions.ndim != 1 or positions.dtype.is_floating_point or positions.dtype == torch.bool:
             raise TypeError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Union
+from itertools import pairwise
+from typing import overload
 
 import torch
 
@@ -65,7 +66,7 @@ class AttnRanges(Sequence[AttnRange]):
     def from_cu_seqlens(cls, cu_seqlens: Sequence[int] | torch.Tensor) -> AttnRanges:
         """From cumulative lengths `[0, a, a + b, ...]`: one range for each sequence."""
         ends = cu_seqlens.tolist() if isinstance(cu_seqlens, torch.Tensor) else list(cu_seqlens)
-        return cls(zip(ends[:-1], ends[1:], strict=True))
+        return cls(pairwise(ends))
 
     def append(self, item: AttnRange | Sequence[int]) -> None:
         self._ranges.append(AttnRange.from_range(item))
@@ -96,7 +97,11 @@ class AttnRanges(Sequence[AttnRange]):
     def __len__(self) -> int:
         return len(self._ranges)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+    @overload
+    def __getitem__(self, index: int) -> AttnRange: ...
+    @overload
+    def __getitem__(self, index: slice) -> AttnRanges: ...
+    def __getitem__(self, index: int | slice) -> AttnRange | AttnRanges:
         return AttnRanges(self._ranges[index]) if isinstance(index, slice) else self._ranges[index]
 
     def __eq__(self, other: object) -> bool:
@@ -144,7 +149,7 @@ class AttnMaskType(Enum):
 
 _TYPES = list(AttnMaskType)
 
-RangesLike = Union[torch.Tensor, AttnRanges, Sequence[Sequence[int]]]
+RangesLike = torch.Tensor | AttnRanges | Sequence[Sequence[int]]
 
 
 def ranges_tensor(name: str, ranges: RangesLike, device: torch.device | str | None = None) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -27,11 +28,9 @@ class Slices(NamedTuple):
     lo_slope: torch.Tensor
     hi: torch.Tensor
     hi_slope: torch.Tensor
-    seqlen_q: int
-    seqlen_k: int
 
     def select(self, index: torch.Tensor) -> Slices:
-        return Slices(*(x[index] for x in self[:6]), self.seqlen_q, self.seqlen_k)
+        return Slices(*[x[index] for x in self])
 
 
 def expand_slices(
@@ -41,8 +40,11 @@ def expand_slices(
     seqlen_q: int | None,
     seqlen_k: int | None,
     device: torch.device | str | None,
-) -> Slices:
-    """Checks slices in any accepted form and writes their four types as slopes (see IntervalMask.from_slices)."""
+) -> tuple[Slices, int, int]:
+    """Checks slices in any accepted form (see IntervalMask.from_slices) and writes their four types as slopes.
+
+    Returns the non-empty slices, seqlen_q and seqlen_k.
+    """
     q = ranges_tensor("q_ranges", q_ranges, device)
     k = ranges_tensor("k_ranges", k_ranges, device or q.device)
     if len(q) != len(k):
@@ -59,8 +61,9 @@ def expand_slices(
     inverse, causal = types >> 1, types & 1
     lo = k[:, 0] - inverse * q[:, 0]
     hi = k[:, 1] - causal * (q[:, 1] - 1)
-    slices = Slices(q[:, 0], q[:, 1], lo, inverse, hi, causal, *lengths)
-    return slices.select(((q[:, 0] < q[:, 1]) & (k[:, 0] < k[:, 1])).nonzero().squeeze(1))
+    slices = Slices(q[:, 0], q[:, 1], lo, inverse, hi, causal)
+    filled = (q[:, 0] < q[:, 1]) & (k[:, 0] < k[:, 1])
+    return slices.select(filled.nonzero().squeeze(1)), lengths[0], lengths[1]
 
 
 def _check(q: torch.Tensor, k: torch.Tensor, types: torch.Tensor, seqlen_q: int, seqlen_k: int) -> None:
@@ -81,49 +84,47 @@ def _check(q: torch.Tensor, k: torch.Tensor, types: torch.Tensor, seqlen_q: int,
     )
 
 
-def union_of_slices(slices: Slices) -> tuple[torch.Tensor, torch.Tensor]:
+def union_of_slices(slices: Slices, seqlen_q: int, seqlen_k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """int32 `lo, hi` of shape `(layers, seqlen_q)`: the keys each row attends under any slice.
 
     Memory O(rows * layers + slices): where many slices share rows, chunks of rows are united one after another.
     """
-    slices = _merge_full(slices)
+    slices = _merge_full(slices, seqlen_q, seqlen_k)
     slices = slices.select(slices.first.argsort())
-    rows = slices.seqlen_q
-    cuts = _chunks(slices)
+    cuts = _chunks(slices, seqlen_q)
     if len(cuts) == 2:
-        return stack_layers(*_unite_rows(slices, 0, rows), rows=rows)
+        return stack_layers(*_unite_rows(slices, 0, seqlen_q, seqlen_k), rows=seqlen_q)
     parts = []
-    for first, last in zip(cuts[:-1], cuts[1:], strict=True):
+    for first, last in pairwise(cuts):
         inside = ((slices.first < last) & (slices.last > first)).nonzero().squeeze(1)
-        row, lo, hi = _unite_rows(slices.select(inside), first, last)
+        row, lo, hi = _unite_rows(slices.select(inside), first, last, seqlen_k)
         parts.append(stack_layers(row - first, lo, hi, rows=last - first))
-    out = torch.zeros(2, max(lo.shape[0] for lo, _ in parts), rows, dtype=torch.int32, device=slices.first.device)
-    for first, last, part in zip(cuts[:-1], cuts[1:], parts, strict=True):
+    out = torch.zeros(2, max(lo.shape[0] for lo, _ in parts), seqlen_q, dtype=torch.int32, device=slices.first.device)
+    for first, last, part in zip(cuts, cuts[1:], parts, strict=False):
         for side in (0, 1):
             out[side, : part[side].shape[0], first:last] = part[side]
     return out[0], out[1]
 
 
-def _merge_full(slices: Slices) -> Slices:
-    """Full slices with the same rows become one slice for each run of touching keys: block-sparse masks shrink early."""
+def _merge_full(slices: Slices, seqlen_q: int, seqlen_k: int) -> Slices:
+    """Full slices with the same rows become one slice a run of touching keys: block-sparse masks shrink early."""
     full = (slices.lo_slope + slices.hi_slope) == 0
     some = full.nonzero().squeeze(1)
     if some.numel() < 2:
         return slices
-    span = slices.first[some] * (slices.seqlen_q + 1) + slices.last[some]
+    span = slices.first[some] * (seqlen_q + 1) + slices.last[some]
     spans, group = span.unique(return_inverse=True)
     if spans.numel() == some.numel():
         return slices
-    group, lo, hi = unite(group, slices.lo[some], slices.hi[some], slices.seqlen_k)
+    group, lo, hi = unite(group, slices.lo[some], slices.hi[some], seqlen_k)
     span, zero = spans[group], torch.zeros_like(lo)
-    merged = (span // (slices.seqlen_q + 1), span % (slices.seqlen_q + 1), lo, zero, hi, zero)
+    merged = (span // (seqlen_q + 1), span % (seqlen_q + 1), lo, zero, hi, zero)
     others = slices.select((~full).nonzero().squeeze(1))
-    return Slices(*(torch.cat(pair) for pair in zip(merged, others[:6], strict=True)), *slices[6:])
+    return Slices(*[torch.cat(pair) for pair in zip(merged, others, strict=True)])
 
 
-def _chunks(slices: Slices) -> list[int]:
+def _chunks(slices: Slices, rows: int) -> list[int]:
     """Row bounds such that no chunk of several rows expands to more than EXPANSION_LIMIT intervals."""
-    rows = slices.seqlen_q
     limit = max(EXPANSION_LIMIT, 2 * rows)
     total = int((slices.last - slices.first).sum())
     if total <= limit:
@@ -135,7 +136,9 @@ def _chunks(slices: Slices) -> list[int]:
     return sorted({0, *cuts, rows})
 
 
-def _unite_rows(slices: Slices, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _unite_rows(
+    slices: Slices, first: int, last: int, seqlen_k: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """United intervals `(row, lo, hi)` of rows [first, last), sorted."""
     begin, end = slices.first.clamp(min=first), slices.last.clamp(max=last)
     length = end - begin
@@ -147,4 +150,4 @@ def _unite_rows(slices: Slices, first: int, last: int) -> tuple[torch.Tensor, to
     keep = lo < hi
     if not bool(keep.all()):
         row, lo, hi = row[keep], lo[keep], hi[keep]
-    return unite(row, lo, hi, slices.seqlen_k)
+    return unite(row, lo, hi, seqlen_k)

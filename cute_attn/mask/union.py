@@ -15,8 +15,8 @@ def unite(
     Args:
         group, lo, hi: int64 `(n,)` in any order, `0 <= lo < hi <= bound`.
 
-    Returns `(group, lo, hi)` of the united intervals, sorted by group and lo. Sort by (group, lo); the running maximum of
-    (group, hi) says how far the intervals so far reach; a new one begins where lo lies beyond that.
+    Returns `(group, lo, hi)` of the united intervals, sorted by group and lo. Sort by (group, lo); the running maximum
+    of (group, hi) says how far the intervals so far reach; a new one begins where lo lies beyond that.
     """
     base = group * (bound + 1)  # one number orders pairs: every (group, x) is below (group + 1, 0)
     begin, reach = base + lo, base + hi

@@ -1,0 +1,290 @@
+"""Tile schedules: which key tiles each query tile visits, and which of them need masking.
+
+Everything is read off the ends of the intervals: work and memory grow with the rows, layers and runs, never with
+`seqlen_q * seqlen_k`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from .intervals import IntervalMask
+
+__all__ = ["RunTable", "TileSchedule"]
+
+
+@dataclass(frozen=True, eq=False)
+class RunTable:
+    """For each tile of one side, runs of tiles of the other side, in the order in which a kernel processes them.
+
+    items: int32 `(batch * tiles, 7)`: batch, tile, partial_begin, full_begin, end, n_partial, n_full; longest first.
+        The tile's partial runs are `runs[partial_begin:full_begin]`, its full ones `runs[full_begin:end]`, both
+        ascending; n_partial and n_full count the tiles in them.
+    runs: int32 `(n, 4)`: first, last (half-open, tiles of the other side), layer_begin, layer_end. The layers are those
+        that meet a partial run; a full run names none.
+    """
+
+    items: torch.Tensor
+    runs: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TileSchedule:
+    """What the kernels know of a mask besides its intervals.
+
+    A tile is full if every valid row covers all of its columns, and no mask is applied; partial if any row touches it
+    and it is not full. Rows past seqlen_q count as covering; a key tile that reaches past seqlen_k is never full.
+
+    tile: (rows, keys).
+    layers: of the mask; 0 if every row attends every key, so that only the end of the keys needs a test.
+    has_lower, has_upper: whether a partial tile needs the test `lo <= key`, `key < hi`.
+    forward: for each query tile, runs of key tiles. backward: the transposed, for each key tile, runs of query tiles.
+    """
+
+    tile: tuple[int, int]
+    batch: int
+    seqlen_q: int
+    seqlen_k: int
+    layers: int
+    has_lower: bool
+    has_upper: bool
+    forward: RunTable
+    backward: RunTable
+
+    @classmethod
+    def from_mask(cls, mask: IntervalMask, tile: tuple[int, int] = (128, 128)) -> TileSchedule:
+        """Lowers an interval mask to tiles of `(rows, keys)`; ValueError for a tile that is not two ints >= 1."""
+        if len(tile) != 2 or any(isinstance(x, bool) or not isinstance(x, int) or x < 1 for x in tile):
+            raise ValueError(f"tile must be (rows, keys), two ints >= 1, got {tile!r}")
+        tile = (tile[0], tile[1])
+        grid = _Grid(mask.batch, -(-mask.seqlen_q // tile[0]), -(-mask.seqlen_k // tile[1]), mask.layers)
+        segments = _classify(mask, tile, grid)
+        has_lower = bool((mask.lo > 0).any())
+        open_end = not bool((mask.hi < mask.seqlen_k).any())
+        return cls(
+            tile=tile,
+            batch=mask.batch,
+            seqlen_q=mask.seqlen_q,
+            seqlen_k=mask.seqlen_k,
+            layers=0 if open_end and not has_lower else mask.layers,
+            has_lower=has_lower,
+            has_upper=not open_end or mask.seqlen_k % tile[1] != 0,
+            forward=_table(segments, grid.batch, grid.q_tiles, grid.layers),
+            backward=_table(_transpose(segments, grid), grid.batch, grid.k_tiles, grid.layers),
+        )
+
+    @property
+    def q_tiles(self) -> int:
+        return -(-self.seqlen_q // self.tile[0])
+
+    @property
+    def k_tiles(self) -> int:
+        return -(-self.seqlen_k // self.tile[1])
+
+    def to_grid(self) -> torch.Tensor:
+        """int8 `(batch, q_tiles, k_tiles)`: 0 none, 1 partial, 2 full. For people and tests: it has every tile."""
+        return _grid_of(self.forward, self.batch, self.q_tiles, self.k_tiles)
+
+    def to_grid_transposed(self) -> torch.Tensor:
+        """int8 `(batch, k_tiles, q_tiles)` of the backward's runs; always the transpose of `to_grid()`."""
+        return _grid_of(self.backward, self.batch, self.k_tiles, self.q_tiles)
+
+
+class _Grid(NamedTuple):
+    batch: int
+    q_tiles: int
+    k_tiles: int
+    layers: int
+
+
+class _Segments(NamedTuple):
+    """Runs of equal state, sorted by (group, first): group = batch * tiles + tile, state = _state(...), all int64."""
+
+    group: torch.Tensor
+    first: torch.Tensor
+    last: torch.Tensor
+    state: torch.Tensor
+
+
+def _classify(mask: IntervalMask, tile: tuple[int, int], grid: _Grid) -> _Segments:
+    """Sweeps the ends of all intervals of each query tile over the key tiles.
+
+    A tile of keys is touched where at least one interval reaches into it, and full where intervals contain it in as
+    many rows as the query tile has (the intervals of one row are disjoint and do not touch, so at most one does).
+    """
+    group, layer, weight, touch, cover = _distinct_intervals(mask, tile, grid)
+    rows = _valid_rows(mask, tile, grid)
+    width = grid.k_tiles + 1
+    covers = cover[0] < cover[1]
+    keys = torch.cat([group * width + touch[0], group * width + touch[1]])
+    cover_keys = torch.cat([(group * width + x)[covers] for x in cover])
+    one = torch.ones_like(weight)
+    key, place = torch.cat([keys, cover_keys]).unique(return_inverse=True)
+    delta = torch.zeros(2, key.numel(), dtype=torch.int64, device=key.device)
+    delta[0].index_add_(0, place[: keys.numel()], torch.cat([one, -one]))
+    delta[1].index_add_(0, place[keys.numel() :], torch.cat([weight[covers], -weight[covers]]))
+    touched, covered = delta.cumsum(1)  # every group sums to zero, so nothing carries over
+    kind = (touched > 0).long() + (covered == rows[key // width]).long() * (touched > 0)
+    begin, end = place[: group.numel()], place[group.numel() : keys.numel()]
+    layers = _layer_range(begin, end, layer, key.numel(), grid.layers)
+    state = _state(kind, *layers, grid.layers)
+    return _merge(key // width, key % width, state)
+
+
+def _distinct_intervals(
+    mask: IntervalMask, tile: tuple[int, int], grid: _Grid
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    """Intervals in units of key tiles, equal ones of consecutive rows of a query tile taken together.
+
+    Returns int64 `(n,)`: group, layer, weight (number of rows), touch = [first, last) of tiles that the interval
+    reaches into, cover = [first, last) of tiles that it contains.
+    """
+    m, n = tile
+    up = n - 1
+    bounds = [_div(mask.lo, n), _div(mask.lo + up, n), _div(mask.hi, n), _div(mask.hi + up, n)]
+    starts = torch.zeros(mask.lo.shape, dtype=torch.bool, device=mask.device)
+    for x in bounds:
+        starts[:, :, 1:] |= x[:, :, 1:] != x[:, :, :-1]
+    # An empty interval between non-empty ones must not join them although its bounds may look alike.
+    filled = mask.lo < mask.hi
+    starts[:, :, 1:] |= filled[:, :, 1:] != filled[:, :, :-1]
+    starts[:, :, ::m] = True
+    index = starts.view(-1).nonzero().squeeze(1)
+    weight = torch.diff(index, append=index.new_tensor([starts.numel()]))
+    keep = filled.reshape(-1)[index]
+    index, weight = index[keep], weight[keep]
+    lo_down, lo_up, hi_down, hi_up = (x.reshape(-1)[index].long() for x in bounds)
+    row = index % max(1, mask.seqlen_q)
+    plane = index // max(1, mask.seqlen_q)
+    group = plane // grid.layers * grid.q_tiles + row // m
+    return group, plane % grid.layers, weight, [lo_down, hi_up], [lo_up, hi_down]
+
+
+def _div(x: torch.Tensor, n: int) -> torch.Tensor:
+    return x >> (n.bit_length() - 1) if n & (n - 1) == 0 else x // n
+
+
+def _valid_rows(mask: IntervalMask, tile: tuple[int, int], grid: _Grid) -> torch.Tensor:
+    """Rows inside seqlen_q of each query tile, int64 `(batch * q_tiles,)`."""
+    first = torch.arange(grid.q_tiles, device=mask.device) * tile[0]
+    return (mask.seqlen_q - first).clamp(max=tile[0]).repeat(grid.batch)
+
+
+def _layer_range(
+    begin: torch.Tensor, end: torch.Tensor, layer: torch.Tensor, places: int, layers: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each place, the range of layers among the intervals [begin, end) of places that contain it.
+
+    Each interval is the union of two, perhaps overlapping, blocks of 2^level places; blocks then hand their minimum
+    and maximum down a level at a time: log(places) passes instead of an entry for every place an interval spans.
+    """
+    lowest = torch.zeros(places, dtype=torch.int64, device=begin.device)
+    highest = torch.ones_like(lowest)
+    if layers == 1 or begin.numel() == 0:
+        return lowest, highest
+    length = end - begin
+    level = (length.double().log2() + 1e-9).long()
+    top = int(level.max())
+    small = torch.full((top + 1, places), layers, dtype=torch.int64, device=begin.device)
+    large = torch.zeros_like(small)
+    for at in (begin, end - (1 << level)):
+        slot = level * places + at
+        small.view(-1).scatter_reduce_(0, slot, layer, "amin")
+        large.view(-1).scatter_reduce_(0, slot, layer + 1, "amax")
+    for k in range(top, 0, -1):
+        half = 1 << (k - 1)
+        for table, join in ((small, torch.minimum), (large, torch.maximum)):
+            table[k - 1] = join(table[k - 1], table[k])
+            table[k - 1, half:] = join(table[k - 1, half:], table[k, :-half])
+    return small[0], large[0]
+
+
+def _state(kind: torch.Tensor, low: torch.Tensor, high: torch.Tensor, layers: int) -> torch.Tensor:
+    """One number for what a kernel must know of a tile: 0 none, else its kind and, if partial, its layers."""
+    partial = (kind == 1).long()
+    return (kind * (layers + 1) + low * partial) * (layers + 1) + high * partial
+
+
+def _merge(group: torch.Tensor, position: torch.Tensor, state: torch.Tensor) -> _Segments:
+    """Segments from the state that begins at each (group, position), sorted; a group's last state is 0."""
+    if state.numel() == 0:
+        return _Segments(group, position, position, state)
+    changes = torch.ones_like(state, dtype=torch.bool)
+    changes[1:] = (state[1:] != state[:-1]) | (group[1:] != group[:-1])
+    at = changes.nonzero().squeeze(1)
+    group, position, state = group[at], position[at], state[at]
+    last = torch.cat([position[1:], position[-1:]])
+    keep = state > 0
+    return _Segments(group[keep], position[keep], last[keep], state[keep])
+
+
+def _transpose(segments: _Segments, grid: _Grid) -> _Segments:
+    """The same grid as runs of query tiles for each key tile.
+
+    Consecutive query tiles are compared run against run; only the key tiles whose state changes are written out, and
+    each of them begins or ends a run of the result.
+    """
+    batch, tile = segments.group // max(1, grid.q_tiles), segments.group % max(1, grid.q_tiles)
+    here = batch * (grid.q_tiles + 1) + tile  # a last, empty query tile ends every run
+    width = grid.k_tiles + 1
+    first, last = here * width + segments.first, here * width + segments.last
+    key, place = torch.cat([first, last, first + width, last + width]).unique(return_inverse=True)
+    n = len(here)
+    delta = torch.zeros(2, key.numel(), dtype=torch.int64, device=key.device)
+    for side in (0, 1):  # 0: the state in this query tile, 1: in the one before
+        at = place[2 * n * side : 2 * n * (side + 1)]
+        delta[side].index_add_(0, at, torch.cat([segments.state, -segments.state]))
+    now, before = delta.cumsum(1)
+    changed = (now != before).nonzero().squeeze(1)
+    begin, length = key[changed], (torch.diff(key, append=key[-1:]))[changed]
+    which = torch.repeat_interleave(torch.arange(len(changed), device=key.device), length)
+    offset = torch.arange(which.numel(), device=key.device) - (length.cumsum(0) - length)[which]
+    row, column = begin[which] // width, begin[which] % width + offset
+    batch, tile = row // (grid.q_tiles + 1), row % (grid.q_tiles + 1)
+    order = ((batch * grid.k_tiles + column) * (grid.q_tiles + 1) + tile).argsort()
+    return _merge((batch * grid.k_tiles + column)[order], tile[order], now[changed][which][order])
+
+
+def _table(segments: _Segments, batch: int, tiles: int, layers: int) -> RunTable:
+    """Partial runs before full runs within each tile, tiles by falling number of tiles to visit."""
+    kind = segments.state // (layers + 1) ** 2
+    groups = batch * tiles
+    slot = segments.group * 2 + (kind - 1)
+    order = slot.argsort(stable=True)
+    columns = (
+        segments.first,
+        segments.last,
+        segments.state // (layers + 1) % (layers + 1),
+        segments.state % (layers + 1),
+    )
+    runs = torch.stack([x[order] for x in columns], 1).int()
+    count = torch.bincount(slot, minlength=2 * groups)
+    tiles_in = torch.zeros(2 * groups, dtype=torch.int64, device=slot.device)
+    tiles_in.index_add_(0, slot, segments.last - segments.first)
+    end = count.cumsum(0).view(groups, 2)
+    begin = end - count.view(groups, 2)
+    n_partial, n_full = tiles_in.view(groups, 2).unbind(1)
+    index = torch.arange(groups, device=slot.device)
+    where = (index // max(1, tiles), index % max(1, tiles))
+    items = torch.stack([*where, begin[:, 0], begin[:, 1], end[:, 1], n_partial, n_full], 1)
+    longest_first = (n_partial + n_full).argsort(descending=True, stable=True)
+    return RunTable(items[longest_first].int(), runs)
+
+
+def _grid_of(table: RunTable, batch: int, tiles: int, others: int) -> torch.Tensor:
+    edges = torch.zeros(batch * tiles, others + 1, dtype=torch.int8, device=table.runs.device)
+    items = table.items.long()
+    group = items[:, 0] * tiles + items[:, 1]
+    for value, begin, end in ((1, items[:, 2], items[:, 3]), (2, items[:, 3], items[:, 4])):
+        owner = torch.repeat_interleave(group, end - begin)
+        length = end - begin
+        index = torch.arange(owner.numel(), device=owner.device)
+        index = index + torch.repeat_interleave(begin - (length.cumsum(0) - length), length)
+        first, last = table.runs[index, 0].long(), table.runs[index, 1].long()
+        for at, sign in ((first, value), (last, -value)):
+            edges.index_put_((owner, at), edges.new_full((), sign).expand(len(at)), accumulate=True)
+    return edges.cumsum(1)[:, :others].to(torch.int8).view(batch, tiles, others)
