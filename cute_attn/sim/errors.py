@@ -31,7 +31,7 @@ class SimError(RuntimeError):
     """A kernel did something wrong, or something that the simulator does not know."""
 
     def __init__(self, what: str, place: Place, *, subject: str = "", notes: Sequence[str] = ()):
-        """`what` happened at `place`, about `subject` (a barrier, an address, a transaction); `notes` are further lines."""
+        """`what` happened at `place`, about `subject` (barrier, address, transaction); `notes` are further lines."""
         self.what, self.place, self.subject, self.notes = what, place, subject, tuple(notes)
         lines = [what + (f" [{subject}]" if subject else ""), f"  at {place}", *(f"  {note}" for note in notes)]
         super().__init__("\n".join(lines))
