@@ -1,0 +1,93 @@
+"""How long a mask takes to plan: slices to intervals to tile schedules in both directions.
+
+The yardstick is `torch.sort` of 2^20 random int64 in the same process. Run: `python benchmarks/mask_planning.py`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import torch
+from common import median_seconds, save
+
+from cute_attn.mask import IntervalMask, TileSchedule
+
+DOCUMENT = 256  # mean tokens a document: 4,096 documents at 1 Mi rows
+
+
+def packed_causal_documents(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    count = rows // DOCUMENT
+    cuts = torch.randperm(rows - 1, generator=generator)[: count - 1] + 1
+    ends = torch.cat([torch.tensor([0]), cuts.sort().values, torch.tensor([rows])])
+    ranges = torch.stack([ends[:-1], ends[1:]], 1).int()
+    return ranges, ranges, torch.ones(count, dtype=torch.int32)
+
+
+def block_sparse(rows: int, density: float) -> tuple[torch.Tensor, torch.Tensor, None]:
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.rand(rows // 128, rows // 128, generator=generator) < density
+    q, k = (torch.stack([x * 128, x * 128 + 128], 1).int() for x in blocks.nonzero(as_tuple=True))
+    return q, k, None
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def extra_memory(run) -> int:
+    """Largest growth of resident memory during `run()`, sampled every millisecond."""
+    before = highest = resident_bytes()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.is_set():
+            highest = max(highest, resident_bytes())
+            time.sleep(0.001)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    run()
+    done.set()
+    watcher.join()
+    return highest - before
+
+
+def main() -> None:
+    numbers = torch.randint(0, 2**62, (1 << 20,))
+    sort = median_seconds(lambda: numbers.sort())
+    cases = [(f"packed causal documents, {rows >> 10} Ki rows", rows, packed_causal_documents(rows))
+             for rows in (1 << 16, 1 << 18, 1 << 20, 1 << 22)]  # fmt: skip
+    cases.append(("128-block-sparse, 10 %, 16 Ki rows", 1 << 14, block_sparse(1 << 14, 0.1)))
+    rows_out = []
+    for name, rows, slices in cases:
+        mask = IntervalMask.from_slices(*slices, rows, rows)
+        intervals = median_seconds(lambda: IntervalMask.from_slices(*slices, rows, rows))  # noqa: B023
+        tiles = median_seconds(lambda: TileSchedule.from_mask(mask))  # noqa: B023
+        schedule = mask.schedule()
+        memory = extra_memory(lambda: TileSchedule.from_mask(IntervalMask.from_slices(*slices, rows, rows)))  # noqa: B023
+        rows_out.append(
+            {
+                "mask": name,
+                "slices": len(slices[0]),
+                "layers": mask.layers,
+                "runs forward + backward": len(schedule.forward.runs) + len(schedule.backward.runs),
+                "intervals / sort": intervals / sort,
+                "schedules / sort": tiles / sort,
+                "together / sort": (intervals + tiles) / sort,
+                "bytes a row": memory / rows,
+            }
+        )
+    save(
+        "mask_planning",
+        "Planning a mask, relative to torch.sort of 2^20 random int64",
+        rows_out,
+        [f"torch.sort took {sort * 1e3:.1f} ms here. Memory is the growth of the resident set while planning."],
+    )
+
+
+if __name__ == "__main__":
+    main()
