@@ -2,7 +2,8 @@
 # Makes the virtual environment that the Makefile's targets use.
 # PyTorch goes first and pinned: left to the resolver, a machine without a GPU would fetch gigabytes of CUDA.
 set -euo pipefail
-python=${PYTHON:-python3} venv=${VENV:-.venv} torch=${TORCH:-torch==2.13.0}
+# EXTRAS names what else to install: dev, or dev,peers to have the kernels of others that the simulator is tested with.
+python=${PYTHON:-python3} venv=${VENV:-.venv} torch=${TORCH:-torch==2.13.0} extras=${EXTRAS:-dev}
 
 version() { "$1" -c 'import torch; print(torch.__version__)' 2>/dev/null; }
 
@@ -20,5 +21,5 @@ if ! version "$venv/bin/python" >/dev/null; then
   echo "installing $torch"
   pip "$torch"
 fi
-echo "using PyTorch $(version "$venv/bin/python"); installing cute_attn and its development tools"
-pip -e ".[dev]"
+echo "using PyTorch $(version "$venv/bin/python"); installing cute_attn with $extras"
+pip -e ".[$extras]"

@@ -1,0 +1,119 @@
+"""Builds and loads the C stub that replaces the CUDA runtime under compiled host code.
+
+The stub is compiled once with the system's C compiler into the user's cache directory, under a name that holds the hash
+of its source, and found there ever after.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import platformdirs
+
+# What host code compiled by the DSL needs of its runtime. The stub exports each under this name and under its twin's.
+SYMBOLS = (
+    "_cudaLaunchKernelEx",
+    "_cudaLibraryLoadData",
+    "_cudaLibraryGetKernel",
+    "_cudaGetDevice",
+    "_cudaSetDevice",
+    "_cudaFuncSetAttribute",
+    "_cudaKernelSetAttributeForDevice",
+    "_cuKernelGetAttribute",
+    "_cudaDeviceGetAttribute",
+    "cuda_dialect_get_error_name",
+    "cuda_dialect_init_library_once",
+    "cuda_dialect_unload_library_once",
+    "CuteDSLRT_TVMFFISetRaisedCudaError",
+    "CuteDSLRT_TVMFFISetRaisedCudaLaunchError",
+)
+SOURCE = Path(__file__).with_name("stub.c")
+FLAGS = ("-O1", "-shared", "-fPIC", "-Wl,-Bsymbolic")  # -Bsymbolic: the stub's own calls stay in the stub
+LaunchCallback = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
+)
+
+
+class LaunchConfig(ctypes.Structure):
+    """cudaLaunchConfig_t, as the compiled host code lays it out."""
+
+    _fields_ = (
+        ("grid", ctypes.c_int32 * 3),
+        ("block", ctypes.c_int32 * 3),
+        ("smem_bytes", ctypes.c_int64),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.c_void_p),
+        ("n_attributes", ctypes.c_int32),
+    )
+
+
+class LaunchAttribute(ctypes.Structure):
+    """cudaLaunchAttribute: an id, and 64 bytes whose meaning depends on it."""
+
+    _fields_ = (("id", ctypes.c_int32), ("padding", ctypes.c_int32), ("value", ctypes.c_int32 * 16))
+
+
+def cache_directory() -> Path:
+    """Where compiled things are kept: `CUTE_ATTN_CACHE_DIR`, or the user's cache directory."""
+    return Path(os.environ.get("CUTE_ATTN_CACHE_DIR") or platformdirs.user_cache_dir("cute_attn"))
+
+
+def path() -> Path:
+    """The stub as a shared library; compiled on first use.
+
+    Raises:
+        RuntimeError: there is no C compiler, or it refused the source; the message says what to do.
+    """
+    key = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
+    target = cache_directory() / "sim" / f"stub-{key}.so"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            built = Path(scratch) / target.name
+            _compile(built)
+            os.replace(built, target)  # atomic: whoever comes second replaces a file by its equal
+    return target
+
+
+def _compile(built: Path) -> None:
+    compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise RuntimeError(
+            "cute_attn.sim needs a C compiler once, to build its launch stub, and found none of $CC, cc, gcc, clang: "
+            "install one (apt install gcc, dnf install gcc, apk add gcc musl-dev) or name it in the CC variable"
+        )
+    command = [compiler, *FLAGS, "-o", str(built), str(SOURCE)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise RuntimeError(f"cute_attn.sim could not build its launch stub with {' '.join(command)}:\n{result.stderr}")
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The loaded stub."""
+    loaded = ctypes.CDLL(str(path()))
+    loaded.cute_attn_stub_on_launch.argtypes = [LaunchCallback]
+    loaded.cute_attn_stub_on_launch.restype = None
+    return loaded
+
+
+def retargeted(code: bytes) -> bytes:
+    """An object file or shared object whose undefined runtime symbols are those of the stub alone.
+
+    The DSL loads its own runtime with global symbols, which would win over the stub's: hence the twins, of equal length
+    so that no offset in the file moves ("_cudaGetDevice" becomes "_cadaGetDevice").
+    """
+    for symbol in SYMBOLS:
+        twin = symbol.replace("Cu", "Ca", 1) if symbol.startswith("Cu") else symbol.replace("cu", "ca", 1)
+        code = code.replace(symbol.encode() + b"\0", twin.encode() + b"\0")
+    return code
+
+
+def provide_runtime() -> None:
+    """Makes the stub's symbols global: a shared object loaded after it, exported without a runtime, finds them."""
+    ctypes.CDLL(str(path()), mode=ctypes.RTLD_GLOBAL)

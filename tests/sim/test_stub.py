@@ -1,0 +1,65 @@
+"""The C stub that stands in for the CUDA runtime: built once, found again, refused with advice without a compiler."""
+
+import ctypes
+import shutil
+
+import pytest
+
+from cute_attn.sim import stub
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_the_stub_is_compiled_once_into_the_cache_directory(empty_cache):
+    first = stub.path()
+    assert first.is_relative_to(empty_cache)
+    built = first.stat().st_mtime_ns
+    assert stub.path() == first
+    assert first.stat().st_mtime_ns == built
+    assert [p.name for p in first.parent.iterdir()] == [first.name]  # no scratch file stays behind
+
+
+def test_another_source_gives_another_file(empty_cache, tmp_path, monkeypatch):
+    first = stub.path()
+    changed = tmp_path / "stub.c"
+    changed.write_text(stub.SOURCE.read_text() + "\nint one_more;\n")
+    monkeypatch.setattr(stub, "SOURCE", changed)
+    assert stub.path() != first
+
+
+def test_without_a_compiler_the_error_says_what_to_install(empty_cache, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"needs a C compiler.*apt install gcc"):
+        stub.path()
+
+
+def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(empty_cache, monkeypatch, tmp_path):
+    broken = tmp_path / "broken.c"
+    broken.write_text("not C")
+    monkeypatch.setattr(stub, "SOURCE", broken)
+    with pytest.raises(RuntimeError, match=r"could not build its launch stub with .*broken\.c"):
+        stub.path()
+    assert list((empty_cache / "sim").iterdir()) == []
+
+
+def test_every_symbol_has_a_twin_of_equal_length():
+    library = stub.library()
+    for symbol in stub.SYMBOLS:
+        twin = stub.retargeted(symbol.encode() + b"\0")[:-1].decode()
+        assert len(twin) == len(symbol)
+        assert twin != symbol
+        for name in (symbol, twin):
+            assert ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+
+
+def test_unknown_device_attributes_are_refused_not_guessed():
+    value = ctypes.c_int(-7)
+    attribute = stub.library()._cadaDeviceGetAttribute
+    assert attribute(ctypes.byref(value), 97, 0) == 0
+    assert value.value == 232448
+    assert attribute(ctypes.byref(value), 12345, 0) != 0
+    assert value.value == 232448
