@@ -1,0 +1,159 @@
+"""How context parallelism is configured: frozen, checked, compared by value and type."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import Enum
+
+__all__ = [
+    "MOVERS",
+    "AttnOverlapMode",
+    "AutoDispatchAlg",
+    "ContiguousDispatchAlg",
+    "DispatchAlg",
+    "DispatchConfig",
+    "DistAttnConfig",
+    "LocalityDispatchAlg",
+    "MinHeapDispatchAlg",
+    "OverlapAlgType",
+    "OverlapConfig",
+    "ZigzagDispatchAlg",
+]
+
+MOVERS = ("auto", "group_cast", "ring", "ulysses", "ulysses_ring")
+
+
+@dataclass(frozen=True)
+class DispatchAlg:
+    """Base of the ways to give chunks to ranks. Every one gives each rank the same number of chunks."""
+
+
+@dataclass(frozen=True)
+class MinHeapDispatchAlg(DispatchAlg):
+    """Largest chunk first, each to the rank with the least area so far: best balance, blind to traffic."""
+
+
+@dataclass(frozen=True)
+class ContiguousDispatchAlg(DispatchAlg):
+    """Rank r holds the r-th consecutive part of the sequence: least traffic where the area is even."""
+
+
+@dataclass(frozen=True)
+class ZigzagDispatchAlg(DispatchAlg):
+    """The sequence is dealt out forth and back, so that early and late parts meet: made for one causal sequence."""
+
+
+@dataclass(frozen=True)
+class LocalityDispatchAlg(DispatchAlg):
+    """Fewest bytes among the placements it finds whose largest area is at most `(1 + epsilon)` times the mean.
+
+    epsilon: float >= 0. Where chunks are too coarse for the limit, the best balance found takes its place.
+    """
+
+    epsilon: float = 0.05
+
+    def __post_init__(self) -> None:
+        if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, (int, float)):
+            raise TypeError(f"LocalityDispatchAlg: epsilon must be a float, got {type(self.epsilon).__name__}")
+        if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
+            raise ValueError(f"LocalityDispatchAlg: epsilon must be finite and >= 0, got {self.epsilon}")
+
+
+@dataclass(frozen=True)
+class AutoDispatchAlg(DispatchAlg):
+    """Whichever of the others is predicted to be fastest by the cost model."""
+
+
+@dataclass(frozen=True)
+class DispatchConfig:
+    """alg: how chunks are given to ranks, an instance of one of the DispatchAlg classes."""
+
+    alg: DispatchAlg = field(default_factory=AutoDispatchAlg)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.alg, DispatchAlg) or type(self.alg) is DispatchAlg:
+            raise TypeError(
+                "DispatchConfig: alg must be an instance of MinHeapDispatchAlg, ContiguousDispatchAlg, "
+                f"ZigzagDispatchAlg, LocalityDispatchAlg or AutoDispatchAlg, got {self.alg!r}"
+            )
+
+
+class AttnOverlapMode(Enum):
+    """Who chooses the number of stages: the user (static) or the cost model (dynamic)."""
+
+    STATIC = "static"
+    DYNAMIC = "dynamic"
+
+
+class OverlapAlgType(Enum):
+    """How remote keys are cut into stages: equal numbers of rows, or communication as long as the compute before it."""
+
+    UNIFORM = "uniform"
+    GREEDY = "greedy"
+
+
+@dataclass(frozen=True)
+class OverlapConfig:
+    """How remote keys are cut into stages, so that one stage travels while another is computed.
+
+    enable: if False, all keys are waited for and attended at once: one stage, no merge of partial results.
+    mode: STATIC takes `degree` stages; DYNAMIC lets the cost model choose, and `degree` must be None.
+    degree: int >= 1, stages of remote keys besides the stage of the rank's own keys.
+    min_chunk_size: rows, >= 1; stages are cut at multiples of this many remote rows.
+    max_num_chunks: >= 1; the unit of cutting grows so that no rank has more units than this.
+    alg: how the units are given to stages.
+    sm_margin: multiprocessors >= 0 that attention leaves free for communication while both run.
+    """
+
+    enable: bool = True
+    mode: AttnOverlapMode = AttnOverlapMode.STATIC
+    degree: int | None = 1
+    min_chunk_size: int = 512
+    max_num_chunks: int = 64
+    alg: OverlapAlgType = OverlapAlgType.UNIFORM
+    sm_margin: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.enable, bool):
+            raise TypeError(f"OverlapConfig: enable must be a bool, got {self.enable!r}")
+        for name, kind in (("mode", AttnOverlapMode), ("alg", OverlapAlgType)):
+            if not isinstance(getattr(self, name), kind):
+                allowed = ", ".join(f"{kind.__name__}.{x.name}" for x in kind)
+                raise TypeError(f"OverlapConfig: {name} must be one of {allowed}, got {getattr(self, name)!r}")
+        for name, least in (("min_chunk_size", 1), ("max_num_chunks", 1), ("sm_margin", 0)):
+            _check_int("OverlapConfig", name, getattr(self, name), least)
+        if self.mode is AttnOverlapMode.STATIC:
+            _check_int("OverlapConfig", "degree", self.degree, 1)
+        elif self.degree is not None:
+            raise ValueError(f"OverlapConfig: degree must be None in DYNAMIC mode, got {self.degree!r}")
+
+
+@dataclass(frozen=True)
+class DistAttnConfig:
+    """Everything that context parallelism lets a user choose.
+
+    dispatch_config: how chunks are given to ranks.
+    overlap_config: how communication overlaps compute.
+    mover: how keys reach queries. "group_cast" sends each needed row once to each rank that needs it; "ring" rotates
+        keys; "ulysses" exchanges heads for rows; "ulysses_ring" does both on a 2-D mesh (ring, ulysses); "auto" takes
+        the best predicted.
+    """
+
+    dispatch_config: DispatchConfig = field(default_factory=DispatchConfig)
+    overlap_config: OverlapConfig = field(default_factory=OverlapConfig)
+    mover: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, kind in (("dispatch_config", DispatchConfig), ("overlap_config", OverlapConfig)):
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"DistAttnConfig: {name} must be a {kind.__name__}, got {getattr(self, name)!r}")
+        if self.mover not in MOVERS:
+            raise ValueError(f"DistAttnConfig: mover must be one of {', '.join(MOVERS)}, got {self.mover!r}")
+
+
+def _check_int(owner: str, name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{owner}: {name} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{owner}: {name} must be >= {least}, got {value}")

@@ -1,0 +1,144 @@
+"""Helpers around context parallelism: padding, batches as packed sequences, sliding windows as slices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..mask import AttnMaskType, AttnRange, AttnRanges
+
+__all__ = [
+    "apply_padding",
+    "compute_pad_size",
+    "infer_attn_mask_from_sliding_window",
+    "infer_varlen_mask_from_batch",
+    "pad_at_dim",
+    "squash_batch_dim",
+    "unpad_at_dim",
+]
+
+
+def compute_pad_size(total_seqlen_q: int, cp_size: int, chunk_size: int) -> int:
+    """Tokens to append so that every one of `cp_size` ranks gets the same number of chunks of `chunk_size` tokens.
+
+    ValueError unless `total_seqlen_q >= 0`, `cp_size >= 1` and `chunk_size >= 1`.
+    """
+    _check_int("total_seqlen_q", total_seqlen_q, 0)
+    _check_int("cp_size", cp_size, 1)
+    _check_int("chunk_size", chunk_size, 1)
+    return -total_seqlen_q % (cp_size * chunk_size)
+
+
+def pad_at_dim(x: torch.Tensor, dim: int, pad_size: int, value: float = 0, side: str = "right") -> torch.Tensor:
+    """x with `pad_size` entries of `value` before ("left") or after ("right") dimension `dim`; differentiable."""
+    dim = _checked_dim(x, dim)
+    _check_int("pad_size", pad_size, 0)
+    if side not in ("left", "right"):
+        raise ValueError(f"side must be 'left' or 'right', got {side!r}")
+    shape = list(x.shape)
+    shape[dim] = pad_size
+    padding = x.new_full(shape, value)
+    return torch.cat([x, padding] if side == "right" else [padding, x], dim)
+
+
+def unpad_at_dim(x: torch.Tensor, dim: int, pad_size: int) -> torch.Tensor:
+    """x without the last `pad_size` entries of dimension `dim`: a view."""
+    dim = _checked_dim(x, dim)
+    _check_int("pad_size", pad_size, 0)
+    if pad_size > x.shape[dim]:
+        raise ValueError(f"pad_size must be at most {x.shape[dim]}, the size of dimension {dim}, got {pad_size}")
+    return x.narrow(dim, 0, x.shape[dim] - pad_size)
+
+
+def apply_padding(
+    q_ranges: AttnRanges, k_ranges: AttnRanges, attn_mask_type: Sequence[AttnMaskType], total_seqlen: int, pad_size: int
+) -> tuple[AttnRanges, AttnRanges, list[AttnMaskType]]:
+    """The slices and one more for the padding rows `[total_seqlen, total_seqlen + pad_size)`, which attends nothing.
+
+    The added slice has the empty key range [0, 0) and type FULL. The arguments are not changed.
+    """
+    _check_int("total_seqlen", total_seqlen, 0)
+    _check_int("pad_size", pad_size, 0)
+    if not len(q_ranges) == len(k_ranges) == len(attn_mask_type):
+        raise ValueError(
+            "q_ranges, k_ranges and attn_mask_type must be equally many, "
+            f"got {len(q_ranges)}, {len(k_ranges)} and {len(attn_mask_type)}"
+        )
+    return (
+        AttnRanges([*q_ranges, AttnRange(total_seqlen, total_seqlen + pad_size)]),
+        AttnRanges([*k_ranges, AttnRange(0, 0)]),
+        [*attn_mask_type, AttnMaskType.FULL],
+    )
+
+
+def infer_varlen_mask_from_batch(batch_size: int, seq_len: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(cu_seqlens_q, cu_seqlens_k)`, int32 `(batch_size + 1,)` each: a batch of equal lengths as a packed sequence."""
+    _check_int("batch_size", batch_size, 0)
+    _check_int("seq_len", seq_len, 0)
+    cu_seqlens = torch.arange(batch_size + 1, dtype=torch.int32) * seq_len
+    return cu_seqlens, cu_seqlens.clone()
+
+
+def squash_batch_dim(x: torch.Tensor) -> torch.Tensor:
+    """`(batch, seq, ...)` to `(batch * seq, ...)`."""
+    if x.ndim < 2:
+        raise ValueError(f"x must have shape (batch, seq, ...), got {tuple(x.shape)}")
+    return x.flatten(0, 1)
+
+
+def infer_attn_mask_from_sliding_window(
+    q_range: AttnRange, k_range: AttnRange, window_size: Sequence[int]
+) -> tuple[AttnRanges, AttnRanges, list[AttnMaskType]]:
+    """A sliding window as slices of the four types.
+
+    Args:
+        q_range, k_range: rows and keys of the window's rectangle, aligned at its bottom right corner: row i stands at
+            key `c(i) = k_range.end - (q_range.end - i)`.
+        window_size: `(left, right)`, both inclusive: row i attends keys `[c(i) - left, c(i) + right]` inside k_range;
+            -1 is unlimited.
+
+    Returns `(q_ranges, k_ranges, types)`, rows ascending. Rows whose window misses k_range (early rows, where there
+    are more queries than keys) are in no slice.
+    """
+    for name, value in (("q_range", q_range), ("k_range", k_range)):
+        if not isinstance(value, AttnRange):
+            raise TypeError(f"{name} must be an AttnRange, got {type(value).__name__}")
+    if len(window_size) != 2:
+        raise ValueError(f"window_size must be (left, right), got {list(window_size)}")
+    for side, size in zip(("left", "right"), window_size, strict=True):
+        _check_int(f"window_size ({side})", size, -1)
+    left, right = window_size
+    shift = k_range.end - q_range.end  # row i stands at key i + shift
+    # Row from which the window's left edge is inside the keys, and first row whose right edge passes their end.
+    opens = q_range.end if left == -1 else k_range.start + left - shift
+    closes = q_range.start if right == -1 else k_range.end - right - shift
+    # Rows whose window meets the keys at all; the left edge never passes the end, as c(i) is inside or before.
+    first = q_range.start if right == -1 else max(q_range.start, k_range.start - right - shift)
+    q_ranges, k_ranges, types = AttnRanges(), AttnRanges(), []
+    cuts = sorted({min(max(x, first), q_range.end) for x in (first, opens, closes, q_range.end)})
+    for begin, end in zip(cuts, cuts[1:], strict=False):
+        low_moves, high_moves = begin >= opens, begin < closes
+        low = begin + shift - left if low_moves else k_range.start
+        high = end - 1 + shift + right + 1 if high_moves else k_range.end
+        if low >= high:
+            continue
+        q_ranges.append(AttnRange(begin, end))
+        k_ranges.append(AttnRange(low, high))
+        types.append(AttnMaskType.from_int_type(2 * low_moves + high_moves))
+    return q_ranges, k_ranges, types
+
+
+def _checked_dim(x: torch.Tensor, dim: int) -> int:
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"dim must be an int, got {dim!r}")
+    if not -x.ndim <= dim < x.ndim:
+        raise ValueError(f"dim must be in [{-x.ndim}, {x.ndim}), got {dim}")
+    return dim % x.ndim
+
+
+def _check_int(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be >= {least}, got {value}")

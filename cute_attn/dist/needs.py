@@ -1,0 +1,94 @@
+"""Which keys whom: needed rows as spans of positions, never as sets of rows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ..mask import IntervalMask
+from ..mask.union import unite
+from .placement import Placement
+
+__all__ = ["Spans", "chunk_needs", "expand", "intersect", "meet", "rank_needs", "remote_needs"]
+
+
+class Spans(NamedTuple):
+    """Spans [lo, hi) of positions, each of a group (a chunk or a rank): int64 `(n,)` on the CPU, sorted by
+    (group, lo), disjoint within a group."""
+
+    group: torch.Tensor
+    lo: torch.Tensor
+    hi: torch.Tensor
+
+    @property
+    def rows(self) -> int:
+        return int((self.hi - self.lo).sum())
+
+    def rows_by_group(self, groups: int) -> torch.Tensor:
+        """int64 `(groups,)`: number of positions of each group."""
+        return torch.zeros(groups, dtype=torch.int64).index_add_(0, self.group, self.hi - self.lo)
+
+    def of(self, group: int) -> Spans:
+        first, last = torch.searchsorted(self.group, torch.tensor([group, group + 1])).tolist()
+        return Spans(*[x[first:last] for x in self])
+
+    def clip(self, low: torch.Tensor, high: torch.Tensor) -> Spans:
+        """The parts inside `[low[group], high[group])`."""
+        lo, hi = torch.maximum(self.lo, low[self.group]), torch.minimum(self.hi, high[self.group])
+        keep = lo < hi
+        return Spans(self.group[keep], lo[keep], hi[keep])
+
+
+def chunk_needs(mask: IntervalMask, chunk_size: int) -> Spans:
+    """For each chunk of query rows, the keys that any of its rows attends."""
+    lo, hi = mask.lo[0].cpu(), mask.hi[0].cpu()
+    layer, row = (lo < hi).nonzero(as_tuple=True)
+    return Spans(*unite(row // chunk_size, lo[layer, row].long(), hi[layer, row].long(), mask.seqlen_k))
+
+
+def rank_needs(needs: Spans, query: Placement, seqlen_k: int) -> Spans:
+    """For each rank, the keys that any row of its chunks attends; `needs` is grouped by chunk."""
+    return Spans(*unite(query.owner()[needs.group], needs.lo, needs.hi, seqlen_k))
+
+
+def remote_needs(needs: Spans, key: Placement) -> Spans:
+    """For each rank, the keys it needs and does not hold; `needs` is grouped by rank."""
+    world, size = key.world, key.chunk_size
+    starts = torch.cat([torch.zeros(world, 1, dtype=torch.int64), (key.chunks + 1) * size], 1)
+    ends = torch.cat([key.chunks * size, torch.full((world, 1), key.padded_length)], 1)
+    group = torch.arange(world)[:, None].expand_as(starts)
+    keep = starts < ends
+    return intersect(needs, Spans(group[keep], starts[keep], ends[keep]), key.padded_length)
+
+
+def intersect(a: Spans, b: Spans, bound: int) -> Spans:
+    """What both hold, group by group; all positions are in [0, bound]."""
+    shift_a, shift_b = a.group * (bound + 1), b.group * (bound + 1)
+    lo, hi, which, _ = _overlaps(a.lo + shift_a, a.hi + shift_a, b.lo + shift_b, b.hi + shift_b)
+    return Spans(a.group[which], lo - shift_a[which], hi - shift_a[which])
+
+
+def meet(a: Spans, lo: torch.Tensor, hi: torch.Tensor) -> tuple[Spans, torch.Tensor]:
+    """The parts of every group's spans inside ascending disjoint `[lo, hi)`, and inside which of these each part is."""
+    low, high, which, index = _overlaps(a.lo, a.hi, lo, hi)
+    return Spans(a.group[which], low, high), index
+
+
+def expand(lo: torch.Tensor, hi: torch.Tensor) -> torch.Tensor:
+    """int64: all positions of the spans, span after span."""
+    length = hi - lo
+    offset = torch.repeat_interleave(lo - (length.cumsum(0) - length), length)
+    return torch.arange(offset.numel()) + offset
+
+
+def _overlaps(
+    a_lo: torch.Tensor, a_hi: torch.Tensor, b_lo: torch.Tensor, b_hi: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For spans a and ascending disjoint spans b: `(lo, hi, index in a, index in b)` of all non-empty overlaps."""
+    first = torch.searchsorted(b_hi, a_lo, right=True)
+    last = torch.searchsorted(b_lo, a_hi)
+    count = (last - first).clamp(min=0)
+    which = torch.repeat_interleave(torch.arange(len(a_lo)), count)
+    other = expand(first, first + count)
+    return torch.maximum(a_lo[which], b_lo[other]), torch.minimum(a_hi[which], b_hi[other]), which, other
