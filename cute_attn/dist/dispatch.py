@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
 
 import torch
 
 from ..mask import IntervalMask
 from .config import (
-    AutoDispatchAlg,
     ContiguousDispatchAlg,
     DispatchAlg,
     DispatchConfig,
-    LocalityDispatchAlg,
     MinHeapDispatchAlg,
     ZigzagDispatchAlg,
 )
@@ -24,8 +21,6 @@ from .needs import Spans, chunk_needs, rank_needs, remote_needs
 from .placement import Placement
 
 __all__ = ["chunk_areas", "place"]
-
-Solver = Callable[[list[int], int], list[int]]
 
 
 def place(
@@ -155,7 +150,8 @@ def _chunk_count(name: str, seqlen: int, world: int, chunk_size: int, pad_size: 
     if pad_size < 0 or (seqlen + pad_size) % (world * chunk_size):
         raise ValueError(
             f"{name} must be >= 0 and make {seqlen} tokens a multiple of chunk_size * world = "
-            f"{chunk_size} * {world}, got {pad_size}; compute_pad_size gives {compute_pad_size(seqlen, world, chunk_size)}"
+            f"{chunk_size} * {world}, got {pad_size}; compute_pad_size gives "
+            f"{compute_pad_size(seqlen, world, chunk_size)}"
         )
     return (seqlen + pad_size) // chunk_size
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -117,7 +118,7 @@ def infer_attn_mask_from_sliding_window(
     first = q_range.start if right == -1 else max(q_range.start, k_range.start - right - shift)
     q_ranges, k_ranges, types = AttnRanges(), AttnRanges(), []
     cuts = sorted({min(max(x, first), q_range.end) for x in (first, opens, closes, q_range.end)})
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in pairwise(cuts):
         low_moves, high_moves = begin >= opens, begin < closes
         low = begin + shift - left if low_moves else k_range.start
         high = end - 1 + shift + right + 1 if high_moves else k_range.end

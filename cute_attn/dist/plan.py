@@ -7,6 +7,7 @@ without a device. All tensors are on the CPU; `CastPlan.to` moves what attention
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 
@@ -122,7 +123,7 @@ def plan_group_cast(
         return CastPlan(rank, query, key, (_stage(rows, remote, key, rank, includes_local=True),))
     stages = [_stage(rows, Spans(*[x[:0] for x in remote]), key, rank, includes_local=True)]
     cuts = stage_cuts(mask, query, key, remote, overlap, cost)
-    for low, high in zip(cuts[:-1], cuts[1:], strict=True):
+    for low, high in pairwise(cuts):
         stages.append(_stage(rows, remote.clip(low, high), key, rank, includes_local=False))
     return CastPlan(rank, query, key, tuple(stages))
 

@@ -111,8 +111,8 @@ def plan_ring(mask: IntervalMask, query: Placement, key: Placement, rank: int, u
     query_positions = torch.cat([query.positions(r) for r in members])
     gathered = torch.cat([key.positions(r) for r in members])
     rows = local_mask(mask, query_positions, key.padded_length)
-    held, key_index = gathered.sort()
-    key_index = None if torch.equal(held, gathered) else key_index
+    held, by_position = gathered.sort()
+    key_index = None if torch.equal(held, gathered) else by_position
     steps = []
     for step in range(1 + reach.steps):
         goes_on = reach.at(held) > step
