@@ -1,0 +1,111 @@
+"""Which machinery computes attention: the kernels, the kernels in simulation, or the reference in PyTorch."""
+
+from __future__ import annotations
+
+import os
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
+
+import torch
+
+__all__ = ["BackendRequest", "backend", "current", "resolve"]
+
+ENVIRONMENT = "CUTE_ATTN_BACKEND"
+# name -> the options that `backend(name, **options)` takes
+OPTIONS: dict[str, tuple[str, ...]] = {"reference": (), "sim": ("mode", "seed"), "sm90": ()}
+AUTO = "auto"  # nothing was asked for: the device decides
+
+
+@dataclass(frozen=True)
+class BackendRequest:
+    """What was asked for: a name, `auto` if nothing was, and the options given with it."""
+
+    name: str
+    options: dict[str, object] = field(default_factory=dict)
+
+
+_request: ContextVar[BackendRequest | None] = ContextVar("cute_attn_backend", default=None)
+# The name asked for last, in any thread. torch.compile cannot read context variables, but it reads plain globals and
+# guards on them, so that a compiled function is compiled again, not stale, when the backend changes.
+_name_for_compile: str | None = None
+
+
+class backend:
+    """`with cute_attn.backend(name, **options):` asks for a backend by name.
+
+    Args:
+        name: "sm90" (kernels, on a Hopper GPU), "sim" (the same kernels, interpreted on the CPU) or "reference"
+            (blocked PyTorch, on any device).
+        options: for "sim", `mode` and `seed`.
+
+    Holds for the current thread or task, in compiled functions for the process; enter it outside of a function that
+    `torch.compile` compiles. A backward uses the backend that its forward used, wherever it runs. The environment
+    variable CUTE_ATTN_BACKEND asks for a backend where no `with` does.
+
+    Raises ValueError for an unknown name, TypeError for an option that the backend does not take.
+    """
+
+    def __init__(self, name: str, **options: object) -> None:
+        _check_name("backend", name)
+        for option in options:
+            if option not in OPTIONS[name]:
+                allowed = ", ".join(OPTIONS[name]) or "no options"
+                raise TypeError(f"backend {name!r} got an unknown option {option!r}; it takes {allowed}")
+        self._wanted = BackendRequest(name, options)
+        self._entered: list[tuple[Token[BackendRequest | None], str | None]] = []
+
+    def __enter__(self) -> BackendRequest:
+        global _name_for_compile
+        self._entered.append((_request.set(self._wanted), _name_for_compile))
+        _name_for_compile = self._wanted.name
+        return self._wanted
+
+    def __exit__(self, *error: object) -> None:
+        global _name_for_compile
+        token, _name_for_compile = self._entered.pop()
+        _request.reset(token)
+
+
+def current() -> BackendRequest:
+    """What is asked for here: by the innermost `with backend(...)`, else by CUTE_ATTN_BACKEND, else `auto`."""
+    return _request.get() or BackendRequest(_name_of_environment())
+
+
+def resolve(device: torch.device) -> str:
+    """The name of the backend that serves tensors on `device` now.
+
+    Raises NotImplementedError, saying which backend could, where the one asked for cannot serve them.
+    """
+    if torch.compiler.is_compiling():
+        name = _name_for_compile or _name_of_environment()
+    else:
+        name = current().name
+    if name == "reference" or (name == AUTO and device.type == "cpu"):
+        return "reference"
+    if name == "sim":
+        raise NotImplementedError(
+            "backend 'sim' has no kernels to run yet: the sm90 kernels it interprets are coming; "
+            "backend 'reference' serves tensors on any device"
+        )
+    if device.type == "cuda":
+        raise NotImplementedError(
+            "backend 'sm90' cannot serve CUDA tensors yet: the sm90 kernels are coming; "
+            "with cute_attn.backend('reference') they run in plain PyTorch"
+        )
+    raise NotImplementedError(
+        f"backend 'sm90' serves CUDA tensors on a Hopper GPU, these are on {device}; "
+        "with cute_attn.backend('reference') they run in plain PyTorch"
+    )
+
+
+def _name_of_environment() -> str:
+    name = os.environ.get(ENVIRONMENT)
+    if not name:
+        return AUTO
+    _check_name(ENVIRONMENT, name)
+    return name
+
+
+def _check_name(where: str, name: str) -> None:
+    if name not in OPTIONS:
+        raise ValueError(f"{where}: unknown backend {name!r}; allowed: {', '.join(map(repr, OPTIONS))}")

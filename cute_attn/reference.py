@@ -1,0 +1,201 @@
+"""Exact attention under interval masks in plain PyTorch: the backend of CPU tensors and the oracle of the kernels.
+
+Forward and backward walk blocks of query rows, one head at a time, and meet only the keys between the first and the
+last that a block attends: memory O(rows of a block * seqlen_k), whatever the mask.
+
+    s = softmax_scale * q k^T,  s = c tanh(s / c) if softcap c > 0,  p = exp(s - lse) where the mask allows, else 0
+    lse = log(sum exp s + sum exp sink),  out = p v
+    delta = rowsum(dout * out) - dlse,  ds = p * (dout v^T - delta),  dsink = -exp(sink - lse) * delta
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+__all__ = ["Gradients", "attention_backward", "attention_forward", "compute_dtype"]
+
+BLOCK_ROWS = 128
+
+
+class Gradients(NamedTuple):
+    """Gradients of the inputs, in their dtypes and shapes; None where none was asked for."""
+
+    q: torch.Tensor | None
+    k: torch.Tensor | None
+    v: torch.Tensor | None
+    sink: torch.Tensor | None
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of scores, softmax, accumulation and LSE for inputs of `dtype`: fp64 for fp64, else fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def attention_forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    lo: torch.Tensor,
+    hi: torch.Tensor,
+    sink: torch.Tensor | None,
+    softmax_scale: float,
+    softcap: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Attention of checked inputs of one device.
+
+    Args:
+        q: `(b, sq, heads_q, d)`; k: `(b, sk, heads_k, d)`; v: `(b, sk, heads_k, dv)`; one floating dtype, any strides.
+        lo, hi: int32 `(b or 1, layers, sq)`, the keys of each row (see IntervalMask).
+        sink: None or `(b or 1, sq or 1, n, heads_q)`: n more logits a row whose value is zero.
+        softmax_scale: any finite number. softcap: 0 for off.
+
+    Returns out `(b, sq, heads_q, dv)` in q's dtype, lse `(b, heads_q, sq)` with the sinks in it and max_logits
+    `(heads_q,)` without them, both in the compute dtype. A row without keys has out 0, and lse -inf if it has no sink.
+    """
+    dtype = compute_dtype(q.dtype)
+    batch, rows, heads, _ = q.shape
+    out = q.new_zeros(batch, rows, heads, v.shape[3], dtype=dtype)
+    lse = q.new_full((batch, heads, rows), -torch.inf, dtype=dtype)
+    max_logits = q.new_full((heads,), -torch.inf, dtype=dtype)
+    keys, values = k.to(dtype), v.to(dtype)
+    group = heads // k.shape[2]
+    for block in _blocks(lo, hi, batch):
+        for head in range(k.shape[2]):
+            at = block.rows, slice(head * group, (head + 1) * group)
+            scores, _ = _scores(q[block.batch][at], keys[block.batch, block.keys, head], softmax_scale, softcap)
+            scores.masked_fill_(block.hidden, -torch.inf)
+            largest = scores.amax(2)
+            max_logits[at[1]] = torch.maximum(max_logits[at[1]], largest.amax(0))
+            largest.masked_fill_(largest == -torch.inf, 0.0)
+            weights = scores.sub_(largest[..., None]).exp_()
+            total = weights.sum(2)
+            mean = (weights.flatten(0, 1) @ values[block.batch, block.keys, head]).unflatten(0, total.shape)
+            out[block.batch][at] = mean / total.masked_fill(total == 0, 1.0)[..., None]
+            lse[block.batch, at[1], at[0]] = (largest + total.log()).T
+    if sink is not None:
+        out, lse = _join_sink(out, lse, sink)
+    return out.to(q.dtype), lse, max_logits
+
+
+def attention_backward(
+    dout: torch.Tensor | None,
+    dlse: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    lo: torch.Tensor,
+    hi: torch.Tensor,
+    sink: torch.Tensor | None,
+    softmax_scale: float,
+    softcap: float,
+    needs: tuple[bool, bool, bool, bool] = (True, True, True, True),
+) -> Gradients:
+    """Gradients of `attention_forward`, whose inputs and results these are.
+
+    Args:
+        dout: gradient of out, or None for zero. dlse: gradient of lse, or None for zero.
+        needs: which of q, k, v and sink need a gradient; nothing is computed for the others.
+
+    Rows without keys give q, k and v nothing, and rows whose lse is -inf ignore dlse, whatever it holds.
+    """
+    dtype = compute_dtype(q.dtype)
+    if dout is None:
+        dout = torch.zeros_like(out)
+    delta = (dout.to(dtype) * out.to(dtype)).sum(3).transpose(1, 2)  # (b, heads_q, sq)
+    if dlse is not None:
+        delta = delta - dlse.masked_fill(lse == -torch.inf, 0.0)
+    dsink = _sink_gradient(sink, lse, delta) if needs[3] and sink is not None else None
+    needs_q, needs_k, needs_v = needs[:3]
+    dq, dk, dv = (
+        torch.zeros(x.shape, dtype=dtype, device=x.device) if need else None
+        for x, need in zip((q, k, v), needs, strict=False)
+    )
+    if not (needs_q or needs_k or needs_v):
+        return Gradients(None, None, None, dsink)
+    keys, values = k.to(dtype), v.to(dtype)
+    finite_lse = lse.masked_fill(lse == -torch.inf, 0.0)
+    group = q.shape[2] // k.shape[2]
+    for block in _blocks(lo, hi, q.shape[0]):
+        for head in range(k.shape[2]):
+            at = block.rows, slice(head * group, (head + 1) * group)
+            key, value = (x[block.batch, block.keys, head] for x in (keys, values))
+            query, grad = (x[block.batch][at].to(dtype) for x in (q, dout))
+            scores, tanh = _scores(query, key, softmax_scale, softcap)
+            scores.masked_fill_(block.hidden, -torch.inf)
+            weights = scores.sub_(finite_lse[block.batch, at[1], at[0]].T[..., None]).exp_()
+            if dv is not None:
+                dv[block.batch, block.keys, head] += weights.flatten(0, 1).T @ grad.flatten(0, 1)
+            if dq is None and dk is None:
+                continue
+            dscores = (grad.flatten(0, 1) @ value.T).view_as(weights)
+            dscores.sub_(delta[block.batch, at[1], at[0]].T[..., None]).mul_(weights)
+            if tanh is not None:
+                dscores.mul_(1.0 - tanh.square_())
+            dscores = dscores.mul_(softmax_scale).flatten(0, 1)
+            if dq is not None:
+                dq[block.batch][at] = (dscores @ key).view_as(query)
+            if dk is not None:
+                dk[block.batch, block.keys, head] += dscores.T @ query.flatten(0, 1)
+    dq, dk, dv = (g if g is None else g.to(q.dtype) for g in (dq, dk, dv))
+    return Gradients(dq, dk, dv, dsink)
+
+
+class _Block(NamedTuple):
+    """Some query rows of one batch element, and the keys from the first to the last that any of them attends."""
+
+    batch: int
+    rows: slice
+    keys: slice
+    hidden: torch.Tensor  # bool (rows, 1, keys): which of them each row does not attend
+
+
+def _blocks(lo: torch.Tensor, hi: torch.Tensor, batch: int) -> Iterator[_Block]:
+    """The blocks that attend any key. A mask shared by the batch is expanded once for all of its elements."""
+    filled = lo < hi
+    first = torch.where(filled, lo, torch.iinfo(torch.int32).max).amin(1)
+    last = torch.where(filled, hi, 0).amax(1)
+    for shared in range(lo.shape[0]):
+        for begin in range(0, lo.shape[2], BLOCK_ROWS):
+            rows = slice(begin, min(begin + BLOCK_ROWS, lo.shape[2]))
+            keys = slice(int(first[shared, rows].amin()), int(last[shared, rows].amax()))
+            if keys.start >= keys.stop:
+                continue
+            column = torch.arange(keys.start, keys.stop, dtype=torch.int32, device=lo.device)
+            hidden = torch.ones(rows.stop - rows.start, len(column), dtype=torch.bool, device=lo.device)
+            for layer in range(lo.shape[1]):
+                low, high = (x[shared, layer, rows, None] for x in (lo, hi))
+                hidden &= (column < low) | (column >= high)
+            for element in range(batch) if lo.shape[0] == 1 else (shared,):
+                yield _Block(element, rows, keys, hidden[:, None])
+
+
+def _scores(
+    query: torch.Tensor, key: torch.Tensor, softmax_scale: float, softcap: float
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Scores `(rows, group, keys)` of `(rows, group, d)` and `(keys, d)`; with softcap also the tanh they came from."""
+    scores = (query.to(key.dtype).flatten(0, 1) @ key.T).mul_(softmax_scale).unflatten(0, query.shape[:2])
+    if softcap == 0.0:
+        return scores, None
+    tanh = scores.div_(softcap).tanh_()
+    return tanh * softcap, tanh
+
+
+def _join_sink(out: torch.Tensor, lse: torch.Tensor, sink: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sinks of a row join its denominator: `lse' = logaddexp(lse, sink_lse)`, `out' = out * exp(lse - lse')`."""
+    sink_lse = sink.to(lse.dtype).logsumexp(2).transpose(1, 2)  # (b or 1, heads_q, sq or 1)
+    joint = torch.logaddexp(lse, sink_lse)
+    share = (lse - joint.masked_fill(joint == -torch.inf, 0.0)).exp()
+    return out * share.transpose(1, 2)[..., None], joint
+
+
+def _sink_gradient(sink: torch.Tensor, lse: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    """`-exp(sink - lse) * delta`, summed over what the sink is shared by and rounded once."""
+    finite_lse = lse.masked_fill(lse == -torch.inf, 0.0)  # only -inf sinks stand before such an lse: exp gives 0
+    share = (sink.to(lse.dtype) - finite_lse.transpose(1, 2)[:, :, None]).exp()
+    grad = -share * delta.transpose(1, 2)[:, :, None]
+    return grad.sum_to_size(sink.shape).to(sink.dtype)
