@@ -1,0 +1,104 @@
+"""What the forward kernel is called with: three structs and a stream."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Float32, Int32
+
+from cute_attn.jit.spec import KernelSpec
+
+__all__ = ["DTYPES", "Scalars", "Schedule", "Tensors", "TmaTensors", "fake_arguments"]
+
+DTYPES = {"bf16": cutlass.BFloat16, "fp16": cutlass.Float16}
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Inputs and outputs. Every stride but the last of q, k, v, out, lo and hi is a run-time value."""
+
+    q: cute.Tensor  # (batch, seqlen_q, heads_q, head_dim), bf16 or fp16
+    k: cute.Tensor  # (batch, seqlen_k, heads_k, head_dim)
+    v: cute.Tensor  # (batch, seqlen_k, heads_k, head_dim_v)
+    out: cute.Tensor  # (batch, seqlen_q, heads_q, head_dim_v)
+    lse: cute.Tensor  # (batch, heads_q, seqlen_q), fp32, natural logarithm
+    lo: Any  # (batch of the mask, layers, seqlen_q), int32; None for a dense mask
+    hi: Any
+    sink: Any  # (batch, heads_q, seqlen_q), fp32: logsumexp of the row's sinks; any strides, 0 included
+    max_logits: Any  # (batch, heads_q), fp32, -inf beforehand
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A RunTable: see cute_attn.mask.tiles."""
+
+    items: cute.Tensor  # (n, 7), int32
+    runs: cute.Tensor  # (n, 4), int32
+
+
+@dataclass(frozen=True)
+class Scalars:
+    """score_factor: what scores are multiplied with before masking (specs other than "plain").
+    exp2_factor: what the exponential multiplies scores with, positive; it contains log2(e).
+    batches: how many batches share an item of the schedule.
+    ctas: how many persistent CTAs to launch at most."""
+
+    score_factor: Float32
+    exp2_factor: Float32
+    batches: Int32
+    ctas: Int32
+
+
+@dataclass(frozen=True)
+class TmaTensors:
+    """TMA atoms and the tensors (seq, dim, head, batch) in the coordinates that they take."""
+
+    q_atom: cute.CopyAtom
+    q: cute.Tensor
+    k_atom: cute.CopyAtom
+    k: cute.Tensor
+    v_atom: cute.CopyAtom
+    v: cute.Tensor
+    out_atom: cute.CopyAtom
+    out: cute.Tensor
+
+    def prefetch(self) -> None:
+        for f in fields(self):
+            if f.name.endswith("_atom"):
+                cute.nvgpu.cpasync.prefetch_descriptor(getattr(self, f.name))
+
+
+def fake_arguments(spec: KernelSpec) -> tuple[Any, ...]:
+    """Stand-ins to compile with: dtypes, ranks and alignments, with every length and outer stride symbolic."""
+    batch, seqlen_q, seqlen_k, heads_q, heads_k = (cute.sym_int() for _ in range(5))
+    dims = [cute.sym_int(divisibility=8) for _ in range(2)]
+    dtype = DTYPES[spec.dtype]
+
+    def activation(seqlen, heads, dim):
+        strides = [cute.sym_int64(divisibility=8) for _ in range(3)]
+        return cute.runtime.make_fake_tensor(dtype, (batch, seqlen, heads, dim), (*strides, 1), assumed_align=16)
+
+    def array(of, *shape):
+        strides = [cute.sym_int64() for _ in shape[1:]]
+        return cute.runtime.make_fake_tensor(of, shape, (*strides, 1))
+
+    intervals = [array(Int32, cute.sym_int(), cute.sym_int(), seqlen_q) if spec.layers != 0 else None for _ in range(2)]
+    sink = None
+    if spec.sink:
+        strides = tuple(cute.sym_int64() for _ in range(3))
+        sink = cute.runtime.make_fake_tensor(Float32, (batch, heads_q, seqlen_q), strides)
+    tensors = Tensors(
+        q=activation(seqlen_q, heads_q, dims[0]),
+        k=activation(seqlen_k, heads_k, dims[0]),
+        v=activation(seqlen_k, heads_k, dims[1]),
+        out=activation(seqlen_q, heads_q, dims[1]),
+        lse=array(Float32, batch, heads_q, seqlen_q),
+        lo=intervals[0],
+        hi=intervals[1],
+        sink=sink,
+        max_logits=array(Float32, batch, heads_q) if spec.max_logits else None,
+    )
+    schedule = Schedule(array(Int32, cute.sym_int(), 7), array(Int32, cute.sym_int(), 4))
+    scalars = Scalars(Float32(1.0), Float32(1.0), Int32(1), Int32(1))
+    return tensors, schedule, scalars, cute.runtime.make_fake_stream(use_tvm_ffi_env_stream=True)

@@ -1,0 +1,73 @@
+"""Tiles of the forward kernel: what fits a multiprocessor, and the default for every kind of problem."""
+
+from __future__ import annotations
+
+from cute_attn.jit.spec import KernelSpec, Layers, Softmax, TileConfig
+
+__all__ = ["check", "default_tile", "out_shares_queries", "shared_memory_bytes"]
+
+SHARED_MEMORY = 232_448  # bytes that one CTA may have on sm_90
+ALIGNMENT = 1024  # of each tile in shared memory
+# fp32 and packed registers of a thread that S, O and P may take together, by number of consumer warpgroups: what
+# setmaxnreg leaves (240, 160) less about 32 for everything else.
+FRAGMENT_REGISTERS = {2: 208, 3: 128}
+
+
+def _tiles(rows: int, columns: int) -> int:
+    return -(-rows * columns * 2 // ALIGNMENT) * ALIGNMENT
+
+
+def _bytes(spec: KernelSpec, share: bool) -> int:
+    tile = spec.tile
+    q, out = _tiles(tile.m, spec.head_dim), _tiles(tile.m, spec.head_dim_v)
+    rings = _tiles(tile.n * tile.stages, spec.head_dim) + _tiles(tile.n * tile.stages, spec.head_dim_v)
+    return ALIGNMENT + rings + (max(q, out) if share else q + out)
+
+
+def out_shares_queries(spec: KernelSpec) -> bool:
+    """Whether the output leaves through the memory of Q: no other place is left at large head_dim. The next Q is then
+    loaded only after the output has left."""
+    return _bytes(spec, share=False) > SHARED_MEMORY
+
+
+def shared_memory_bytes(spec: KernelSpec) -> int:
+    """Dynamic shared memory of a CTA: barriers, Q, output, and the rings of K and V."""
+    return _bytes(spec, out_shares_queries(spec))
+
+
+def fragment_registers(spec: KernelSpec) -> int:
+    """Registers of a consumer thread that hold S, O and P."""
+    p = spec.tile.n // 4
+    return spec.tile.n // 2 + spec.head_dim_v // 2 + (2 * p if spec.softmax == "stale" else p)
+
+
+def check(spec: KernelSpec) -> None:
+    """Raises ValueError if no multiprocessor holds the spec's tile: compiled, it would spill or not launch."""
+    have = FRAGMENT_REGISTERS[spec.tile.consumers]
+    if (need := fragment_registers(spec)) > have:
+        raise ValueError(
+            f"TileConfig.n = {spec.tile.n} with head_dim_v {spec.head_dim_v} and softmax {spec.softmax!r} needs {need} "
+            f"registers for S, O and P; {spec.tile.consumers} consumer warpgroups have {have}"
+        )
+    if (need := shared_memory_bytes(spec)) > SHARED_MEMORY:
+        raise ValueError(
+            f"tile {spec.tile} at head_dim {spec.head_dim}/{spec.head_dim_v} needs {need} bytes of shared memory; "
+            f"a CTA has {SHARED_MEMORY}"
+        )
+
+
+# Rows are 128 throughout: two consumer warpgroups of 240 registers hold two register sets for P, three of 160 do not.
+# The columns are what registers (S + O + 2 P) and shared memory leave.
+_STALE = {
+    (64, 64): TileConfig(128, 128, stages=4),  # exp2 binds here; wider tiles waste more on mask edges
+    (96, 96): TileConfig(128, 128, stages=2),
+    (128, 128): TileConfig(128, 128, stages=2),  # 192 registers, 192 KB
+    (192, 128): TileConfig(128, 128, stages=2),
+    (192, 192): TileConfig(128, 112, stages=2),  # 208 registers
+    (256, 256): TileConfig(128, 80, stages=2),  # 208 registers
+}
+
+
+def default_tile(head_dim: int, head_dim_v: int, layers: Layers, softmax: Softmax) -> TileConfig:
+    """The tile that a kernel of this kind gets unless told otherwise."""
+    return _STALE[head_dim, head_dim_v]

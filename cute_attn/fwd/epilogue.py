@@ -1,0 +1,58 @@
+"""The numbers of a finished row: its log-sum-exp, the sink, the weight of its output, the largest score."""
+
+import math
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Float32, const_expr, range_constexpr
+
+from cute_attn.sm90.ptx import exp2
+
+from .softmax import NO_KEY, quad_max, quad_sum, rescale
+
+__all__ = ["write_rows"]
+
+LOG2_E = math.log2(math.e)
+LN_2 = math.log(2.0)
+
+
+@cute.jit
+def write_rows(tensors, item, row, softmax, out):
+    """Normalises `out` of this thread's rows `row` and `row + 8`, writes their LSE and their share of max_logits.
+
+    A row without keys has l = 0: its output is 0, its LSE that of its sinks, -inf without.
+    """
+    seqlen_q = tensors.lse.shape[2]
+    weight = cute.make_rmem_tensor(2, Float32)
+    for h in range_constexpr(2):
+        total = quad_sum(softmax.total[h])
+        empty = total == 0.0
+        log2_sum = -Float32.inf if empty else softmax.m[h] * softmax.factor + cute.math.log2(total, fastmath=True)
+        weight[h] = 0.0 if empty else cute.arch.rcp_approx(total)
+        if const_expr(tensors.sink is not None):
+            sink = tensors.sink[item.batch, item.head, cutlass.min(row + 8 * h, seqlen_q - 1)] * LOG2_E
+            largest = cute.arch.fmax(log2_sum, sink)
+            if largest > -Float32.inf:
+                joined = largest + cute.math.log2(exp2(log2_sum - largest) + exp2(sink - largest), fastmath=True)
+                weight[h] = weight[h] * exp2(log2_sum - joined)
+                log2_sum = joined
+        if cute.arch.lane_idx() % 4 == 0 and row + 8 * h < seqlen_q:
+            tensors.lse[item.batch, item.head, row + 8 * h] = log2_sum * LN_2
+    rescale(out, weight)
+    if const_expr(tensors.max_logits is not None):
+        write_max_logits(tensors, item, row, softmax)
+
+
+@cute.jit
+def write_max_logits(tensors, item, row, softmax):
+    """The largest score of the rows of this warp, by an atomic maximum: its order does not matter."""
+    largest = Float32(NO_KEY)
+    for h in range_constexpr(2):
+        if row + 8 * h < tensors.lse.shape[2]:
+            largest = cute.arch.fmax(largest, softmax.top[h])
+    largest = quad_max(largest)
+    for offset in (4, 8, 16):
+        largest = cute.arch.fmax(largest, cute.arch.shuffle_sync_bfly(largest, offset=offset))
+    if cute.arch.lane_idx() == 0 and largest > NO_KEY:
+        target = tensors.max_logits.iterator + cute.crd2idx((item.batch, item.head), tensors.max_logits.layout)
+        cute.arch.atomic_fmax(target.llvm_ptr, largest * (softmax.factor * LN_2))

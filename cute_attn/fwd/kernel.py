@@ -1,0 +1,457 @@
+"""The forward kernel: warp-specialised, persistent, for any interval mask.
+
+One producer warpgroup loads by TMA (warp 0: Q and K, warp 1: V), two or three consumer warpgroups of 64 rows compute.
+An item of work is one query tile of one head; a CTA takes every grid-th item of a list made on the host, longest first.
+Only the producers walk the runs of key tiles: partial runs first, then full ones. The consumers know how many tiles
+come, and of each its first column, which travels in shared memory with the K tile; masks are applied in the partial
+tiles and in the first. Within a warpgroup the product S = Q K^T of one tile and the softmax of it overlap O += P V of
+the tile before; the warpgroups take turns on the tensor cores.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import cuda.bindings.driver as cuda
+import cutlass
+import cutlass.cute as cute
+from cutlass import Float32, Int32, const_expr, range_constexpr
+from cutlass.cute.nvgpu import OperandMajorMode, warpgroup
+
+from cute_attn.jit.spec import KernelSpec
+from cute_attn.sm90.barriers import BARRIER_EPILOGUE, Ring, Turns
+from cute_attn.sm90.mask import RowBounds
+from cute_attn.sm90.ptx import tanh
+from cute_attn.sm90.tiles import gemm, load_atom, partition, store_atom, tile_layout, tiled_mma
+
+from .arguments import DTYPES, Scalars, Schedule, Tensors, TmaTensors
+from .config import out_shares_queries
+from .epilogue import write_rows
+from .softmax import OnlineSoftmax, pack_fragment, rescale
+
+ROWS = 64  # query rows of a consumer warpgroup
+WARPGROUP = 128  # threads
+PRODUCER_REGISTERS = {2: 24, 3: 32}  # after setmaxnreg, by number of consumer warpgroups; all of them are 65536 at most
+CONSUMER_REGISTERS = {2: 240, 3: 160}
+
+
+class Item(NamedTuple):
+    """A query tile of a head, and the runs of key tiles that it visits."""
+
+    batch: Int32
+    mask_batch: Int32
+    head: Int32
+    head_k: Int32
+    tile: Int32
+    first_run: Int32
+    last_run: Int32
+    n_partial: Int32
+    n_full: Int32
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """What a consumer warpgroup holds from item to item."""
+
+    q: Any  # operand descriptors of its rows of Q, of K and of V
+    k: Any
+    v: Any
+    p: list[Any]  # two register sets for P
+    out: Any  # fp32 accumulator of O
+    op_qk: Any
+    op_pv: Any
+    scores_shape: Any
+    score_factor: Any
+    softmax: OnlineSoftmax
+    place: Any
+    keys: Ring
+    values: Ring
+    turns: Turns
+
+
+class ForwardKernel:
+    """Compiled by `cute_attn.jit` for a spec; see `arguments` for what it is called with."""
+
+    def __init__(self, spec: KernelSpec) -> None:
+        self.spec, self.tile, self.stages = spec, spec.tile, spec.tile.stages
+        self.consumers = spec.tile.consumers
+        self.n, self.dim, self.dim_v = spec.tile.n, spec.head_dim, spec.head_dim_v
+        self.dtype, self.bf16 = DTYPES[spec.dtype], spec.dtype == "bf16"
+        self.many = spec.layers == "many"
+        self.out_shares_queries = out_shares_queries(spec)
+
+    # ------------------------------------------------------------------ host
+
+    @cute.jit
+    def __call__(self, tensors: Tensors, schedule: Schedule, scalars: Scalars, stream: cuda.CUstream):
+        q, k, v, out = [
+            cute.make_tensor(t.iterator, cute.select(t.layout, mode=[1, 3, 2, 0]))  # (seq, dim, head, batch)
+            for t in (tensors.q, tensors.k, tensors.v, tensors.out)
+        ]
+        tma = TmaTensors(
+            *load_atom(q, self.layout_q(), (ROWS, self.dim)),
+            *load_atom(k, self.layout_k(), (self.n, self.dim)),
+            *load_atom(v, self.layout_v(), (self.n, self.dim_v)),
+            *store_atom(out, self.layout_out(), (ROWS, self.dim_v)),
+        )
+        work = schedule.items.shape[0] * scalars.batches * tensors.q.shape[2]
+        self.kernel(tma, tensors, schedule, scalars).launch(
+            grid=(cutlass.min(scalars.ctas, work), 1, 1),
+            block=(WARPGROUP * (1 + self.consumers), 1, 1),
+            stream=stream,
+            min_blocks_per_mp=1,  # without it ptxas may ignore setmaxnreg
+        )
+
+    # ------------------------------------------------------------------ storage
+
+    def layout_q(self):
+        return tile_layout(self.dtype, ROWS, self.dim, self.consumers)
+
+    def layout_k(self):
+        return tile_layout(self.dtype, self.n, self.dim, self.stages)
+
+    def layout_v(self):
+        return tile_layout(self.dtype, self.n, self.dim_v, self.stages)
+
+    def layout_out(self):
+        return tile_layout(self.dtype, ROWS, self.dim_v, self.consumers)
+
+    def storage(self):
+        def tiles(layout: cute.ComposedLayout) -> Any:
+            return cute.struct.Align[cute.struct.MemRange[self.dtype, cute.cosize(layout)], 1024]
+
+        out_tiles = 0 if self.out_shares_queries else cute.cosize(self.layout_out())
+
+        @cute.struct
+        class Storage:
+            q_barriers: cute.struct.MemRange[cutlass.Int64, 2]
+            k_barriers: cute.struct.MemRange[cutlass.Int64, 2 * self.stages]
+            v_barriers: cute.struct.MemRange[cutlass.Int64, 2 * self.stages]
+            place: cute.struct.MemRange[Int32, 4 * self.stages]  # of each K tile: first column, its layers
+            q: tiles(self.layout_q())  # type: ignore[valid-type]
+            out: cute.struct.Align[cute.struct.MemRange[self.dtype, out_tiles], 1024]
+            k: tiles(self.layout_k())  # type: ignore[valid-type]
+            v: tiles(self.layout_v())  # type: ignore[valid-type]
+
+        return Storage
+
+    # ------------------------------------------------------------------ roles
+
+    @cute.kernel
+    def kernel(self, tma: TmaTensors, tensors: Tensors, schedule: Schedule, scalars: Scalars):
+        warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
+        storage = cutlass.utils.SmemAllocator().allocate(self.storage())
+        readers = 4 * self.consumers
+        queries = Ring(storage.q_barriers.data_ptr(), 1, readers)
+        keys = Ring(storage.k_barriers.data_ptr(), self.stages, readers)
+        values = Ring(storage.v_barriers.data_ptr(), self.stages, readers)
+        if warp == 0:
+            tma.prefetch()
+            with cute.arch.elect_one():
+                for ring in (queries, keys, values):
+                    ring.initialise()
+                cute.arch.mbarrier_init_fence()
+        cute.arch.sync_threads()
+
+        s_q, s_k, s_v = [
+            part.get_tensor(layout.outer, swizzle=layout.inner)
+            for part, layout in (
+                (storage.q, self.layout_q()),
+                (storage.k, self.layout_k()),
+                (storage.v, self.layout_v()),
+            )
+        ]
+        layout_out = self.layout_out()
+        s_out = (storage.q if self.out_shares_queries else storage.out).get_tensor(
+            layout_out.outer, swizzle=layout_out.inner
+        )
+        place = storage.place.get_tensor(cute.make_layout((self.stages, 4), stride=(4, 1)))
+
+        if warp < 4:
+            cute.arch.setmaxregister_decrease(PRODUCER_REGISTERS[self.consumers])
+            if warp == 0:
+                self.load_queries_and_keys(tma, tensors, schedule, scalars, s_q, s_k, place, queries, keys)
+            if warp == 1:
+                self.load_values(tma, tensors, schedule, scalars, s_v, values)
+        else:
+            cute.arch.setmaxregister_increase(CONSUMER_REGISTERS[self.consumers])
+            group = warp // 4 - 1
+            self.consume(
+                tma, tensors, schedule, scalars, s_q, s_k, s_v, s_out, place, queries, keys, values, warp % 4, group
+            )
+
+    def item(self, index: Int32, tensors: Tensors, schedule: Schedule, scalars: Scalars) -> Item:
+        """Number `index` of the work: heads fastest, so that neighbours share the runs; then batches."""
+        heads = tensors.q.shape[2]
+        entry, rest = index // (heads * scalars.batches), index % (heads * scalars.batches)
+        mask_batch, tile, first_run, _, last_run, n_partial, n_full = (schedule.items[entry, i] for i in range(7))
+        head = rest % heads
+        return Item(
+            batch=mask_batch + rest // heads,  # one of the two is zero: a mask is shared or per batch
+            mask_batch=mask_batch,
+            head=head,
+            head_k=head // (heads // tensors.k.shape[2]),
+            tile=tile,
+            first_run=first_run,
+            last_run=last_run,
+            n_partial=n_partial,
+            n_full=n_full,
+        )
+
+    def work(self, tensors: Tensors, schedule: Schedule, scalars: Scalars):
+        """The items of this CTA."""
+        cta, grid = cute.arch.block_idx()[0], cute.arch.grid_dim()[0]
+        return cta, schedule.items.shape[0] * scalars.batches * tensors.q.shape[2], grid
+
+    # ------------------------------------------------------------------ producer
+
+    @cute.jit
+    def load_queries_and_keys(self, tma, tensors, schedule, scalars, s_q, s_k, place, queries, keys):
+        begin, end, step = self.work(tensors, schedule, scalars)
+        item_count, tile_count = Int32(0), Int32(0)
+        for index in cutlass.range(begin, end, step, unroll=1):
+            item = self.item(index, tensors, schedule, scalars)
+            q = cute.local_tile(tma.q[None, None, item.head, item.batch], (ROWS, self.dim), (None, 0))
+            k = cute.local_tile(tma.k[None, None, item.head_k, item.batch], (self.n, self.dim), (None, 0))
+            to_q, from_q = partition(tma.q_atom, s_q, q)
+            to_k, from_k = partition(tma.k_atom, s_k, k)
+            queries.wait_empty(item_count)
+            barrier = queries.expect(item_count, self.consumers * ROWS * self.dim * 2)
+            for group in range_constexpr(self.consumers):
+                source = from_q[None, item.tile * self.consumers + group]
+                cute.copy(tma.q_atom, source, to_q[None, group], tma_bar_ptr=barrier)
+            item_count += 1
+            for run in cutlass.range(item.first_run, item.last_run, unroll=1):
+                for tile in cutlass.range(schedule.runs[run, 0], schedule.runs[run, 1], unroll=1):
+                    slot = keys.slot(tile_count)
+                    keys.wait_empty(tile_count)
+                    with cute.arch.elect_one():  # published by the arrive within expect
+                        place[slot, 0] = tile * self.n
+                        if const_expr(self.many):
+                            place[slot, 1] = schedule.runs[run, 2]
+                            place[slot, 2] = schedule.runs[run, 3]
+                    barrier = keys.expect(tile_count, self.n * self.dim * 2)
+                    cute.copy(tma.k_atom, from_k[None, tile], to_k[None, slot], tma_bar_ptr=barrier)
+                    tile_count += 1
+
+    @cute.jit
+    def load_values(self, tma, tensors, schedule, scalars, s_v, values):
+        begin, end, step = self.work(tensors, schedule, scalars)
+        tile_count = Int32(0)
+        for index in cutlass.range(begin, end, step, unroll=1):
+            item = self.item(index, tensors, schedule, scalars)
+            v = cute.local_tile(tma.v[None, None, item.head_k, item.batch], (self.n, self.dim_v), (None, 0))
+            to_v, from_v = partition(tma.v_atom, s_v, v)
+            for run in cutlass.range(item.first_run, item.last_run, unroll=1):
+                for tile in cutlass.range(schedule.runs[run, 0], schedule.runs[run, 1], unroll=1):
+                    values.wait_empty(tile_count)
+                    barrier = values.expect(tile_count, self.n * self.dim_v * 2)
+                    slot = values.slot(tile_count)
+                    cute.copy(tma.v_atom, from_v[None, tile], to_v[None, slot], tma_bar_ptr=barrier)
+                    tile_count += 1
+
+    # ------------------------------------------------------------------ consumer
+
+    @cute.jit
+    def consume(self, tma, tensors, schedule, scalars, s_q, s_k, s_v, s_out, place, queries, keys, values, warp, group):
+        lane = cute.arch.lane_idx()
+        mma_qk = tiled_mma(self.dtype, self.n, OperandMajorMode.K)
+        mma_pv = tiled_mma(self.dtype, self.dim_v, OperandMajorMode.MN, warpgroup.OperandSource.RMEM)
+        qk, pv = mma_qk.get_slice(0), mma_pv.get_slice(0)
+        transposed = cute.make_ordered_layout((self.dim_v, self.n, self.stages), order=(1, 0, 2))
+        out = cute.make_rmem_tensor(pv.partition_shape_C((ROWS, self.dim_v)), Float32)
+        softmax = OnlineSoftmax.make(self.n, self.bf16, scalars.exp2_factor, self.spec.max_logits)
+        turns = Turns(group, self.consumers, self.tile.ping_pong)
+        c = Consumer(
+            q=qk.make_fragment_A(qk.partition_A(s_q))[None, None, None, group],
+            k=qk.make_fragment_B(qk.partition_B(s_k)),
+            v=pv.make_fragment_B(pv.partition_B(cute.composition(s_v, transposed))),
+            p=[pv.make_fragment_A(pv.partition_shape_A((ROWS, self.n))) for _ in range(2)],
+            out=out,
+            op_qk=mma_qk.op,
+            op_pv=mma_pv.op,
+            scores_shape=qk.partition_shape_C((ROWS, self.n)),
+            score_factor=scalars.score_factor,
+            softmax=softmax,
+            place=place,
+            keys=keys,
+            values=values,
+            turns=turns,
+        )
+        begin, end, step = self.work(tensors, schedule, scalars)
+        item_count, tile_count = Int32(0), Int32(0)
+        turns.begin()
+        for index in cutlass.range(begin, end, step, unroll=1):
+            item = self.item(index, tensors, schedule, scalars)
+            row = item.tile * self.tile.m + group * ROWS + warp * 16 + lane // 4  # and row + 8
+            bounds = self.bounds(tensors, item, row)
+            out.fill(0.0)
+            softmax.reset()
+            queries.wait_full(item_count)
+            n_tiles = item.n_partial + item.n_full
+            if n_tiles > 0:
+                last = tile_count + n_tiles
+                last_partial = tile_count + cutlass.max(item.n_partial, 1)
+                self.first_tile(c, bounds, tile_count)
+                tile_count = self.tiles(c, bounds, tile_count + 1, last_partial, True)
+                tile_count = self.tiles(c, bounds, tile_count, last, False)
+                if const_expr(not self.out_shares_queries):
+                    queries.release(item_count)  # Q may be replaced under the last product and the epilogue
+                self.last_values(c, tile_count - 1)
+            else:
+                if const_expr(not self.out_shares_queries):
+                    queries.release(item_count)
+            write_rows(tensors, item, row, softmax, out)
+            self.store_out(tma, item, out, mma_pv, s_out, warp, lane, group)
+            if const_expr(self.out_shares_queries):
+                if warp == 0:
+                    cute.arch.cp_async_bulk_wait_group(0, read=True)
+                queries.release(item_count)
+            item_count += 1
+        if warp == 0:
+            cute.arch.cp_async_bulk_wait_group(0, read=True)  # shared memory must outlive the stores that read it
+        turns.end()
+
+    def bounds(self, tensors: Tensors, item: Item, row: Int32) -> RowBounds:
+        """What of this thread's rows is masked."""
+        spec = self.spec
+        if spec.layers == 0:
+            return RowBounds.dense(self.n, tensors.k.shape[1])
+        lo, hi = (t[item.mask_batch, None, None] for t in (tensors.lo, tensors.hi))
+        return RowBounds.load(self.n, spec.layers, spec.has_lower, spec.has_upper, lo, hi, row)
+
+    @cute.jit
+    def first_tile(self, c, bounds, tile):
+        """S = Q K^T of the first tile, masked (which changes nothing in a full tile), and its exact softmax."""
+        scores = cute.make_rmem_tensor(c.scores_shape, Float32)
+        c.keys.wait_full(tile)
+        gemm(c.op_qk, scores, c.q, c.k[None, None, None, c.keys.slot(tile)], True)
+        place = self.read_place(c, tile)
+        warpgroup.wait_group(0)
+        c.keys.release(tile)
+        self.transform(c, scores)
+        bounds.apply(scores, *place)
+        c.softmax.first(scores, cute.recast_tensor(c.p[0], Int32))
+
+    @cute.jit
+    def tiles(self, c, bounds, tile: Int32, end: Int32, masked: cutlass.Constexpr):
+        """Tiles [tile, end), with P of the tile before in the first register set at the beginning and at the end.
+
+        The stale softmax writes P of a tile while the product of the one before still reads its own, so two tiles make
+        a turn, each with its register set (one set, or a copy, would make ptxas serialise the products); an odd one
+        goes first, by the exact softmax, which holds the exponentials back in fp32 until that product is done.
+        """
+        if const_expr(self.spec.softmax == "stale"):
+            if (end - tile) & 1 == 1:
+                self.exact_tile(c, bounds, tile, masked)
+                tile += 1
+            for _ in cutlass.range((end - tile) >> 1, unroll=1):
+                self.stale_tile(c, bounds, tile, masked, c.p[0], c.p[1])
+                self.stale_tile(c, bounds, tile + 1, masked, c.p[1], c.p[0])
+                tile += 2
+        else:
+            for _ in cutlass.range(end - tile, unroll=1):
+                self.exact_tile(c, bounds, tile, masked)
+                tile += 1
+        return tile
+
+    @cute.jit
+    def stale_tile(self, c, bounds, tile, masked: cutlass.Constexpr, p_before, p_now):
+        scores = self.issue_products(c, bounds, tile, masked, p_before)
+        p = cute.recast_tensor(p_now, Int32)
+        correction = cute.make_rmem_tensor(2, Float32)
+        correction.fill(1.0)
+        sums = c.softmax.exponentials(scores, p)
+        moved = c.softmax.overflowed(sums)
+        if moved:
+            c.softmax.repair(scores, p, sums, correction)
+        c.softmax.add(sums)
+        self.finish_values(c, tile - 1)
+        if moved:
+            rescale(c.out, correction)
+
+    @cute.jit
+    def exact_tile(self, c, bounds, tile, masked: cutlass.Constexpr):
+        scores = self.issue_products(c, bounds, tile, masked, c.p[0])
+        correction = cute.make_rmem_tensor(2, Float32)
+        correction.fill(1.0)
+        largest = c.softmax.row_max(scores)
+        moved = c.softmax.grown(largest)
+        if moved:
+            c.softmax.move(largest, correction)
+        c.softmax.exponentials_in_place(scores)
+        c.softmax.pin()
+        self.finish_values(c, tile - 1)
+        pack_fragment(scores, c.p[0], self.bf16)
+        if moved:
+            rescale(c.out, correction)
+
+    @cute.jit
+    def issue_products(self, c, bounds, tile, masked: cutlass.Constexpr, p_before):
+        """Issues S = Q K^T of `tile` and O += P V of the one before; returns S, masked, while the latter still runs."""
+        scores = cute.make_rmem_tensor(c.scores_shape, Float32)
+        c.keys.wait_full(tile)
+        c.turns.wait()
+        gemm(c.op_qk, scores, c.q, c.k[None, None, None, c.keys.slot(tile)], True)
+        c.values.wait_full(tile - 1)
+        gemm(c.op_pv, c.out, p_before, c.v[None, None, None, c.values.slot(tile - 1)], False)
+        c.turns.done()
+        place = (Int32(0), Int32(0), Int32(0))
+        if const_expr(masked):
+            place = self.read_place(c, tile)
+        warpgroup.wait_group(1)
+        c.keys.release(tile)
+        self.transform(c, scores)
+        if const_expr(masked):
+            bounds.apply(scores, *place)
+        return scores
+
+    def finish_values(self, c, tile) -> None:
+        warpgroup.wait_group(0)
+        c.values.release(tile)
+
+    @cute.jit
+    def last_values(self, c, tile):
+        """O += P V of the last tile."""
+        c.values.wait_full(tile)
+        gemm(c.op_pv, c.out, c.p[0], c.v[None, None, None, c.values.slot(tile)], False)
+        self.finish_values(c, tile)
+
+    def read_place(self, c, tile):
+        """First column of a tile and, with many layers, the layers that meet it; before its K slot is released."""
+        slot = c.keys.slot(tile)
+        if self.many:
+            return c.place[slot, 0], c.place[slot, 1], c.place[slot, 2]
+        return c.place[slot, 0], Int32(0), Int32(0)
+
+    @cute.jit
+    def transform(self, c, scores):
+        """What the spec does to scores before they are masked."""
+        if const_expr(self.spec.score != "plain"):
+            for k in range_constexpr(cute.size(scores)):
+                scores[k] = scores[k] * c.score_factor
+                if const_expr(self.spec.score == "softcap"):
+                    scores[k] = tanh(scores[k])
+
+    # ------------------------------------------------------------------ epilogue
+
+    @cute.jit
+    def store_out(self, tma, item, out, mma_pv, s_out, warp, lane, group):
+        """Writes this warpgroup's 64 rows through shared memory by TMA, which drops what lies outside the tensor."""
+        rounded = cute.make_rmem_tensor_like(out, self.dtype)
+        pack_fragment(out, rounded, self.bf16)
+        matrices = cute.nvgpu.warp.StMatrix8x8x16bOp(transpose=False, num_matrices=4)
+        atom = cute.make_copy_atom(matrices, self.dtype)
+        copy = cute.make_tiled_copy_C(atom, mma_pv).get_slice(warp * 32 + lane)
+        mine = s_out[None, None, group]
+        if warp == 0:
+            cute.arch.cp_async_bulk_wait_group(0, read=True)  # the store of the item before has left this memory
+        cute.arch.barrier(barrier_id=BARRIER_EPILOGUE + group, number_of_threads=WARPGROUP)
+        cute.copy(atom, copy.retile(rounded), copy.partition_D(mine))
+        cute.arch.fence_view_async_shared()
+        cute.arch.barrier(barrier_id=BARRIER_EPILOGUE + group, number_of_threads=WARPGROUP)
+        if warp == 0:
+            place = (item.tile * self.consumers + group, 0)
+            target = cute.local_tile(tma.out[None, None, item.head, item.batch], (ROWS, self.dim_v), place)
+            source, target = partition(tma.out_atom, mine, target)
+            cute.copy(tma.out_atom, source, target)
+            cute.arch.cp_async_bulk_commit_group()

@@ -1,0 +1,102 @@
+"""From a spec to machine code, on any machine: no GPU and no tensor is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .spec import KernelSpec
+
+__all__ = ["ARCHITECTURE", "Compiled", "compile", "compile_count"]
+
+ARCHITECTURE = "sm_90a"
+
+_count = 0
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled kernel.
+
+    function: the DSL's callable; it takes what the kernel's `arguments` module describes, less the stream.
+    ptx, cubin: its code. log: what the assembler said: registers, spills, warnings.
+    """
+
+    spec: KernelSpec
+    function: Any
+    ptx: str
+    cubin: bytes
+    log: str
+
+    @property
+    def registers(self) -> int:
+        """Registers of a thread at entry, before they are moved between warpgroups."""
+        return self._number(r"Used (\d+) registers")
+
+    @property
+    def spill_bytes(self) -> int:
+        return self._number(r"(\d+) bytes spill stores") + self._number(r"(\d+) bytes spill loads")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The assembler's warnings (C7508: setmaxnreg ignored; C7512, C7513 and others: products serialised)."""
+        lines = (line.strip() for line in self.log.splitlines())
+        return tuple(line for line in lines if re.search(r"\bC7\d{3}\b|\bwarning\b", line))
+
+    def _number(self, pattern: str) -> int:
+        found = re.search(pattern, self.log)
+        if found is None:
+            raise RuntimeError(f"the assembler reported no {pattern!r}:\n{self.log}")
+        return int(found[1])
+
+
+def compile(spec: KernelSpec) -> Compiled:
+    """Compiles a spec for Hopper. Takes 5 to 20 s.
+
+    Raises ValueError if the spec's tile does not fit a multiprocessor. One compile at a time in a process: the DSL is
+    not thread-safe.
+    """
+    global _count
+    kernel, arguments = _kernel(spec)
+    import cutlass.cute as cute
+
+    _count += 1
+    said = io.StringIO()
+    with tempfile.TemporaryDirectory() as dump, _for_hopper(), contextlib.redirect_stderr(said):
+        options = f"--enable-tvm-ffi --gpu-arch {ARCHITECTURE} --keep-ptx --keep-cubin --dump-dir {dump} remarks{{ptx}}"
+        function = cute.compile(kernel, *arguments, options=options)
+        return Compiled(spec, function, function.__ptx__, bytes(function.__cubin__), said.getvalue())
+
+
+def compile_count() -> int:
+    """How many kernels this process has compiled."""
+    return _count
+
+
+def _kernel(spec: KernelSpec) -> tuple[Any, tuple[Any, ...]]:
+    """The kernel object of a spec and stand-ins for its arguments."""
+    from cute_attn.fwd.arguments import fake_arguments
+    from cute_attn.fwd.config import check
+    from cute_attn.fwd.kernel import ForwardKernel
+
+    check(spec)
+    return ForwardKernel(spec), fake_arguments(spec)
+
+
+@contextlib.contextmanager
+def _for_hopper() -> Iterator[None]:
+    """The DSL's target while compiling: without it and without a GPU the DSL takes another architecture, in silence."""
+    from cutlass.cutlass_dsl import CuTeDSL
+
+    environment = CuTeDSL._get_dsl().envar
+    before = environment._arch
+    environment.arch = ARCHITECTURE
+    try:
+        yield
+    finally:
+        environment._arch = before

@@ -1,0 +1,152 @@
+"""What a kernel's machine code depends on, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+__all__ = ["HEAD_DIMS", "KernelSpec", "Layers", "Score", "Softmax", "TileConfig"]
+
+Dtype = Literal["bf16", "fp16"]
+Layers = Literal[0, 1, 2, "many"]
+Score = Literal["plain", "scaled", "softcap"]
+Softmax = Literal["stale", "exact"]
+
+# The (head_dim, head_dim_v) that kernels are built for; other sizes run in the next larger pair, zero-filled by TMA.
+HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256))
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """How a kernel cuts its problem.
+
+    m: query rows of a tile, 64 for each consumer warpgroup (two or three of them).
+    n: keys of a tile, a multiple of 16.
+    stages: depth of the rings of K and of V tiles, a power of two.
+    ping_pong: whether the consumer warpgroups take turns on the tensor cores, one's softmax under another's products.
+
+    Raises TypeError or ValueError for anything else.
+    """
+
+    m: int = 128
+    n: int = 128
+    stages: int = 2
+    ping_pong: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("m", "n", "stages"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"TileConfig.{name} must be an int, got {value!r}")
+        if not isinstance(self.ping_pong, bool):
+            raise TypeError(f"TileConfig.ping_pong must be a bool, got {self.ping_pong!r}")
+        if self.m not in (128, 192):
+            raise ValueError(f"TileConfig.m must be 128 or 192 (two or three warpgroups of 64 rows), got {self.m}")
+        if self.n % 16 or not 16 <= self.n <= 256:
+            raise ValueError(f"TileConfig.n must be a multiple of 16 in [16, 256], got {self.n}")
+        if self.stages not in (2, 4, 8):
+            raise ValueError(f"TileConfig.stages must be 2, 4 or 8, got {self.stages}")
+
+    @property
+    def consumers(self) -> int:
+        """Number of consumer warpgroups."""
+        return self.m // 64
+
+    def __str__(self) -> str:
+        return f"{self.m}x{self.n}, {self.stages} stages{', ping-pong' if self.ping_pong else ''}"
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """The configuration of one kernel: equal specs have equal machine code, and no run-time value is in it.
+
+    op: which kernel; "fwd".
+    dtype: of q, k, v and the output.
+    head_dim, head_dim_v: one of HEAD_DIMS.
+    layers: intervals of a row; 0 for a dense mask (only the end of the keys is tested), "many" for three and more.
+    has_lower, has_upper: whether a partial tile needs the test `lo <= key`, `key < hi`.
+    score: "plain" leaves the scale to the exponential and needs it positive; "scaled" multiplies the scores first, for
+        any finite scale; "softcap" is `softcap * tanh(scale * q.k / softcap)`.
+    sink: whether a sink joins the softmax in the epilogue (per head or per row is a matter of strides).
+    max_logits: whether the largest score of each head is returned; needs softmax="exact".
+    softmax: "stale" keeps an old row maximum while it serves; "exact" looks for the maximum in every tile.
+    tile: see TileConfig.
+
+    Raises TypeError or ValueError for a combination that no kernel serves.
+    """
+
+    op: Literal["fwd"] = "fwd"
+    dtype: Dtype = "bf16"
+    head_dim: int = 128
+    head_dim_v: int = 128
+    layers: Layers = 0
+    has_lower: bool = False
+    has_upper: bool = True
+    score: Score = "plain"
+    sink: bool = False
+    max_logits: bool = False
+    softmax: Softmax = "stale"
+    tile: TileConfig = TileConfig()
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("op", ("fwd",)),
+            ("dtype", get_args(Dtype)),
+            ("layers", get_args(Layers)),
+            ("score", get_args(Score)),
+            ("softmax", get_args(Softmax)),
+        ):
+            value = getattr(self, name)
+            if not any(value == a and type(value) is type(a) for a in allowed):
+                raise ValueError(f"KernelSpec.{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        for name in ("has_lower", "has_upper", "sink", "max_logits"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"KernelSpec.{name} must be a bool, got {getattr(self, name)!r}")
+        if not isinstance(self.tile, TileConfig):
+            raise TypeError(f"KernelSpec.tile must be a TileConfig, got {self.tile!r}")
+        if (self.head_dim, self.head_dim_v) not in HEAD_DIMS:
+            raise ValueError(
+                f"KernelSpec.head_dim and head_dim_v must be one of {', '.join(map(str, HEAD_DIMS))}, "
+                f"got ({self.head_dim}, {self.head_dim_v})"
+            )
+        self._check_mask()
+        self._check_softmax()
+
+    def _check_mask(self) -> None:
+        bounds = f"got has_lower={self.has_lower}, has_upper={self.has_upper}"
+        if self.layers == 0 and (self.has_lower or not self.has_upper):
+            raise ValueError(f"KernelSpec with layers=0 tests the end of the keys and nothing else, {bounds}")
+        if self.layers == 1 and not (self.has_lower or self.has_upper):
+            raise ValueError(f"KernelSpec with layers=1 needs a bound to test, {bounds}; a mask without is layers=0")
+        if self.layers in (2, "many") and not (self.has_lower and self.has_upper):
+            raise ValueError(f"KernelSpec with layers={self.layers!r} tests both bounds, {bounds}")
+
+    def _check_softmax(self) -> None:
+        if self.max_logits and self.softmax != "exact":
+            raise ValueError(f"KernelSpec.max_logits needs softmax='exact', got softmax={self.softmax!r}")
+        if self.softmax == "stale" and self.tile.consumers != 2:
+            raise ValueError(
+                "KernelSpec.softmax='stale' keeps two register sets for P, which fit two consumer warpgroups "
+                f"(tile.m = 128), got tile.m = {self.tile.m}"
+            )
+
+    def canonical(self) -> str:
+        """JSON with sorted keys: equal for equal specs, in every process."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_canonical(cls, text: str) -> KernelSpec:
+        """The inverse of `canonical`. Raises ValueError or TypeError for anything that is not a spec."""
+        fields: dict[str, Any] = json.loads(text)
+        if not isinstance(fields, dict) or not isinstance(fields.get("tile"), dict):
+            raise ValueError(f"not a kernel spec: {text!r}")
+        return cls(**{**fields, "tile": TileConfig(**fields["tile"])})
+
+    def __str__(self) -> str:
+        dims = f"{self.head_dim}" if self.head_dim == self.head_dim_v else f"{self.head_dim}/{self.head_dim_v}"
+        bounds = "".join(s for s, on in (("lower", self.has_lower), ("+", self.has_lower and self.has_upper)) if on)
+        bounds += "upper" if self.has_upper else ""
+        extras = [self.score] * (self.score != "plain") + ["sink"] * self.sink + ["max_logits"] * self.max_logits
+        parts = [f"{self.op} {self.dtype} head_dim {dims}", f"layers {self.layers} ({bounds})", *extras, self.softmax]
+        return f"{', '.join(parts)}; {self.tile}"

@@ -1,0 +1,1 @@
+"""Device pieces that the Hopper kernels share."""

@@ -1,0 +1,103 @@
+"""Rings of shared-memory slots on mbarriers, and the turns that warpgroups take on named barriers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import cutlass.cute as cute
+from cutlass import Int32, const_expr
+
+__all__ = ["BARRIER_EPILOGUE", "Ring", "Turns"]
+
+# Named barriers; 0 is that of sync_threads. Each use has one barrier a consumer warpgroup, at most three.
+BARRIER_TURN = 1
+BARRIER_EPILOGUE = 4
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Slots that a producer fills by TMA and consumers read, in order; use number i has slot `i % stages`.
+
+    A use runs: wait_empty, expect, copies (producer); wait_full, reads, release (one lane of every consumer warp).
+
+    barriers: `2 * stages` mbarriers in shared memory: full ones, then empty ones.
+    stages: a power of two.
+    readers: warps that release a slot.
+    """
+
+    barriers: cute.Pointer
+    stages: int
+    readers: int
+
+    @property
+    def full(self) -> cute.Pointer:
+        return self.barriers
+
+    @property
+    def empty(self) -> cute.Pointer:
+        return self.barriers + self.stages
+
+    def initialise(self) -> None:
+        """By one thread, before any other touches the ring."""
+        for slot in range(self.stages):
+            cute.arch.mbarrier_init(self.full + slot, 1)
+            cute.arch.mbarrier_init(self.empty + slot, self.readers)
+
+    def slot(self, use: Any) -> Any:
+        return use & (self.stages - 1)
+
+    def _phase(self, use: Any) -> Any:
+        return (use >> (self.stages.bit_length() - 1)) & 1
+
+    def wait_empty(self, use: Any) -> None:
+        cute.arch.mbarrier_wait(self.empty + self.slot(use), self._phase(use) ^ 1)
+
+    def expect(self, use: Any, n_bytes: int) -> cute.Pointer:
+        """Announces the bytes of this use; returns the barrier to give to its copies. One lane of the warp acts."""
+        barrier = self.full + self.slot(use)
+        with cute.arch.elect_one():
+            cute.arch.mbarrier_arrive_and_expect_tx(barrier, n_bytes)
+        return barrier
+
+    def wait_full(self, use: Any) -> None:
+        cute.arch.mbarrier_wait(self.full + self.slot(use), self._phase(use))
+
+    def release(self, use: Any) -> None:
+        with cute.arch.elect_one():
+            cute.arch.mbarrier_arrive(self.empty + self.slot(use))
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Consumer warpgroups issue their products one after another: one computes its softmax under another's products.
+
+    A named barrier a warpgroup says that it may go; its 128 threads wait and the 128 of the one before it arrive.
+    """
+
+    group: Int32
+    groups: int
+    enabled: bool
+
+    @cute.jit
+    def begin(self):
+        """Lets warpgroup 0 go first."""
+        if const_expr(self.enabled) and self.group == self.groups - 1:
+            self.done()
+
+    def wait(self) -> None:
+        if self.enabled:
+            cute.arch.barrier(barrier_id=BARRIER_TURN + self.group, number_of_threads=256)
+
+    @cute.jit
+    def done(self):
+        """Passes the turn to the next warpgroup."""
+        if const_expr(self.enabled):
+            following = self.group + 1
+            if following == self.groups:
+                following = Int32(0)
+            cute.arch.barrier_arrive(barrier_id=BARRIER_TURN + following, number_of_threads=256)
+
+    @cute.jit
+    def end(self):
+        """Takes up the last turn passed on, so that the barriers end as they began."""
+        if const_expr(self.enabled) and self.group == 0:
+            self.wait()

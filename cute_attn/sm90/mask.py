@@ -1,0 +1,120 @@
+"""The interval mask on accumulator fragments: `lo <= column < hi` as words of bits, one a row and 128 columns.
+
+A thread holds two rows of a 64 x n accumulator, and of each row the columns 8j + q (q = 0, 1) beyond its own first one,
+2 * (lane % 4). Bit 2j + q of word w stands for column 128w + 8j + q. An interval is two shifts and an AND, further
+layers are ORs, and the compiler turns the bits into predicates, seven an instruction: a layer more costs no more
+selects.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Boolean, Float32, Int32, Uint32, const_expr, range_constexpr
+
+from .ptx import shift_left
+
+__all__ = ["RowBounds"]
+
+WORD = 128  # columns of a tile that one word stands for
+ONES = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class RowBounds:
+    """The intervals of this thread's two rows.
+
+    columns: n of the tile. first_column: of this thread within a tile.
+    has_lower, has_upper: which of the two tests to make.
+    fixed: for each row the (lo, hi) of its layers, relative to first_column; None with many layers, whose bounds are
+        read again for every tile from lo, hi: (layers, seqlen_q) at `rows`.
+    """
+
+    columns: int
+    has_lower: bool
+    has_upper: bool
+    first_column: Int32
+    fixed: Any
+    lo: Any = None
+    hi: Any = None
+    rows: Any = None
+
+    @classmethod
+    def dense(cls, columns: int, seqlen_k: Int32) -> "RowBounds":
+        """Every key, for every row."""
+        first_column = 2 * (cute.arch.lane_idx() % 4)
+        return cls(columns, False, True, first_column, [[(None, seqlen_k - first_column)]] * 2)
+
+    @classmethod
+    def load(cls, columns: int, layers: Any, has_lower: bool, has_upper: bool, lo, hi, row) -> "RowBounds":
+        """The bounds of rows `row` and `row + 8` in lo, hi: (layers, seqlen_q), layers being 1, 2 or "many".
+
+        Rows past the end repeat the last one: nothing of them is stored.
+        """
+        rows = [cutlass.min(row + 8 * h, lo.shape[1] - 1) for h in range(2)]
+        bounds = cls(columns, has_lower, has_upper, 2 * (cute.arch.lane_idx() % 4), None, lo, hi, rows)
+        if layers == "many":
+            return bounds
+        return replace(bounds, fixed=[[bounds._read(h, y) for y in range(layers)] for h in range(2)])
+
+    def _read(self, h, layer):
+        """The bounds of row h in a layer, those that are tested."""
+        lo = self.lo[layer, self.rows[h]] - self.first_column if self.has_lower else None
+        hi = self.hi[layer, self.rows[h]] - self.first_column if self.has_upper else None
+        return lo, hi
+
+    @cute.jit
+    def apply(self, scores, first, layer_begin, layer_end):
+        """scores = -inf outside the intervals, in the tile whose first column is `first`.
+
+        With many layers only [layer_begin, layer_end) are looked at, those that meet the tile; none means all is kept.
+        """
+        if const_expr(self.fixed is None):
+            bits = self._bits_of_many(first, layer_begin, layer_end)
+        else:
+            bits = self._bits(first)
+        for h in range_constexpr(2):
+            for j in range_constexpr(self.columns // 8):
+                word = bits[h, j // 16]
+                for q in range_constexpr(2):
+                    k = 4 * j + 2 * h + q
+                    keep = Boolean(word & (Uint32(1) << (2 * (j % 16) + q)))
+                    scores[k] = scores[k] if keep else -Float32.inf
+
+    def _bits(self, first):
+        words = -(-self.columns // WORD)
+        bits = cute.make_rmem_tensor((2, words), Uint32)
+        for h in range(2):
+            for w in range(words):
+                word = Uint32(0)
+                for lo, hi in self.fixed[h]:
+                    word = word | self._interval(lo, hi, first + w * WORD)
+                bits[h, w] = word
+        return bits
+
+    @cute.jit
+    def _bits_of_many(self, first, layer_begin, layer_end):
+        words = -(-self.columns // WORD)
+        bits = cute.make_rmem_tensor((2, words), Uint32)
+        bits.fill(Uint32(ONES) if layer_begin == layer_end else Uint32(0))
+        for layer in cutlass.range(layer_begin, layer_end, unroll=1):
+            for h in range_constexpr(2):
+                lo, hi = self._read(h, layer)
+                for w in range_constexpr(words):
+                    bits[h, w] = bits[h, w] | self._interval(lo, hi, first + w * WORD)
+        return bits
+
+    def _interval(self, lo, hi, first) -> Uint32:
+        """The word of the 128 columns from `first` on that lie in [lo, hi)."""
+        if lo is None:
+            return ~shift_left(Uint32(ONES), self._below(hi - first))
+        above = shift_left(Uint32(ONES), self._below(lo - first))
+        if hi is None:
+            return above
+        return above & ~shift_left(Uint32(ONES), self._below(hi - first))
+
+    def _below(self, column: Int32) -> Int32:
+        """How many of the columns 0, 1, 8, 9, 16, ... are below `column`."""
+        column = cutlass.max(column, 0)
+        return (column >> 3) * 2 + cutlass.min(column & 7, 2)

@@ -1,0 +1,55 @@
+"""Single PTX instructions that the DSL does not offer, or offers with other semantics."""
+
+from collections.abc import Callable
+from typing import Any
+
+from cutlass import Float32, Int32, Uint32
+from cutlass._mlir.dialects import llvm
+from cutlass.cutlass_dsl import T, dsl_user_op
+
+__all__ = ["exp2", "fma", "pack", "shift_left", "tanh"]
+
+
+def _asm(result: Any, operands: list[Any], text: str, constraints: str, loc: Any, ip: Any) -> Any:
+    return llvm.inline_asm(
+        result,
+        operands,
+        text,
+        constraints,
+        has_side_effects=False,
+        is_align_stack=False,
+        asm_dialect=llvm.AsmDialect.AD_ATT,
+        loc=loc,
+        ip=ip,
+    )
+
+
+@dsl_user_op
+def shift_left(x: Uint32, n: Uint32, *, loc: Any = None, ip: Any = None) -> Uint32:
+    """`x << n`, zero for n of 32 and more: PTX clamps where LLVM's shift is undefined."""
+    operands = [Uint32(v).ir_value(loc=loc, ip=ip) for v in (x, n)]
+    return Uint32(_asm(T.i32(), operands, "shl.b32 $0, $1, $2;", "=r,r,r", loc, ip))
+
+
+@dsl_user_op
+def pack(low: Float32, high: Float32, bf16: bool, *, loc: Any = None, ip: Any = None) -> Int32:
+    """Two fp32 rounded to one register of bf16 or fp16."""
+    operands = [Float32(v).ir_value(loc=loc, ip=ip) for v in (low, high)]
+    text = f"cvt.rn.{'bf16x2' if bf16 else 'f16x2'}.f32 $0, $2, $1;"
+    return Int32(_asm(T.i32(), operands, text, "=r,f,f", loc, ip))
+
+
+def _float_instruction(text: str, operands: int) -> Callable[..., Float32]:
+    constraints = ",".join(["=f"] + ["f"] * operands)
+
+    @dsl_user_op
+    def instruction(*args: Float32, loc: Any = None, ip: Any = None) -> Float32:
+        values = [Float32(v).ir_value(loc=loc, ip=ip) for v in args]
+        return Float32(_asm(T.f32(), values, text, constraints, loc, ip))
+
+    return instruction
+
+
+exp2 = _float_instruction("ex2.approx.ftz.f32 $0, $1;", 1)
+tanh = _float_instruction("tanh.approx.f32 $0, $1;", 1)  # absolute error below 2^-10.9
+fma = _float_instruction("fma.rn.f32 $0, $1, $2, $3;", 3)

@@ -1,0 +1,56 @@
+"""Tiles in shared memory, their TMA copies, and products of them on the tensor cores."""
+
+from typing import Any
+
+import cutlass
+import cutlass.cute as cute
+import cutlass.utils.hopper_helpers as hopper
+from cutlass import Float32, const_expr, range_constexpr
+from cutlass.cute.nvgpu import cpasync, warpgroup
+from cutlass.utils import LayoutEnum
+
+__all__ = ["gemm", "load_atom", "partition", "store_atom", "tile_layout", "tiled_mma"]
+
+
+def tile_layout(dtype: Any, rows: int, columns: int, stages: int) -> cute.ComposedLayout:
+    """`stages` row-major tiles of rows x columns with the widest swizzle that the columns allow."""
+    kind = hopper.get_smem_layout_atom(LayoutEnum.ROW_MAJOR, dtype, columns)
+    atom = warpgroup.make_smem_layout_atom(kind, dtype)
+    return cute.tile_to_shape(atom, (rows, columns, stages), order=(0, 1, 2))
+
+
+def load_atom(tensor: cute.Tensor, layout: cute.ComposedLayout, tile: tuple[int, int]) -> tuple[Any, Any]:
+    """TMA load of `tile` = (rows, columns) from a tensor (seq, dim, head, batch); what lies outside reads as zero."""
+    op = cpasync.CopyBulkTensorTileG2SOp()
+    return cpasync.make_tiled_tma_atom(op, tensor, cute.select(layout, mode=[0, 1]), tile)
+
+
+def store_atom(tensor: cute.Tensor, layout: cute.ComposedLayout, tile: tuple[int, int]) -> tuple[Any, Any]:
+    """TMA store of `tile` to a tensor (seq, dim, head, batch); what lies outside is not written."""
+    op = cpasync.CopyBulkTensorTileS2GOp()
+    return cpasync.make_tiled_tma_atom(op, tensor, cute.select(layout, mode=[0, 1]), tile)
+
+
+def partition(atom: cute.CopyAtom, shared: cute.Tensor, glob: cute.Tensor) -> tuple[cute.Tensor, cute.Tensor]:
+    """Shared and global tiles as one TMA copy sees them: mode 0 is the tile, the others are kept."""
+    shared, glob = cute.group_modes(shared, 0, 2), cute.group_modes(glob, 0, 2)
+    return cpasync.tma_partition(atom, 0, cute.make_layout(1), shared, glob)
+
+
+def tiled_mma(dtype: Any, n: int, b_major: Any, a_source: Any = warpgroup.OperandSource.SMEM) -> cute.TiledMma:
+    """64 x n products of one warpgroup with fp32 accumulators; A is K-major."""
+    k_major = cute.nvgpu.OperandMajorMode.K
+    return hopper.make_trivial_tiled_mma(dtype, dtype, k_major, b_major, Float32, (1, 1, 1), (64, n), a_source=a_source)
+
+
+@cute.jit
+def gemm(op, accumulator, a, b, zero: cutlass.Constexpr):
+    """Issues accumulator = a b (zero) or += a b, as one group that a later wait_group retires."""
+    warpgroup.fence()
+    atom = cute.make_mma_atom(op)  # a fresh atom: its ACCUMULATE field changes inside loops
+    atom.set(warpgroup.Field.ACCUMULATE, not zero)
+    for k in range_constexpr(cute.size(a.shape[2])):
+        cute.gemm(atom, accumulator, a[None, None, k], b[None, None, k], accumulator)
+        if const_expr(k == 0):
+            atom.set(warpgroup.Field.ACCUMULATE, True)
+    warpgroup.commit_group()
