@@ -1,0 +1,52 @@
+"""Checks of the builders' arguments: what a builder computes with has passed here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+__all__ = ["Integers", "check_integers", "check_lengths", "check_number", "device_of"]
+
+Integers = torch.Tensor | Sequence[int] | Sequence[Sequence[int]]
+
+
+def check_number(name: str, value: object, minimum: int | None = None) -> int:
+    """An int of at least `minimum`; TypeError or ValueError naming the argument otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{name} must be {'positive' if minimum == 1 else f'>= {minimum}'}, got {value}")
+    return value
+
+
+def check_lengths(seqlen_q: int, seqlen_k: int | None, *, equal_for: str | None = None) -> tuple[int, int]:
+    """Both lengths, seqlen_k defaulting to seqlen_q; `equal_for` names a builder that needs one sequence."""
+    check_number("seqlen_q", seqlen_q, 0)
+    seqlen_k = seqlen_q if seqlen_k is None else check_number("seqlen_k", seqlen_k, 0)
+    if equal_for and seqlen_k != seqlen_q:
+        raise ValueError(f"{equal_for} needs seqlen_k equal to seqlen_q, got {seqlen_q} and {seqlen_k}")
+    return seqlen_q, seqlen_k
+
+
+def check_integers(name: str, value: object, device: torch.device | str | None = None) -> torch.Tensor:
+    """A tensor or (nested) list of integers as an int64 tensor on `device`, or where it is."""
+    if not isinstance(value, torch.Tensor):
+        if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+            raise TypeError(f"{name} must be an integer tensor or a list of ints, got {type(value).__name__}")
+        try:
+            value = torch.tensor(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{name} must be an integer tensor or a list of ints: {error}") from None
+        if value.numel() == 0:  # an empty list says nothing of its type
+            value = value.long()
+    if value.dtype.is_floating_point or value.dtype.is_complex:
+        raise TypeError(f"{name} must hold integers, got {value.dtype}")
+    return value.to(device=device or value.device, dtype=torch.int64)
+
+
+def device_of(device: torch.device | str | None, *values: object) -> torch.device:
+    """The asked device, else that of the first tensor among the arguments, else the CPU."""
+    if device is not None:
+        return torch.device(device)
+    return next((v.device for v in values if isinstance(v, torch.Tensor)), torch.device("cpu"))
