@@ -1,0 +1,1 @@
+"""The public attention functions: argument checks, custom ops and autograd."""

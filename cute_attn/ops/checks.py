@@ -1,0 +1,184 @@
+"""Argument checks of the public functions: each raises TypeError or ValueError naming argument, value and what is
+allowed. What passed here is not checked again below."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from ..reference import compute_dtype
+
+__all__ = [
+    "check_count",
+    "check_cu_seqlens",
+    "check_flag",
+    "check_integer_tensor",
+    "check_packed",
+    "check_qkv",
+    "check_scale",
+    "check_sink",
+    "check_softcap",
+    "check_unsupported",
+    "check_window",
+]
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+SINK_LAYOUTS = ("sh", "ssh")
+
+
+def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: str) -> None:
+    """q, k and v fit together; `layout` names their dimensions: "(batch, seqlen, heads, head_dim)" or without batch."""
+    ndim = layout.count(",") + 1
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        _check_tensor(name, x)
+        if x.ndim != ndim:
+            raise ValueError(f"{name} must have shape {layout}, got {tuple(x.shape)}")
+        if x.dtype != q.dtype:
+            raise TypeError(f"q, k and v must have one dtype, got q {q.dtype} and {name} {x.dtype}")
+        if x.device != q.device:
+            raise ValueError(f"q, k and v must be on one device, got q on {q.device} and {name} on {x.device}")
+    if ndim == 4 and not q.shape[0] == k.shape[0] == v.shape[0]:
+        raise ValueError(f"q, k and v must have one batch size, got {q.shape[0]}, {k.shape[0]} and {v.shape[0]}")
+    if k.shape[-3] != v.shape[-3]:
+        raise ValueError(f"k and v must have one length, got {k.shape[-3]} and {v.shape[-3]}")
+    if k.shape[-2] != v.shape[-2]:
+        raise ValueError(f"k and v must have the same number of heads, got {k.shape[-2]} and {v.shape[-2]}")
+    if k.shape[-2] < 1 or q.shape[-2] < 1 or q.shape[-2] % k.shape[-2] != 0:
+        raise ValueError(
+            f"the heads of q must be a multiple of the heads of k and v (at least one), "
+            f"got heads_q = {q.shape[-2]} and heads_k = {k.shape[-2]}"
+        )
+    if q.shape[-1] != k.shape[-1] or q.shape[-1] < 1:
+        raise ValueError(f"q and k must have one head_dim >= 1, got {q.shape[-1]} and {k.shape[-1]}")
+    if v.shape[-1] < 1:
+        raise ValueError(f"v must have head_dim >= 1, got {v.shape[-1]}")
+
+
+def check_packed(name: str, x: torch.Tensor, layout: str, size: int | None = None) -> None:
+    """A packed tensor has the dimensions of `layout`, and `size` of the third-last if that packs q, k and v."""
+    _check_tensor(name, x)
+    if x.ndim != layout.count(",") + 1 or (size is not None and x.shape[-3] != size):
+        raise ValueError(f"{name} must have shape {layout}, got {tuple(x.shape)}")
+
+
+def check_scale(softmax_scale: float | None, head_dim: int) -> float:
+    """The scale to use: `1 / sqrt(head_dim)` for None."""
+    if softmax_scale is None:
+        return 1.0 / math.sqrt(head_dim)
+    _check_finite("softmax_scale", softmax_scale)
+    return float(softmax_scale)
+
+
+def check_softcap(softcap: float) -> float:
+    _check_finite("softcap", softcap)
+    if softcap < 0:
+        raise ValueError(f"softcap must be >= 0 (0 for off), got {softcap}")
+    return float(softcap)
+
+
+def check_count(name: str, value: int | None) -> None:
+    """None or an int >= 0."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name} must be an int >= 0, got {value!r} of type {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{name} must be >= 0, got {value}")
+
+
+def check_flag(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r} of type {type(value).__name__}")
+
+
+def check_sink(sink: torch.Tensor | None, sink_layout: str, q: torch.Tensor) -> torch.Tensor | None:
+    """The sinks as `(b or 1, sq or 1, s_sink, heads_q)`, for q `([b,] sq, heads_q, head_dim)`."""
+    if sink_layout not in SINK_LAYOUTS:
+        raise ValueError(f"sink_layout must be 'sh' or 'ssh', got {sink_layout!r}")
+    if sink is None:
+        return None
+    _check_is_tensor("sink", sink)
+    wanted = compute_dtype(q.dtype)
+    if sink.dtype != wanted:
+        raise TypeError(f"sink must be {wanted} with q of {q.dtype}, got {sink.dtype}")
+    if sink.device != q.device:
+        raise ValueError(f"sink must be on the device of q, {q.device}, got {sink.device}")
+    rows, heads = q.shape[-3], q.shape[-2]
+    if sink_layout == "sh":
+        if sink.ndim != 2 or sink.shape[1] != heads:
+            raise ValueError(f"sink of layout 'sh' must have shape (s_sink, {heads}), got {tuple(sink.shape)}")
+        return sink[None, None]
+    if sink.ndim == 3 and sink.shape[0] == rows and sink.shape[2] == heads:
+        return sink[None]
+    if q.ndim == 4 and sink.ndim == 4 and sink.shape[:2] == q.shape[:2] and sink.shape[3] == heads:
+        return sink
+    wanted_shape = f"({rows}, s_sink, {heads})" + (
+        f" or ({q.shape[0]}, {rows}, s_sink, {heads})" if q.ndim == 4 else ""
+    )
+    raise ValueError(f"sink of layout 'ssh' must have shape {wanted_shape}, got {tuple(sink.shape)}")
+
+
+def check_window(window_size: Sequence[int], causal: bool) -> tuple[int, int]:
+    """The window (left, right) that `window_size` and `causal` mean together; -1 is unlimited."""
+    check_flag("causal", causal)
+    if not isinstance(window_size, (tuple, list)) or len(window_size) != 2:
+        raise ValueError(f"window_size must be (left, right), got {window_size!r}")
+    for bound in window_size:
+        if isinstance(bound, bool) or not isinstance(bound, int):
+            raise TypeError(f"window_size must hold two ints >= -1, got {window_size!r}")
+        if bound < -1:
+            raise ValueError(f"window_size must hold two ints >= -1 (-1 for unlimited), got {window_size!r}")
+    left, right = window_size
+    return (left, 0) if causal else (left, right)
+
+
+def check_integer_tensor(name: str, x: torch.Tensor, layout: str) -> None:
+    """An integer tensor with the dimensions of `layout`: "(n, 2)" or "(n,)"."""
+    _check_is_tensor(name, x)
+    if x.dtype.is_floating_point or x.dtype.is_complex or x.dtype == torch.bool:
+        raise TypeError(f"{name} must hold integers, got {x.dtype}")
+    if (x.ndim, x.shape[-1] if x.ndim == 2 else 2) != ((2, 2) if layout == "(n, 2)" else (1, 2)):
+        raise ValueError(f"{name} must have shape {layout}, got {tuple(x.shape)}")
+
+
+def check_cu_seqlens(cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor) -> None:
+    """Cumulative lengths of the same number of documents; their values are checked where they are read."""
+    for name, x in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
+        check_integer_tensor(name, x, "(n,)")
+        if len(x) < 1:
+            raise ValueError(f"{name} must have shape (documents + 1,), got {tuple(x.shape)}")
+    if len(cu_seqlens_q) != len(cu_seqlens_k):
+        raise ValueError(
+            f"cu_seqlens_q and cu_seqlens_k must have one length, got {len(cu_seqlens_q)} and {len(cu_seqlens_k)}"
+        )
+
+
+def check_unsupported(**arguments: tuple[object, object]) -> None:
+    """Arguments that exist for the sake of the signature, each given as (value, the only value allowed)."""
+    for name, (value, allowed) in arguments.items():
+        if value is not allowed and (isinstance(value, torch.Tensor) or value != allowed):
+            got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+            raise ValueError(f"{name} is not supported: it must be {allowed!r}, got {got}")
+
+
+def _check_is_tensor(name: str, x: object) -> None:
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+
+
+def _check_tensor(name: str, x: torch.Tensor) -> None:
+    _check_is_tensor(name, x)
+    if x.is_nested or x.layout != torch.strided:
+        kind = "a nested tensor" if x.is_nested else f"layout {x.layout}"
+        raise TypeError(f"{name} must be a dense tensor, got {kind}; pack sequences and describe them by the mask")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{name} must be bfloat16, float16, float32 or float64, got {x.dtype}")
+
+
+def _check_finite(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
+        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
