@@ -92,14 +92,13 @@ class IntervalMask:
     def from_intervals(cls, lo: torch.Tensor, hi: torch.Tensor, seqlen_k: int) -> IntervalMask:
         """From integer `lo`, `hi` of shape `(seqlen_q,)`, `(layers, seqlen_q)` or `(batch, layers, seqlen_q)`, in any
         order and overlapping at will; bounds are clipped to [0, seqlen_k] and intervals with `hi <= lo` are empty."""
+        _check_integers("lo", lo)
+        _check_integers("hi", hi)
         if lo.shape != hi.shape or lo.ndim not in (1, 2, 3):
             raise ValueError(
                 "lo and hi must both have shape (seqlen_q,), (layers, seqlen_q) or (batch, layers, seqlen_q), "
                 f"got {tuple(lo.shape)} and {tuple(hi.shape)}"
             )
-        for name, value in (("lo", lo), ("hi", hi)):
-            if value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool:
-                raise TypeError(f"{name} must hold integers, got {value.dtype}")
         while lo.ndim < 3:
             lo, hi = lo[None], hi[None]
         lo, hi = lo.clamp(0, seqlen_k), hi.clamp(0, seqlen_k)
@@ -218,8 +217,7 @@ class IntervalMask:
 
     def permute_rows(self, order: torch.Tensor) -> IntervalMask:
         """Row i of the result is row `order[i]` of this mask; `order` is a 1-D integer tensor of rows."""
-        if order.ndim != 1 or order.dtype.is_floating_point or order.dtype == torch.bool:
-            raise TypeError(f"order must be a 1-D integer tensor, got {order.dtype} of shape {tuple(order.shape)}")
+        _check_integers("order", order, one_dimension=True)
         order = order.to(self.device, torch.int64)
         if order.numel() and not bool(((order >= 0) & (order < self.seqlen_q)).all()):
             raise ValueError(f"order must hold rows in [0, {self.seqlen_q})")
@@ -234,10 +232,7 @@ class IntervalMask:
         Since the order is kept, an interval of keys is an interval of columns: `lo' = searchsorted(positions, lo)`,
         `hi'` alike. Intervals whose gap was not gathered unite. Any other order raises ValueError.
         """
-        if positions.ndim != 1 or positions.dtype.is_floating_point or positions.dtype == torch.bool:
-            raise TypeError(
-                f"positions must be a 1-D integer tensor, got {positions.dtype} of shape {tuple(positions.shape)}"
-            )
+        _check_integers("positions", positions, one_dimension=True)
         positions = positions.to(self.device, torch.int32).contiguous()
         if positions.numel() and not bool(
             (positions[1:] > positions[:-1]).all() & (positions[0] >= 0) & (positions[-1] < self.seqlen_k)
@@ -251,6 +246,16 @@ class IntervalMask:
         if self.device == torch.device(device):
             return self
         return IntervalMask(self.lo.to(device), self.hi.to(device), self.seqlen_k)
+
+
+def _check_integers(name: str, value: object, one_dimension: bool = False) -> None:
+    wanted = f"{name} must be a {'1-D integer tensor' if one_dimension else 'tensor of integers'}"
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{wanted}, got {type(value).__name__}")
+    if value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool:
+        raise TypeError(f"{wanted}, got {value.dtype}")
+    if one_dimension and value.ndim != 1:
+        raise TypeError(f"{wanted}, got shape {tuple(value.shape)}")
 
 
 def _padded(x: torch.Tensor, layers: int) -> torch.Tensor:

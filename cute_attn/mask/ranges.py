@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -35,7 +36,8 @@ class AttnRange:
             return pair
         if len(pair) != 2:
             raise ValueError(f"AttnRange: expected [start, end], got {len(pair)} numbers: {list(pair)}")
-        return cls(int(pair[0]), int(pair[1]))
+        # NumPy's and torch's integers become ints; a float stays one and is refused
+        return cls(*(operator.index(end) if hasattr(end, "__index__") else end for end in pair))
 
     @property
     def seqlen(self) -> int:
@@ -157,7 +159,7 @@ def ranges_tensor(name: str, ranges: RangesLike, device: torch.device | str | No
     if isinstance(ranges, AttnRanges):
         ranges = ranges.to_tensor()
     elif not isinstance(ranges, torch.Tensor):
-        if not isinstance(ranges, Sequence):
+        if isinstance(ranges, (str, bytes)) or not isinstance(ranges, Sequence):
             raise TypeError(f"{name} must be a tensor, AttnRanges or a list of pairs, got {type(ranges).__name__}")
         ranges = AttnRanges(ranges).to_tensor() if len(ranges) else torch.empty(0, 2, dtype=torch.int32)
     if ranges.dtype.is_floating_point or ranges.dtype.is_complex or ranges.dtype == torch.bool:
