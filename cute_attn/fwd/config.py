@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cute_attn.jit.spec import KernelSpec, Layers, Softmax, TileConfig
+from cute_attn.jit.spec import KernelSpec, Softmax, TileConfig
 
 __all__ = ["check", "default_tile", "out_shares_queries", "shared_memory_bytes"]
 
@@ -68,6 +68,6 @@ _STALE = {
 }
 
 
-def default_tile(head_dim: int, head_dim_v: int, layers: Layers, softmax: Softmax) -> TileConfig:
+def default_tile(head_dim: int, head_dim_v: int, softmax: Softmax) -> TileConfig:
     """The tile that a kernel of this kind gets unless told otherwise."""
     return _STALE[head_dim, head_dim_v]

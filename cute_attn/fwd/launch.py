@@ -1,0 +1,151 @@
+"""From checked tensors and a mask to one launch of the forward kernel."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+
+import torch
+
+from cute_attn.jit.load import Runtime, kernel
+from cute_attn.jit.spec import HEAD_DIMS, KernelSpec, Layers, Score, Softmax, TileConfig
+from cute_attn.mask import IntervalMask
+
+from .config import default_tile
+
+__all__ = ["forward", "in_kernel_form"]
+
+LOG2_E = math.log2(math.e)
+DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+# Scales that the exponential alone can carry: beyond them, and for scale <= 0, scores are multiplied before masking.
+PLAIN_SCALES = (1e-6, 1e6)
+SIMULATED_SMS = 132  # of the GPU that the simulator stands for
+
+log = logging.getLogger("cute_attn.copy")
+
+
+def forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: IntervalMask,
+    *,
+    softmax_scale: float,
+    softcap: float = 0.0,
+    sink_lse: torch.Tensor | None = None,
+    return_max_logits: bool = False,
+    sm_margin: int = 0,
+    runtime: Runtime = "sm90",
+    softmax: Softmax = "stale",
+    tile: TileConfig | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Attention forward on the kernel.
+
+    Args:
+        q: (batch, seqlen_q, heads_q, head_dim), bf16 or fp16; k, v: (batch, seqlen_k, heads_k, head_dim or head_dim_v).
+            Checked by the caller; strides as in `in_kernel_form`, else a copy is made.
+        mask: over (seqlen_q, seqlen_k), its batch 1 or the tensors'.
+        softmax_scale: any finite number; zero and negative ones take a variant that scales the scores first.
+        sink_lse: fp32, broadcastable to (batch, heads_q, seqlen_q): logsumexp of the sinks of a row.
+        softmax: how the maximum is kept, see `cute_attn.fwd.softmax`; with return_max_logits always "exact".
+        tile: None takes the default.
+
+    Returns:
+        out (batch, seqlen_q, heads_q, head_dim_v) like q, lse (batch, heads_q, seqlen_q) fp32 with sinks included, and
+        max_logits (batch, heads_q) fp32 or None.
+    """
+    batch, seqlen_q, heads_q, head_dim = q.shape
+    seqlen_k, head_dim_v = v.shape[1], v.shape[3]
+    out = q.new_empty(batch, seqlen_q, heads_q, head_dim_v)
+    lse = q.new_empty(batch, heads_q, seqlen_q, dtype=torch.float32)
+    max_logits = q.new_full((batch, heads_q), -math.inf, dtype=torch.float32) if return_max_logits else None
+    if sink_lse is not None:
+        sink_lse = sink_lse.expand(batch, heads_q, seqlen_q)
+    if out.numel() == 0:
+        return out, lse, max_logits
+    dims = _kernel_dims(head_dim, head_dim_v)
+    softmax = "exact" if return_max_logits else softmax
+    tile = tile or default_tile(*dims, softmax)
+    schedule = mask.schedule((tile.m, tile.n))
+    if seqlen_k == 0 or schedule.forward.runs.shape[0] == 0:
+        lse.copy_(sink_lse) if sink_lse is not None else lse.fill_(-math.inf)
+        return out.zero_(), lse, max_logits
+    score, score_factor, exp2_factor = _score(softmax_scale, softcap)
+    layers, has_lower, has_upper = _mask_kind(schedule.layers, schedule.has_lower, schedule.has_upper)
+    spec = KernelSpec(
+        dtype=DTYPES[q.dtype],  # type: ignore[arg-type]
+        head_dim=dims[0],
+        head_dim_v=dims[1],
+        layers=layers,
+        has_lower=has_lower,
+        has_upper=has_upper,
+        score=score,
+        sink=sink_lse is not None,
+        max_logits=return_max_logits,
+        softmax=softmax,
+        tile=tile,
+    )
+    q, k, v = (in_kernel_form(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
+    bounds = (mask.lo, mask.hi) if layers != 0 else (None, None)
+    tensors = (q, k, v, out, lse, *bounds, sink_lse, max_logits)
+    batches = batch if mask.batch == 1 else 1
+    scalars = (score_factor, exp2_factor, batches, max(1, _multiprocessors(q.device) - sm_margin))
+    arguments = (tensors, (schedule.forward.items, schedule.forward.runs), scalars)
+    found = kernel(spec, runtime)
+    if runtime == "sim":
+        from cute_attn.sim import run
+
+        run(found.function, *arguments, ptx=found.ptx)
+    else:
+        found.function(*arguments)
+    return out, lse, max_logits
+
+
+def in_kernel_form(name: str, x: torch.Tensor) -> torch.Tensor:
+    """The tensor as TMA takes it: the last stride 1, the others multiples of 8 elements, the base 16-byte aligned.
+
+    A tensor that is not so is copied once, which the log `cute_attn.copy` shows; strides of dimensions of size 1 never
+    matter.
+    """
+    wanted = [stride if size > 1 else 8 for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True)]
+    if (x.stride(-1) != 1 and x.shape[-1] > 1) or any(s % 8 for s in wanted) or x.data_ptr() % 16:
+        log.info("copying %s of shape %s: strides %s do not fit TMA", name, tuple(x.shape), x.stride())
+        x = x.contiguous() if not x.is_contiguous() else x.clone()
+        wanted = [stride if size > 1 else 8 for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True)]
+    return x if x.stride() == (*wanted, 1) else x.as_strided(x.shape, (*wanted, 1))
+
+
+def _kernel_dims(head_dim: int, head_dim_v: int) -> tuple[int, int]:
+    """The smallest pair of HEAD_DIMS that holds the tensors' head dims."""
+    for dims in HEAD_DIMS:
+        if head_dim <= dims[0] and head_dim_v <= dims[1] and head_dim % 8 == 0 and head_dim_v % 8 == 0:
+            return dims
+    raise ValueError(
+        f"head_dim and head_dim_v must be multiples of 8 up to 256 for the kernels, got {head_dim} and {head_dim_v}"
+    )
+
+
+def _mask_kind(layers: int, has_lower: bool, has_upper: bool) -> tuple[Layers, bool, bool]:
+    """A schedule's mask as specs name it."""
+    if layers == 0 or not (has_lower or has_upper):
+        return 0, False, True
+    if layers == 1:
+        return 1, has_lower, has_upper
+    return (2, True, True) if layers == 2 else ("many", True, True)
+
+
+def _score(scale: float, softcap: float) -> tuple[Score, float, float]:
+    """The kind of score, what scores are multiplied with before masking, and what the exponential multiplies with."""
+    if softcap > 0.0:
+        return "softcap", scale / softcap, softcap * LOG2_E
+    if PLAIN_SCALES[0] <= scale <= PLAIN_SCALES[1]:
+        return "plain", 1.0, scale * LOG2_E
+    return "scaled", scale, LOG2_E
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return SIMULATED_SMS
+    return torch.cuda.get_device_properties(device).multi_processor_count

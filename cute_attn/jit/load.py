@@ -1,0 +1,97 @@
+"""Kernels ready to be called: from memory, else from disk, else compiled."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import logging
+import tempfile
+import threading
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from . import cache
+from .compile import compile
+from .spec import KernelSpec
+
+__all__ = ["Kernel", "Runtime", "kernel"]
+
+Runtime = Literal["sm90", "sim"]
+
+log = logging.getLogger("cute_attn.compile")
+_kernels: dict[tuple[KernelSpec, Runtime], Kernel] = {}
+_lock = threading.Lock()  # the compiler is not thread-safe, and one compile of a spec is enough
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel to be called with tuples in the order of its argument structs; `ptx` is what the simulator runs."""
+
+    spec: KernelSpec
+    function: Any
+    ptx: str
+
+
+def kernel(spec: KernelSpec, runtime: Runtime) -> Kernel:
+    """The kernel of a spec, to run on the GPU ("sm90") or in the simulator ("sim").
+
+    Looked for in memory, then on disk, then compiled and written to disk; an entry on disk that is broken is set aside
+    with a warning and replaced. Where the disk cannot be written a warning says so and the kernel lives in memory.
+    """
+    found = _kernels.get((spec, runtime))
+    if found is not None:
+        return found
+    with _lock:
+        if (spec, runtime) not in _kernels:
+            _kernels[spec, runtime] = _load(spec, runtime)
+        return _kernels[spec, runtime]
+
+
+def _load(spec: KernelSpec, runtime: Runtime) -> Kernel:
+    try:
+        entry = cache.read(spec)
+    except cache.BrokenEntry as error:
+        warnings.warn(f"a cached kernel is broken and is compiled anew: {error}", stacklevel=4)
+        cache.set_aside(spec)
+        entry = None
+    if entry is None:
+        log.info("compiling %s", spec)
+        compiled = compile(spec)
+        try:
+            entry = cache.commit(compiled)
+        except OSError as error:
+            warnings.warn(f"a compiled kernel could not be cached and lives in memory only: {error}", stacklevel=4)
+            with tempfile.TemporaryDirectory() as scratch:
+                path = cache.write_shared_object(compiled, Path(scratch))
+                return Kernel(spec, _open(path, runtime), compiled.ptx)
+    return Kernel(spec, _open(entry.shared_object, runtime), entry.ptx)
+
+
+def _open(shared_object: Path, runtime: Runtime) -> Any:
+    """The host function of a shared object, bound to a runtime."""
+    import tvm_ffi
+
+    if runtime == "sm90":
+        _provide_cuda_runtime()
+        return tvm_ffi.load_module(str(shared_object))[cache.SYMBOL]
+    from cute_attn.sim import stub
+
+    stub.library()
+    with tempfile.NamedTemporaryFile(suffix=".so") as file:
+        file.write(stub.retargeted(shared_object.read_bytes()))
+        file.flush()
+        return tvm_ffi.load_module(file.name)[cache.SYMBOL]
+
+
+@functools.cache
+def _provide_cuda_runtime() -> None:
+    """Makes the symbols of the DSL's runtime library global: shared objects loaded after it find them."""
+    package = importlib.util.find_spec("nvidia_cutlass_dsl")
+    roots = [Path(p) for p in (package.submodule_search_locations or [])] if package else []
+    libraries = [lib for root in roots for lib in sorted(root.glob("**/libcute_dsl_runtime.so"))]
+    if not libraries:
+        raise RuntimeError("running kernels needs libcute_dsl_runtime.so, which nvidia-cutlass-dsl brings")
+    ctypes.CDLL(str(libraries[0]), mode=ctypes.RTLD_GLOBAL)
