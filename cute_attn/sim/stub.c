@@ -1,6 +1,6 @@
 /* Stands in for the CUDA runtime that compiled host code calls: hands each kernel launch to a callback, runs nothing.
-   The symbols are those that host code compiled by the CuTe DSL leaves undefined; anything not modelled is an error.
-   Each has a twin of equal length (stub.py renames to it), for processes in which the real runtime is loaded too. */
+   The symbols are those that host code compiled by the CuTe DSL leaves undefined, with their first "cu" turned to "ca",
+   as `retargeted` in stub.py does to the host code: so the real runtime may be loaded too. What is not modelled fails. */
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,18 +17,18 @@ static launch_t on_launch;
 
 void cute_attn_stub_on_launch(launch_t callback) { on_launch = callback; }
 
-int _cudaLaunchKernelEx(const void *config, kernel_t *kernel, void **arguments) {
+int _cadaLaunchKernelEx(const void *config, kernel_t *kernel, void **arguments) {
   return on_launch ? on_launch(kernel->name, kernel->library->image, config, arguments) : NOT_SUPPORTED;
 }
 
-int _cudaLibraryLoadData(library_t **library, const void *image, void *o1, void *v1, unsigned n1, void *o2, void *v2, unsigned n2) {
+int _cadaLibraryLoadData(library_t **library, const void *image, void *o1, void *v1, unsigned n1, void *o2, void *v2, unsigned n2) {
   (void)o1, (void)v1, (void)n1, (void)o2, (void)v2, (void)n2;
   if (!(*library = malloc(sizeof(library_t)))) return OUT_OF_MEMORY;
   (*library)->image = image;
   return SUCCESS;
 }
 
-int _cudaLibraryGetKernel(kernel_t **kernel, library_t *library, const char *name) {
+int _cadaLibraryGetKernel(kernel_t **kernel, library_t *library, const char *name) {
   size_t length = strlen(name) + 1;
   if (!(*kernel = malloc(sizeof(kernel_t) + length))) return OUT_OF_MEMORY;
   (*kernel)->library = library;
@@ -36,25 +36,25 @@ int _cudaLibraryGetKernel(kernel_t **kernel, library_t *library, const char *nam
   return SUCCESS;
 }
 
-int _cudaGetDevice(int *device) { *device = 0; return SUCCESS; }
-int _cudaSetDevice(int device) { return device == 0 ? SUCCESS : INVALID_VALUE; }
-int _cudaFuncSetAttribute(kernel_t *kernel, int attribute, int value) {
+int _cadaGetDevice(int *device) { *device = 0; return SUCCESS; }
+int _cadaSetDevice(int device) { return device == 0 ? SUCCESS : INVALID_VALUE; }
+int _cadaFuncSetAttribute(kernel_t *kernel, int attribute, int value) {
   (void)kernel, (void)attribute, (void)value;
   return SUCCESS;
 }
-int _cudaKernelSetAttributeForDevice(kernel_t *kernel, int attribute, int value, int device) {
+int _cadaKernelSetAttributeForDevice(kernel_t *kernel, int attribute, int value, int device) {
   (void)kernel, (void)attribute, (void)value;
-  return _cudaSetDevice(device);
+  return _cadaSetDevice(device);
 }
 
-int _cuKernelGetAttribute(int *value, int attribute, kernel_t *kernel, int device) {
+int _caKernelGetAttribute(int *value, int attribute, kernel_t *kernel, int device) {
   (void)kernel, (void)device;
   if (attribute != 1) return INVALID_VALUE; /* static shared memory: the DSL allocates all of it dynamically */
   *value = 0;
   return SUCCESS;
 }
 
-int _cudaDeviceGetAttribute(int *value, int attribute, int device) {
+int _cadaDeviceGetAttribute(int *value, int attribute, int device) {
   static const int hopper[][2] = {
       {1, 1024}, {2, 1024}, {3, 1024}, {4, 64},        /* threads of a block, and along x, y, z */
       {5, 2147483647}, {6, 65535}, {7, 65535},         /* blocks of a grid along x, y, z */
@@ -67,12 +67,12 @@ int _cudaDeviceGetAttribute(int *value, int attribute, int device) {
   return INVALID_VALUE;
 }
 
-const char *cuda_dialect_get_error_name(int code) {
+const char *cada_dialect_get_error_name(int code) {
   return code == OUT_OF_MEMORY ? "cudaErrorMemoryAllocation" : code == NOT_SUPPORTED ? "cudaErrorNotSupported" : "cudaErrorInvalidValue";
 }
 
 /* `state` guards a module's one library: 0 until loaded. Callers hold Python's lock, so no atomics. */
-int cuda_dialect_init_library_once(void **state, int (*init)(void **), int (*load)(void **, int), void (*raise)(const char *, const char *)) {
+int cada_dialect_init_library_once(void **state, int (*init)(void **), int (*load)(void **, int), void (*raise)(const char *, const char *)) {
   void *library = NULL;
   if (*state) return SUCCESS;
   if (init(&library) != SUCCESS || (load && load(&library, 0) != SUCCESS)) {
@@ -83,18 +83,18 @@ int cuda_dialect_init_library_once(void **state, int (*init)(void **), int (*loa
   return SUCCESS;
 }
 
-void cuda_dialect_unload_library_once(void **state) {
+void cada_dialect_unload_library_once(void **state) {
   free(*state);
   *state = NULL;
 }
 
-void CuteDSLRT_TVMFFISetRaisedCudaError(raise_t raise, int code) {
-  const char *parts[] = {"the simulator's runtime returned ", cuda_dialect_get_error_name(code),
+void CateDSLRT_TVMFFISetRaisedCudaError(raise_t raise, int code) {
+  const char *parts[] = {"the simulator's runtime returned ", cada_dialect_get_error_name(code),
                          code == NOT_SUPPORTED ? ": this function launches kernels outside cute_attn.sim.run" : ""};
   raise("RuntimeError", parts, 3);
 }
 
-void CuteDSLRT_TVMFFISetRaisedCudaLaunchError(
+void CateDSLRT_TVMFFISetRaisedCudaLaunchError(
     raise_t raise, int gx, int gy, int gz, int bx, int by, int bz, int threads, long long smem, int device, int max_threads,
     int max_bx, int max_by, int max_bz, int max_gx, int max_gy, int max_gz, int max_smem, int max_smem_optin,
     const char *violation, const char *file, int line, int column, int end_column) {
@@ -106,19 +106,3 @@ void CuteDSLRT_TVMFFISetRaisedCudaLaunchError(
            violation, gx, gy, gz, bx, by, bz, threads, smem, file, line);
   raise("RuntimeError", parts, 1);
 }
-
-#define TWIN(name, twin) extern __typeof__(name) twin __attribute__((alias(#name)))
-TWIN(_cudaLaunchKernelEx, _cadaLaunchKernelEx);
-TWIN(_cudaLibraryLoadData, _cadaLibraryLoadData);
-TWIN(_cudaLibraryGetKernel, _cadaLibraryGetKernel);
-TWIN(_cudaGetDevice, _cadaGetDevice);
-TWIN(_cudaSetDevice, _cadaSetDevice);
-TWIN(_cudaFuncSetAttribute, _cadaFuncSetAttribute);
-TWIN(_cudaKernelSetAttributeForDevice, _cadaKernelSetAttributeForDevice);
-TWIN(_cuKernelGetAttribute, _caKernelGetAttribute);
-TWIN(_cudaDeviceGetAttribute, _cadaDeviceGetAttribute);
-TWIN(cuda_dialect_get_error_name, cada_dialect_get_error_name);
-TWIN(cuda_dialect_init_library_once, cada_dialect_init_library_once);
-TWIN(cuda_dialect_unload_library_once, cada_dialect_unload_library_once);
-TWIN(CuteDSLRT_TVMFFISetRaisedCudaError, CateDSLRT_TVMFFISetRaisedCudaError);
-TWIN(CuteDSLRT_TVMFFISetRaisedCudaLaunchError, CateDSLRT_TVMFFISetRaisedCudaLaunchError);

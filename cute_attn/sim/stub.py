@@ -15,7 +15,7 @@ from pathlib import Path
 
 import platformdirs
 
-# What host code compiled by the DSL needs of its runtime. The stub exports each under this name and under its twin's.
+# What host code compiled by the DSL needs of its runtime.
 SYMBOLS = (
     "_cudaLaunchKernelEx",
     "_cudaLibraryLoadData",
@@ -95,25 +95,24 @@ def _compile(built: Path) -> None:
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The loaded stub."""
-    loaded = ctypes.CDLL(str(path()))
+    """The loaded stub. Its symbols are global, so that retargeted shared objects find them."""
+    loaded = ctypes.CDLL(str(path()), mode=ctypes.RTLD_GLOBAL)
     loaded.cute_attn_stub_on_launch.argtypes = [LaunchCallback]
     loaded.cute_attn_stub_on_launch.restype = None
     return loaded
 
 
 def retargeted(code: bytes) -> bytes:
-    """An object file or shared object whose undefined runtime symbols are those of the stub alone.
+    """An object file or shared object whose undefined runtime symbols are the stub's ("_cadaGetDevice").
 
-    The DSL loads its own runtime with global symbols, which would win over the stub's: hence the twins, of equal length
-    so that no offset in the file moves ("_cudaGetDevice" becomes "_cadaGetDevice").
+    The DSL loads its own runtime with global symbols, which would win over a stub of the same names. The stub's names
+    have the same length, so that no offset in the file moves.
     """
     for symbol in SYMBOLS:
-        twin = symbol.replace("Cu", "Ca", 1) if symbol.startswith("Cu") else symbol.replace("cu", "ca", 1)
-        code = code.replace(symbol.encode() + b"\0", twin.encode() + b"\0")
+        code = code.replace(symbol.encode() + b"\0", renamed(symbol).encode() + b"\0")
     return code
 
 
-def provide_runtime() -> None:
-    """Makes the stub's symbols global: a shared object loaded after it, exported without a runtime, finds them."""
-    ctypes.CDLL(str(path()), mode=ctypes.RTLD_GLOBAL)
+def renamed(symbol: str) -> str:
+    """The stub's name for a symbol of the runtime."""
+    return symbol.replace("Cu", "Ca", 1) if symbol.startswith("Cu") else symbol.replace("cu", "ca", 1)

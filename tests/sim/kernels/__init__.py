@@ -74,7 +74,7 @@ def _column_sums(x: cute.Tensor, out: cute.Tensor, total: cute.Tensor, rows: cut
     thread = cute.arch.thread_idx()[0]
     lane = cute.arch.lane_idx()
     block = cute.arch.block_idx()[0]
-    partial = cutlass.utils.SmemAllocator().allocate_tensor(Float32, cute.make_layout(WARPGROUP), 128)
+    partial = cutlass.memory.SmemAllocator().allocate_tensor(Float32, cute.make_layout(WARPGROUP), 128)
     sums = Float32(0.0)
     for row in cutlass.range(rows):
         sums += x[block * rows + row, thread]

@@ -79,7 +79,7 @@ class Attention:
         v: cute.Tensor, atom_o: cute.CopyAtom, o: cute.Tensor, lse: cute.Tensor, scale: Float32, tiles: cute.Shape,
         q_layout: cute.ComposedLayout, kv_layout: cute.ComposedLayout, mma_qk: cute.TiledMma, mma_pv: cute.TiledMma,
     ) -> None:  # fmt: skip
-        storage = cutlass.utils.SmemAllocator().allocate(self.Storage)
+        storage = cutlass.memory.SmemAllocator().allocate(self.Storage)
         sq, so = [x.get_tensor(q_layout.outer, swizzle=q_layout.inner) for x in (storage.q, storage.o)]
         sk, sv = [x.get_tensor(kv_layout.outer, swizzle=kv_layout.inner) for x in (storage.k, storage.v)]
         q_full, q_empty = storage.q_full.data_ptr(), storage.q_empty.data_ptr()

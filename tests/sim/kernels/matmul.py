@@ -8,7 +8,7 @@ import cutlass
 import cutlass.utils.hopper_helpers as hopper
 from cutlass import BFloat16, Float32, Int32, cute, range_constexpr
 from cutlass.cute.nvgpu import OperandMajorMode, cpasync, warp, warpgroup
-from cutlass.utils import LayoutEnum
+from cutlass.tensor_utils import LayoutEnum
 
 from kernels import WARPGROUP, compiled, fake, mark
 
@@ -78,7 +78,7 @@ class Matmul:
         atom_c: cute.CopyAtom, c: cute.Tensor, tiles: cute.Shape, a_layout: cute.ComposedLayout,
         b_layout: cute.ComposedLayout, c_layout: cute.ComposedLayout, mma: cute.TiledMma,
     ) -> None:  # fmt: skip
-        storage = cutlass.utils.SmemAllocator().allocate(self.Storage)
+        storage = cutlass.memory.SmemAllocator().allocate(self.Storage)
         sa = storage.a.get_tensor(a_layout.outer, swizzle=a_layout.inner)
         sb = storage.b.get_tensor(b_layout.outer, swizzle=b_layout.inner)
         sc = storage.c.get_tensor(c_layout.outer, swizzle=c_layout.inner)
