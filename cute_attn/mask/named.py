@@ -31,7 +31,7 @@ def from_spec(
     Raises ValueError for an unknown name or key (with what exists), a value of the wrong form, and whatever the builder
     refuses.
     """
-    name, _, rest = spec.strip().partition(":")
+    name, rest = (part.strip() for part in spec.partition(":")[::2])
     if name not in BUILDERS:
         raise ValueError(f"unknown mask {name!r}; there are: {', '.join(sorted(BUILDERS))}")
     builder = BUILDERS[name]
@@ -41,7 +41,7 @@ def from_spec(
         if p.kind is p.KEYWORD_ONLY and p.name != "device"
     ]
     arguments: dict[str, object] = {}
-    for item in filter(None, rest.split(",")):
+    for item in filter(str.strip, rest.split(",")):
         key, equals, text = (x.strip() for x in item.partition("="))
         if not equals:
             raise ValueError(f"mask {name}: expected key=value, got {item!r}")
@@ -63,7 +63,7 @@ def _value(name: str, key: str, text: str) -> object:
     """A value in the form its key asks for: a list keeps being one though it has a single number."""
     try:
         if key == "runs":
-            return [[int(end) for end in part.split("-", 1)] for part in text.split("/")]
+            return [[int(start), int(end)] for start, end in (part.split("-") for part in text.split("/"))]
         if key in _LISTS or "/" in text:
             return [int(part) for part in text.split("/")]
         if text in ("true", "false"):
