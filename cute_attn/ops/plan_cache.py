@@ -20,7 +20,7 @@ from .window import windowed_documents
 
 __all__ = ["CAPACITY", "MaskArgument", "clear_plans", "find_mask", "remember_mask"]
 
-CAPACITY = 64  # masks kept; the least recently used goes first
+CAPACITY = 32  # masks kept, O(rows) each; the least recently used goes first
 
 Value = TypeVar("Value")
 
@@ -77,7 +77,7 @@ class _Seen(NamedTuple):
 
     tensors: list[weakref.ref[torch.Tensor]]
     stamps: list[Hashable]
-    mask: IntervalMask | weakref.ref[IntervalMask]
+    mask: IntervalMask
 
 
 _by_identity: _Recent[_Seen] = _Recent()
@@ -92,12 +92,9 @@ def find_mask(argument: MaskArgument, seqlen_q: int, seqlen_k: int, device: torc
     """
     rest = (argument.kind, argument.window_left, argument.window_right, seqlen_q, seqlen_k, device)
     tensors = argument.tensors
-    who = (*map(id, tensors), rest)
-    known = not any(t.is_inference() for t in tensors)  # inference tensors have no version
-    if tensors and known:
-        mask = _seen(who, tensors)
-        if mask is not None:
-            return mask
+    mask = _recall(tensors, rest)
+    if mask is not None:
+        return mask
     _refuse_capture(device)
     if argument.kind == "intervals":  # as large as the mask itself: identity is all that is worth a look
         mask = _make(argument, seqlen_q, seqlen_k, device)
@@ -107,19 +104,15 @@ def find_mask(argument: MaskArgument, seqlen_q: int, seqlen_k: int, device: torc
         if mask is None:
             mask = _make(argument, seqlen_q, seqlen_k, device)
             _by_content.put(content, mask)
-    if tensors and known:
-        _by_identity.put(who, _Seen(list(map(weakref.ref, tensors)), list(map(_stamp, tensors)), mask))
+    _remember(tensors, rest, mask)
     return mask
 
 
 def remember_mask(mask: IntervalMask) -> None:
-    """Lets `find_mask` find this very mask, and the plans it carries, by its tensors; it is not kept alive."""
-    tensors = [mask.lo, mask.hi]
-    if any(t.is_inference() for t in tensors):
-        return
-    who = (*map(id, tensors), ("intervals", -1, -1, mask.seqlen_q, mask.seqlen_k, mask.device))
-    if _seen(who, tensors) is not mask:
-        _by_identity.put(who, _Seen(list(map(weakref.ref, tensors)), list(map(_stamp, tensors)), weakref.ref(mask)))
+    """Lets `find_mask` find this very mask, and the plans it carries, by its tensors."""
+    tensors, rest = [mask.lo, mask.hi], ("intervals", -1, -1, mask.seqlen_q, mask.seqlen_k, mask.device)
+    if _recall(tensors, rest) is not mask:
+        _remember(tensors, rest, mask)
 
 
 def clear_plans() -> None:
@@ -128,14 +121,25 @@ def clear_plans() -> None:
     _by_content.clear()
 
 
-def _seen(who: Hashable, tensors: list[torch.Tensor]) -> IntervalMask | None:
-    seen = _by_identity.get(who)
+def _recall(tensors: list[torch.Tensor], rest: tuple[Hashable, ...]) -> IntervalMask | None:
+    """The mask that these very tensors meant before, if none of them has changed since."""
+    if not _are_versioned(tensors):
+        return None
+    seen = _by_identity.get((*map(id, tensors), *rest))
     if seen is None:
         return None
     same = all(ref() is t and s == _stamp(t) for ref, s, t in zip(seen.tensors, seen.stamps, tensors, strict=True))
-    if not same:
-        return None
-    return seen.mask() if isinstance(seen.mask, weakref.ref) else seen.mask
+    return seen.mask if same else None
+
+
+def _remember(tensors: list[torch.Tensor], rest: tuple[Hashable, ...], mask: IntervalMask) -> None:
+    if _are_versioned(tensors):
+        seen = _Seen(list(map(weakref.ref, tensors)), list(map(_stamp, tensors)), mask)
+        _by_identity.put((*map(id, tensors), *rest), seen)
+
+
+def _are_versioned(tensors: list[torch.Tensor]) -> bool:
+    return bool(tensors) and not any(t.is_inference() for t in tensors)  # inference tensors count no edits
 
 
 def _stamp(tensor: torch.Tensor) -> Hashable:
