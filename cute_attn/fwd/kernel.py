@@ -19,6 +19,7 @@ from cutlass.cute.nvgpu import OperandMajorMode, warpgroup
 
 from cute_attn.jit.spec import KernelSpec
 from cute_attn.sm90.barriers import BARRIER_EPILOGUE, Ring, Turns
+from cute_attn.sm90.fragments import pack_fragment
 from cute_attn.sm90.mask import RowBounds
 from cute_attn.sm90.ptx import tanh
 from cute_attn.sm90.tiles import gemm, load_atom, partition, store_atom, tile_layout, tiled_mma
@@ -26,7 +27,7 @@ from cute_attn.sm90.tiles import gemm, load_atom, partition, store_atom, tile_la
 from .arguments import DTYPES, Scalars, Schedule, Tensors, TmaTensors
 from .config import out_shares_queries
 from .epilogue import write_rows
-from .softmax import OnlineSoftmax, pack_fragment, rescale
+from .softmax import OnlineSoftmax, rescale
 
 ROWS = 64  # query rows of a consumer warpgroup
 WARPGROUP = 128  # threads

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import cutlass.cute as cute
-from cutlass import Boolean, Float32, Int32, const_expr, range_constexpr
+from cutlass import Boolean, Float32, const_expr, range_constexpr
 
 from cute_attn.sm90.ptx import exp2, fma, pack
 
-__all__ = ["NO_KEY", "OnlineSoftmax", "pack_fragment", "rescale"]
+__all__ = ["NO_KEY", "OnlineSoftmax", "rescale"]
 
 NO_KEY = -1.0e30  # the maximum of a row without keys: finite, so that nothing ever computes inf - inf
 EXACT_SLACK = 8.0  # log2 of how far the maximum may grow before the exact softmax moves it
@@ -162,11 +162,3 @@ def rescale(accumulator, factors):
     """Multiplies both rows of an accumulator by their factors."""
     for k in range_constexpr(cute.size(accumulator)):
         accumulator[k] = accumulator[k] * factors[(k >> 1) & 1]
-
-
-@cute.jit
-def pack_fragment(values, packed, bf16):
-    """fp32 registers rounded to pairs; accumulator and A fragment have one order, so no layout is involved."""
-    packed = cute.recast_tensor(packed, Int32)
-    for k in range_constexpr(cute.size(packed)):
-        packed[k] = pack(values[2 * k], values[2 * k + 1], bf16)

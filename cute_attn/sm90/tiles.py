@@ -12,9 +12,12 @@ from cutlass.utils import LayoutEnum
 __all__ = ["gemm", "load_atom", "partition", "store_atom", "tile_layout", "tiled_mma"]
 
 
-def tile_layout(dtype: Any, rows: int, columns: int, stages: int) -> cute.ComposedLayout:
-    """`stages` row-major tiles of rows x columns with the widest swizzle that the columns allow."""
-    kind = hopper.get_smem_layout_atom(LayoutEnum.ROW_MAJOR, dtype, columns)
+def tile_layout(dtype: Any, rows: int, columns: int, stages: int, slice_columns: int = 0) -> cute.ComposedLayout:
+    """`stages` row-major tiles of rows x columns with the widest swizzle that the columns allow.
+
+    slice_columns: where products take slices of so many columns as an MN-major operand, the swizzle must divide them.
+    """
+    kind = hopper.get_smem_layout_atom(LayoutEnum.ROW_MAJOR, dtype, slice_columns or columns)
     atom = warpgroup.make_smem_layout_atom(kind, dtype)
     return cute.tile_to_shape(atom, (rows, columns, stages), order=(0, 1, 2))
 
@@ -37,10 +40,15 @@ def partition(atom: cute.CopyAtom, shared: cute.Tensor, glob: cute.Tensor) -> tu
     return cpasync.tma_partition(atom, 0, cute.make_layout(1), shared, glob)
 
 
-def tiled_mma(dtype: Any, n: int, b_major: Any, a_source: Any = warpgroup.OperandSource.SMEM) -> cute.TiledMma:
-    """64 x n products of one warpgroup with fp32 accumulators; A is K-major."""
-    k_major = cute.nvgpu.OperandMajorMode.K
-    return hopper.make_trivial_tiled_mma(dtype, dtype, k_major, b_major, Float32, (1, 1, 1), (64, n), a_source=a_source)
+def tiled_mma(
+    dtype: Any,
+    n: int,
+    b_major: Any,
+    a_source: Any = warpgroup.OperandSource.SMEM,
+    a_major: Any = cute.nvgpu.OperandMajorMode.K,
+) -> cute.TiledMma:
+    """64 x n products of one warpgroup with fp32 accumulators."""
+    return hopper.make_trivial_tiled_mma(dtype, dtype, a_major, b_major, Float32, (1, 1, 1), (64, n), a_source=a_source)
 
 
 @cute.jit
