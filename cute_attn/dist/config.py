@@ -41,7 +41,7 @@ class ContiguousDispatchAlg(DispatchAlg):
 
 @dataclass(frozen=True)
 class ZigzagDispatchAlg(DispatchAlg):
-    """The sequence is dealt out forth and back, so that early and late parts meet: made for one causal sequence."""
+    """Rank r holds the r-th part from the front and the r-th from the back: made for one causal sequence."""
 
 
 @dataclass(frozen=True)

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import heapq
-
 import torch
 
 from ..mask import IntervalMask
-from .config import (
-    ContiguousDispatchAlg,
-    DispatchAlg,
-    DispatchConfig,
-    MinHeapDispatchAlg,
-    ZigzagDispatchAlg,
-)
+from .config import DispatchConfig
 from .cost import CostModel
 from .functional import compute_pad_size
 from .keys import nearest_keys
-from .needs import Spans, chunk_needs, rank_needs, remote_needs
+from .needs import chunk_needs
 from .placement import Placement
+from .solve import DispatchProblem, solve
 
 __all__ = ["chunk_areas", "place"]
 
@@ -64,11 +57,18 @@ def place(
         k_chunks = _chunk_count("pad_size", mask.seqlen_k, world, chunk_size, None) // groups
     query = Placement.contiguous(mask.seqlen_q, chunk_size, groups, q_chunks)
     key = query if is_same_source else Placement.contiguous(mask.seqlen_k, chunk_size, groups, k_chunks)
+
+    def keys_for(placed: Placement) -> Placement:
+        if is_same_source:
+            return placed
+        return nearest_keys(mask, placed, key) if is_k_permutable and groups > 1 else key
+
     if is_q_permutable and groups > 1:
-        query = _solve(mask, query, key, config.alg, cost, is_same_source)
-        key = query if is_same_source else key
-    if not is_same_source and is_k_permutable and groups > 1:
-        key = nearest_keys(mask, query, key)
+        areas = chunk_areas(mask, chunk_size, query.chunks.numel())
+        key_owner = None if is_same_source or is_k_permutable else key.owner()
+        problem = DispatchProblem(areas, chunk_needs(mask, chunk_size), query, keys_for, key_owner)
+        query = solve(problem, config.alg, cost)
+    key = keys_for(query)
     split_query = _split_ranks(query, ulysses_size)
     return split_query, split_query if is_same_source else _split_ranks(key, ulysses_size)
 
@@ -78,62 +78,6 @@ def chunk_areas(mask: IntervalMask, chunk_size: int, chunks: int) -> torch.Tenso
     area = torch.zeros(chunks * chunk_size, dtype=torch.int64)
     area[: mask.seqlen_q] = mask.row_area()[0].cpu()
     return area.view(chunks, chunk_size).sum(1)
-
-
-def _solve(
-    mask: IntervalMask, query: Placement, key: Placement, alg: DispatchAlg, cost: CostModel, is_same_source: bool
-) -> Placement:
-    """The placement of queries that `alg` chooses; `query` and `key` are the contiguous ones."""
-    world, chunks = query.world, query.chunks.numel()
-    areas = chunk_areas(mask, query.chunk_size, chunks)
-    if isinstance(alg, ContiguousDispatchAlg):
-        return query
-    if isinstance(alg, ZigzagDispatchAlg):
-        return _placed(query, zigzag(world, chunks))
-    if isinstance(alg, MinHeapDispatchAlg):
-        return _placed(query, min_heap(areas, world))
-    needs = chunk_needs(mask, query.chunk_size)
-    candidates = [query, _placed(query, zigzag(world, chunks)), _placed(query, min_heap(areas, world))]
-
-    def seconds(candidate: Placement) -> float:
-        return predicted_seconds(areas, needs, candidate, candidate if is_same_source else key, cost)
-
-    return min(candidates, key=seconds)
-
-
-def min_heap(areas: torch.Tensor, world: int) -> torch.Tensor:
-    """int64 `(chunks,)`, the rank of each chunk: largest first, each to the rank with least area that has room."""
-    capacity = len(areas) // world
-    owner = torch.empty(len(areas), dtype=torch.int64)
-    heap = [(0, 0, rank) for rank in range(world)]  # (area, chunks, rank)
-    values = areas.tolist()
-    for chunk in areas.argsort(descending=True, stable=True).tolist():
-        area, count, rank = heapq.heappop(heap)
-        owner[chunk] = rank
-        if count + 1 < capacity:
-            heapq.heappush(heap, (area + values[chunk], count + 1, rank))
-    return owner
-
-
-def zigzag(world: int, chunks: int) -> torch.Tensor:
-    """int64 `(chunks,)`: rank r holds the r-th part from the front and the r-th from the back."""
-    back = chunks // world // 2
-    front = chunks // world - back
-    ranks = torch.arange(world)
-    return torch.cat([ranks.repeat_interleave(front), ranks.flip(0).repeat_interleave(back)])
-
-
-def predicted_seconds(areas: torch.Tensor, needs: Spans, query: Placement, key: Placement, cost: CostModel) -> float:
-    """Forward time of the slowest rank's compute and the busiest rank's traffic, partly hidden behind it."""
-    area = torch.zeros(query.world, dtype=torch.int64).index_add_(0, query.owner(), areas)
-    remote = remote_needs(rank_needs(needs, query, key.length), key)
-    rows = int(remote.rows_by_group(query.world).max())
-    return cost.total_seconds(cost.compute_seconds(int(area.max())), cost.send_seconds(rows * cost.key_bytes))
-
-
-def _placed(like: Placement, owner: torch.Tensor) -> Placement:
-    chunks = owner.argsort(stable=True).reshape(like.world, -1)
-    return Placement(like.length, like.chunk_size, chunks)
 
 
 def _split_ranks(placement: Placement, count: int) -> Placement:

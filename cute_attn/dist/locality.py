@@ -1,0 +1,237 @@
+"""Local search for placements: balance the area at the least cost in rows, then save rows at that balance.
+
+The cost of a rank is the number of distinct keys its chunks need. Two kinds of steps, both exchanging one chunk of a
+rank with one of another, so that numbers of chunks never change:
+
+- while the fullest rank is over the limit, the exchange that lowers it at the fewest extra rows per area moved;
+- then, rank after rank, any exchange that saves rows within the limit, until a sweep finds none.
+
+The key axis is cut into segments at all ends of needs; `count[rank, segment]` says how many chunks of a rank need a
+segment. A chunk's needs are a few runs of segments, so that what it costs to add a chunk anywhere is a difference of
+prefix sums, for all pairs at once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from .needs import Spans
+
+__all__ = ["LocalSearch", "local_search"]
+
+RUNS = 8  # runs of needed keys kept for a chunk; smaller gaps are closed, which only makes the search less exact
+PAIRS = 1 << 16  # pairs of chunks tried at a time, which limits the ranks tried as partners of one rank
+SWEEPS = 4
+EXACT = 4  # exchanges whose cost is counted exactly before the best is made
+
+
+def local_search(
+    areas: torch.Tensor,
+    needs: Spans,
+    owner: torch.Tensor,
+    world: int,
+    epsilon: float,
+    key_owner: torch.Tensor | None,
+    chunk_size: int,
+) -> torch.Tensor:
+    """A better placement: int64 `(chunks,)`, the rank of each chunk.
+
+    areas: int64 `(chunks,)`. needs: by chunk. owner: where the search begins. epsilon: a rank's area should be at
+    most `(1 + epsilon)` times the mean; where the search finds no way there, as little above as it found.
+    key_owner: int64, rank of each key chunk of `chunk_size` rows where keys stay; None where they follow queries.
+    """
+    search = LocalSearch(areas, needs, owner, world, key_owner, chunk_size)
+    limit = (1 + epsilon) * search.area.sum() / world
+    search.balance(limit)
+    search.save_rows(max(limit, search.area.max()))
+    return torch.from_numpy(search.owner)
+
+
+class LocalSearch:
+    """The state of a search; arrays are indexed by chunk, rank and segment."""
+
+    def __init__(
+        self,
+        areas: torch.Tensor,
+        needs: Spans,
+        owner: torch.Tensor,
+        world: int,
+        key_owner: torch.Tensor | None,
+        chunk_size: int,
+    ) -> None:
+        chunks = len(areas)
+        self.chunk_size = chunk_size
+        self.owner = owner.numpy().copy()
+        self.chunk_area = areas.numpy().astype(np.float64)
+        self.area = np.bincount(self.owner, weights=self.chunk_area, minlength=world)
+        self.members = np.argsort(self.owner, kind="stable").reshape(world, -1)
+        group, lo, hi = (x.numpy() for x in _few_runs(needs, RUNS))
+        ends = [lo, hi]
+        if key_owner is not None:
+            ends.append(np.arange(len(key_owner) + 1) * chunk_size)
+        edges = np.unique(np.concatenate(ends)) if len(lo) else np.array([0, 1])
+        self.length = np.diff(edges)
+        self.held = None if key_owner is None else key_owner.numpy()[edges[:-1] // chunk_size]
+        runs = np.bincount(group, minlength=chunks)
+        slot = np.arange(len(group)) - (runs.cumsum() - runs)[group]
+        # Chunk c needs segments [first[c, j], last[c, j]) for each j; missing runs are [0, 0).
+        self.first = np.zeros((chunks, max(1, int(runs.max(initial=0)))), np.int64)
+        self.last = np.zeros_like(self.first)
+        self.first[group, slot] = np.searchsorted(edges, lo)
+        self.last[group, slot] = np.searchsorted(edges, hi)
+        self.count = np.zeros((world, len(self.length)), np.int32)
+        # missing[r, s]: rows of the segments before s that no chunk of rank r needs.
+        self.missing = np.zeros((world, len(edges)), np.int32)
+        self.saving = np.zeros(chunks, np.int64)  # rows that only this chunk of its rank needs
+        for rank in range(world):
+            row = np.zeros(len(edges), np.int32)
+            np.add.at(row, self.first[self.members[rank]], 1)
+            np.add.at(row, self.last[self.members[rank]], -1)
+            self.count[rank] = row.cumsum()[:-1]
+            self._refresh(rank)
+
+    def balance(self, limit: float) -> None:
+        """Brings every rank's area to the limit, or as near as exchanges can."""
+        for _ in range(4 * len(self.owner)):
+            rank = int(self.area.argmax())
+            if self.area[rank] <= limit:
+                return
+            price, mine, theirs = self._cheapest(rank, self._partners(rank, with_emptiest=True), limit)
+            if price == np.inf:
+                return
+            partner = np.array([self.owner[theirs]])
+            # What made the first exchange cheap often makes more cheap: rows are there now that others need too.
+            first = price
+            while price <= first < np.inf:
+                self._exchange(mine, theirs)
+                if self.area[rank] <= limit:
+                    break
+                price, mine, theirs = self._cheapest(rank, partner, limit)
+
+    def _cheapest(self, rank: int, partners: np.ndarray, limit: float) -> tuple[float, int, int]:
+        """The exchange that lowers a rank's area at the least price in rows per area, and its price; inf if none."""
+        mine, theirs, extra, moved = self._exchanges(rank, partners)
+        after = self.area[self.owner[theirs]][:, None] + moved
+        allowed = (moved > 0) & (after <= limit)
+        if not allowed.any():
+            allowed = (moved > 0) & (after < self.area[rank])
+        useful = np.minimum(moved, self.area[rank] - limit)
+        price = np.full(extra.shape, np.inf)
+        np.divide(extra + self.chunk_size, useful, out=price, where=allowed)
+        there, here = divmod(int(price.argmin()), len(mine))
+        return float(price[there, here]), int(mine[here]), int(theirs[there])
+
+    def save_rows(self, limit: float) -> None:
+        """Exchanges that save rows while no area passes the limit, until there are none (or SWEEPS sweeps)."""
+        for _ in range(SWEEPS):
+            changed = [self._save_rows_of(rank, limit) for rank in range(len(self.area))]
+            if not any(changed):
+                return
+
+    def _save_rows_of(self, rank: int, limit: float) -> bool:
+        changed = False
+        while True:
+            mine, theirs, extra, moved = self._exchanges(rank, self._partners(rank, with_emptiest=False))
+            allowed = (self.area[self.owner[theirs]][:, None] + moved <= limit) & (self.area[rank] - moved <= limit)
+            extra = np.where(allowed, extra, np.iinfo(np.int64).max).ravel()
+            nearest = np.argpartition(extra, min(EXACT, len(extra) - 1))[:EXACT]
+            pairs = [(mine[at % len(mine)], theirs[at // len(mine)]) for at in nearest if extra[at] <= 0]
+            counted = [(self._extra_rows(a, b), a, b) for a, b in pairs]
+            best = min(counted, default=(0, 0, 0))
+            if best[0] >= 0:
+                return changed
+            self._exchange(best[1], best[2])
+            changed = True
+
+    def _partners(self, rank: int, with_emptiest: bool) -> np.ndarray:
+        """Ranks worth an exchange with this one, ascending: those to which one of its chunks goes at least cost."""
+        world, size = self.members.shape
+        others = np.arange(world) != rank
+        limit = max(8, PAIRS // size**2)
+        if world > limit + 1:
+            added = self._added(np.arange(world)[:, None], self.members[rank]).min(1)
+            added[rank] = np.iinfo(added.dtype).max
+            chosen = added.argsort(kind="stable")[:limit]
+            if with_emptiest:
+                chosen = np.concatenate([chosen[: limit // 2], self.area.argsort(kind="stable")[: limit // 2]])
+            picked = np.zeros(world, bool)
+            picked[chosen] = True
+            others &= picked
+        return others.nonzero()[0]
+
+    def _exchanges(self, rank: int, partners: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """All exchanges of a chunk of `rank` with one of `partners`: `(mine, theirs, extra rows, area moved)`.
+
+        The last two are `(theirs, mine)`. Extra rows treat the two halves of an exchange as independent.
+        """
+        mine, theirs = self.members[rank], self.members[partners].reshape(-1)
+        out = self._added(partners[:, None], mine) - self.saving[mine]
+        back = self._added(np.array(rank), theirs) - self.saving[theirs]
+        extra = np.repeat(out, self.members.shape[1], axis=0) + back[:, None]
+        return mine, theirs, extra, self.chunk_area[mine] - self.chunk_area[theirs][:, None]
+
+    def _added(self, ranks: np.ndarray, chunks: np.ndarray) -> np.ndarray:
+        """Rows that a rank would need besides if it got a chunk; the two index arrays broadcast."""
+        added = self.missing[ranks, self.last[chunks, 0]] - self.missing[ranks, self.first[chunks, 0]]
+        for run in range(1, self.first.shape[1]):
+            added += self.missing[ranks, self.last[chunks, run]] - self.missing[ranks, self.first[chunks, run]]
+        return added
+
+    def _extra_rows(self, a: int, b: int) -> int:
+        """Exact number of extra rows if chunks a and b of two ranks change places."""
+        extra = 0
+        for rank, leaves, comes in ((self.owner[a], a, b), (self.owner[b], b, a)):
+            row = self.count[rank].copy()
+            self._move(row, leaves, comes)
+            change = (row > 0).view(np.int8) - (self.count[rank] > 0).view(np.int8)
+            extra += int(change @ self._lengths(rank))
+        return extra
+
+    def _exchange(self, a: int, b: int) -> None:
+        ranks = self.owner[a], self.owner[b]
+        for rank, leaves, comes in ((ranks[0], a, b), (ranks[1], b, a)):
+            self._move(self.count[rank], leaves, comes)
+            members = self.members[rank]
+            members[members == leaves] = comes
+            self.area[rank] += self.chunk_area[comes] - self.chunk_area[leaves]
+        self.owner[a], self.owner[b] = ranks[1], ranks[0]
+        for rank in ranks:
+            self._refresh(rank)
+
+    def _move(self, row: np.ndarray, leaves: int, comes: int) -> None:
+        for chunk, step in ((leaves, -1), (comes, 1)):
+            for first, last in zip(self.first[chunk], self.last[chunk], strict=True):
+                row[first:last] += step
+
+    def _refresh(self, rank: int) -> None:
+        """Recomputes what depends on the needs of one rank."""
+        lengths, count = self._lengths(rank), self.count[rank]
+        np.cumsum(lengths * (count == 0), out=self.missing[rank, 1:])
+        alone = np.concatenate([[0], (lengths * (count == 1)).cumsum()])
+        members = self.members[rank]
+        self.saving[members] = (alone[self.last[members]] - alone[self.first[members]]).sum(1)
+
+    def _lengths(self, rank: int) -> np.ndarray:
+        return self.length if self.held is None else self.length * (self.held != rank)
+
+
+def _few_runs(needs: Spans, limit: int) -> Spans:
+    """At most `limit` spans a group: the smallest gaps are closed."""
+    group, lo, hi = needs
+    if len(group) <= limit or int(torch.bincount(group).max()) <= limit:
+        return needs
+    starts = torch.ones_like(group, dtype=torch.bool)
+    starts[1:] = group[1:] != group[:-1]
+    gap = lo.clone()
+    gap[1:] -= hi[:-1]
+    gap[starts] = torch.iinfo(torch.int64).max  # the first span of a group always begins a run
+    widest = gap.argsort(descending=True, stable=True)
+    widest = widest[group[widest].argsort(stable=True)]
+    runs = torch.bincount(group)
+    place = torch.arange(len(group)) - (runs.cumsum(0) - runs)[group]
+    begins = torch.zeros_like(starts)
+    begins[widest[place < limit]] = True
+    first = begins.nonzero().squeeze(1)
+    last = torch.cat([first[1:], torch.tensor([len(group)])]) - 1
+    return Spans(group[first], lo[first], hi[last])
