@@ -372,6 +372,7 @@ class ForwardKernel:
 
     @cute.jit
     def exact_tile(self, c, bounds, tile, masked: cutlass.Constexpr):
+        tile = cute.arch.make_warp_uniform(tile)  # or ptxas computes descriptors in vector registers: 70 slots a tile
         scores = self.issue_products(c, bounds, tile, masked, c.p[0])
         correction = cute.make_rmem_tensor(2, Float32)
         correction.fill(1.0)

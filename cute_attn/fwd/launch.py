@@ -66,7 +66,7 @@ def forward(
         return out, lse, max_logits
     dims = _kernel_dims(head_dim, head_dim_v)
     softmax = "exact" if return_max_logits else softmax
-    tile = tile or default_tile(*dims, softmax)
+    tile = tile or default_tile(*dims)
     schedule = mask.schedule((tile.m, tile.n))
     if seqlen_k == 0 or schedule.forward.runs.shape[0] == 0:
         lse.copy_(sink_lse) if sink_lse is not None else lse.fill_(-math.inf)
