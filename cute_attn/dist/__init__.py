@@ -1,5 +1,20 @@
 """Context parallelism: one sequence on many ranks, for any mask."""
 
+from .api import (
+    calc_attn,
+    clear_cache,
+    dispatch,
+    get_most_recent_key,
+    get_position_ids,
+    magi_attn_flex_dispatch,
+    magi_attn_flex_key,
+    magi_attn_varlen_dispatch,
+    magi_attn_varlen_key,
+    make_flex_key_for_new_mask_after_dispatch,
+    make_varlen_key_for_new_mask_after_dispatch,
+    roll,
+    undispatch,
+)
 from .config import (
     AttnOverlapMode,
     AutoDispatchAlg,
@@ -23,6 +38,7 @@ from .functional import (
     squash_batch_dim,
     unpad_at_dim,
 )
+from .manager import DistAttnRuntimeKey
 from .placement import Placement
 from .plan import CastPlan, CastStage, plan_group_cast
 from .ring import RingPlan, RingStep, UlyssesHeads, plan_ring, ulysses_heads
@@ -36,6 +52,7 @@ __all__ = [
     "CostModel",
     "DispatchConfig",
     "DistAttnConfig",
+    "DistAttnRuntimeKey",
     "LocalityDispatchAlg",
     "MinHeapDispatchAlg",
     "OverlapAlgType",
@@ -46,14 +63,27 @@ __all__ = [
     "UlyssesHeads",
     "ZigzagDispatchAlg",
     "apply_padding",
+    "calc_attn",
+    "clear_cache",
     "compute_pad_size",
+    "dispatch",
+    "get_most_recent_key",
+    "get_position_ids",
     "infer_attn_mask_from_sliding_window",
     "infer_varlen_mask_from_batch",
+    "magi_attn_flex_dispatch",
+    "magi_attn_flex_key",
+    "magi_attn_varlen_dispatch",
+    "magi_attn_varlen_key",
+    "make_flex_key_for_new_mask_after_dispatch",
+    "make_varlen_key_for_new_mask_after_dispatch",
     "pad_at_dim",
     "place",
     "plan_group_cast",
     "plan_ring",
+    "roll",
     "squash_batch_dim",
     "ulysses_heads",
+    "undispatch",
     "unpad_at_dim",
 ]

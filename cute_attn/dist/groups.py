@@ -1,0 +1,91 @@
+"""The ranks that share a sequence: a process group, or a 1-D or 2-D device mesh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+__all__ = ["GroupOrMesh", "Groups", "find_groups"]
+
+GroupOrMesh = dist.ProcessGroup | DeviceMesh
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Process groups that compare by identity.
+
+    whole: all ranks; rank `r = ring_rank * ulysses_size + ulysses_rank`.
+    ring, ulysses: of a 2-D mesh, the ranks along its first and its second dimension; else None.
+    """
+
+    whole: dist.ProcessGroup
+    ring: dist.ProcessGroup | None = None
+    ulysses: dist.ProcessGroup | None = None
+
+    @property
+    def world(self) -> int:
+        return self.whole.size()
+
+    @property
+    def rank(self) -> int:
+        return self.whole.rank()
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors of this group live: the current GPU under NCCL, else the CPU."""
+        if "nccl" in dist.get_backend(self.whole):
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cpu")
+
+    def __repr__(self) -> str:
+        shape = "" if self.ring is None or self.ulysses is None else f", {self.ring.size()}x{self.ulysses.size()}"
+        return f"Groups({self.world} ranks{shape})"
+
+
+def find_groups(cp_group_or_mesh: GroupOrMesh) -> Groups:
+    """The groups of a process group or mesh; the same object gives equal groups.
+
+    The first call with a 2-D mesh that is not the whole world makes a process group of its ranks.
+
+    Raises TypeError for anything else, ValueError for a mesh of other dimensions or whose ranks do not ascend.
+    """
+    if isinstance(cp_group_or_mesh, dist.ProcessGroup):
+        return Groups(cp_group_or_mesh)
+    if not isinstance(cp_group_or_mesh, DeviceMesh):
+        raise TypeError(
+            "cp_group_or_mesh must be a ProcessGroup of which this process is a member or a 1-D or 2-D DeviceMesh, "
+            f"got {type(cp_group_or_mesh).__name__}"
+        )
+    mesh = cp_group_or_mesh
+    if mesh.ndim == 1:
+        return Groups(mesh.get_group())
+    if mesh.ndim != 2:
+        raise ValueError(f"cp_group_or_mesh must be a mesh of 1 or 2 dimensions, got {mesh.ndim}")
+    ranks = mesh.mesh.flatten().tolist()
+    if ranks != sorted(ranks):
+        raise ValueError(f"the ranks of a 2-D cp_group_or_mesh must ascend along its rows, got {mesh.mesh.tolist()}")
+    ring, ulysses = mesh.get_group(0), mesh.get_group(1)
+    return Groups(_group_of(tuple(ranks), ring, ulysses), ring, ulysses)
+
+
+def _world() -> dist.ProcessGroup:
+    world = dist.group.WORLD
+    assert world is not None  # a mesh exists, so its world does
+    return world
+
+
+_groups_of_meshes: dict[tuple[object, ...], dist.ProcessGroup] = {}
+
+
+def _group_of(ranks: tuple[int, ...], ring: dist.ProcessGroup, ulysses: dist.ProcessGroup) -> dist.ProcessGroup:
+    """The group of all ranks of a mesh, made once."""
+    key = (ranks, ring, ulysses)
+    if key not in _groups_of_meshes:
+        if len(ranks) == dist.get_world_size():
+            _groups_of_meshes[key] = _world()
+        else:
+            _groups_of_meshes[key] = dist.new_group(list(ranks), use_local_synchronization=True)
+    return _groups_of_meshes[key]
