@@ -1,0 +1,62 @@
+"""The command `cute-attn`: the list of what it does; the code of a command is loaded when it runs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+__all__ = ["main"]
+
+# Each is `command` in cute_attn/commands/NAME.py.
+COMMANDS = {
+    "demo": "Attention under a mask on this machine: the result checked, the time taken, the mask drawn.",
+    "show": "A mask as text and PNG, with its tiles counted.",
+    "doctor": "What this machine has, and what of cute_attn runs on it.",
+}
+
+
+class Commands(click.Group):
+    """Lists its commands without loading them, and ends bad input with one line and exit code 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"cute_attn.commands.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
+        try:
+            code = super().main(args, prog_name, **{**extra, "standalone_mode": False})
+        except click.ClickException as error:
+            where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "cute-attn"
+            sys.exit(_fail(where, error.format_message()))
+        except click.Abort:
+            sys.exit(130)
+        except (ValueError, NotImplementedError, OSError) as error:  # how the library refuses what it is given
+            sys.exit(_fail("cute-attn", str(error)))
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(where: str, message: str) -> int:
+    click.echo(f"{where}: {' '.join(message.split())}", err=True)
+    return 2
+
+
+@click.group(cls=Commands, invoke_without_command=True)
+@click.version_option(package_name="cute-attn", prog_name="cute-attn")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Exact attention under irregular masks on NVIDIA Hopper, on one GPU or many."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())

@@ -1,0 +1,1 @@
+"""The commands of `cute-attn`, one a file."""

@@ -1,0 +1,134 @@
+"""`cute-attn show`: a mask, drawn and measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from ..mask import AttnMaskType, IntervalMask, from_spec
+from ..mask.draw import draw_png, draw_text
+
+__all__ = ["command", "facts"]
+
+DEFAULT_LENGTH = 1024
+
+
+class Tile(click.ParamType):
+    """ROWSxKEYS."""
+
+    name = "tile"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        parts = value.lower().split("x")
+        if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+            self.fail(f"expected ROWSxKEYS such as 128x128, got {value!r}", param, ctx)
+        return int(parts[0]), int(parts[1])
+
+
+class Slice(click.ParamType):
+    """FIRST:LAST,FIRST:LAST[,TYPE]: rows, keys and one of the four types."""
+
+    name = "slice"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in value.split(",")]
+        try:
+            if len(parts) not in (2, 3):
+                raise ValueError("expected rows, keys and perhaps a type")
+            rows, keys = ([int(end) for end in part.split(":")] for part in parts[:2])
+            if len(rows) != 2 or len(keys) != 2:
+                raise ValueError("a range is FIRST:LAST")
+            kind = AttnMaskType.parse(parts[2] if len(parts) == 3 else "full")
+        except ValueError as error:
+            self.fail(f"expected a slice such as 0:128,0:256,causal, got {value!r}: {error}", param, ctx)
+        return rows, keys, kind
+
+
+@click.command("show")
+@click.option(
+    "--mask",
+    "spec",
+    metavar="NAME[:key=value,...]",
+    help="A named mask, such as causal or block_causal:block_size=128.",
+)
+@click.option(
+    "--slice",
+    "slices",
+    type=Slice(),
+    multiple=True,
+    metavar="ROWS,KEYS[,TYPE]",
+    help="Slices instead, each such as 0:128,0:256,causal; may be repeated.",
+)
+@click.option(
+    "--seqlen-q",
+    type=click.IntRange(1),
+    help=f"Rows; {DEFAULT_LENGTH} for a named mask, the largest end of the slices.",
+)
+@click.option("--seqlen-k", type=click.IntRange(1), help="Keys; as many as rows, or the largest end of the slices.")
+@click.option(
+    "--tile", type=Tile(), default="128x128", show_default=True, metavar="ROWSxKEYS", help="Tiles to count and colour."
+)
+@click.option(
+    "--batch", type=click.IntRange(0), default=0, show_default=True, help="Which element of a batched mask to draw."
+)
+@click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture with the tile grid.")
+def command(
+    spec: str | None,
+    slices: tuple[tuple[list[int], list[int], AttnMaskType], ...],
+    seqlen_q: int | None,
+    seqlen_k: int | None,
+    tile: tuple[int, int],
+    batch: int,
+    png: Path | None,
+) -> None:
+    """A mask as text and PNG, with its tiles counted.
+
+    \b
+    cute-attn show --mask shared_prefix:prefix_length=256,lengths=300/468
+    cute-attn show --slice 0:600,0:600,causal --slice 600:1024,0:1024 --png mask.png
+    """
+    if (spec is None) == (not slices):
+        raise click.UsageError("give either --mask or --slice")
+    if spec is not None:
+        mask, title = from_spec(spec, seqlen_q or DEFAULT_LENGTH, seqlen_k), spec
+    else:
+        q_ranges, k_ranges, kinds = (list(part) for part in zip(*slices, strict=True))
+        mask = IntervalMask.from_slices(q_ranges, k_ranges, kinds, seqlen_q, seqlen_k)
+        title = f"{len(slices)} slice{'s' * (len(slices) > 1)}"
+    console = Console()
+    click.echo(draw_text(mask, max(40, min(console.width, 100)), batch))
+    console.print(facts(mask, tile))
+    if png is not None:
+        draw_png(mask, png, tile, batch, title)
+        click.echo(f"picture: {png}")
+
+
+def facts(mask: IntervalMask, tile: tuple[int, int]) -> Table:
+    """What there is to say about a mask in numbers."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    pairs = mask.batch * mask.seqlen_q * mask.seqlen_k
+    area = mask.area()
+    table.add_row("shape", f"{mask.seqlen_q:,} rows, {mask.seqlen_k:,} keys, batch {mask.batch}")
+    table.add_row(
+        "attended", f"{area:,} of {pairs:,} pairs, {_share(area, pairs)}; sparsity {_share(pairs - area, pairs)}"
+    )
+    table.add_row("layers", f"{mask.layers} interval{'s' * (mask.layers > 1)} a row at most")
+    items = mask.schedule(tile).forward.items
+    partial, full = items[:, 5:7].long().sum(0).tolist()
+    total = mask.batch * -(-mask.seqlen_q // tile[0]) * -(-mask.seqlen_k // tile[1])
+    table.add_row(
+        f"tiles {tile[0]}x{tile[1]}",
+        f"{full:,} full, {partial:,} partial, {total - full - partial:,} none: {_share(full + partial, total)} visited",
+    )
+    return table
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "nothing"
