@@ -68,14 +68,14 @@ def check_scale(softmax_scale: float | None, head_dim: int) -> float:
     if softmax_scale is None:
         return 1.0 / math.sqrt(head_dim)
     _check_finite("softmax_scale", softmax_scale)
-    return float(softmax_scale)
+    return softmax_scale
 
 
 def check_softcap(softcap: float) -> float:
     _check_finite("softcap", softcap)
     if softcap < 0:
         raise ValueError(f"softcap must be >= 0 (0 for off), got {softcap}")
-    return float(softcap)
+    return softcap
 
 
 def check_count(name: str, value: int | None) -> None:
@@ -180,5 +180,5 @@ def _check_tensor(name: str, x: torch.Tensor) -> None:
 def _check_finite(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # also where torch.compile made it symbolic; false for NaN
         raise ValueError(f"{name} must be finite, got {value}")
