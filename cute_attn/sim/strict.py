@@ -1,0 +1,107 @@
+"""Runs a case under every schedule and demands the same result: what `strict` accepts does not depend on timing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from cute_attn.sim.errors import Place, SimError
+from cute_attn.sim.host import argument_names, merged, run, simulated
+from cute_attn.sim.launch import Report, Schedule
+
+SCHEDULES = (Schedule("eager"), Schedule("late"), *(Schedule("random", seed) for seed in (1, 2, 3)))
+
+
+class ScheduleDependence(SimError):
+    """Two schedules left different results."""
+
+
+def strict(function: Any, *args: Any, deterministic: bool = False, ptx: str | None = None) -> Report:
+    """Runs `function(*args)` in eager, late and three random schedules and compares what they leave behind.
+
+    Args:
+        function: a compiled function, as `run` takes it; or Python code that calls compiled functions, which then runs
+            in `simulated`, and whose returned tensors are compared too.
+        args: its arguments. Tensors start every run with the same contents, and end with those of the eager run.
+        deterministic: whether the function claims the same bits in every run, whatever the order of its reductions.
+        ptx: as for `run`.
+
+    Returns:
+        The report of the eager run.
+
+    Raises:
+        ScheduleDependence: a tensor differs between two schedules in any bit; or, if it received floating-point
+            reductions from several CTAs and the function does not claim to be deterministic, by more than another order
+            of summation explains. In Python code every floating-point tensor counts as reduced if any was.
+        SimError: whatever a run finds.
+    """
+    is_kernel = hasattr(function, "ir_module") or ptx is not None
+    tensors = dict(_tensors(args, argument_names(function, args)))
+    before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    outcomes: list[tuple[Report, dict[str, torch.Tensor]]] = []
+    for schedule in SCHEDULES:
+        for name, tensor in tensors.items():
+            tensor.detach().copy_(before[name])
+        returned: dict[str, torch.Tensor] = {}
+        if is_kernel:
+            report = run(function, *args, mode=schedule.mode, seed=schedule.seed, ptx=ptx)
+        else:
+            with simulated(schedule.mode, schedule.seed) as reports:
+                returned = dict(_tensors([function(*args)], ["result"]))
+            report = merged(reports)
+        outcomes.append((report, {name: t.detach().clone() for name, t in {**tensors, **returned}.items()}))
+    (report, expected), *others = outcomes
+    for schedule, (_, left) in zip(SCHEDULES[1:], others, strict=True):
+        for name, value in left.items():
+            reduced = name in _names(report.reduced) if is_kernel else bool(report.reduced)
+            _compare(name, expected[name], value, schedule, reordered=reduced and not deterministic)
+    for name, tensor in tensors.items():
+        tensor.detach().copy_(expected[name])
+    return report
+
+
+def _names(buffers: frozenset[str]) -> set[str]:
+    """Tensors that share memory make up one buffer, named "k+v"."""
+    return {name for names in buffers for name in names.split("+")}
+
+
+def _tensors(values: Sequence[Any], names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    for value, name in zip(values, names, strict=True):
+        if isinstance(value, torch.Tensor):
+            yield name, value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value, [f"{name}[{i}]" for i in range(len(value))])
+
+
+def _compare(name: str, expected: torch.Tensor, value: torch.Tensor, schedule: Schedule, reordered: bool) -> None:
+    """Raises unless the two are equal bit by bit or, where sums may be reordered, nearly equal."""
+    if torch.equal(_bits(expected), _bits(value)):
+        return
+    if reordered and value.is_floating_point():
+        # Of n summands x, two orders differ by at most 2 (n - 1) u sum |x|; the kernel's sums have a few dozen summands
+        # that do not cancel by orders of magnitude, so 2^-16 of the largest element is generous but blind to no real bug.
+        unit = max(2.0**-16, torch.finfo(value.dtype).eps)
+        allowed = unit * expected.double().abs().max()
+        different = ~((expected.double() - value.double()).abs() <= allowed)
+    else:
+        different = ~_same(expected, value)
+    if bool(different.any()):
+        index = tuple(int(i) for i in different.nonzero()[0])
+        raise ScheduleDependence(
+            f"{name}: {int(different.sum())} of {value.numel()} elements depend on the schedule; at {index} "
+            f"eager left {expected[index].item()!r}, {schedule.mode} (seed {schedule.seed}) left {value[index].item()!r}",
+            Place("all launches"),
+            subject=name,
+        )
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def _same(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Elementwise equality of bits, so that equal NaNs are equal and zeros of either sign are not."""
+    bytes_of = lambda t: t.contiguous().reshape(-1, 1).view(torch.uint8)  # noqa: E731
+    return (bytes_of(first) == bytes_of(second)).all(1).reshape(first.shape)

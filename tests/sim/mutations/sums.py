@@ -1,0 +1,73 @@
+"""Mutations of the elementwise kernel ("elementwise") and of the reductions ("sums").
+
+`partial` is the shared memory that the bulk reduction reads.
+"""
+
+from mutations import Mutation, drop, repeat, rewrite, substitute
+
+ELEMENTWISE = [
+    Mutation(
+        "one element too many", "elementwise", "out of bounds", "harmful",
+        "the thread behind the last element reads and writes it",
+        (rewrite(r"setp\.le\.s32", "setp.lt.s32"),), ("global address",),
+    ),
+]  # fmt: skip
+
+SUMS = [
+    Mutation(
+        "no proxy fence before the bulk reduction", "sums", "missing proxy fence", "harmful",
+        "the async proxy reads what ordinary stores wrote", (drop("proxy fence", r"fence\.proxy"),), ("partial",),
+    ),
+    Mutation(
+        "no barrier before the bulk reduction", "sums", "removed wait", "harmful",
+        "the other warps may not have stored their sums", (drop("block barrier", r"bar\.sync"),), ("partial",),
+    ),
+    Mutation(
+        "every lane issues the bulk reduction", "sums", "reduction by all lanes", "harmful",
+        "it is added 32 times",
+        (rewrite(r"elect\.sync \s*%r36\|%p3, -1;", "setp.eq.b32 %p3, 0, 0;"),), ("partial", "global out"),
+    ),
+    Mutation(
+        "two warps issue the bulk reduction", "sums", "reduction by all lanes", "harmful",
+        "it is added twice", (rewrite(r"(setp\.gt\.u32 \s*%p2, %r1), 31", r"\1, 63"),), ("partial", "global out"),
+    ),
+    Mutation(
+        "every lane adds the warp's sum", "sums", "reduction by all lanes", "harmful",
+        "it is added 32 times", (rewrite(r"@%p1 bra .*", ""),), ("global total",),
+    ),
+    Mutation(
+        "bulk reduction reads past its memory", "sums", "smem beyond request", "harmful",
+        "16 bytes lie behind the memory that the launch asked for",
+        (substitute("bulk add", "512", "528"),), ("beyond", "global address"),
+    ),
+    Mutation(
+        "the last row of another tensor", "sums", "out of bounds", "harmful",
+        "the offset leads a gigabyte on", (rewrite(r"\+3584\]", "+1073741824]"),), ("global address",),
+    ),
+    Mutation(
+        "a load that straddles elements", "sums", "misaligned", "harmful",
+        "a 4-byte load from an address that is 2 modulo 4", (rewrite(r"\+3584\]", "+3586]"),), ("global address",),
+    ),
+    Mutation(
+        "sums stored one element on", "sums", "wrong offset", "harmful",
+        "the first element is never written, the last lies behind the memory that the launch asked for",
+        (substitute("partial sums store", r"(st\.shared\S* \s*\[%r\d+)\]", r"\1+4]"),), ("partial", "beyond"),
+    ),
+    Mutation(
+        "shuffles within half of the warp", "sums", "wrong lanes", "harmful",
+        "the last step adds a lane's own half once more",
+        (rewrite(r"(shfl\.sync\.bfly\.b32 .*), 16, 31", r"\1, 8, 31"),), ("global total",),
+    ),
+    Mutation(
+        "reduction that returns nothing", "sums", "equivalent", "benign",
+        "red is atom without the old value", (rewrite(r"atom\.global\.add\.f32 \s*%r\d+, ", "red.global.add.f32 "),),
+    ),
+    Mutation(
+        "a second block barrier", "sums", "more barriers", "benign",
+        "all threads wait once more", (repeat("block barrier", r"bar\.sync"),),
+    ),
+    Mutation(
+        "lane 0 issues instead of the elected one", "sums", "equivalent", "benign",
+        "any one lane may", (rewrite(r"elect\.sync \s*%r36\|%p3, -1;", "setp.eq.b32 %p3, %r7, 0;"),),
+    ),
+]  # fmt: skip

@@ -1,0 +1,76 @@
+"""What the mutations run on: kernels, inputs that use every ring often enough, expected results, where things lie."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import kernels
+import torch
+from kernels.attention import attention
+from kernels.matmul import matmul
+
+Arguments = tuple[Any, ...]
+Expected = dict[
+    str, tuple[torch.Tensor, torch.Tensor, float]
+]  # name -> (written tensor, reference, absolute tolerance)
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """A kernel with arguments: `regions` are (offset, bytes) in dynamic shared memory."""
+
+    function: Callable[[], Any]
+    arguments: Callable[[], tuple[Arguments, Expected]]
+    regions: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    smem_bytes: int = 0
+
+
+def _poisoned(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.full(shape, float("nan"), dtype=dtype)
+
+
+def _elementwise() -> tuple[Arguments, Expected]:
+    x, y, out = torch.randn(300), torch.randn(300), _poisoned(300)
+    return (x, y, out, 2.5), {"out": (out, 2.5 * x + y, 1e-6)}
+
+
+def _sums() -> tuple[Arguments, Expected]:
+    x, out, total = torch.randn(40, 128), torch.randn(128), torch.zeros(1)
+    return (x, out, total), {"out": (out, out + x.sum(0), 1e-4), "total": (total, x.sum()[None], 1e-2)}
+
+
+def _matmul(ctas: int) -> tuple[Arguments, Expected]:
+    """Two CTAs at most, 2 row tiles, 4 column tiles, 3 steps of k each: twelve uses of three stages, or more."""
+    m, n, k = 256, 128 * ctas, 192
+    a, b = (torch.randn(rows, k).bfloat16() for rows in (m, n))
+    c = _poisoned(m, n, dtype=torch.bfloat16)
+    return (a, b, c, ctas), {"c": (c, a.float() @ b.float().T, 0.3)}
+
+
+def _attention() -> tuple[Arguments, Expected]:
+    """Three query tiles in one CTA, four key tiles."""
+    q, k, v = (torch.randn(rows, 64).bfloat16() for rows in (384, 256, 256))
+    out, lse = _poisoned(384, 64, dtype=torch.bfloat16), _poisoned(384)
+    scores = q.float() @ k.float().T / 8
+    expected = {"out": (out, scores.softmax(-1) @ v.float(), 0.02), "lse": (lse, scores.logsumexp(-1), 1e-3)}
+    return (q, k, v, out, lse, 0.125, 1), expected
+
+
+MATMUL_REGIONS = {"full": (0, 24), "empty": (24, 24), "a": (1024, 49152), "b": (50176, 24576), "c": (74752, 16384)}
+ATTENTION_REGIONS = {
+    "q_full": (0, 8), "q_empty": (8, 8), "k_full": (16, 16), "k_empty": (32, 16),
+    "v_full": (48, 16), "v_empty": (64, 16),
+    "q": (1024, 16384), "o": (17408, 16384), "k": (33792, 16384), "v": (50176, 16384),
+}  # fmt: skip
+
+WORKLOADS = {
+    "elementwise": Workload(kernels.scaled_sum, _elementwise),
+    "sums": Workload(kernels.column_sums, _sums, {"partial": (0, 512)}, 512),
+    "matmul": Workload(matmul, functools.partial(_matmul, 1), MATMUL_REGIONS, 91136),
+    "registers": Workload(
+        functools.partial(matmul, a_in_registers=True), functools.partial(_matmul, 1), MATMUL_REGIONS, 91136
+    ),
+    "cluster": Workload(functools.partial(matmul, cluster=2), functools.partial(_matmul, 2), MATMUL_REGIONS, 91136),
+    "attention": Workload(attention, _attention, ATTENTION_REGIONS, 66560),
+}
