@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-
 from ..mask import IntervalMask
 from .config import DispatchConfig
 from .cost import CostModel
 from .functional import compute_pad_size
 from .keys import nearest_keys
 from .needs import chunk_needs
-from .placement import Placement
+from .placement import Placement, chunk_areas
 from .solve import DispatchProblem, solve
 
-__all__ = ["chunk_areas", "place"]
+__all__ = ["place"]
 
 
 def place(
@@ -71,13 +69,6 @@ def place(
     key = keys_for(query)
     split_query = _split_ranks(query, ulysses_size)
     return split_query, split_query if is_same_source else _split_ranks(key, ulysses_size)
-
-
-def chunk_areas(mask: IntervalMask, chunk_size: int, chunks: int) -> torch.Tensor:
-    """int64 `(chunks,)`: attended pairs of each chunk of rows."""
-    area = torch.zeros(chunks * chunk_size, dtype=torch.int64)
-    area[: mask.seqlen_q] = mask.row_area()[0].cpu()
-    return area.view(chunks, chunk_size).sum(1)
 
 
 def _split_ranks(placement: Placement, count: int) -> Placement:

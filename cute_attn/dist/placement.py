@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Placement"]
+from ..mask import IntervalMask
+
+__all__ = ["Placement", "chunk_areas", "rank_areas"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,3 +87,16 @@ class Placement:
     def contiguous(cls, length: int, chunk_size: int, world: int, chunks_per_rank: int) -> Placement:
         """Rank r holds the r-th consecutive part."""
         return cls(length, chunk_size, torch.arange(world * chunks_per_rank).reshape(world, chunks_per_rank))
+
+
+def chunk_areas(mask: IntervalMask, chunk_size: int, chunks: int) -> torch.Tensor:
+    """int64 `(chunks,)`: attended pairs of each chunk of rows."""
+    area = torch.zeros(chunks * chunk_size, dtype=torch.int64)
+    area[: mask.seqlen_q] = mask.row_area()[0].cpu()
+    return area.view(chunks, chunk_size).sum(1)
+
+
+def rank_areas(mask: IntervalMask, query: Placement) -> torch.Tensor:
+    """int64 `(world,)`: attended pairs of each rank's rows."""
+    areas = chunk_areas(mask, query.chunk_size, query.chunks.numel())
+    return torch.zeros(query.world, dtype=torch.int64).index_add_(0, query.owner(), areas)

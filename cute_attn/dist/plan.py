@@ -15,7 +15,7 @@ from ..mask import IntervalMask
 from .config import OverlapConfig
 from .cost import CostModel
 from .needs import Spans, chunk_needs, expand, meet, rank_needs, remote_needs
-from .placement import Placement
+from .placement import Placement, rank_areas
 from .stages import stage_cuts
 
 __all__ = ["CastPlan", "CastStage", "local_mask", "plan_group_cast"]
@@ -122,7 +122,7 @@ def plan_group_cast(
     if not overlap.enable:
         return CastPlan(rank, query, key, (_stage(rows, remote, key, rank, includes_local=True),))
     stages = [_stage(rows, Spans(*[x[:0] for x in remote]), key, rank, includes_local=True)]
-    cuts = stage_cuts(mask, query, key, remote, overlap, cost)
+    cuts = stage_cuts(needs, remote, rank_areas(mask, query), key, overlap, cost)
     for low, high in pairwise(cuts):
         stages.append(_stage(rows, remote.clip(low, high), key, rank, includes_local=False))
     return CastPlan(rank, query, key, tuple(stages))
