@@ -1,0 +1,132 @@
+"""atom and red: read-modify-write of global and shared memory, one lane after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import OutOfBounds
+from .functions import bf16_bits, bf16_values
+from .memory import Fault
+from .template import WIDTH
+
+if TYPE_CHECKING:
+    from .groups import Group
+    from .load_store import LoadStore
+
+_VALUE_TYPE = {
+    "f32": np.float32,
+    "f64": np.float64,
+    "f16": np.float16,
+    "f16x2": np.float16,
+    "bf16": "bf16",
+    "bf16x2": "bf16",
+}
+FLOATING = frozenset(_VALUE_TYPE)
+
+
+def apply(
+    cta: LoadStore,
+    g: Group,
+    space: str,
+    operation: str,
+    kind: str,
+    address: np.ndarray,
+    values: tuple[Any, ...],
+    returns: bool,
+    where: Any,
+) -> Any:
+    """Old values if `returns`. Addresses are [lanes]; a vector operation touches consecutive elements."""
+    size = WIDTH[kind] // 8
+    lanes = address.reshape(-1)
+    columns = [np.broadcast_to(v, lanes.shape) for v in values]
+    active = np.flatnonzero(where) if where is not None else np.arange(lanes.size)
+    count = 1 if operation == "cas" else len(values)
+    old = np.zeros((count, lanes.size), f"u{size}")
+    if active.size:
+        if space == "global":
+            cta.machine.record_reduction(
+                cta, lanes[active], size * count, floating=kind in FLOATING and operation != "exch"
+            )
+            load, store = cta.machine.memory.load, cta.machine.memory.store
+        elif space in ("shared", "cluster"):
+            load, store = _shared(cta, g, space)
+        else:
+            raise Fault(OutOfBounds, f"atomic operation in {space} memory")
+        combine = _combine(operation, kind)
+        for element in range(count):
+            operands = [c[active] for c in (columns if operation == "cas" else columns[element : element + 1])]
+            old[element, active] = _update(load, store, lanes[active] + size * element, size, combine, operands)
+        cta.machine.progress += 1
+    shaped = old.reshape(count, *address.shape)
+    return (tuple(shaped) if count > 1 else shaped[0]) if returns else None
+
+
+def _update(
+    load: Callable, store: Callable, address: np.ndarray, size: int, combine: Callable, operands: list[np.ndarray]
+) -> np.ndarray:
+    """Lanes with different addresses at once; equal ones in rounds, in lane order."""
+    old = np.empty(address.shape, f"u{size}")
+    left = np.arange(address.size)
+    while left.size:
+        _, first = np.unique(address[left], return_index=True)
+        now = left[np.sort(first)]
+        before = load(address[now], size)
+        old[now] = before
+        store(address[now], size, combine(before, *(o[now] for o in operands)))
+        left = np.setdiff1d(left, now, assume_unique=True)
+    return old
+
+
+def _shared(cta: LoadStore, g: Group, space: str) -> tuple[Callable, Callable]:
+    warps = g.lanes.warp + 4 * g.wg.index
+
+    def load(address: np.ndarray, size: int) -> np.ndarray:
+        return cta._words(space, g, address, size)
+
+    def store(address: np.ndarray, size: int, values: np.ndarray) -> None:
+        cta._put(space, g, address, size, values, np.broadcast_to(warps[:1], address.shape))
+
+    return load, store
+
+
+_BITWISE: dict[str, Callable[..., Any]] = {
+    "cas": lambda old, compare, value: np.where(old == compare, value, old),
+    "exch": lambda old, value: value,
+    "inc": lambda old, limit: np.where(old >= limit, np.uint32(0), old + np.uint32(1)),
+    "dec": lambda old, limit: np.where((old == 0) | (old > limit), limit, old - np.uint32(1)),
+}
+
+
+def _combine(operation: str, kind: str) -> Callable[..., np.ndarray]:
+    """The function of old and given bits that gives new bits."""
+    if operation in _BITWISE:
+        return _BITWISE[operation]
+    ufunc = combine_values(operation)
+    value_type = _VALUE_TYPE.get(kind, f"{'i' if kind[0] == 's' else 'u'}{WIDTH[kind] // 8}")
+    if value_type == "bf16":
+        return lambda old, value: _bf16(ufunc, old, value)
+
+    def combine(old: np.ndarray, value: np.ndarray) -> np.ndarray:
+        a, b = (np.ascontiguousarray(x).view(value_type) for x in (old, value))
+        return np.asarray(ufunc(a, b)).view(old.dtype)
+
+    return combine
+
+
+def combine_values(operation: str) -> Callable[..., np.ndarray]:
+    return {
+        "add": np.add,
+        "min": np.fmin,
+        "max": np.fmax,
+        "and": np.bitwise_and,
+        "or": np.bitwise_or,
+        "xor": np.bitwise_xor,
+    }[operation]
+
+
+def _bf16(ufunc: Callable, old: np.ndarray, value: np.ndarray) -> np.ndarray:
+    a, b = (bf16_values(np.ascontiguousarray(x).view(np.uint16)) for x in (old, value))
+    return bf16_bits(ufunc(a, b)).astype(np.uint16).view(old.dtype)

@@ -1,0 +1,320 @@
+"""Global and shared memory: bounds, alignment, and a shadow that knows who wrote what and what is still in flight."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from .errors import (
+    CopyInFlight,
+    Misaligned,
+    MissingProxyFence,
+    OutOfBounds,
+    Place,
+    SharedMemoryExceeded,
+    SimError,
+    UninitializedRead,
+)
+from .launch import Buffer
+
+# shadow codes of a byte of shared memory
+UNWRITTEN, WRITTEN, IN_FLIGHT, BARRIER = range(4)
+_WORD = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
+_WRITTEN = {n: np.frombuffer(bytes([WRITTEN] * n), _WORD[n])[0] for n in (1, 2, 4, 8)}
+_BUSY = {n: np.frombuffer(bytes([IN_FLIGHT] * n), _WORD[n])[0] for n in (1, 2, 4, 8)}
+_SHIFT = {1: 0, 2: 1, 4: 2, 8: 3, 16: 4}
+
+
+class Fault(Exception):
+    """Something wrong with an access, before the place is known."""
+
+    def __init__(self, error: type[SimError], what: str, subject: str = "", notes: Sequence[str] = ()):
+        super().__init__(what)
+        self.error, self.what, self.subject, self.notes = error, what, subject, notes
+
+    def at(self, place: Place) -> SimError:
+        return self.error(self.what, place, subject=self.subject, notes=self.notes)
+
+
+def _word_view(array: np.ndarray, size: int) -> np.ndarray:
+    return array.view(_WORD[size])
+
+
+class SharedMemory:
+    """The shared memory of one CTA, addressed from 0; the kernel's own begins at `start`.
+
+    Shadow: `code` says of each byte whether it was written; `owner` of each 16 bytes which warp (from 1) wrote it with
+    ordinary stores that no proxy fence followed yet; `readers` how many asynchronous reads of it are in flight.
+    """
+
+    def __init__(self, start: int, end: int):
+        size = -(-end // 1024) * 1024
+        self.start, self.end = start, end
+        self.data = np.empty(size, np.uint8)
+        self.code = np.empty(size, np.uint8)
+        self.owner = np.empty(size // 16, np.int16)
+        self.epoch = np.empty(size // 16, np.int32)  # the writer's count of releases when it wrote
+        self.readers = np.empty(size // 16, np.int16)
+        self.words = {n: _word_view(self.data, n) for n in _WORD}
+        self.codes = {n: _word_view(self.code, n) for n in _WORD}
+        self.pending: list[Any] = []  # asynchronous copies into or out of here, for messages
+        self.clear()
+
+    def clear(self) -> None:
+        self.data.fill(0xFF)
+        self.code.fill(UNWRITTEN)
+        self.owner.fill(0)
+        self.readers.fill(0)
+        self.pending.clear()
+
+    # ------------------------------------------------------------------ ordinary accesses: offsets of any shape
+
+    def check(self, offset: np.ndarray, size: int) -> None:
+        low, high = int(offset.min()), int(offset.max())
+        if low < self.start or high + size > self.end:
+            self._outside(low if low < self.start else high, size)
+        if size > 1 and (offset & (size - 1)).any():
+            bad = int(offset[(offset & (size - 1)) != 0].flat[0])
+            raise Fault(Misaligned, f"shared address {bad:#x} is not a multiple of {size}", f"shared {bad:#x}")
+
+    def _outside(self, offset: int, size: int) -> NoReturn:
+        subject = f"shared {offset:#x}"
+        if self.end <= offset + size - 1 < 1 << 24 and offset >= self.start:
+            raise Fault(
+                SharedMemoryExceeded,
+                f"{size} bytes at shared {offset:#x} are beyond the shared memory asked for, up to {self.end:#x}",
+                subject,
+            )
+        raise Fault(OutOfBounds, f"{size} bytes at {offset:#x} are outside this CTA's shared memory", subject)
+
+    def load(self, offset: np.ndarray, size: int) -> np.ndarray:
+        """Words of `size` bytes (16 as complex128) at checked offsets."""
+        self.check(offset, size)
+        index = offset >> _SHIFT[size]
+        codes = self.codes[size][index]
+        if size == 16:
+            codes = codes.view(np.uint64)
+        if (codes != _WRITTEN[min(size, 8)]).any():
+            self._unreadable(offset, size)
+        return self.words[size][index]
+
+    def store(self, offset: np.ndarray, size: int, values: np.ndarray, warps: Any, epoch: Any) -> None:
+        """Ordinary stores by `warps` (numbers from 0, one a lane)."""
+        self.check(offset, size)
+        index = offset >> _SHIFT[size]
+        granule = offset >> 4
+        codes = self.codes[size][index]
+        if size == 16:
+            codes = codes.view(np.uint64)
+        if (codes & _BUSY[min(size, 8)]).any() or self.readers[granule].any():
+            self._unwritable(offset, size)
+        self.words[size][index] = values
+        if size == 16:
+            self.code.view(np.uint64).reshape(-1, 2)[index] = _WRITTEN[8]
+        else:
+            self.codes[size][index] = _WRITTEN[size]
+        self.owner[granule] = warps + 1
+        self.epoch[granule] = epoch
+
+    def _unreadable(self, offset: np.ndarray, size: int) -> NoReturn:
+        for first in np.unique(offset).tolist():
+            code = self.code[first : first + size]
+            if (code != WRITTEN).any():
+                byte = first + int(np.flatnonzero(code != WRITTEN)[0])
+                raise self.unreadable(byte)
+        raise AssertionError("no byte explains the fault")
+
+    def unreadable(self, byte: int) -> Fault:
+        """Why a byte may not be read."""
+        code, subject = int(self.code[byte]), f"shared {byte:#x}"
+        if code == IN_FLIGHT:
+            return Fault(
+                CopyInFlight,
+                f"read of shared address {byte:#x} that a copy in flight writes",
+                subject,
+                self.copies(byte),
+            )
+        if code == BARRIER:
+            return Fault(OutOfBounds, f"read of shared address {byte:#x} that belongs to an mbarrier", subject)
+        return Fault(UninitializedRead, f"read of shared address {byte:#x} that nobody wrote", subject)
+
+    def _unwritable(self, offset: np.ndarray, size: int) -> NoReturn:
+        for first in np.unique(offset).tolist():
+            self.check_writable(first, first + size)
+        raise AssertionError("no byte explains the fault")
+
+    def copies(self, byte: int) -> list[str]:
+        return [str(c) for c in self.pending if any(a <= byte < b for a, b in c.spans)]
+
+    # ------------------------------------------------------------------ asynchronous accesses: ranges of bytes
+
+    def check_range(self, first: int, last: int, align: int = 16) -> None:
+        if first < self.start or last > self.end:
+            self._outside(
+                first if first < self.start else max(first, self.end),
+                1 if first >= self.end else last - max(first, self.end),
+            )
+        if first % align:
+            raise Fault(Misaligned, f"shared address {first:#x} is not a multiple of {align}", f"shared {first:#x}")
+
+    def check_writable(self, first: int, last: int) -> None:
+        """No copy in flight, no asynchronous read and no mbarrier there."""
+        code = self.code[first:last]
+        if (code & IN_FLIGHT).any():
+            byte = first + int(np.flatnonzero(code & IN_FLIGHT)[0])
+            subject = f"shared {byte:#x}"
+            if self.code[byte] == BARRIER:
+                raise Fault(OutOfBounds, f"write to shared address {byte:#x} that belongs to an mbarrier", subject)
+            raise Fault(
+                CopyInFlight,
+                f"write to shared address {byte:#x} that a copy in flight writes too",
+                subject,
+                self.copies(byte),
+            )
+        readers = self.readers[first >> 4 : (last + 15) >> 4]
+        if readers.any():
+            byte = max(first, (first >> 4) + int(np.flatnonzero(readers)[0]) << 4)
+            what = f"write to shared address {byte:#x} that a wgmma or a bulk copy in flight still reads"
+            raise Fault(CopyInFlight, what, f"shared {byte:#x}", self.copies(byte))
+
+    def check_readable(self, first: int, last: int) -> None:
+        """Written, and no ordinary store there without a proxy fence."""
+        code = self.code[first:last]
+        if (code != WRITTEN).any():
+            raise self.unreadable(first + int(np.flatnonzero(code != WRITTEN)[0]))
+        self.check_fenced(first, last, "read")
+
+    def check_fenced(self, first: int, last: int, verb: str) -> None:
+        owner = self.owner[first >> 4 : (last + 15) >> 4]
+        if owner.any():
+            at = int(np.flatnonzero(owner)[0])
+            byte = (first & ~15) + 16 * at
+            what = (
+                f"asynchronous {verb} of shared address {byte:#x}, written by ordinary stores of warp {owner[at] - 1} "
+            )
+            raise Fault(MissingProxyFence, what + "with no fence.proxy.async since", f"shared {byte:#x}")
+
+    def fence(self, warps: Sequence[int], releases: np.ndarray) -> None:
+        """fence.proxy.async by `warps`: orders their own stores, and those that other warps have released since."""
+        dirty = np.flatnonzero(self.owner)
+        if dirty.size:
+            writer = self.owner[dirty] - 1
+            ordered = np.isin(writer, warps) | (self.epoch[dirty] < releases[writer])
+            self.owner[dirty[ordered]] = 0
+
+    def mark_written(self, first: int, last: int) -> None:
+        """The async proxy wrote these bytes."""
+        self.code[first:last] = WRITTEN
+        self.owner[first >> 4 : (last + 15) >> 4] = 0
+
+
+class GlobalMemory:
+    """The buffers of a launch. Views of each element size are made once a buffer."""
+
+    def __init__(self, buffers: Sequence[Buffer]):
+        self.buffers = sorted(buffers, key=lambda b: b.address)
+        for buffer in self.buffers:
+            if buffer.data.dtype != np.uint8 or buffer.data.ndim != 1:
+                raise ValueError(
+                    f"buffer {buffer.name}: data is {buffer.data.dtype}{buffer.data.shape}, allowed: flat uint8"
+                )
+        self.starts = [b.address for b in self.buffers]
+        self.views: dict[tuple[int, int], np.ndarray | None] = {}
+        self.last = 0
+
+    def find(self, low: int, high: int) -> int | None:
+        """The buffer that holds [low, high), None if no single one does."""
+        if self.buffers:
+            b = self.buffers[self.last]
+            if b.address <= low and high <= b.address + b.data.size:
+                return self.last
+            index = bisect_right(self.starts, low) - 1
+            if index >= 0 and high <= self.starts[index] + self.buffers[index].data.size:
+                self.last = index
+                return index
+        return None
+
+    def outside(self, low: int, high: int) -> Fault:
+        index = max(bisect_right(self.starts, low) - 1, 0)
+        near = ""
+        if self.buffers:
+            b = self.buffers[index]
+            side = (
+                f"{low - b.address} bytes from the start"
+                if low < b.address + b.data.size
+                else f"{low - b.address - b.data.size} bytes past the end"
+            )
+            near = f"; nearest: {side} of {b.name} ({b.data.size} bytes)"
+        return Fault(
+            OutOfBounds, f"{high - low} bytes at global address {low:#x} are in no buffer{near}", f"global {low:#x}"
+        )
+
+    def locate(self, address: np.ndarray, size: int) -> tuple[int, np.ndarray]:
+        """Buffer and byte offsets of accesses of `size` bytes that all lie in one buffer."""
+        low, high = int(address.min()), int(address.max()) + size
+        if size > 1 and (address & (size - 1)).any():
+            bad = int(address[(address & (size - 1)) != 0].flat[0])
+            raise Fault(Misaligned, f"global address {bad:#x} is not a multiple of {size}", f"global {bad:#x}")
+        index = self.find(low, high)
+        if index is None:
+            for one in np.unique(address).tolist():
+                if self.find(one, one + size) is None:
+                    raise self.outside(one, one + size)
+            return -1, address
+        return index, address - self.buffers[index].address
+
+    def _words(self, index: int, size: int) -> np.ndarray | None:
+        key = (index, size)
+        if key not in self.views:
+            b = self.buffers[index]
+            whole = b.data[: b.data.size // size * size]
+            self.views[key] = whole.view(_WORD[size]) if b.address % size == 0 and b.data.flags.c_contiguous else None
+        return self.views[key]
+
+    def load(self, address: np.ndarray, size: int) -> np.ndarray:
+        index, offset = self.locate(address, size)
+        if index < 0:
+            return self._apart(address, size, None)
+        b = self.buffers[index]
+        if b.unwritten is not None:
+            for k in range(size):
+                bad = b.unwritten[offset + k]
+                if bad.any():
+                    first = int(offset[bad].flat[0]) + k
+                    what = f"read of byte {first} of {b.name} that nobody wrote"
+                    raise Fault(UninitializedRead, what, f"global {b.address + first:#x}")
+        words = self._words(index, size)
+        if words is not None:
+            return words[offset >> _SHIFT[size]]
+        raw = b.data[offset[..., None] + np.arange(size)]
+        return raw.view(_WORD[size])[..., 0]
+
+    def store(self, address: np.ndarray, size: int, values: np.ndarray) -> None:
+        index, offset = self.locate(address, size)
+        if index < 0:
+            self._apart(address, size, values)
+            return
+        b = self.buffers[index]
+        if b.unwritten is not None:
+            b.unwritten[offset[..., None] + np.arange(size)] = False
+        words = self._words(index, size)
+        if words is not None:
+            words[offset >> _SHIFT[size]] = values
+        else:
+            raw = np.ascontiguousarray(np.broadcast_to(values, offset.shape))[..., None].view(np.uint8)
+            b.data[offset[..., None] + np.arange(size)] = raw
+
+    def _apart(self, address: np.ndarray, size: int, values: np.ndarray | None) -> np.ndarray:
+        """Lanes in several buffers: buffer by buffer."""
+        which = np.searchsorted(self.starts, address, side="right")
+        result: Any = np.empty(address.shape, _WORD[size])
+        for index in np.unique(which).tolist():
+            here = which == index
+            if values is None:
+                result[here] = self.load(address[here], size)
+            else:
+                self.store(address[here], size, np.broadcast_to(values, address.shape)[here])
+        return result

@@ -1,0 +1,69 @@
+"""What synchronising instructions share: reading their operands, finding an mbarrier, making their node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .addresses import OFFSET_MASK, RANK_SHIFT
+from .barriers import MBarrier
+from .errors import Misaligned, OutOfBounds
+from .memory import Fault
+from .node import SYSTEM, Node
+from .ptx import Imm, Mem, Operand, Reg, Sym
+from .template import Reader
+
+if TYPE_CHECKING:
+    from .cta import CTA
+    from .groups import Group
+    from .program import Program
+
+Fetch = Callable[[Any, Any], np.ndarray]
+
+
+def fetcher(program: Program, r: Reader, operand: Operand, offset: int = 0) -> Fetch:
+    """A function of (cta, group) that gives an operand's value in every lane that runs, as int64."""
+    if isinstance(operand, Mem):
+        return fetcher(program, r, operand.base, operand.offset)
+    if isinstance(operand, Imm):
+        constant = np.array([operand.bits + offset], np.int64)
+        return lambda c, g: np.broadcast_to(constant, g.lanes.count)
+    if isinstance(operand, Reg):
+        row, kind = program.rows.of(operand), operand.kind
+        return lambda c, g: g.wg.files[kind][row][g.lanes.index].astype(np.int64) + offset
+    if isinstance(operand, Sym):
+        code = compile(program.symbol(operand.name, "u64"), "<symbol>", "eval")
+        return lambda c, g: np.broadcast_to(
+            eval(code, {"np": np, "c": c, "V": g.lanes}).astype(np.int64) + offset, g.lanes.count
+        )
+    raise r.fail(f"operand {operand}")
+
+
+def uniform(values: np.ndarray) -> int | None:
+    """The value that all lanes hold, None if they differ."""
+    first = int(values[0])
+    return first if values.size == 1 or bool((values == first).all()) else None
+
+
+def node_of(program: Program, r: Reader, operation: Callable[..., bool], detail: Any = None) -> Node:
+    return Node(SYSTEM, r.instruction, operation=operation, detail=(program.sites[id(r.instruction)], detail))
+
+
+def nothing(c: CTA, g: Group, node: Node) -> bool:
+    """Changes nothing that is modelled."""
+    return True
+
+
+def mbarrier_at(c: CTA, address: int) -> tuple[CTA, MBarrier]:
+    """The mbarrier at a shared address, here or in a peer."""
+    peer = c.peer(address >> RANK_SHIFT)
+    offset = address & OFFSET_MASK
+    barrier = peer.mbarriers.get(offset)
+    if barrier is None:
+        if offset % 8:
+            raise Fault(Misaligned, f"an mbarrier at {offset:#x}, not a multiple of 8", f"mbarrier {offset:#x}")
+        peer.shared.check(np.array([offset]), 8)
+        raise Fault(OutOfBounds, f"no mbarrier was initialised at shared address {offset:#x}", f"mbarrier {offset:#x}")
+    return peer, barrier

@@ -1,0 +1,328 @@
+"""Asynchronous copies: tensor maps, boxes and their swizzles, bulk copies in both directions, reductions on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .atomics import combine_values
+from .errors import Misaligned, OutOfBounds, UnsupportedDescriptor
+from .functions import bf16_bits, bf16_values
+from .memory import IN_FLIGHT, Fault, GlobalMemory, SharedMemory
+
+if TYPE_CHECKING:
+    from .barriers import MBarrier
+    from .cta import CTA
+
+# type field of a tensor map: size of an element, and how reductions read it
+_TYPES = {0: (1, "u1"), 1: (2, "u2"), 2: (4, "u4"), 6: (2, "f2"), 7: (4, "f4"), 10: (2, "bf16")}
+_SWIZZLES = {0: 0, 1: 0x10, 2: 0x30, 3: 0x70}  # none, 32, 64, 128 bytes: address bits that are XORed
+# word 2: rank, type and swizzle mean something here; L2 promotion (bits 18 to 23) does not; the low four are always 2
+_KNOWN_BITS = 0x70 | 0x780 | 0x6000 | 0xFC0000
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """What the first 64 bytes of a CUtensorMap say; dimension 0 is the fastest."""
+
+    address: int
+    rank: int
+    element: int  # bytes
+    type: str
+    swizzle: int
+    strides: tuple[int, ...]  # bytes
+    sizes: tuple[int, ...]
+    box: tuple[int, ...]
+
+    @property
+    def box_bytes(self) -> int:
+        return int(np.prod(self.box)) * self.element
+
+
+@lru_cache(maxsize=256)
+def decode_map(raw: bytes) -> TensorMap:
+    """Reads a tensor map as the compiled host code writes it.
+
+    Raises:
+        Fault: for fields that are not known.
+    """
+    w = np.frombuffer(raw[:64], np.uint32).tolist()
+    if (w[2] ^ 2) & ~_KNOWN_BITS:
+        raise Fault(UnsupportedDescriptor, f"word 2 of the tensor map has unknown bits: {w[2]:#010x}")
+    rank, kind, swizzle = (w[2] >> 4 & 7) + 1, w[2] >> 7 & 15, w[2] >> 13 & 3
+    if kind not in _TYPES or rank > 5:
+        raise Fault(UnsupportedDescriptor, f"tensor map of type {kind} and rank {rank}")
+    element, name = _TYPES[kind]
+    boxes = (w[13] >> 24, w[14] & 255, w[14] >> 8 & 255, w[14] >> 16 & 255, w[14] >> 24)
+    if w[7] or w[13] & 0xFFFFFF or w[15]:
+        raise Fault(
+            UnsupportedDescriptor,
+            f"words 7, 13, 15 of the tensor map have unknown bits: {w[7]:#x}, {w[13]:#x}, {w[15]:#x}",
+        )
+    return TensorMap(
+        w[0] | w[1] << 32,
+        rank,
+        element,
+        name,
+        _SWIZZLES[swizzle],
+        (element, *(16 * s for s in w[3 : 2 + rank])),
+        tuple(s + 1 for s in w[8 : 8 + rank]),
+        tuple(b + 1 for b in boxes[:rank]),
+    )
+
+
+@lru_cache(maxsize=4096)
+def swizzled(first: int, count: int, mask: int) -> np.ndarray:
+    """Which granules of 16 bytes a dense run from byte `first` is stored in."""
+    address = first + 16 * np.arange(count)
+    return (address ^ ((address >> 3) & mask)) >> 4
+
+
+@dataclass
+class Box:
+    """One tensor copy: a map and where its box lies."""
+
+    map: TensorMap
+    coordinates: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"box {self.map.box} at {self.coordinates} of a tensor {self.map.sizes}"
+
+    def _window(self, memory: GlobalMemory) -> tuple[np.ndarray, tuple[slice, ...]] | None:
+        """The part of the box inside the tensor, as a view of global memory, and where it lies in the box."""
+        m = self.map
+        low = [max(0, -c) for c in self.coordinates]
+        high = [min(b, s - c) for b, s, c in zip(m.box, m.sizes, self.coordinates, strict=True)]
+        if any(h <= lo for lo, h in zip(low, high, strict=True)):
+            return None
+        extent = [h - lo for lo, h in zip(low, high, strict=True)]
+        first = m.address + sum((c + lo) * s for c, lo, s in zip(self.coordinates, low, m.strides, strict=True))
+        last = first + sum((e - 1) * s for e, s in zip(extent, m.strides, strict=True)) + m.element
+        index = memory.find(first, last)
+        if index is None:
+            raise memory.outside(first, last)
+        b = memory.buffers[index]
+        view = np.ndarray(extent[::-1], f"u{m.element}", b.data, first - b.address, m.strides[::-1])
+        self.unwritten = None
+        if b.unwritten is not None:
+            self.unwritten = np.ndarray(extent[::-1], bool, b.unwritten, first - b.address, m.strides[::-1])
+        return view, tuple(slice(lo, h) for lo, h in zip(low[::-1], high[::-1], strict=True))
+
+    unwritten: np.ndarray | None = field(default=None, repr=False)
+
+    def read(self, memory: GlobalMemory) -> np.ndarray:
+        """The box as bytes; elements outside the tensor are zero."""
+        window = self._window(memory)
+        shape = self.map.box[::-1]
+        if window is None:
+            return np.zeros(self.map.box_bytes, np.uint8)
+        view, where = window
+        if self.unwritten is not None and self.unwritten.any():
+            from .errors import UninitializedRead
+
+            raise Fault(UninitializedRead, f"tensor copy of {self} reads elements that nobody wrote")
+        if view.shape == shape:
+            return np.ascontiguousarray(view).reshape(-1).view(np.uint8)
+        full = np.zeros(shape, view.dtype)
+        full[where] = view
+        return full.reshape(-1).view(np.uint8)
+
+    def write(self, memory: GlobalMemory, raw: np.ndarray, operation: str | None) -> None:
+        """Puts the box's bytes into the tensor, or combines them with it; elements outside are dropped."""
+        window = self._window(memory)
+        if window is None:
+            return
+        view, where = window
+        values = raw.view(view.dtype).reshape(self.map.box[::-1])[where]
+        if operation is None:
+            view[...] = values
+        else:
+            view[...] = combine_bits(view, values, operation, self.map.type)
+        if self.unwritten is not None:
+            self.unwritten[...] = False
+
+    def address(self) -> int:
+        return self.map.address + sum(max(c, 0) * s for c, s in zip(self.coordinates, self.map.strides, strict=True))
+
+
+def combine_bits(old: np.ndarray, new: np.ndarray, operation: str, kind: str) -> np.ndarray:
+    """A reduction on bits of a type: u4, i4, f4, f2, bf16, ..."""
+    if operation in ("inc", "dec"):
+        raise Fault(UnsupportedDescriptor, f"bulk reduction {operation}")
+    ufunc = combine_values(operation)
+    if kind == "bf16":
+        return bf16_bits(ufunc(bf16_values(np.ascontiguousarray(old)), bf16_values(np.ascontiguousarray(new)))).astype(
+            np.uint16
+        )
+    a, b = np.ascontiguousarray(old).view(kind), np.ascontiguousarray(new).view(kind)
+    return ufunc(a, b).view(old.dtype)
+
+
+@dataclass
+class Span:
+    """Consecutive bytes of global memory: the other side of a one-dimensional bulk copy."""
+
+    first: int
+    size: int
+    type: str = "u1"
+
+    def __str__(self) -> str:
+        return f"{self.size} bytes at global {self.first:#x}"
+
+    def _view(self, memory: GlobalMemory) -> tuple[Any, int]:
+        index = memory.find(self.first, self.first + self.size)
+        if index is None:
+            raise memory.outside(self.first, self.first + self.size)
+        if self.first % 16 or self.size % 16:
+            raise Fault(Misaligned, f"a bulk copy of {self}: both must be multiples of 16", f"global {self.first:#x}")
+        b = memory.buffers[index]
+        return b, self.first - b.address
+
+    def read(self, memory: GlobalMemory) -> np.ndarray:
+        b, offset = self._view(memory)
+        if b.unwritten is not None and b.unwritten[offset : offset + self.size].any():
+            from .errors import UninitializedRead
+
+            raise Fault(UninitializedRead, f"bulk copy of {self} reads bytes that nobody wrote")
+        return b.data[offset : offset + self.size].copy()
+
+    def write(self, memory: GlobalMemory, raw: np.ndarray, operation: str | None) -> None:
+        b, offset = self._view(memory)
+        target = b.data[offset : offset + self.size]
+        if operation is None:
+            target[...] = raw
+        else:
+            width = 2 if self.type == "bf16" else int(self.type[1:])
+            whole = target.copy().view(f"u{width}")
+            target[...] = combine_bits(whole, raw.view(f"u{width}"), operation, self.type).view(np.uint8)
+        if b.unwritten is not None:
+            b.unwritten[offset : offset + self.size] = False
+
+    def address(self) -> int:
+        return self.first
+
+
+@dataclass(eq=False)
+class Load:
+    """A copy into shared memory of one or several CTAs; reports its bytes to an mbarrier of each."""
+
+    source: Box | Span | SharedSource
+    size: int
+    swizzle: int
+    targets: list[tuple[CTA, int, MBarrier]]  # CTA, first byte, barrier
+    site: int
+    label: str
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        _, first, barrier = self.targets[0]
+        return f"copy of {self.source} to shared {first:#x}, reports to {barrier.subject} ({self.label})"
+
+    def begin(self, *, hold: bool) -> None:
+        """Checks the destination; if the copy is held back, poisons it."""
+        for cta, first, barrier in self.targets:
+            last = first + self.size
+            cta.shared.check_range(first, last, 16 if not self.swizzle else 128)
+            cta.shared.check_writable(first, last)
+            cta.shared.check_fenced(first, last, "write")
+            if hold:
+                cta.shared.code[first:last] = IN_FLIGHT
+                cta.shared.data[first:last] = 0xFF
+                cta.shared.pending.append(self)
+                barrier.copies += 1
+        self.spans = [(self.targets[0][1], self.targets[0][1] + self.size)]
+
+    def needed(self) -> bool:
+        return any(barrier.waiters for _, _, barrier in self.targets)
+
+    def deliver(self, memory: GlobalMemory, *, held: bool) -> list[Any]:
+        """Moves the bytes; returns the groups that the barriers wake."""
+        raw = self.source.read(memory).view(np.complex128)
+        woken = []
+        for cta, first, barrier in self.targets:
+            if self.swizzle:
+                cta.shared.words[16][swizzled(first, self.size // 16, self.swizzle)] = raw
+            else:
+                cta.shared.words[16][first >> 4 : (first + self.size) >> 4] = raw
+            cta.shared.mark_written(first, first + self.size)
+            if held:
+                cta.shared.pending.remove(self)
+                barrier.copies -= 1
+        for _, _, barrier in self.targets:
+            woken += barrier.complete(self.size)
+        return woken
+
+
+@dataclass
+class SharedSource:
+    """Consecutive bytes of a CTA's shared memory, as the source of a copy to a peer."""
+
+    shared: SharedMemory
+    first: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.size} bytes at shared {self.first:#x}"
+
+    def read(self, memory: GlobalMemory) -> np.ndarray:
+        self.shared.check_readable(self.first, self.first + self.size)
+        return self.shared.data[self.first : self.first + self.size].copy()
+
+
+@dataclass(eq=False)
+class Store:
+    """A copy or reduction from shared to global memory; its source stays locked until it has been read."""
+
+    shared: SharedMemory
+    first: int
+    size: int
+    swizzle: int
+    target: Box | Span
+    operation: str | None
+    site: int
+    label: str
+    raw: np.ndarray | None = None
+    written: bool = False
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.operation or 'store'} of shared {self.first:#x} to {self.target} ({self.label})"
+
+    def begin(self) -> None:
+        self.shared.check_range(self.first, self.first + self.size, 16 if not self.swizzle else 128)
+        self.shared.check_readable(self.first, self.first + self.size)
+        self.shared.readers[self.first >> 4 : (self.first + self.size) >> 4] += 1
+        self.spans = [(self.first, self.first + self.size)]
+        self.shared.pending.append(self)
+
+    def read(self) -> None:
+        """Takes the bytes out of shared memory, once."""
+        if self.raw is None:
+            self.shared.check_readable(self.first, self.first + self.size)
+            if self.swizzle:
+                self.raw = (
+                    self.shared.words[16].take(swizzled(self.first, self.size // 16, self.swizzle)).view(np.uint8)
+                )
+            else:
+                self.raw = self.shared.data[self.first : self.first + self.size].copy()
+
+    def release(self) -> None:
+        """The source may be overwritten from now on."""
+        self.read()
+        if self in self.shared.pending:
+            self.shared.pending.remove(self)
+            self.shared.readers[self.first >> 4 : (self.first + self.size) >> 4] -= 1
+
+    def write(self, memory: GlobalMemory) -> None:
+        """Makes the bytes visible in global memory, once."""
+        self.read()
+        if not self.written:
+            assert self.raw is not None
+            self.target.write(memory, self.raw, self.operation)
+            self.written = True
+
+
+__all__ = ["Box", "Load", "OutOfBounds", "SharedSource", "Span", "Store", "TensorMap", "decode_map"]
