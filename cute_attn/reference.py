@@ -10,7 +10,7 @@ last that a block attends: memory O(rows of a block * seqlen_k), whatever the ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -93,7 +93,7 @@ def attention_backward(
     sink: torch.Tensor | None,
     softmax_scale: float,
     softcap: float,
-    needs: tuple[bool, bool, bool, bool] = (True, True, True, True),
+    needs: Sequence[bool] = (True, True, True, True),
 ) -> Gradients:
     """Gradients of `attention_forward`, whose inputs and results these are.
 
@@ -190,7 +190,7 @@ def _join_sink(out: torch.Tensor, lse: torch.Tensor, sink: torch.Tensor) -> tupl
     sink_lse = sink.to(lse.dtype).logsumexp(2).transpose(1, 2)  # (b or 1, heads_q, sq or 1)
     joint = torch.logaddexp(lse, sink_lse)
     share = (lse - joint.masked_fill(joint == -torch.inf, 0.0)).exp()
-    return out * share.transpose(1, 2)[..., None], joint
+    return (out * share.transpose(1, 2)[..., None]).contiguous(), joint.contiguous()
 
 
 def _sink_gradient(sink: torch.Tensor, lse: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
@@ -198,4 +198,4 @@ def _sink_gradient(sink: torch.Tensor, lse: torch.Tensor, delta: torch.Tensor) -
     finite_lse = lse.masked_fill(lse == -torch.inf, 0.0)  # only -inf sinks stand before such an lse: exp gives 0
     share = (sink.to(lse.dtype) - finite_lse.transpose(1, 2)[:, :, None]).exp()
     grad = -share * delta.transpose(1, 2)[:, :, None]
-    return grad.sum_to_size(sink.shape).to(sink.dtype)
+    return grad.sum_to_size(sink.shape).to(sink.dtype).contiguous()

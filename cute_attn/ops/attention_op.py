@@ -16,30 +16,21 @@ from .plan_cache import MaskArgument, find_mask
 
 __all__ = ["attention"]
 
-_MASK = "str mask_kind, Tensor? mask_first, Tensor? mask_second, Tensor? mask_third, int window_left, int window_right"
-_SCALARS = "float softmax_scale, float softcap, bool deterministic, int sm_margin, str backend"
-_FORWARD = (
-    f"(Tensor q, Tensor k, Tensor v, Tensor? sink, {_MASK}, {_SCALARS}, bool return_max_logits)"
-    " -> (Tensor out, Tensor lse, Tensor max_logits)"
-)
-_BACKWARD = (
-    "(Tensor? dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? sink, "
-    f"{_MASK}, {_SCALARS}, bool[] needs) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dsink)"
-)
+Tensor = torch.Tensor
 
 
 def attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    sink: torch.Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sink: Tensor | None,
     mask: MaskArgument,
     softmax_scale: float,
     softcap: float,
     deterministic: bool,
     sm_margin: int,
     return_max_logits: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Attention of checked arguments.
 
     Args:
@@ -55,21 +46,33 @@ def attention(
     )
 
 
-@torch.library.custom_op("cute_attn::attention", mutates_args=(), schema=_FORWARD)
+@torch.library.custom_op("cute_attn::attention", mutates_args=())
 def attention_forward(
-    q, k, v, sink, mask_kind, mask_first, mask_second, mask_third, window_left, window_right,
-    softmax_scale, softcap, deterministic, sm_margin, backend, return_max_logits,
-):  # fmt: skip
-    mask = find_mask(
-        MaskArgument(mask_kind, mask_first, mask_second, mask_third, window_left, window_right),
-        q.shape[1], k.shape[1], q.device,
-    )  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sink: Tensor | None,
+    mask_kind: str,
+    mask_first: Tensor | None,
+    mask_second: Tensor | None,
+    mask_third: Tensor | None,
+    window_left: int,
+    window_right: int,
+    softmax_scale: float,
+    softcap: float,
+    deterministic: bool,
+    sm_margin: int,
+    backend: str,
+    return_max_logits: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    argument = MaskArgument(mask_kind, mask_first, mask_second, mask_third, window_left, window_right)
+    mask = find_mask(argument, q.shape[1], k.shape[1], q.device)
     out, lse, max_logits = reference.attention_forward(q, k, v, mask.lo, mask.hi, sink, softmax_scale, softcap)
     return out, lse, max_logits if return_max_logits else max_logits.new_empty(0)
 
 
 @attention_forward.register_fake
-def _(q, k, v, sink, *rest):
+def _(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     dtype = reference.compute_dtype(q.dtype)
     batch, rows, heads, _ = q.shape
     return_max_logits = rest[-1]
@@ -80,32 +83,59 @@ def _(q, k, v, sink, *rest):
     )
 
 
-@torch.library.custom_op("cute_attn::attention_backward", mutates_args=(), schema=_BACKWARD)
+@torch.library.custom_op("cute_attn::attention_backward", mutates_args=())
 def attention_backward(
-    dout, dlse, q, k, v, out, lse, sink, mask_kind, mask_first, mask_second, mask_third, window_left, window_right,
-    softmax_scale, softcap, deterministic, sm_margin, backend, needs,
-):  # fmt: skip
-    mask = find_mask(
-        MaskArgument(mask_kind, mask_first, mask_second, mask_third, window_left, window_right),
-        q.shape[1], k.shape[1], q.device,
-    )  # fmt: skip
+    dout: Tensor | None,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    sink: Tensor | None,
+    mask_kind: str,
+    mask_first: Tensor | None,
+    mask_second: Tensor | None,
+    mask_third: Tensor | None,
+    window_left: int,
+    window_right: int,
+    softmax_scale: float,
+    softcap: float,
+    deterministic: bool,
+    sm_margin: int,
+    backend: str,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v and sink; an empty tensor stands for one that `needs` does not ask for."""
+    argument = MaskArgument(mask_kind, mask_first, mask_second, mask_third, window_left, window_right)
+    mask = find_mask(argument, q.shape[1], k.shape[1], q.device)
     grads = reference.attention_backward(
         dout, dlse, q, k, v, out, lse, mask.lo, mask.hi, sink, softmax_scale, softcap, needs
     )
-    return tuple(q.new_empty(0) if grad is None else grad for grad in grads)
+    dq, dk, dv, dsink = (q.new_empty(0) if grad is None else grad for grad in grads)
+    return dq, dk, dv, dsink
 
 
 @attention_backward.register_fake
-def _(dout, dlse, q, k, v, out, lse, sink, *rest):
+def _(
+    dout: Tensor | None,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    sink: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
     needs = rest[-1]
-    inputs = (q, k, v, sink)
     return tuple(
         torch.empty(x.shape, dtype=x.dtype, device=x.device) if need and x is not None else q.new_empty(0)
-        for x, need in zip(inputs, needs, strict=True)
+        for x, need in zip((q, k, v, sink), needs, strict=True)
     )
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     q, k, v, sink, mask_kind, mask_first, mask_second, mask_third, *numbers, _ = inputs
     out, lse, max_logits = output
     ctx.mark_non_differentiable(max_logits)
@@ -114,7 +144,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Te
     ctx.mask_kind, ctx.numbers = mask_kind, numbers
 
 
-def _backward(ctx: Any, dout: torch.Tensor | None, dlse: torch.Tensor | None, _: object) -> tuple[Any, ...]:
+def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, _: object) -> tuple[Any, ...]:
     needs = list(ctx.needs_input_grad[:4])
     nothing = (None,) * 12
     if dout is None and dlse is None:

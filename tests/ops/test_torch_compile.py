@@ -51,16 +51,15 @@ def test_the_op_passes_opcheck(kind, sink):
 
 
 @pytest.mark.parametrize("needs", [[True] * 4, [False, True, False, False]])
-def test_the_backward_op_passes_opcheck(needs):
-    q, k, v, sink = (
-        x.detach() for x in (randn(1, ROWS, 4, 8), randn(1, ROWS, 2, 8), randn(1, ROWS, 2, 6), randn(1, 1, 2, 4))
-    )
+@pytest.mark.parametrize("sink_shape", [(1, 1, 2, 4), (2, ROWS, 2, 4)])
+def test_the_backward_op_passes_opcheck(needs, sink_shape):
+    shapes = (2, ROWS, 4, 8), (2, ROWS, 2, 8), (2, ROWS, 2, 6), sink_shape
+    q, k, v, sink = (randn(*shape).detach() for shape in shapes)
     common = (*mask_arguments("window"), 0.3, 1.5, False, 0, "reference")
     out, lse, _ = torch.ops.cute_attn.attention(q, k, v, sink, *common, False)
     arguments = (torch.randn_like(out), torch.randn_like(lse), q, k, v, out, lse, sink, *common, needs)
-    torch.library.opcheck(
-        torch.ops.cute_attn.attention_backward.default, arguments, test_utils=("test_schema", "test_faketensor")
-    )
+    op = torch.ops.cute_attn.attention_backward.default
+    torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 def assert_compiles(function, leaves, backend="aot_eager"):
