@@ -221,7 +221,7 @@ class Machine:
             for warp, state in enumerate(wg.state):
                 if state.accumulators:
                     entry = next(e for group in [*state.committed, state.open] for e in group)
-                    place = self.program.place(entry.site, cta.index, (4 * wg.index + warp,))
+                    place = self.program.place(entry.sites[0], cta.index, (4 * wg.index + warp,))
                     raise AccumulatorInFlight("the warp ends with a wgmma that it never waited for", place)
         cluster = cta.cluster
         self.settle_cluster(cluster)
@@ -397,8 +397,8 @@ class Machine:
                 bit = self.program.locks.get(register, 0)
                 if bit & state.accumulators or (bit & state.fragments and register in registers_written(t)):
                     entries = [e for group in [*state.committed, state.open] for e in group]
-                    owner = next(e for e in entries if bit & (e.tile.accumulator_lock | e.tile.fragment_lock))
-                    line = self.program.kernel.instructions[owner.site].line
+                    owner = next(e for e in entries if bit & (e.locks[0] | e.locks[1]))
+                    line = self.program.kernel.instructions[owner.sites[0]].line
                     what = f"register {register.name} is touched while the wgmma of PTX line {line} is in flight"
                     g.cta.fail(AccumulatorInFlight, what, self.program.sites[id(t.instruction)], g, register.name)
 

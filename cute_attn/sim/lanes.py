@@ -68,16 +68,17 @@ class Views:
         raise AttributeError(name)
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
-    """One wgmma in flight, shared by the four warps that issued it."""
+    """A chain of wgmmas in flight: steps along k into one accumulator. Shared by the four warps that issued it."""
 
-    site: int
-    tile: Any
-    a: int | None  # descriptor
-    b: int
-    accumulate: bool
-    readers: tuple[tuple[int, int], ...] = ()  # granules of shared memory that it reads
+    tiles: list[Any]
+    sites: list[int]
+    a: tuple[int, ...]  # descriptors, a step each; empty if A is in registers
+    b: tuple[int, ...]
+    accumulate: bool  # whether the first step adds to what is there
+    locks: tuple[int, int] = (0, 0)  # registers of the accumulator and of A, as bits
+    footprints: tuple[Any, ...] = ()
     waiting: int = 4  # warps that have not waited for it
     done: bool = False
 

@@ -60,6 +60,7 @@ class SharedMemory:
         self.readers = np.empty(size // 16, np.int16)
         self.words = {n: _word_view(self.data, n) for n in _WORD}
         self.codes = {n: _word_view(self.code, n) for n in _WORD}
+        self.granule_codes = self.code.view(np.uint64).reshape(-1, 2)
         self.pending: list[Any] = []  # asynchronous copies into or out of here, for messages
         self.clear()
 
@@ -113,7 +114,7 @@ class SharedMemory:
             self._unwritable(offset, size)
         self.words[size][index] = values
         if size == 16:
-            self.code.view(np.uint64).reshape(-1, 2)[index] = _WRITTEN[8]
+            self.granule_codes[index] = _WRITTEN[8]
         else:
             self.codes[size][index] = _WRITTEN[size]
         self.owner[granule] = warps + 1
@@ -186,6 +187,13 @@ class SharedMemory:
         if (code != WRITTEN).any():
             raise self.unreadable(first + int(np.flatnonzero(code != WRITTEN)[0]))
         self.check_fenced(first, last, "read")
+
+    def check_granules(self, selector: Any) -> None:
+        """The same for granules of 16 bytes: a slice or an array of their numbers."""
+        if (self.granule_codes[selector] != _WRITTEN[8]).any() or self.owner[selector].any():
+            numbers = np.arange(self.owner.size)[selector]
+            for number in numbers.tolist():
+                self.check_readable(16 * number, 16 * number + 16)
 
     def check_fenced(self, first: int, last: int, verb: str) -> None:
         owner = self.owner[first >> 4 : (last + 15) >> 4]

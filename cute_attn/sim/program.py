@@ -290,9 +290,10 @@ class Program:
             for t in node.detail:
                 for register in (*registers_read(t), *registers_written(t)):
                     self.rows.of(register)
-        for site, tile in self.tiles.items():
+        chains: dict[tuple[object, ...], int] = {}
+        for tile in self.tiles.values():
             tile.settle(self.rows, self.locks)
-            del site
+            tile.chain = chains.setdefault(tile.kind, len(chains))
 
     def compile(self, node: Node) -> Any:
         """The function of a segment, made on first use."""

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .segment import Rows
 
 _K = {"bf16": 16, "f16": 16, "tf32": 8, "e4m3": 32, "e5m2": 32}
+ELEMENT = {"bf16": 2, "f16": 2, "tf32": 4, "e4m3": 1, "e5m2": 1}  # bytes
+STEP_BYTES = 32  # of k in one wgmma, whatever the type
 PITCH = {0: 16, 1: 128, 2: 64, 3: 32}  # bytes of a row, by the swizzle field of a descriptor
 SWIZZLE_MASK = {16: 0, 32: 0x10, 64: 0x30, 128: 0x70}  # which address bits are XORed with those three higher
 
@@ -38,6 +40,7 @@ class Tile:
     fragment_rows: Any = None
     accumulator_lock: int = 0
     fragment_lock: int = 0
+    chain: int = 0  # equal for tiles of equal kind
 
     def settle(self, rows: Rows, locks: dict[Reg, int]) -> None:
         """Rows are known now: slices where they are neighbours."""
@@ -48,18 +51,10 @@ class Tile:
         for register in self.fragment:
             self.fragment_lock |= locks[register]
 
-    def chains(self, other: Tile) -> bool:
-        """Whether the other adds to the same accumulator in the same way."""
-        mine = (self.n, self.k, self.types, self.majors, self.sign, self.accumulator, bool(self.fragment))
-        return mine == (
-            other.n,
-            other.k,
-            other.types,
-            other.majors,
-            other.sign,
-            other.accumulator,
-            bool(other.fragment),
-        )
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Equal for those that add to the same accumulator in the same way."""
+        return (self.n, self.k, self.types, self.majors, self.sign, self.accumulator, bool(self.fragment))
 
 
 def _rows(rows: list[int]) -> Any:
@@ -117,18 +112,18 @@ class BadDescriptor(ValueError):
 
 
 @lru_cache(maxsize=4096)
-def granules(descriptors: tuple[int, ...], rows: int, k_bytes: int, major: int, size: int) -> np.ndarray:
+def granules(descriptors: tuple[int, ...], rows: int, major: int, kind: str) -> np.ndarray:
     """Which 16-byte granules of shared memory hold an operand of several k-steps.
 
-    K-major: [rows, k granules]; M- or N-major: [k, row granules]. `size` is that of an element in bytes.
+    K-major: [rows, k granules]; M- or N-major: [k, row granules].
     """
-    parts = [_offsets(d, rows, k_bytes, major, size) for d in descriptors]
+    parts = [_offsets(d, rows, major, ELEMENT[kind]) for d in descriptors]
     index = np.concatenate(parts, axis=1 if major == 0 else 0)
     index.setflags(write=False)
     return index
 
 
-def _offsets(descriptor: int, rows: int, k_bytes: int, major: int, size: int) -> np.ndarray:
+def _offsets(descriptor: int, rows: int, major: int, size: int) -> np.ndarray:
     start, leading, stride = ((descriptor >> shift & 0x3FFF) << 4 for shift in (0, 16, 32))
     swizzle = descriptor >> 62
     if descriptor & ~(0x3FFF | 0x3FFF << 16 | 0x3FFF << 32 | 3 << 62):
@@ -136,10 +131,10 @@ def _offsets(descriptor: int, rows: int, k_bytes: int, major: int, size: int) ->
     pitch = PITCH[swizzle]
     if major == 0:
         r = np.arange(rows)[:, None]
-        k = np.arange(0, k_bytes, 16)[None, :]
+        k = np.arange(0, STEP_BYTES, 16)[None, :]
         offset = (r % 8) * pitch + (r // 8) * stride + (k if swizzle else (k // 16) * leading)
     else:
-        k = np.arange(k_bytes // size)[:, None]
+        k = np.arange(STEP_BYTES // size)[:, None]
         m = np.arange(0, rows, 16 // size)[None, :]
         per_row = pitch // size
         across, along = (leading, stride) if swizzle else (stride, leading)
@@ -149,14 +144,22 @@ def _offsets(descriptor: int, rows: int, k_bytes: int, major: int, size: int) ->
     return address >> 4
 
 
+class Footprint(NamedTuple):
+    """The granules of shared memory that an operand touches: from `first` to before `last`, and how to select them."""
+
+    first: int
+    last: int
+    selectors: tuple[Any, ...]  # slices if they are few runs, else one array of numbers
+
+
 @lru_cache(maxsize=4096)
-def runs(descriptors: tuple[int, ...], rows: int, k_bytes: int, major: int, size: int) -> tuple[tuple[int, int], ...]:
-    """The same granules as ranges [first, last)."""
-    flat = np.unique(granules(descriptors, rows, k_bytes, major, size))
+def footprint(descriptors: tuple[int, ...], rows: int, major: int, kind: str) -> Footprint:
+    flat = np.unique(granules(descriptors, rows, major, kind))
     breaks = np.flatnonzero(np.diff(flat) != 1)
-    firsts = flat[np.concatenate(([0], breaks + 1))]
-    lasts = flat[np.concatenate((breaks, [len(flat) - 1]))] + 1
-    return tuple(zip(firsts.tolist(), lasts.tolist(), strict=True))
+    firsts = flat[np.concatenate(([0], breaks + 1))].tolist()
+    lasts = (flat[np.concatenate((breaks, [len(flat) - 1]))] + 1).tolist()
+    slices = tuple(slice(f, n) for f, n in zip(firsts, lasts, strict=True))
+    return Footprint(firsts[0], lasts[-1], slices if len(slices) <= 4 else (flat,))
 
 
 def decode(raw: np.ndarray, kind: str) -> np.ndarray:
@@ -191,6 +194,3 @@ def add_product(accumulator: np.ndarray, product: np.ndarray, *, fresh: bool) ->
         target[...] = laid
     else:
         target += laid
-
-
-ELEMENT = {"bf16": 2, "f16": 2, "tf32": 4, "e4m3": 1, "e5m2": 1}  # bytes
