@@ -10,7 +10,7 @@ from ..mask import IntervalMask
 from ..mask.union import unite
 from .placement import Placement
 
-__all__ = ["Spans", "chunk_needs", "expand", "intersect", "meet", "rank_needs", "remote_needs"]
+__all__ = ["Spans", "chunk_needs", "expand", "intersect", "meet", "rank_needs", "remote_needs", "rows_sent"]
 
 
 class Spans(NamedTuple):
@@ -60,6 +60,13 @@ def remote_needs(needs: Spans, key: Placement) -> Spans:
     group = torch.arange(world)[:, None].expand_as(starts)
     keep = starts < ends
     return intersect(needs, Spans(group[keep], starts[keep], ends[keep]), key.padded_length)
+
+
+def rows_sent(remote: Spans, key: Placement) -> torch.Tensor:
+    """int64 `(world,)`: rows that each rank sends if every rank receives its `remote` rows from their owners."""
+    edges = torch.arange(key.chunks.numel()) * key.chunk_size
+    parts, chunk = meet(remote, edges, edges + key.chunk_size)
+    return torch.zeros(key.world, dtype=torch.int64).index_add_(0, key.owner()[chunk], parts.hi - parts.lo)
 
 
 def intersect(a: Spans, b: Spans, bound: int) -> Spans:

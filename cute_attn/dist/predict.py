@@ -9,7 +9,7 @@ import torch
 from ..mask import IntervalMask
 from .config import OverlapConfig
 from .cost import CostModel
-from .needs import Spans, chunk_needs, meet, rank_needs, remote_needs
+from .needs import Spans, chunk_needs, rank_needs, remote_needs, rows_sent
 from .placement import Placement, rank_areas
 from .ring import merge_ranks, ring_reach, ulysses_heads
 from .stages import stage_cuts
@@ -84,9 +84,7 @@ def _group_cast(
     needs: Spans, remote: Spans, areas: torch.Tensor, key: Placement, overlap: OverlapConfig, cost: CostModel
 ) -> MoverPrediction:
     compute = cost.compute_seconds(int(areas.max()))
-    edges = torch.arange(key.chunks.numel()) * key.chunk_size
-    parts, chunk = meet(remote, edges, edges + key.chunk_size)
-    sent = torch.zeros(key.world, dtype=torch.int64).index_add_(0, key.owner()[chunk], parts.hi - parts.lo)
+    sent = rows_sent(remote, key)
     received = remote.rows_by_group(key.world)
     steps = len(stage_cuts(needs, remote, areas, key, overlap, cost)) - 1 if overlap.enable else int(received.any())
     communication = cost.send_seconds(int(torch.maximum(sent, received).max()) * cost.key_bytes, steps)

@@ -17,7 +17,7 @@ from .config import (
 )
 from .cost import CostModel
 from .locality import local_search
-from .needs import Spans, rank_needs, remote_needs
+from .needs import Spans, rank_needs, remote_needs, rows_sent
 from .placement import Placement
 
 __all__ = ["DispatchProblem", "min_heap", "solve", "zigzag"]
@@ -52,14 +52,19 @@ class DispatchProblem:
     def largest_area(self, query: Placement) -> int:
         return int(torch.zeros(self.world, dtype=torch.int64).index_add_(0, query.owner(), self.areas).max())
 
-    def rows_received(self, query: Placement) -> torch.Tensor:
-        """int64 `(world,)`: key rows that each rank needs and does not hold."""
-        key = self.keys_for(query)
-        return remote_needs(rank_needs(self.needs, query, key.padded_length), key).rows_by_group(self.world)
+    def remote(self, query: Placement, key: Placement) -> Spans:
+        """By rank, the keys that each rank needs and does not hold."""
+        return remote_needs(rank_needs(self.needs, query, key.padded_length), key)
+
+    def total_rows(self, query: Placement) -> int:
+        """Key rows that all ranks receive."""
+        return self.remote(query, self.keys_for(query)).rows
 
     def predicted_seconds(self, query: Placement, cost: CostModel) -> float:
         """Forward time: the slowest rank's compute, and the part of the busiest rank's traffic that it cannot hide."""
-        rows = int(self.rows_received(query).max())
+        key = self.keys_for(query)
+        remote = self.remote(query, key)
+        rows = int(torch.maximum(remote.rows_by_group(self.world), rows_sent(remote, key)).max())
         compute = cost.compute_seconds(self.largest_area(query))
         return cost.total_seconds(compute, cost.send_seconds(rows * cost.key_bytes))
 
@@ -94,7 +99,7 @@ def _locality(problem: DispatchProblem, starts: list[Placement], epsilon: float)
             problem.areas, problem.needs, start.owner(), problem.world, epsilon, problem.key_owner, start.chunk_size
         )
         found.append(problem.placed(owner))
-    return min(found, key=lambda x: (max(float(problem.largest_area(x)), limit), int(problem.rows_received(x).sum())))
+    return min(found, key=lambda x: (max(float(problem.largest_area(x)), limit), problem.total_rows(x)))
 
 
 def min_heap(areas: torch.Tensor, world: int) -> torch.Tensor:

@@ -1,0 +1,252 @@
+"""Dispatch: equal chunks, balance within the limit, and few bytes."""
+
+import math
+import random
+
+import pytest
+import torch
+from planned import LENGTH, masks, random_slices
+
+from cute_attn.dist import (
+    AutoDispatchAlg,
+    ContiguousDispatchAlg,
+    CostModel,
+    DispatchConfig,
+    LocalityDispatchAlg,
+    MinHeapDispatchAlg,
+    OverlapConfig,
+    Placement,
+    ZigzagDispatchAlg,
+    place,
+    plan_group_cast,
+    plan_ring,
+)
+from cute_attn.dist.placement import rank_areas
+from cute_attn.dist.predict import choose_mover, predict_movers
+from cute_attn.mask import builders, packed
+
+ALGS = [MinHeapDispatchAlg(), ContiguousDispatchAlg(), ZigzagDispatchAlg(), LocalityDispatchAlg(), AutoDispatchAlg()]
+
+
+def packed_documents(total, seed=0):
+    """Packed causal documents, lengths lognormal with mean 4 Ki and sigma 1, none over a quarter of the total."""
+    draw, ends = random.Random(seed), [0]
+    while ends[-1] < total:
+        length = round(draw.lognormvariate(math.log(4096) - 0.5, 1.0))
+        ends.append(min(total, ends[-1] + max(1, min(length, total // 4))))
+    return packed.causal_documents(total, cu_seqlens=ends)
+
+
+def balance(mask, query):
+    areas = rank_areas(mask, query)
+    return float(areas.max() / areas.double().mean())
+
+
+def rows_received(mask, query, key):
+    cost = CostModel()
+    for prediction in predict_movers(mask, query, key, OverlapConfig(), cost):
+        if prediction.mover == "group_cast":
+            return int(prediction.bytes_received.sum()) // cost.key_bytes
+    raise AssertionError("group_cast is always predicted")
+
+
+@pytest.mark.parametrize("alg", ALGS, ids=lambda alg: type(alg).__name__)
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("name", masks())
+def test_placement_is_a_permutation_with_equally_many_chunks_a_rank(name, world, alg):
+    query, key = place(masks()[name], world, 7, config=DispatchConfig(alg))
+    assert key is query
+    assert query.world == world
+    assert query.padded_length - LENGTH < 7 * world
+    assert torch.equal(query.order().sort().values, torch.arange(query.padded_length))
+    assert torch.equal(query.order()[query.inverse()], torch.arange(query.padded_length))
+    assert torch.equal(torch.cat([query.positions(r) for r in range(world)]), query.order())
+
+
+@pytest.mark.parametrize("alg", ALGS, ids=lambda alg: type(alg).__name__)
+def test_placement_is_the_same_every_time(alg):
+    mask = packed_documents(1 << 14)
+    a, b = (place(mask, 8, 128, config=DispatchConfig(alg))[0] for _ in range(2))
+    assert torch.equal(a.chunks, b.chunks)
+
+
+def test_contiguous_and_zigzag_are_what_their_names_say():
+    mask = builders.causal(64)
+    contiguous, _ = place(mask, 2, 8, config=DispatchConfig(ContiguousDispatchAlg()))
+    assert contiguous.chunks.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    zigzag, _ = place(mask, 2, 8, config=DispatchConfig(ZigzagDispatchAlg()))
+    assert zigzag.chunks.tolist() == [[0, 1, 6, 7], [2, 3, 4, 5]]
+    odd, _ = place(builders.causal(48), 2, 8, config=DispatchConfig(ZigzagDispatchAlg()))
+    assert odd.chunks.tolist() == [[0, 1, 5], [2, 3, 4]]
+
+
+def test_min_heap_balances_causal_attention_perfectly():
+    mask = builders.causal(1 << 12)
+    query, _ = place(mask, 4, 64, config=DispatchConfig(MinHeapDispatchAlg()))
+    assert balance(mask, query) <= 1.001
+
+
+@pytest.mark.parametrize("epsilon", [0.02, 0.05, 0.3])
+def test_locality_keeps_the_balance_it_is_given_and_spends_it_on_fewer_rows(epsilon):
+    mask = packed_documents(1 << 16)
+    query, key = place(mask, 8, 512, config=DispatchConfig(LocalityDispatchAlg(epsilon)))
+    greedy, greedy_key = place(mask, 8, 512, config=DispatchConfig(MinHeapDispatchAlg()))
+    assert balance(mask, query) <= 1 + epsilon
+    assert 2 * rows_received(mask, query, key) <= rows_received(mask, greedy, greedy_key)
+
+
+@pytest.mark.parametrize("chunk_size", [512, 1024])
+def test_on_64_ranks_packed_documents_need_at_most_half_the_bytes_of_min_heap(chunk_size):
+    mask = packed_documents(64 * 8192)
+    query, key = place(mask, 64, chunk_size, config=DispatchConfig(LocalityDispatchAlg()))
+    greedy, greedy_key = place(mask, 64, chunk_size, config=DispatchConfig(MinHeapDispatchAlg()))
+    assert balance(mask, query) <= 1.05
+    assert 2 * rows_received(mask, query, key) <= rows_received(mask, greedy, greedy_key)
+
+
+def test_where_chunks_are_too_coarse_for_the_limit_locality_is_as_balanced_as_min_heap():
+    mask = packed.causal_documents(640, cu_seqlens=[0, 512, 640])
+    areas = [
+        balance(mask, place(mask, 5, 64, config=DispatchConfig(alg))[0])
+        for alg in (LocalityDispatchAlg(0.0), MinHeapDispatchAlg())
+    ]
+    assert 1.0 < areas[0] <= areas[1]
+
+
+def test_masks_that_are_local_stay_where_they_are():
+    mask = builders.sliding_window(1 << 13, left=63, right=0)
+    for alg in (LocalityDispatchAlg(), AutoDispatchAlg()):
+        query, key = place(mask, 8, 64, config=DispatchConfig(alg))
+        assert rows_received(mask, query, key) == 7 * 63
+
+
+def test_auto_is_never_predicted_slower_than_the_others():
+    cost, overlap = CostModel(), OverlapConfig()
+    for mask in (builders.causal(1 << 13), packed_documents(1 << 14), random_slices(1 << 12, 1 << 12)):
+        seconds = []
+        for alg in ALGS:
+            predictions = predict_movers(mask, *place(mask, 4, 128, config=DispatchConfig(alg)), overlap, cost)
+            seconds += [p.seconds for p in predictions if p.mover == "group_cast"]
+        assert seconds[-1] <= min(seconds)
+
+
+# ---------------------------------------------------------------- cross-attention, padding, groups
+
+
+def test_keys_of_another_source_go_where_their_queries_are():
+    mask = packed.documents(64, 128, cu_seqlens=[0, 16, 32, 48, 64], cu_seqlens_k=[0, 32, 64, 96, 128])
+    shuffled = mask.permute_rows(torch.tensor([*range(48, 64), *range(16), *range(32, 48), *range(16, 32)]))
+    query, key = place(shuffled, 4, 8, is_same_source=False, is_q_permutable=False)
+    assert query.chunks.tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert rows_received(shuffled, query, key) == 0
+    query, key = place(shuffled, 4, 8, is_same_source=False, is_k_permutable=False)
+    assert key.chunks.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
+    assert rows_received(shuffled, query, key) == 0
+    query, key = place(shuffled, 4, 8, is_same_source=False)
+    assert rows_received(shuffled, query, key) == 0
+
+
+def test_keys_of_another_source_have_their_own_padding():
+    query, key = place(random_slices(90, 210), 4, 8, is_same_source=False)
+    assert (query.length, query.pad_size) == (90, 6)
+    assert (key.length, key.pad_size) == (210, 14)
+    assert key.chunks.shape == (4, 7)
+
+
+def test_rows_that_may_not_move_are_contiguous():
+    mask = packed_documents(1 << 12)
+    query, _ = place(mask, 4, 64, is_q_permutable=False, is_k_permutable=False)
+    assert torch.equal(query.order(), torch.arange(1 << 12))
+
+
+def test_padding_rows_carry_the_last_valid_position():
+    query = Placement.contiguous(10, 4, 2, 2)
+    assert query.pad_size == 6
+    assert query.positions(1).tolist() == [8, 9, 10, 11, 12, 13, 14, 15]
+    assert query.position_ids(1).tolist() == [8, 9, 9, 9, 9, 9, 9, 9]
+    assert Placement.contiguous(0, 4, 1, 1).position_ids(0).tolist() == [0, 0, 0, 0]
+
+
+def test_more_padding_than_needed_makes_ranks_of_padding():
+    query, _ = place(builders.causal(10), 4, 4, pad_size=22, config=DispatchConfig(ContiguousDispatchAlg()))
+    assert query.padded_length == 32
+    assert query.length == 10
+
+
+def test_an_empty_sequence_still_gives_every_rank_a_chunk():
+    query, _ = place(builders.causal(0), 2, 4)
+    assert query.chunks.tolist() == [[0], [1]]
+
+
+def test_ranks_that_exchange_heads_share_one_consecutive_part_of_their_groups_rows():
+    mask = packed_documents(1 << 13)
+    query, _ = place(mask, 8, 64, ulysses_size=4)
+    for group in range(2):
+        together = query.chunks[4 * group : 4 * group + 4].reshape(-1)
+        assert torch.equal(together, together.sort().values)
+    assert plan_ring(mask, query, query, 0, 4).key_index is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pad_size": 3}, "pad_size must be >= 0 and make 203 tokens a multiple of chunk_size"),
+        ({"pad_size": -1}, "pad_size must be >= 0"),
+        ({"world": 0}, "world must be >= 1, got 0"),
+        ({"chunk_size": 0}, "chunk_size must be >= 1, got 0"),
+        ({"ulysses_size": 3}, "ulysses_size must divide the world of 4, got 3"),
+        ({"is_q_permutable": False}, "must be equal when queries and keys have the same source"),
+        ({"mask": builders.causal(4, 8)}, "must be equally long, got 4 and 8"),
+    ],
+)
+def test_arguments_that_contradict_each_other_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        place(**({"mask": masks()["causal"], "world": 4, "chunk_size": 8} | arguments))
+
+
+def test_a_placement_must_hold_every_chunk_once_in_ascending_order():
+    for chunks, message in (
+        [[[0, 0]], "every chunk once"],
+        [[[1, 0]], "ascend"],
+        [[[0, 1]], r"length must be in \[0, 8\]"],
+    ):
+        with pytest.raises(ValueError, match=message):
+            Placement(9, 4, torch.tensor(chunks))
+
+
+# ---------------------------------------------------------------- predictions
+
+
+@pytest.mark.parametrize("name", masks())
+def test_predicted_bytes_are_those_of_the_plans(name):
+    mask, cost = masks()[name], CostModel(heads_q=8, heads_k=2)
+    query, key = place(mask, 4, 8)
+    predictions = {p.mover: p for p in predict_movers(mask, query, key, OverlapConfig(), cost, ulysses_size=2)}
+    for mover, share, exchanged, plan in (
+        ("group_cast", 1, 0, lambda rank: plan_group_cast(mask, query, key, rank)),
+        ("ring", 1, 0, lambda rank: plan_ring(mask, query, key, rank)),
+        ("ulysses_ring", 2, 1, lambda rank: plan_ring(mask, query, key, rank, 2)),
+    ):
+        head_rows = exchanged * query.rows_per_rank * (cost.query_bytes + cost.key_bytes) // share
+        for rank in range(4):
+            expected = plan(rank)
+            assert predictions[mover].bytes_sent[rank] == expected.rows_sent * cost.key_bytes // share + head_rows
+            assert (
+                predictions[mover].bytes_received[rank] == expected.rows_received * cost.key_bytes // share + head_rows
+            )
+
+
+def test_heads_decide_which_movers_are_predicted():
+    mask = masks()["causal"]
+    query, key = place(mask, 4, 8)
+    names = [p.mover for p in predict_movers(mask, query, key, OverlapConfig(), CostModel(heads_q=6, heads_k=2))]
+    assert names == ["all_gather", "group_cast", "ring"]
+    names = [p.mover for p in predict_movers(mask, query, key, OverlapConfig(), CostModel(heads_q=8), 2)]
+    assert names == ["all_gather", "group_cast", "ring", "ulysses", "ulysses_ring"]
+
+
+def test_the_mover_follows_the_mask():
+    few_heads = CostModel(heads_q=8, heads_k=8, flops=1e18)
+    window, causal = builders.sliding_window(1 << 14, left=63, right=0), builders.full(1 << 14)
+    chosen = [choose_mover(m, *place(m, 8, 128), OverlapConfig(), few_heads) for m in (window, causal)]
+    assert chosen == ["group_cast", "ulysses"]
