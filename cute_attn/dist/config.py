@@ -147,7 +147,7 @@ class DistAttnConfig:
     def __post_init__(self) -> None:
         for name, kind in (("dispatch_config", DispatchConfig), ("overlap_config", OverlapConfig)):
             if not isinstance(getattr(self, name), kind):
-                raise TypeError(f"DistAttnConfig: {name} must be a {kind.__name__}, got {getattr(self, name)!r}")
+                raise TypeError(f"DistAttnConfig: {name} must be of type {kind.__name__}, got {getattr(self, name)!r}")
         if self.mover not in MOVERS:
             raise ValueError(f"DistAttnConfig: mover must be one of {', '.join(MOVERS)}, got {self.mover!r}")
 

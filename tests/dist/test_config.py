@@ -1,0 +1,89 @@
+"""Configuration: defaults, checks, and equality that tells everything apart."""
+
+import pytest
+
+from cute_attn.dist import (
+    AttnOverlapMode,
+    AutoDispatchAlg,
+    ContiguousDispatchAlg,
+    CostModel,
+    DispatchConfig,
+    DistAttnConfig,
+    LocalityDispatchAlg,
+    MinHeapDispatchAlg,
+    OverlapAlgType,
+    OverlapConfig,
+    ZigzagDispatchAlg,
+)
+
+
+def test_the_example_of_the_interface_is_accepted():
+    config = DistAttnConfig(
+        dispatch_config=DispatchConfig(alg=MinHeapDispatchAlg()),
+        overlap_config=OverlapConfig(
+            enable=True,
+            mode=AttnOverlapMode.STATIC,
+            degree=2,
+            min_chunk_size=512,
+            max_num_chunks=64,
+            alg=OverlapAlgType.UNIFORM,
+        ),
+    )
+    assert config.mover == "auto"
+    assert DistAttnConfig().dispatch_config.alg == AutoDispatchAlg()
+
+
+def test_configurations_that_differ_are_unequal_and_equal_ones_hash_alike():
+    algs = [
+        MinHeapDispatchAlg(),
+        ContiguousDispatchAlg(),
+        ZigzagDispatchAlg(),
+        AutoDispatchAlg(),
+        LocalityDispatchAlg(),
+        LocalityDispatchAlg(0.1),
+    ]
+    configs = [DistAttnConfig(DispatchConfig(alg)) for alg in algs]
+    configs += [DistAttnConfig(mover=m) for m in ("ring", "group_cast")]
+    configs += [
+        DistAttnConfig(overlap_config=x)
+        for x in (OverlapConfig(enable=False), OverlapConfig(degree=2), OverlapConfig(alg=OverlapAlgType.GREEDY))
+    ]
+    assert len(set(configs)) == len(configs)
+    assert DistAttnConfig() == DistAttnConfig()
+    assert hash(DistAttnConfig()) == hash(DistAttnConfig())
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (
+            lambda: DistAttnConfig(mover="rings"),
+            ValueError,
+            "mover must be one of auto, group_cast, ring, .* got 'rings'",
+        ),
+        (lambda: DistAttnConfig(DispatchConfig), TypeError, "dispatch_config must be of type DispatchConfig"),
+        (lambda: DistAttnConfig(overlap_config=True), TypeError, "overlap_config must be of type OverlapConfig"),
+        (lambda: DispatchConfig(MinHeapDispatchAlg), TypeError, "alg must be an instance of MinHeapDispatchAlg"),
+        (lambda: LocalityDispatchAlg(-0.1), ValueError, "epsilon must be finite and >= 0, got -0.1"),
+        (lambda: LocalityDispatchAlg(float("nan")), ValueError, "epsilon must be finite and >= 0, got nan"),
+        (lambda: LocalityDispatchAlg("0.1"), TypeError, "epsilon must be a float, got str"),
+        (lambda: OverlapConfig(enable=1), TypeError, "enable must be a bool, got 1"),
+        (lambda: OverlapConfig(mode="static"), TypeError, "mode must be one of AttnOverlapMode.STATIC"),
+        (lambda: OverlapConfig(alg="uniform"), TypeError, "alg must be one of OverlapAlgType.UNIFORM"),
+        (lambda: OverlapConfig(degree=0), ValueError, "degree must be >= 1, got 0"),
+        (lambda: OverlapConfig(degree=True), TypeError, "degree must be an int, got True"),
+        (lambda: OverlapConfig(degree=None), TypeError, "degree must be an int, got None"),
+        (lambda: OverlapConfig(mode=AttnOverlapMode.DYNAMIC), ValueError, "degree must be None in DYNAMIC mode, got 1"),
+        (lambda: OverlapConfig(min_chunk_size=0), ValueError, "min_chunk_size must be >= 1, got 0"),
+        (lambda: OverlapConfig(max_num_chunks=0), ValueError, "max_num_chunks must be >= 1, got 0"),
+        (lambda: OverlapConfig(sm_margin=-1), ValueError, "sm_margin must be >= 0, got -1"),
+        (lambda: CostModel(heads_q=6, heads_k=4), ValueError, "heads_q = 6 must be divisible by heads_k = 4"),
+        (lambda: CostModel(bandwidth=0), ValueError, "bandwidth must be finite and > 0, got 0"),
+        (lambda: CostModel(latency=-1), ValueError, "latency must be finite and >= 0, got -1"),
+        (lambda: CostModel(overlap=2), ValueError, r"overlap must be in \[0, 1\], got 2"),
+        (lambda: CostModel(head_dim=0), ValueError, "head_dim must be an int >= 1, got 0"),
+    ],
+)
+def test_bad_configuration_is_refused_by_name(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
