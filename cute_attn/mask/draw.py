@@ -35,23 +35,24 @@ _WIDTH, _RIGHT, _TOP, _BOTTOM = 6.2, 0.45, 0.78, 0.95  # of the picture and arou
 def coverage(mask: IntervalMask, rows: int, columns: int, batch: int = 0) -> torch.Tensor:
     """Fraction of attended pairs in each cell of a `rows x columns` grid laid over the mask, float64 on the CPU.
 
-    The number of pairs left of an edge e is the sum over intervals of `relu(e - lo) - relu(e - hi)`; with the ends
-    sorted and summed up, every edge is one look-up.
+    The number of pairs left of an edge e is the sum over intervals of `relu(e - lo) - relu(e - hi)`. With the ends
+    counted and summed by cell, `relu(e - x)` adds up to `e * count - sum` over the cells before e.
     """
-    row_edges, column_edges = _edges(mask.seqlen_q, rows), _edges(mask.seqlen_k, columns)
-    edges = torch.tensor(column_edges)
-    counts = torch.zeros(rows, columns, dtype=torch.float64)
-    lo, hi = (x[batch].cpu().long() for x in (mask.lo, mask.hi))
-    for row, (first, last) in enumerate(itertools.pairwise(row_edges)):
-        left = edges.new_zeros(columns + 1)
-        for ends, sign in ((lo, 1), (hi, -1)):
-            ends = ends[:, first:last].flatten().sort().values
-            sums = torch.cat([ends.new_zeros(1), ends.cumsum(0)])
-            below = torch.searchsorted(ends, edges)
-            left += sign * (edges * below - sums[below])
-        counts[row] = left.diff()
-    heights, widths = (torch.tensor(x).diff().double() for x in (row_edges, column_edges))
-    return counts / (heights[:, None] * widths)
+    row_edges, column_edges = (
+        torch.tensor(_edges(*pair)) for pair in ((mask.seqlen_q, rows), (mask.seqlen_k, columns))
+    )
+    line = torch.searchsorted(row_edges, torch.arange(mask.seqlen_q), right=True) - 1
+    left = torch.zeros(rows, columns + 1, dtype=torch.int64)
+    for bound, sign in ((mask.lo, 1), (mask.hi, -1)):
+        ends = bound[batch].cpu().long()
+        cell = torch.searchsorted(column_edges, ends, right=True) - 1
+        slot = (line * (columns + 1) + cell).flatten()
+        count = torch.bincount(slot, minlength=left.numel()).view_as(left)
+        total = torch.zeros_like(left).view(-1).index_add_(0, slot, ends.flatten()).view_as(left)
+        count, total = (x.cumsum(1) - x for x in (count, total))
+        left += sign * (column_edges * count - total)
+    cells = row_edges.diff()[:, None] * column_edges.diff()
+    return left.diff(dim=1).double() / cells
 
 
 def draw_text(mask: IntervalMask, width: int = 80, batch: int = 0) -> str:
