@@ -80,8 +80,8 @@ def _compare(name: str, expected: torch.Tensor, value: torch.Tensor, schedule: S
     if torch.equal(_bits(expected), _bits(value)):
         return
     if reordered and value.is_floating_point():
-        # Of n summands x, two orders differ by at most 2 (n - 1) u sum |x|; the kernel's sums have a few dozen summands
-        # that do not cancel by orders of magnitude, so 2^-16 of the largest element is generous but blind to no real bug.
+        # Of n summands x, two orders differ by at most 2 (n - 1) u sum |x|, u = 2^-24. Sums have at most dozens of
+        # summands, and the largest element of a tensor is no smaller than their size: 2^-16 of it covers any order.
         unit = max(2.0**-16, torch.finfo(value.dtype).eps)
         allowed = unit * expected.double().abs().max()
         different = ~((expected.double() - value.double()).abs() <= allowed)
@@ -90,8 +90,8 @@ def _compare(name: str, expected: torch.Tensor, value: torch.Tensor, schedule: S
     if bool(different.any()):
         index = tuple(int(i) for i in different.nonzero()[0])
         raise ScheduleDependence(
-            f"{name}: {int(different.sum())} of {value.numel()} elements depend on the schedule; at {index} "
-            f"eager left {expected[index].item()!r}, {schedule.mode} (seed {schedule.seed}) left {value[index].item()!r}",
+            f"{name}: {int(different.sum())} of {value.numel()} elements depend on the schedule; at {index} eager left "
+            f"{expected[index].item()!r}, {schedule.mode} (seed {schedule.seed}) left {value[index].item()!r}",
             Place("all launches"),
             subject=name,
         )

@@ -7,6 +7,7 @@ import re
 import torch
 
 from cute_attn import sim
+from cute_attn.sim.addresses import SHARED_START
 from cute_attn.sim.errors import (
     AccumulatorInFlight,
     Misaligned,
@@ -96,7 +97,8 @@ def _names(what: str, error: Exception, workload: Workload) -> bool:
 
 def _shared_addresses(text: str) -> list[int]:
     """Offsets in dynamic shared memory that a report mentions."""
-    return [int(found, 16) for found in re.findall(r"\b0x[0-9a-f]+\b", text)]
+    found = re.findall(r"\b(?:mbarrier|shared(?: address)?) (0x[0-9a-f]+)", text)
+    return [int(address, 16) - SHARED_START for address in found]
 
 
 def seed() -> None:
