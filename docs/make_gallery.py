@@ -59,7 +59,7 @@ ENTRIES = [
     ),
     (
         "Global tokens",
-        "global_tokens:positions=" + "/".join(map(str, [*range(24), *range(560, 592)])) + ",left=96,right=96",
+        "global_tokens:positions=" + "/".join(map(str, [*range(24), *range(560, 592)])) + ",left=140,right=140",
         "A window for most, everything for a few (Longformer, BigBird).",
     ),
 ]
@@ -70,7 +70,7 @@ def file_name(title: str) -> str:
 
 
 def short(spec: str) -> str:
-    return spec if len(spec) <= 80 else spec[:60] + "..."
+    return spec if len(spec) <= 80 else f"{spec[:40]}...{spec[-22:]}"
 
 
 def facts(mask: IntervalMask) -> str:

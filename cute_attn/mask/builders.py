@@ -189,17 +189,15 @@ def global_tokens(
     tokens = check_integers("positions", positions, window.device)
     if tokens.ndim != 1 or (tokens.numel() and not bool(((tokens >= 0) & (tokens < window.seqlen_k)).all())):
         raise ValueError(f"positions must be 1-D keys in [0, {window.seqlen_k}), got {tokens.tolist()}")
-    first, last = _runs(tokens.unique())
-    rows = window.seqlen_q
-    columns = IntervalMask.from_intervals(
-        torch.cat([first, first.new_zeros(1)])[:, None].expand(-1, rows),
-        torch.cat([last, last.new_zeros(1)])[:, None].expand(-1, rows),
-        window.seqlen_k,
-    )
-    row = torch.arange(rows, device=tokens.device) + window.seqlen_k - rows
+    row = torch.arange(window.seqlen_q, device=tokens.device) + window.seqlen_k - window.seqlen_q
     is_global = torch.isin(row, tokens)
-    everything = IntervalMask.from_intervals(torch.zeros_like(row), is_global * window.seqlen_k, window.seqlen_k)
-    return everything | columns | window
+    own_lo = window.lo[0].masked_fill(is_global, 0)
+    own_hi = window.hi[0].masked_fill(is_global, window.seqlen_k)
+    lo, hi = (
+        torch.cat([own, columns[:, None].expand(-1, len(row))])
+        for own, columns in zip((own_lo, own_hi), _runs(tokens.unique()), strict=True)
+    )
+    return IntervalMask.from_intervals(lo, hi, window.seqlen_k)
 
 
 def _positions(
