@@ -14,6 +14,7 @@ from ..mask import AttnRanges, IntervalMask
 from ..mask.ranges import RangesLike
 from ..ops.checks import check_cu_seqlens, check_flag, check_qkv, check_scale, check_sink, check_softcap
 from .config import DistAttnConfig
+from .cost import CostModel
 from .dispatch import place
 from .groups import GroupOrMesh, find_groups
 from .manager import DistAttnRuntimeKey, Manager, Registry, content_digest, ulysses_size_of
@@ -386,7 +387,8 @@ def calc_attn(
         sm_margin=manager.config.overlap_config.sm_margin,
         backend=resolve(q.device),
     )
-    route = manager.route(q.shape[1], k.shape[1], q.device)
+    shape = CostModel(q.shape[1], k.shape[1], q.shape[2], v.shape[2], q.element_size())
+    route = manager.route(shape, q.device)
     results = run_attention(q, k, v, sink, route, settings, return_max_logits)
     return results if return_max_logits else results[:2]
 

@@ -14,10 +14,12 @@ from ..mask import IntervalMask
 from ..mask.ranges import RangesLike, ranges_tensor, types_tensor
 from .cast import GroupCast
 from .config import DistAttnConfig
+from .cost import CostModel
 from .groups import Groups
 from .heads import HeadExchange
 from .placement import Placement
 from .plan import plan_group_cast
+from .predict import choose_mover
 from .ring import plan_ring, ulysses_heads
 from .rotate import Ring, home_indices
 from .rows import RollPlan, plan_roll
@@ -89,8 +91,8 @@ class Manager:
     ) -> None:
         self.groups, self.mask, self.config = groups, mask, config
         self._placements = {"q": query, "k": key}
-        self._routes: dict[tuple[object, ...], Route] = {}
-        self._rolls: dict[tuple[object, ...], RollPlan] = {}
+        self._routes: dict[tuple[CostModel, torch.device], Route] = {}
+        self._rolls: dict[tuple[str, int, torch.device], RollPlan] = {}
 
     def placement(self, side: str) -> Placement:
         return self._placements[side]
@@ -101,25 +103,35 @@ class Manager:
             self._rolls[name] = plan_roll(self.placement(side), self.groups.rank, shift).to(device)
         return self._rolls[name]
 
-    def route(self, heads_q: int, heads_k: int, device: torch.device) -> Route:
-        """Raises ValueError where the mover cannot split so many heads."""
-        mover = "group_cast" if self.config.mover == "auto" else self.config.mover
-        name = (mover, heads_q, heads_k, device)
-        if name not in self._routes:
-            make = self._group_cast if mover == "group_cast" else self._ring
-            self._routes[name] = make(mover, heads_q, heads_k, device)
-        return self._routes[name]
+    def route(self, cost: CostModel, device: torch.device) -> Route:
+        """The way of tensors of the shape that `cost` tells.
 
-    def _group_cast(self, mover: str, heads_q: int, heads_k: int, device: torch.device) -> Route:
+        Raises ValueError where the mover cannot split so many heads.
+        """
+        if (cost, device) not in self._routes:
+            mover = self._choose_mover(cost)
+            make = self._group_cast if mover == "group_cast" else self._ring
+            self._routes[cost, device] = make(mover, cost, device)
+        return self._routes[cost, device]
+
+    def _choose_mover(self, cost: CostModel) -> str:
+        if self.config.mover != "auto":
+            return self.config.mover
+        ulysses = self.groups.ulysses
+        ulysses_size = None if ulysses is None else ulysses.size()
         query, key = self._placements.values()
-        plan = plan_group_cast(self.mask, query, key, self.groups.rank, self.config.overlap_config)
+        return choose_mover(self.mask, query, key, self.config.overlap_config, cost, ulysses_size)
+
+    def _group_cast(self, mover: str, cost: CostModel, device: torch.device) -> Route:
+        query, key = self._placements.values()
+        plan = plan_group_cast(self.mask, query, key, self.groups.rank, self.config.overlap_config, cost)
         return Route(GroupCast(plan.to(device), self.groups.whole), None, self.groups.whole)
 
-    def _ring(self, mover: str, heads_q: int, heads_k: int, device: torch.device) -> Route:
+    def _ring(self, mover: str, cost: CostModel, device: torch.device) -> Route:
         """The ring, Ulysses, or both: one plan serves all three."""
         groups, (query, key) = self.groups, self._placements.values()
         ulysses_size = ulysses_size_of(mover, groups)
-        heads = ulysses_heads(heads_q, heads_k, ulysses_size)
+        heads = ulysses_heads(cost.heads_q, cost.heads_k, ulysses_size)
         plan = plan_ring(self.mask, query, key, groups.rank, ulysses_size)
         home = [index.to(device) for index in home_indices(self.mask, plan)]
         plan = plan.to(device)
@@ -127,7 +139,7 @@ class Manager:
             return Route(Ring(plan, home, groups.whole), None, groups.whole)
         # Of Ulysses alone the ring has one position, which sends nothing.
         ulysses = groups.ulysses if mover == "ulysses_ring" and groups.ulysses is not None else groups.whole
-        exchange = HeadExchange(heads, heads_k, plan.key_index, ulysses)
+        exchange = HeadExchange(heads, cost.heads_k, plan.key_index, ulysses)
         return Route(Ring(plan, home, groups.ring or groups.whole), exchange, groups.whole)
 
 

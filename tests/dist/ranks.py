@@ -11,6 +11,7 @@ from multiprocessing.connection import wait
 
 import torch
 import torch.distributed as dist
+import torch.fx.experimental.symbolic_shapes  # backward(gradient) imports it: once here, not in every rank
 
 DEADLINE = 60.0  # seconds for one call
 GRACE = 5.0  # seconds the other ranks get once one has failed
