@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cute_attn import mask as masks
+from cute_attn.mask.checks import device_of
 
 lengths = st.integers(0, 24)
 few = settings(max_examples=40, deadline=None)
@@ -225,11 +226,11 @@ def test_runs_as_ranges_stay_apart_where_they_touch():
 # ---------------------------------------------------------------- behaviour of all
 
 
-def test_masks_follow_their_tensors_to_a_device():
+def test_masks_are_made_where_the_first_tensor_among_the_arguments_is():
     ids = torch.zeros(4, dtype=torch.int32, device="meta")
-    with pytest.raises(NotImplementedError):  # the meta device holds no numbers: it was asked, not replaced by the CPU
-        masks.documents(4, segment_ids=ids)
-    assert masks.documents(4, segment_ids=[0, 0, 1, 1], device="cpu").device.type == "cpu"
+    assert device_of(None, [0, 4], None, ids) == torch.device("meta")
+    assert device_of("cpu", ids) == torch.device("cpu")
+    assert device_of(None, [0, 4]) == torch.device("cpu")
 
 
 def test_long_masks_cost_memory_by_rows_not_by_pairs():
