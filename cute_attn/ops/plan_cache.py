@@ -147,8 +147,8 @@ def _stamp(tensor: torch.Tensor) -> Hashable:
     return tensor._version, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.device
 
 
-def _content(tensor: torch.Tensor) -> Hashable:
-    return tuple(tensor.shape), tensor.detach().to("cpu", torch.int64).contiguous().numpy().tobytes()
+def _content(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().to("cpu", torch.int64).contiguous().numpy().tobytes()
 
 
 def _make(argument: MaskArgument, seqlen_q: int, seqlen_k: int, device: torch.device) -> IntervalMask:
