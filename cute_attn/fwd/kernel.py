@@ -27,7 +27,7 @@ from cute_attn.sm90.tiles import gemm, load_atom, partition, store_atom, tile_la
 from .arguments import DTYPES, Scalars, Schedule, Tensors, TmaTensors
 from .config import out_shares_queries
 from .epilogue import write_rows
-from .softmax import OnlineSoftmax, rescale
+from .softmax import OnlineSoftmax, clear, rescale
 
 ROWS = 64  # query rows of a consumer warpgroup
 WARPGROUP = 128  # threads
@@ -140,7 +140,7 @@ class ForwardKernel:
     @cute.kernel
     def kernel(self, tma: TmaTensors, tensors: Tensors, schedule: Schedule, scalars: Scalars):
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
-        storage = cutlass.utils.SmemAllocator().allocate(self.storage())
+        storage = cutlass.memory.SmemAllocator().allocate(self.storage())
         readers = 4 * self.consumers
         queries = Ring(storage.q_barriers.data_ptr(), 1, readers)
         keys = Ring(storage.k_barriers.data_ptr(), self.stages, readers)
@@ -230,6 +230,7 @@ class ForwardKernel:
                         if const_expr(self.many):
                             place[slot, 1] = schedule.runs[run, 2]
                             place[slot, 2] = schedule.runs[run, 3]
+                            place[slot, 3] = Int32(0)  # the compiler reads all four at once
                     barrier = keys.expect(tile_count, self.n * self.dim * 2)
                     cute.copy(tma.k_atom, from_k[None, tile], to_k[None, slot], tma_bar_ptr=barrier)
                     tile_count += 1
@@ -285,7 +286,7 @@ class ForwardKernel:
             item = self.item(index, tensors, schedule, scalars)
             row = item.tile * self.tile.m + group * ROWS + warp * 16 + lane // 4  # and row + 8
             bounds = self.bounds(tensors, item, row)
-            out.fill(0.0)
+            clear(out)
             softmax.reset()
             queries.wait_full(item_count)
             n_tiles = item.n_partial + item.n_full

@@ -14,7 +14,7 @@ from cute_attn.mask import IntervalMask
 
 from .config import default_tile
 
-__all__ = ["forward", "in_kernel_form"]
+__all__ = ["forward", "in_kernel_form", "kernel_dims", "mask_kind"]
 
 LOG2_E = math.log2(math.e)
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -64,7 +64,7 @@ def forward(
         sink_lse = sink_lse.expand(batch, heads_q, seqlen_q)
     if out.numel() == 0:
         return out, lse, max_logits
-    dims = _kernel_dims(head_dim, head_dim_v)
+    dims = kernel_dims(head_dim, head_dim_v)
     softmax = "exact" if return_max_logits else softmax
     tile = tile or default_tile(*dims)
     schedule = mask.schedule((tile.m, tile.n))
@@ -72,7 +72,7 @@ def forward(
         lse.copy_(sink_lse) if sink_lse is not None else lse.fill_(-math.inf)
         return out.zero_(), lse, max_logits
     score, score_factor, exp2_factor = _score(softmax_scale, softcap)
-    layers, has_lower, has_upper = _mask_kind(schedule.layers, schedule.has_lower, schedule.has_upper)
+    layers, has_lower, has_upper = mask_kind(schedule.layers, schedule.has_lower, schedule.has_upper)
     spec = KernelSpec(
         dtype=DTYPES[q.dtype],  # type: ignore[arg-type]
         head_dim=dims[0],
@@ -116,7 +116,7 @@ def in_kernel_form(name: str, x: torch.Tensor) -> torch.Tensor:
     return x if x.stride() == (*wanted, 1) else x.as_strided(x.shape, (*wanted, 1))
 
 
-def _kernel_dims(head_dim: int, head_dim_v: int) -> tuple[int, int]:
+def kernel_dims(head_dim: int, head_dim_v: int) -> tuple[int, int]:
     """The smallest pair of HEAD_DIMS that holds the tensors' head dims."""
     for dims in HEAD_DIMS:
         if head_dim <= dims[0] and head_dim_v <= dims[1] and head_dim % 8 == 0 and head_dim_v % 8 == 0:
@@ -126,7 +126,7 @@ def _kernel_dims(head_dim: int, head_dim_v: int) -> tuple[int, int]:
     )
 
 
-def _mask_kind(layers: int, has_lower: bool, has_upper: bool) -> tuple[Layers, bool, bool]:
+def mask_kind(layers: int, has_lower: bool, has_upper: bool) -> tuple[Layers, bool, bool]:
     """A schedule's mask as specs name it."""
     if layers == 0 or not (has_lower or has_upper):
         return 0, False, True

@@ -18,9 +18,9 @@ from typing import Any
 import cutlass.cute as cute
 from cutlass import Boolean, Float32, const_expr, range_constexpr
 
-from cute_attn.sm90.ptx import exp2, fma, pack
+from cute_attn.sm90.ptx import exp2, fma, opaque_zero, pack
 
-__all__ = ["NO_KEY", "OnlineSoftmax", "rescale"]
+__all__ = ["NO_KEY", "OnlineSoftmax", "clear", "rescale"]
 
 NO_KEY = -1.0e30  # the maximum of a row without keys: finite, so that nothing ever computes inf - inf
 EXACT_SLACK = 8.0  # log2 of how far the maximum may grow before the exact softmax moves it
@@ -155,6 +155,13 @@ def quad_max(x: Float32) -> Float32:
 def quad_sum(x: Float32) -> Float32:
     x = x + cute.arch.shuffle_sync_bfly(x, offset=1)
     return x + cute.arch.shuffle_sync_bfly(x, offset=2)
+
+
+@cute.jit
+def clear(accumulator):
+    """Zeros that LLVM cannot rematerialise: it would put them between wgmma.fence and the first product."""
+    for k in range_constexpr(cute.size(accumulator)):
+        accumulator[k] = opaque_zero()
 
 
 @cute.jit

@@ -7,16 +7,18 @@ from cutlass import Float32, Int32, Uint32
 from cutlass._mlir.dialects import llvm
 from cutlass.cutlass_dsl import T, dsl_user_op
 
-__all__ = ["exp2", "fma", "pack", "shift_left", "tanh"]
+__all__ = ["exp2", "fma", "opaque_zero", "pack", "shift_left", "tanh"]
 
 
-def _asm(result: Any, operands: list[Any], text: str, constraints: str, loc: Any, ip: Any) -> Any:
+def _asm(
+    result: Any, operands: list[Any], text: str, constraints: str, loc: Any, ip: Any, has_side_effects: bool = False
+) -> Any:
     return llvm.inline_asm(
         result,
         operands,
         text,
         constraints,
-        has_side_effects=False,
+        has_side_effects=has_side_effects,
         is_align_stack=False,
         asm_dialect=llvm.AsmDialect.AD_ATT,
         loc=loc,
@@ -37,6 +39,12 @@ def pack(low: Float32, high: Float32, bf16: bool, *, loc: Any = None, ip: Any = 
     operands = [Float32(v).ir_value(loc=loc, ip=ip) for v in (low, high)]
     text = f"cvt.rn.{'bf16x2' if bf16 else 'f16x2'}.f32 $0, $2, $1;"
     return Int32(_asm(T.i32(), operands, text, "=r,f,f", loc, ip))
+
+
+@dsl_user_op
+def opaque_zero(*, loc: Any = None, ip: Any = None) -> Float32:
+    """0.0 where it is asked for: a constant that the compiler neither knows nor moves."""
+    return Float32(_asm(T.f32(), [], "mov.f32 $0, 0f00000000;", "=f", loc, ip, has_side_effects=True))
 
 
 def _float_instruction(text: str, operands: int) -> Callable[..., Float32]:

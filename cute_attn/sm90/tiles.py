@@ -7,7 +7,7 @@ import cutlass.cute as cute
 import cutlass.utils.hopper_helpers as hopper
 from cutlass import Float32, const_expr, range_constexpr
 from cutlass.cute.nvgpu import cpasync, warpgroup
-from cutlass.utils import LayoutEnum
+from cutlass.tensor_utils import LayoutEnum
 
 __all__ = ["gemm", "load_atom", "partition", "store_atom", "tile_layout", "tiled_mma"]
 
