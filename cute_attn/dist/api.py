@@ -18,7 +18,7 @@ from .cost import CostModel
 from .dispatch import place
 from .groups import GroupOrMesh, find_groups
 from .manager import DistAttnRuntimeKey, Manager, Registry, content_digest, ulysses_size_of
-from .partial import AttentionSettings
+from .partial import AttentionSettings, check_backend
 from .rows import dispatch_rows, roll_rows, undispatch_rows
 from .runtime import run_attention
 
@@ -309,7 +309,7 @@ def undispatch(
 def get_position_ids(key: DistAttnRuntimeKey, side: str = "q") -> torch.Tensor:
     """int64 `(rows per rank,)`: the global position of each local row; of padding the last valid position.
 
-    On the current GPU where the group uses NCCL, else on the CPU. No communication.
+    On the CPU where the group uses gloo or there is no GPU, else on the current GPU. No communication.
     """
     manager = _registry.manager(key)
     placement = manager.placement(_check_side(side))
@@ -385,7 +385,7 @@ def calc_attn(
         softcap=check_softcap(softcap),
         deterministic=deterministic,
         sm_margin=manager.config.overlap_config.sm_margin,
-        backend=resolve(q.device),
+        backend=check_backend(resolve(q.device)),
     )
     shape = CostModel(q.shape[1], k.shape[1], q.shape[2], v.shape[2], q.element_size())
     route = manager.route(shape, q.device)

@@ -35,10 +35,10 @@ class Groups:
 
     @property
     def device(self) -> torch.device:
-        """Where tensors of this group live: the current GPU under NCCL, else the CPU."""
-        if "nccl" in dist.get_backend(self.whole):
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("cpu")
+        """Where tensors of this group live: on the CPU under gloo or without a GPU, else on the current GPU."""
+        if dist.get_backend(self.whole) == "gloo" or not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", torch.cuda.current_device())
 
     def __repr__(self) -> str:
         shape = "" if self.ring is None or self.ulysses is None else f", {self.ring.size()}x{self.ulysses.size()}"

@@ -9,7 +9,7 @@ import torch
 from .. import reference
 from ..mask import IntervalMask
 
-__all__ = ["AttentionSettings", "attend", "attend_backward"]
+__all__ = ["AttentionSettings", "attend", "attend_backward", "check_backend"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,16 @@ class AttentionSettings:
     deterministic: bool
     sm_margin: int
     backend: str
+
+
+def check_backend(name: str) -> str:
+    """The backend, if it can give partial results."""
+    if name != "reference":
+        raise NotImplementedError(
+            f"calc_attn needs partial results in fp32, which backend {name!r} does not give yet; "
+            "with cute_attn.backend('reference') it runs in plain PyTorch"
+        )
+    return name
 
 
 def attend(
