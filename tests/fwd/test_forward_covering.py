@@ -1,0 +1,66 @@
+"""The forward on a covering set: every feature once, in few kernels. The whole matrix is in test_forward_matrix."""
+
+import pytest
+import torch
+from forward_case import Case, check, growing, one_hot, random_inputs, with_gaps
+
+from cute_attn.mask import IntervalMask, causal, full, sliding_window
+
+
+@pytest.mark.parametrize("n", [1, 127, 129, 257, 384])
+def test_causal_of_any_length(n, runtime):
+    check(Case(causal(n)), runtime)
+
+
+@pytest.mark.parametrize(("mode", "seed"), [("late", 0), ("random", 1), ("random", 2)])
+def test_every_order_of_warps_and_copies_gives_the_same(mode, seed, runtime):
+    check(Case(causal(257, 300), mode=mode, seed=seed), runtime)
+
+
+def test_more_queries_than_keys_leave_rows_without_keys(runtime):
+    check(Case(causal(300, 130)), runtime)
+
+
+def test_more_items_than_ctas(runtime):
+    check(Case(causal(384), batch=2, heads=(3, 3), options={"sm_margin": 129}, mode="late"), runtime)
+
+
+def test_maxima_that_grow_from_key_to_key_are_repaired(runtime):
+    check(Case(causal(300), inputs=growing), runtime)
+
+
+def test_one_key_that_takes_all_weight(runtime):
+    check(Case(causal(300), inputs=one_hot), runtime)
+
+
+def test_huge_logits(runtime):
+    check(Case(causal(300), inputs=lambda c: [30 * x for x in random_inputs(c)]), runtime)
+
+
+def test_strided_inputs_run_without_a_copy(runtime, caplog):
+    def slices(c):
+        packed = torch.randn(2, 3, 300, 5, 160, dtype=c.dtype)
+        return packed[:, 0, :, 1:3, 16:144], packed[:, 1, :, :1, 16:144], packed[:, 2, :, 4:, 32:]
+
+    with caplog.at_level("INFO", "cute_attn.copy"):
+        check(Case(causal(300), batch=2, inputs=slices), runtime)
+    assert not caplog.records
+
+
+def test_two_layers_fp16_with_sinks_of_every_head(runtime):
+    mask = IntervalMask.from_slices([[0, 300], [100, 300]], [[0, 100], [200, 450]], [0, 1], 300, 450)
+    check(Case(mask, heads=(4, 1), dims=(64, 64), dtype=torch.float16, sink="sh"), runtime)
+
+
+def test_many_layers_and_the_largest_logit(runtime):
+    check(Case(with_gaps(200, 400, 20), options={"return_max_logits": True}, heads=(2, 2)), runtime)
+
+
+def test_odd_head_dim_softcap_and_a_mask_for_each_batch(runtime):
+    masks = [sliding_window(260, left=40, right=0), causal(260)]
+    mask = IntervalMask(*(torch.cat([getattr(m, side) for m in masks]) for side in ("lo", "hi")), 260)
+    check(Case(mask, batch=2, heads=(8, 1), dims=(80, 72), softcap=5.0, sink="ssh"), runtime)
+
+
+def test_a_negative_scale_at_head_dim_256(runtime):
+    check(Case(full(140, 200), dims=(256, 256), heads=(1, 1), scale=-0.05), runtime)
