@@ -82,18 +82,13 @@ def resolve(device: torch.device) -> str:
         name = current().name
     if name == "reference" or (name == AUTO and device.type == "cpu"):
         return "reference"
-    if name == "sim":
-        raise NotImplementedError(
-            "backend 'sim' has no kernels to run yet: the sm90 kernels it interprets are coming; "
-            "backend 'reference' serves tensors on any device"
-        )
-    if device.type == "cuda":
-        raise NotImplementedError(
-            "backend 'sm90' cannot serve CUDA tensors yet: the sm90 kernels are coming; "
-            "with cute_attn.backend('reference') they run in plain PyTorch"
-        )
+    if name == "sim" and device.type == "cpu":
+        return "sim"
+    if name != "sim" and device.type == "cuda":
+        return "sm90"
+    served = "CPU tensors" if name == "sim" else "CUDA tensors on a Hopper GPU"
     raise NotImplementedError(
-        f"backend 'sm90' serves CUDA tensors on a Hopper GPU, these are on {device}; "
+        f"backend {'sim' if name == 'sim' else 'sm90'!r} serves {served}, these are on {device}; "
         "with cute_attn.backend('reference') they run in plain PyTorch"
     )
 

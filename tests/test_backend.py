@@ -22,9 +22,8 @@ def test_cpu_tensors_use_the_reference():
     assert resolve(CPU) == "reference"
 
 
-def test_cuda_tensors_wait_for_the_kernels():
-    with pytest.raises(NotImplementedError, match=r"sm90 kernels are coming.*backend\('reference'\)"):
-        resolve(CUDA)
+def test_cuda_tensors_use_the_kernels():
+    assert resolve(CUDA) == "sm90"
 
 
 def test_other_devices_are_refused_by_name():
@@ -42,11 +41,12 @@ def test_kernels_do_not_serve_cpu_tensors():
         resolve(CPU)
 
 
-def test_the_simulator_waits_for_the_kernels_and_keeps_its_options():
+def test_the_simulator_runs_cpu_tensors_and_keeps_its_options():
     with cute_attn.backend("sim", mode="random", seed=3) as request:
         assert (current(), request.options) == (request, {"mode": "random", "seed": 3})
-        with pytest.raises(NotImplementedError, match=r"'sim' has no kernels to run yet.*'reference' serves"):
-            resolve(CPU)
+        assert resolve(CPU) == "sim"
+        with pytest.raises(NotImplementedError, match=r"'sim' serves CPU tensors, these are on cuda"):
+            resolve(CUDA)
 
 
 def test_unknown_names_and_options_are_refused():
@@ -103,6 +103,6 @@ def test_a_compiled_function_follows_the_backend():
     plain = compiled(q)
     with cute_attn.backend("reference"):
         assert torch.equal(compiled(q), plain)
-    with cute_attn.backend("sim"), pytest.raises(Exception, match="'sim' has no kernels to run yet"):
+    with cute_attn.backend("sim"), pytest.raises(Exception, match="'sim' has kernels for bfloat16 and float16"):
         compiled(q)
     assert torch.equal(compiled(q), plain)

@@ -13,6 +13,7 @@ import torch
 
 from .. import reference
 from ..backend import resolve
+from . import kernels
 from .plan_cache import MaskArgument, find_mask
 
 __all__ = ["attention"]
@@ -66,6 +67,10 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     argument = MaskArgument(mask_kind, mask_first, mask_second, mask_third, window_left, window_right)
     mask = find_mask(argument, q.shape[1], k.shape[1], q.device)
+    if backend != "reference":
+        return kernels.attention_forward(
+            q, k, v, mask, sink, softmax_scale, softcap, sm_margin, backend, return_max_logits
+        )
     out, lse, max_logits = reference.attention_forward(q, k, v, mask.lo, mask.hi, sink, softmax_scale, softcap)
     return out, lse, max_logits if return_max_logits else max_logits.new_empty(0)
 
@@ -104,6 +109,10 @@ def _backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and sink; an empty tensor stands for one that `needs` does not ask for."""
+    if backend != "reference":
+        raise NotImplementedError(
+            f"backend {backend!r} has no backward yet; a forward with cute_attn.backend('reference') has gradients"
+        )
     argument = MaskArgument(mask_kind, mask_first, mask_second, mask_third, window_left, window_right)
     mask = find_mask(argument, q.shape[1], k.shape[1], q.device)
     grads = reference.attention_backward(
