@@ -9,14 +9,19 @@ import torch
 
 from cute_attn import sim
 
-os.environ.setdefault("FLASH_ATTENTION_ARCH", "sm_90")
-os.environ.setdefault("FLASH_ATTENTION_NUM_SMS", "132")
-interface = pytest.importorskip(
-    "flash_attn.cute.interface", reason="flash-attn-4 is not installed: pip install -e '.[peers]'"
-)
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # theirs
 
 # bf16 inputs, probabilities and outputs of size about one, and sums over a few hundred keys
 OUTPUT, GRADIENT, LSE = 0.02, 0.06, 2e-3
+
+
+@pytest.fixture(scope="module")
+def interface():
+    """Imported by the worker that needs it: the import alone takes seconds."""
+    os.environ.setdefault("FLASH_ATTENTION_ARCH", "sm_90")
+    os.environ.setdefault("FLASH_ATTENTION_NUM_SMS", "132")
+    reason = "flash-attn-4 is not installed: pip install -e '.[peers]'"
+    return pytest.importorskip("flash_attn.cute.interface", reason=reason)
 
 
 def inputs(batch, queries, keys, heads, kv_heads, head_dim):
@@ -42,7 +47,7 @@ def assert_near(value, reference, tolerance):
     assert (error <= tolerance).all(), f"largest error {error.max().item():.3g}, allowed {tolerance}"
 
 
-def check_forward(causal, mode, *shape):
+def check_forward(interface, causal, mode, *shape):
     q, k, v = inputs(*shape)
     with sim.simulated(mode=mode):
         out, lse, *_ = interface._flash_attn_fwd(q, k, v, causal=causal, return_lse=True)
@@ -51,7 +56,7 @@ def check_forward(causal, mode, *shape):
     assert_near(lse, reference_lse, LSE)
 
 
-def check_backward(causal, mode, *shape, deterministic=False):
+def check_backward(interface, causal, mode, *shape):
     q, k, v = inputs(*shape)
     leaves = [x.float().requires_grad_() for x in (q, k, v)]
     reference, lse = exact(*leaves, causal)
@@ -59,20 +64,18 @@ def check_backward(causal, mode, *shape, deterministic=False):
     reference.backward(d_out.float())
     out = reference.detach().bfloat16()
     with sim.simulated(mode=mode) as reports:
-        gradients = interface._flash_attn_bwd(
-            q, k, v, out, d_out, lse.detach().contiguous(), causal=causal, deterministic=deterministic
-        )
+        gradients = interface._flash_attn_bwd(q, k, v, out, d_out, lse.detach().contiguous(), causal=causal)
     for gradient, leaf in zip(gradients[:3], leaves, strict=True):
         assert_near(gradient, leaf.grad, GRADIENT)
     return reports
 
 
-def test_forward_with_grouped_heads_and_ragged_lengths():
-    check_forward(True, "late", 1, 300, 300, 2, 1, 64)
+def test_forward_with_grouped_heads_and_ragged_lengths(interface):
+    check_forward(interface, True, "late", 1, 300, 300, 2, 1, 64)
 
 
-def test_backward_with_grouped_heads_adds_dq_from_several_blocks():
-    reports = check_backward(True, "late", 1, 300, 300, 2, 1, 64)
+def test_backward_with_grouped_heads_adds_dq_from_several_blocks(interface):
+    reports = check_backward(interface, True, "late", 1, 300, 300, 2, 1, 64)
     assert any(report.reduced for report in reports)
 
 
@@ -80,20 +83,20 @@ def test_backward_with_grouped_heads_adds_dq_from_several_blocks():
 @pytest.mark.parametrize("mode", ["eager", "late", "random"])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_forward(head_dim, causal, mode):
-    check_forward(causal, mode, 2, 200, 300, 2, 2, head_dim)
+def test_forward(interface, head_dim, causal, mode):
+    check_forward(interface, causal, mode, 2, 200, 300, 2, 2, head_dim)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["eager", "late", "random"])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_backward(head_dim, causal, mode):
-    check_backward(causal, mode, 1, 200, 300, 2, 1, head_dim)
+def test_backward(interface, head_dim, causal, mode):
+    check_backward(interface, causal, mode, 1, 200, 300, 2, 1, head_dim)
 
 
 @pytest.mark.slow
-def test_backward_that_claims_determinism_reduces_in_a_fixed_order():
+def test_backward_that_claims_determinism_reduces_in_a_fixed_order(interface):
     q, k, v = inputs(1, 256, 256, 2, 2, 64)
     out, lse = exact(q, k, v, True)
     d_out = torch.randn_like(out).bfloat16()
@@ -103,7 +106,7 @@ def test_backward_that_claims_determinism_reduces_in_a_fixed_order():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["eager", "late", "random"])
-def test_autograd_through_the_public_function_with_packed_sequences(mode):
+def test_autograd_through_the_public_function_with_packed_sequences(interface, mode):
     lengths = [70, 200, 1, 130]
     offsets = torch.tensor([0, *lengths]).cumsum(0).int()
     q, k, v = (torch.randn(sum(lengths), heads, 64).bfloat16().requires_grad_() for heads in (2, 1, 1))

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+import types
 
 import kernels
 import pytest
@@ -120,6 +121,17 @@ def test_a_function_whose_ptx_was_not_kept_is_refused(launches, monkeypatch):
     monkeypatch.setattr(function, "artifacts", None)
     with pytest.raises(ValueError, match="--keep-ptx"):
         host.run(function, *vectors(10), 1.0)
+
+
+def test_a_function_compiled_without_tvm_ffi_is_refused(launches):
+    function = types.SimpleNamespace(ir_module=None, function_name="f", __ptx__=".entry f() {}")
+    with pytest.raises(TypeError, match="f: compile with options='--enable-tvm-ffi'"):
+        host.run(function, *vectors(10), 1.0)
+
+
+def test_a_loaded_function_needs_its_ptx(launches):
+    with pytest.raises(ValueError, match=r"ptx=None: .* pass it"):
+        host.run(lambda *_: None, *vectors(10), 1.0)
 
 
 def test_tensors_elsewhere_are_refused(launches):

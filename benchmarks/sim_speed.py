@@ -1,0 +1,138 @@
+"""How fast the simulator is, as a ratio to the same arithmetic done directly in NumPy on the same cores.
+
+One forward tile of 128x128 and one backward step of 64x128 at head_dim 128, of flash-attn-4's kernels (extra `peers`),
+after compiling and translating. Run: `python benchmarks/sim_speed.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+
+os.environ.setdefault("CUTE_DSL_ARCH", "sm_90a")
+os.environ.setdefault("FLASH_ATTENTION_ARCH", "sm_90")
+os.environ.setdefault("FLASH_ATTENTION_NUM_SMS", "132")
+
+import numpy as np
+import torch
+from common import save
+from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd
+
+from cute_attn import sim
+from cute_attn.sim import host
+
+D = 128
+MODES = ("eager", "late", "random")
+
+
+@contextlib.contextmanager
+def kernel_seconds() -> Iterator[list[float]]:
+    """The time that each launch takes, without the host code."""
+    times: list[float] = []
+    execute = host.execute
+
+    def timed(*args: object) -> object:
+        start = time.perf_counter()
+        report = execute(*args)
+        times.append(time.perf_counter() - start)
+        return report
+
+    host.execute = timed
+    try:
+        yield times
+    finally:
+        host.execute = execute
+
+
+def forward(tiles: int, mode: str) -> float:
+    """Seconds of one query tile of 128 rows over so many key tiles of 128."""
+    q, k, v = (torch.randn(1, rows, 1, D).bfloat16() for rows in (128, 128 * tiles, 128 * tiles))
+    with sim.simulated(mode=mode), kernel_seconds() as times:
+        _flash_attn_fwd(q, k, v)
+    return sum(times)
+
+
+def backward(tiles: int, mode: str) -> float:
+    """Seconds of the main backward kernel, causal, over so many key tiles: tiles * (tiles + 1) steps of 64x128."""
+    q, k, v, out, d_out = (torch.randn(1, 128 * tiles, 1, D).bfloat16() for _ in range(5))
+    with sim.simulated(mode=mode), kernel_seconds() as times:
+        _flash_attn_bwd(q, k, v, out, d_out, torch.randn(1, 1, 128 * tiles).abs() + 5, causal=True)
+    return max(times)
+
+
+def best(run: Callable[[], float], repeats: int) -> float:
+    """The shortest of several times: what the code takes when nobody else takes the cores."""
+    return min(run() for _ in range(repeats))
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def numpy_forward() -> Callable[[], object]:
+    q, k, v = (np.random.randn(128, D).astype(np.float32) for _ in range(3))
+
+    def run() -> object:
+        scores = q @ k.T
+        top = scores.max(1, keepdims=True)
+        p = np.exp(scores - top)
+        return p @ v, p.sum(1)
+
+    return run
+
+
+def numpy_backward() -> Callable[[], object]:
+    q, d_out = (np.random.randn(64, D).astype(np.float32) for _ in range(2))
+    k, v = (np.random.randn(128, D).astype(np.float32) for _ in range(2))
+    lse, delta = (np.random.randn(64, 1).astype(np.float32) for _ in range(2))
+
+    def run() -> object:
+        p = np.exp(q @ k.T - lse)
+        ds = p * (d_out @ v.T - delta)
+        return p.T @ d_out, ds.T @ q, ds @ k
+
+    return run
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    rows: list[dict[str, object]] = []
+    for name, run, direct, sizes, steps in (
+        ("forward tile 128x128", forward, numpy_forward(), (2, 10), lambda n: n),
+        ("backward step 64x128", backward, numpy_backward(), (2, 5), lambda n: n * (n + 1)),
+    ):
+        numpy = best(lambda: seconds(direct), 500)  # noqa: B023
+        costs = {}
+        for mode in MODES:
+            few, many = (best(lambda: run(size, mode), 7) for size in sizes)  # noqa: B023
+            costs[mode] = (many - few) / (steps(sizes[1]) - steps(sizes[0]))  # seconds a step: what more steps cost
+        for mode, cost in costs.items():
+            rows.append(
+                {
+                    "what": name,
+                    "mode": mode,
+                    "ms": cost * 1e3,
+                    "NumPy ms": numpy * 1e3,
+                    "ratio to NumPy": cost / numpy,
+                    "ratio to eager": cost / costs["eager"],
+                }
+            )
+    growth = {tiles: best(lambda: forward(tiles, "eager"), 5) / tiles * 1e3 for tiles in (8, 16, 32, 64)}  # noqa: B023
+    save(
+        "sim_speed",
+        "Speed of the simulator",
+        rows,
+        [
+            "Growth: a query tile over "
+            + ", ".join(f"{tiles} key tiles takes {cost:.2f} ms a tile" for tiles, cost in growth.items())
+            + "."
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
