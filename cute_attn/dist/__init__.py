@@ -7,11 +7,7 @@ from .api import (
     get_most_recent_key,
     get_position_ids,
     magi_attn_flex_dispatch,
-    magi_attn_flex_key,
     magi_attn_varlen_dispatch,
-    magi_attn_varlen_key,
-    make_flex_key_for_new_mask_after_dispatch,
-    make_varlen_key_for_new_mask_after_dispatch,
     roll,
     undispatch,
 )
@@ -38,9 +34,15 @@ from .functional import (
     squash_batch_dim,
     unpad_at_dim,
 )
-from .manager import DistAttnRuntimeKey
+from .make_key import (
+    magi_attn_flex_key,
+    magi_attn_varlen_key,
+    make_flex_key_for_new_mask_after_dispatch,
+    make_varlen_key_for_new_mask_after_dispatch,
+)
 from .placement import Placement
 from .plan import CastPlan, CastStage, plan_group_cast
+from .registry import DistAttnRuntimeKey
 from .ring import RingPlan, RingStep, UlyssesHeads, plan_ring, ulysses_heads
 
 __all__ = [

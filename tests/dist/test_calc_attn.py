@@ -1,5 +1,7 @@
 """calc_attn: on any number of ranks, by any mover, the attention of one device, forward and backward."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -10,7 +12,17 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from cute_attn import IntervalMask
 from cute_attn import mask as masks
-from cute_attn.dist import DistAttnConfig, calc_attn, compute_pad_size, dispatch, magi_attn_flex_key
+from cute_attn.dist import (
+    CostModel,
+    DistAttnConfig,
+    calc_attn,
+    compute_pad_size,
+    dispatch,
+    magi_attn_flex_key,
+    undispatch,
+)
+from cute_attn.dist.cast import GroupCast
+from cute_attn.dist.predict import choose_mover
 
 MOVERS = ("group_cast", "ring", "ulysses")
 
@@ -92,6 +104,57 @@ def _cross_attention(rank, problems, settings):
         solve(rank, problems, settings, is_same_source=False, is_q_permutable=q_moves, is_k_permutable=k_moves)
 
 
+@pytest.mark.parametrize("mover", MOVERS)
+def test_sequences_shorter_than_the_ranks_and_sides_without_tokens(mover):
+    none = IntervalMask.from_slices([], [], None, 10, 0)
+    run_ranks(4, _tiny, {"one": Problem(masks.causal(1)), "five": Problem(masks.causal(5), sinks=1)}, none, mover)
+
+
+def _tiny(rank, problems, without_keys, mover):
+    solve(rank, problems, config(mover))
+    solve(rank, {"no keys": Problem(without_keys, sinks=1)}, config(mover), is_same_source=False)
+    key = magi_attn_flex_key([], [], None, 0, 0, 0, 4, dist.group.WORLD, config(mover))
+    nothing = dispatch(torch.zeros(0, 8, 8), key)
+    out, lse = calc_attn(nothing, nothing, nothing, key)
+    assert undispatch(out, key).shape == (0, 8, 8)
+    assert lse.shape == (8, 0)
+
+
+def test_a_group_of_some_ranks():
+    run_ranks(3, _outer_two, {"causal": Problem(masks.causal(33), sinks=1)})
+
+
+def _outer_two(rank, problems):
+    group = dist.new_group([0, 2])
+    if rank != 1:
+        for mover in MOVERS:
+            solve(rank, problems, config(mover), lambda: group)
+    else:
+        with pytest.raises(TypeError, match="of which this process is a member"):
+            magi_attn_flex_key([[0, 8]], [[0, 8]], "full", 8, 8, 0, 4, group)
+
+
+@pytest.mark.parametrize(("world", "heads_q"), [(2, 8), (3, 8)])
+def test_auto_takes_the_mover_predicted_to_be_fastest_of_those_the_heads_allow(world, heads_q):
+    run_ranks(world, _auto, {name: Problem(m, heads_q) for name, m in small_masks().items() if name != "nothing"})
+
+
+def _auto(rank, problems):
+    problem = problems["slices"]
+    solve(rank, problems, config("auto"))
+    rows = problem.mask.seqlen_q
+    pad_size = compute_pad_size(rows, dist.get_world_size(), 4)
+    key = magi_attn_flex_key(problem.mask, None, None, rows, rows, pad_size, 4, dist.group.WORLD, config("auto"))
+    placements = key.manager.placement("q"), key.manager.placement("k")
+    fast = CostModel(problem.heads_q, problem.heads_k, 8, 8, 8)
+    for cost in (fast, replace(fast, head_dim=4096), replace(fast, heads_k=problem.heads_q)):
+        wanted = choose_mover(problem.mask, *placements, key.dist_attn_config.overlap_config, cost)
+        route = key.manager.route(cost, torch.device("cpu"))
+        assert (type(route.mover) is GroupCast) == (wanted == "group_cast")
+        assert (route.exchange is not None) == (wanted == "ulysses")
+        assert dist.get_world_size() == 2 or wanted != "ulysses"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mover", MOVERS)
 def test_random_slices(mover):
@@ -127,7 +190,7 @@ def _half_of_a_mesh():
     return whole["ring", "ulysses"]
 
 
-@pytest.mark.parametrize("mover", ["ulysses_ring", "group_cast", "ulysses"])
+@pytest.mark.parametrize("mover", ["ulysses_ring", "group_cast", "ulysses", "auto"])
 def test_a_mesh_of_two_dimensions(mover):
     problems = {
         "slices": Problem(slices(9, 107), heads_k=1, sinks=2),

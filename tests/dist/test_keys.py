@@ -1,5 +1,7 @@
 """Keys: equal content, equal key; and whatever is wrong is refused on every rank alike, before anything is sent."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -30,8 +32,7 @@ from cute_attn.dist import (
     make_varlen_key_for_new_mask_after_dispatch,
     undispatch,
 )
-from cute_attn.dist import manager as manager_module
-from cute_attn.dist.manager import Registry
+from cute_attn.dist.registry import Registry
 
 LENGTH, CHUNK = 40, 4
 Q, K = [[0, 15], [15, 40]], [[0, 15], [15, 40]]
@@ -118,7 +119,7 @@ def test_the_registry_keeps_the_last_few_and_old_keys_go_on_working(monkeypatch)
 def _eviction(rank):
     registry = Registry(capacity=2)
     keys = [make_key(types=name) for name in ("full", "causal", "inv_causal")]
-    contents = [manager_module.replace(key, manager=None) for key in keys]
+    contents = [replace(key, manager=None) for key in keys]
     made = []
 
     def ask(i):
@@ -239,7 +240,7 @@ def _bad_calls(rank):
     key, ulysses = make_key(), make_key(dist_attn_config=DistAttnConfig(mover="ulysses"))
     rows = LENGTH // 2
     q, k, v = torch.randn(rows, 3, 8), torch.randn(rows, 1, 8), torch.randn(rows, 1, 8)
-    unknown = manager_module.replace(key, manager=None)
+    unknown = replace(key, manager=None)
     errors = {
         ("q must have 20 rows", "ValueError"): error_of(calc_attn, q[1:], k, v, key),
         ("k and v must have 20 rows", "ValueError"): error_of(calc_attn, q, k[1:], v[1:], key),

@@ -1,0 +1,241 @@
+"""From a mask to a key: who holds which rows. Plans on the CPU and sends nothing.
+
+Every function here is called by all ranks of the group, with equal arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import torch
+
+from ..mask import AttnRanges, IntervalMask
+from ..mask.ranges import RangesLike, ranges_tensor, types_tensor
+from ..ops.checks import check_cu_seqlens, check_flag
+from .checks import check_int
+from .config import DistAttnConfig
+from .dispatch import place
+from .groups import GroupOrMesh, find_groups
+from .manager import Manager, ulysses_size_of
+from .registry import DistAttnRuntimeKey, registry
+
+__all__ = [
+    "magi_attn_flex_key",
+    "magi_attn_varlen_key",
+    "make_flex_key_for_new_mask_after_dispatch",
+    "make_varlen_key_for_new_mask_after_dispatch",
+]
+
+_DEFAULT = DistAttnConfig()
+
+
+def magi_attn_flex_key(
+    q_ranges: RangesLike | IntervalMask,
+    k_ranges: RangesLike | None,
+    attn_mask_type: object,
+    total_seqlen_q: int,
+    total_seqlen_k: int,
+    pad_size: int,
+    chunk_size: int,
+    cp_group_or_mesh: GroupOrMesh,
+    dist_attn_config: DistAttnConfig = _DEFAULT,
+    is_same_source: bool = True,
+    is_q_permutable: bool = True,
+    is_k_permutable: bool = True,
+) -> DistAttnRuntimeKey:
+    """The key of a mask given as slices, placed on the ranks of a group. Follows MagiAttention.
+
+    Args:
+        q_ranges, k_ranges: global ranges of the slices, in any form that IntervalMask.from_slices takes; or an
+            IntervalMask as q_ranges, with k_ranges and attn_mask_type None.
+        attn_mask_type: one type or one for each slice: AttnMaskType, name or 0..3; None means all full.
+        total_seqlen_q, total_seqlen_k: tokens of the whole sequences, without padding.
+        pad_size: rows of padding after the queries; `compute_pad_size(total_seqlen_q, ranks, chunk_size)`. Keys of
+            another source get the smallest padding of their own.
+        chunk_size: rows that stay together on a rank, the unit of balance.
+        cp_group_or_mesh: a process group, a 1-D mesh, or a 2-D mesh (ring, ulysses) whose ranks ascend along rows.
+        dist_attn_config: dispatch algorithm, overlap, mover.
+        is_same_source: queries and keys are one sequence, dispatched alike (self-attention). Otherwise
+            (cross-attention) keys have their own placement, `side="k"` of `dispatch`.
+        is_q_permutable, is_k_permutable: rows that are not permutable are placed contiguously.
+
+    Equal content gives an equal key and plans once. Raises TypeError or ValueError naming the argument: slices as in
+    IntervalMask.from_slices, lengths that differ though the source is the same, a pad_size that does not make equal
+    chunks, flags that contradict each other, a mover that the group cannot serve.
+    """
+    groups = find_groups(cp_group_or_mesh)
+    _check_config(dist_attn_config)
+    for name, count in (
+        ("total_seqlen_q", total_seqlen_q),
+        ("total_seqlen_k", total_seqlen_k),
+        ("pad_size", pad_size),
+        ("chunk_size", chunk_size),
+    ):
+        check_int(name, count)
+    for name, value in (
+        ("is_same_source", is_same_source),
+        ("is_q_permutable", is_q_permutable),
+        ("is_k_permutable", is_k_permutable),
+    ):
+        check_flag(name, value)
+    content = DistAttnRuntimeKey(
+        groups,
+        _digest(q_ranges, k_ranges, attn_mask_type),
+        total_seqlen_q,
+        total_seqlen_k,
+        pad_size,
+        chunk_size,
+        dist_attn_config,
+        is_same_source,
+        is_q_permutable,
+        is_k_permutable,
+    )
+
+    def make() -> Manager:
+        mask = _mask(q_ranges, k_ranges, attn_mask_type, total_seqlen_q, total_seqlen_k)
+        placements = place(
+            mask,
+            groups.world,
+            chunk_size,
+            pad_size,
+            dist_attn_config.dispatch_config,
+            ulysses_size=ulysses_size_of(dist_attn_config.mover, groups),
+            is_same_source=is_same_source,
+            is_q_permutable=is_q_permutable,
+            is_k_permutable=is_k_permutable,
+        )
+        return Manager(groups, mask, *placements, dist_attn_config)
+
+    return registry.key(content, make)
+
+
+def magi_attn_varlen_key(
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    pad_size: int,
+    chunk_size: int,
+    cp_group_or_mesh: GroupOrMesh,
+    causal: bool = False,
+    dist_attn_config: DistAttnConfig = _DEFAULT,
+) -> DistAttnRuntimeKey:
+    """The key of packed documents, self-attention: document i attends itself, causally or fully.
+
+    cu_seqlens_q, cu_seqlens_k: int `(documents + 1,)`, cumulative lengths from 0. The rest as in magi_attn_flex_key.
+    """
+    q_ranges, k_ranges, kind = _documents(cu_seqlens_q, cu_seqlens_k, causal)
+    return magi_attn_flex_key(
+        q_ranges,
+        k_ranges,
+        kind,
+        int(cu_seqlens_q[-1]),
+        int(cu_seqlens_k[-1]),
+        pad_size,
+        chunk_size,
+        cp_group_or_mesh,
+        dist_attn_config,
+    )
+
+
+def make_flex_key_for_new_mask_after_dispatch(
+    q_ranges: RangesLike | IntervalMask,
+    k_ranges: RangesLike | None,
+    attn_mask_type: object,
+    key_for_dispatch: DistAttnRuntimeKey,
+    dist_attn_config: DistAttnConfig | None = None,
+) -> DistAttnRuntimeKey:
+    """The key of another mask over tensors that `key_for_dispatch` dispatched, such as of layers with a window.
+
+    Lengths, group and placement are those of key_for_dispatch; dist_attn_config gives the mover and the overlap (None
+    means the same), its dispatch_config has no effect. Any mover works on any placement. Raises as magi_attn_flex_key
+    does, and ValueError for an unknown key.
+    """
+    first = registry.manager(key_for_dispatch)
+    config = key_for_dispatch.dist_attn_config if dist_attn_config is None else dist_attn_config
+    _check_config(config)
+    ulysses_size_of(config.mover, first.groups)
+    digest = _digest(q_ranges, k_ranges, attn_mask_type)
+    content = replace(
+        key_for_dispatch,
+        mask_digest=digest,
+        dist_attn_config=config,
+        placed_by=key_for_dispatch.placed_by or key_for_dispatch,
+        manager=None,
+    )
+
+    def make() -> Manager:
+        lengths = key_for_dispatch.total_seqlen_q, key_for_dispatch.total_seqlen_k
+        mask = _mask(q_ranges, k_ranges, attn_mask_type, *lengths)
+        return Manager(first.groups, mask, first.placement("q"), first.placement("k"), config)
+
+    return registry.key(content, make)
+
+
+def make_varlen_key_for_new_mask_after_dispatch(
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    key_for_dispatch: DistAttnRuntimeKey,
+    causal: bool = False,
+    dist_attn_config: DistAttnConfig | None = None,
+) -> DistAttnRuntimeKey:
+    """As make_flex_key_for_new_mask_after_dispatch, for packed documents as in magi_attn_varlen_key."""
+    return make_flex_key_for_new_mask_after_dispatch(
+        *_documents(cu_seqlens_q, cu_seqlens_k, causal), key_for_dispatch, dist_attn_config
+    )
+
+
+def _digest(q_ranges: RangesLike | IntervalMask, k_ranges: RangesLike | None, types: object) -> str:
+    """A digest of a mask as it was given: of the numbers, whatever tensors or lists hold them."""
+    if isinstance(q_ranges, IntervalMask):
+        if k_ranges is not None or types is not None:
+            raise ValueError("k_ranges and attn_mask_type must be None where q_ranges is an IntervalMask")
+        kind, tensors = "intervals", [q_ranges.lo, q_ranges.hi]
+    elif k_ranges is None:
+        raise ValueError("k_ranges must be given with q_ranges, got None")
+    else:
+        q, k = ranges_tensor("q_ranges", q_ranges, "cpu"), ranges_tensor("k_ranges", k_ranges, "cpu")
+        kind, tensors = "slices", [q, k, types_tensor("attn_mask_type", types, len(q), "cpu")]
+    digest = hashlib.sha256(kind.encode())
+    for tensor in tensors:
+        digest.update(f"{tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _mask(
+    q_ranges: RangesLike | IntervalMask,
+    k_ranges: RangesLike | None,
+    types: object,
+    total_seqlen_q: int,
+    total_seqlen_k: int,
+) -> IntervalMask:
+    """The mask on the CPU, where it is planned."""
+    if not isinstance(q_ranges, IntervalMask):
+        assert k_ranges is not None  # _digest has checked it
+        return IntervalMask.from_slices(q_ranges, k_ranges, types, total_seqlen_q, total_seqlen_k, "cpu")
+    if (q_ranges.seqlen_q, q_ranges.seqlen_k) != (total_seqlen_q, total_seqlen_k):
+        raise ValueError(
+            f"total_seqlen_q and total_seqlen_k must be those of the mask, {q_ranges.seqlen_q} and "
+            f"{q_ranges.seqlen_k}, got {total_seqlen_q} and {total_seqlen_k}"
+        )
+    return q_ranges.to("cpu")
+
+
+def _documents(
+    cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor, causal: bool
+) -> tuple[AttnRanges, AttnRanges, str]:
+    """Cumulative lengths as slices."""
+    check_cu_seqlens(cu_seqlens_q, cu_seqlens_k)
+    check_flag("causal", causal)
+    ranges = []
+    for name, value in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
+        ends = value.tolist()
+        if ends[0] != 0 or ends != sorted(ends):
+            raise ValueError(f"{name} must start at 0 and never fall, got {ends}")
+        ranges.append(AttnRanges.from_cu_seqlens(ends))
+    return ranges[0], ranges[1], "causal" if causal else "full"
+
+
+def _check_config(config: object) -> None:
+    if not isinstance(config, DistAttnConfig):
+        raise TypeError(f"dist_attn_config must be a DistAttnConfig, got {type(config).__name__}")

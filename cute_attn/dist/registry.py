@@ -1,0 +1,91 @@
+"""Keys of masks on placements, and which of them this process keeps."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from weakref import WeakSet
+
+from .config import DistAttnConfig
+from .groups import Groups
+from .manager import Manager
+
+__all__ = ["CAPACITY", "DistAttnRuntimeKey", "Registry", "registry"]
+
+CAPACITY = 64  # keys kept for each process group besides those that are still held
+
+
+@dataclass(frozen=True)
+class DistAttnRuntimeKey:
+    """One mask on one placement over one group of ranks; equal content makes equal keys.
+
+    Made by `magi_attn_flex_key` and its sisters, on every rank of the group alike. A key keeps its plan alive.
+    """
+
+    groups: Groups
+    mask_digest: str
+    total_seqlen_q: int
+    total_seqlen_k: int
+    pad_size: int
+    chunk_size: int
+    dist_attn_config: DistAttnConfig
+    is_same_source: bool
+    is_q_permutable: bool
+    is_k_permutable: bool
+    placed_by: DistAttnRuntimeKey | None = None
+    manager: Manager | None = field(default=None, compare=False, repr=False)
+
+
+class Registry:
+    """Keys by content, the most recently asked for of each process group.
+
+    Only making a key counts as asking: every rank of a group makes the same keys in the same order, so every rank
+    keeps the same ones. And a key holds its own plan, so one that is no longer kept still works, on any rank.
+    """
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self._capacity = capacity
+        self._keys: dict[Groups, OrderedDict[DistAttnRuntimeKey, DistAttnRuntimeKey]] = {}
+        self._managers: WeakSet[Manager] = WeakSet()
+        self._most_recent: DistAttnRuntimeKey | None = None
+
+    def key(self, content: DistAttnRuntimeKey, make: Callable[[], Manager]) -> DistAttnRuntimeKey:
+        """The key with this content; `make` plans it if it is not kept."""
+        kept = self._keys.setdefault(content.groups, OrderedDict())
+        key = kept.get(content)
+        if key is None:
+            manager = make()
+            key = replace(content, manager=manager)
+            self._managers.add(manager)
+            kept[key] = key
+            if len(kept) > self._capacity:
+                kept.popitem(last=False)
+        else:
+            kept.move_to_end(key)
+        self._most_recent = key
+        return key
+
+    def manager(self, key: DistAttnRuntimeKey) -> Manager:
+        """Raises TypeError for what is no key, ValueError for a key that was not made here since the last `clear`."""
+        if not isinstance(key, DistAttnRuntimeKey):
+            raise TypeError(f"key must be a DistAttnRuntimeKey, got {type(key).__name__}")
+        if key.manager is None or key.manager not in self._managers:
+            raise ValueError(
+                "key is unknown: it must come from magi_attn_flex_key, magi_attn_varlen_key or their sisters in this "
+                f"process, after the last clear_cache, got {key}"
+            )
+        return key.manager
+
+    def most_recent(self) -> DistAttnRuntimeKey:
+        if self._most_recent is None:
+            raise ValueError("there is no most recent key: none has been made since the start or the last clear_cache")
+        return self._most_recent
+
+    def clear(self) -> None:
+        self._keys.clear()
+        self._managers.clear()
+        self._most_recent = None
+
+
+registry = Registry()
