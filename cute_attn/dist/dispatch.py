@@ -64,7 +64,7 @@ def place(
     if is_q_permutable and groups > 1:
         areas = chunk_areas(mask, chunk_size, query.chunks.numel())
         key_owner = None if is_same_source or is_k_permutable else key.owner()
-        problem = DispatchProblem(areas, chunk_needs(mask, chunk_size), query, keys_for, key_owner)
+        problem = DispatchProblem(areas, chunk_needs(mask, chunk_size), query, keys_for, is_same_source, key_owner)
         query = solve(problem, config.alg, cost)
     key = keys_for(query)
     split_query = _split_ranks(query, ulysses_size)

@@ -31,18 +31,17 @@ def local_search(
     needs: Spans,
     owner: torch.Tensor,
     world: int,
-    epsilon: float,
+    limit: float,
     key_owner: torch.Tensor | None,
     chunk_size: int,
 ) -> torch.Tensor:
     """A better placement: int64 `(chunks,)`, the rank of each chunk.
 
-    areas: int64 `(chunks,)`. needs: by chunk. owner: where the search begins. epsilon: a rank's area should be at
-    most `(1 + epsilon)` times the mean; where the search finds no way there, as little above as it found.
-    key_owner: int64, rank of each key chunk of `chunk_size` rows where keys stay; None where they follow queries.
+    areas: int64 `(chunks,)`. needs: by chunk. owner: where the search begins. limit: what a rank's area should not
+    pass; where the search finds no way there, as little above as it found. key_owner: int64, rank of each key chunk of
+    `chunk_size` rows where keys stay; None where they follow queries.
     """
     search = LocalSearch(areas, needs, owner, world, key_owner, chunk_size)
-    limit = (1 + epsilon) * search.area.sum() / world
     search.balance(limit)
     search.save_rows(max(limit, search.area.max()))
     return torch.from_numpy(search.owner)
@@ -67,12 +66,11 @@ class LocalSearch:
         self.area = np.bincount(self.owner, weights=self.chunk_area, minlength=world)
         self.members = np.argsort(self.owner, kind="stable").reshape(world, -1)
         group, lo, hi = (x.numpy() for x in _few_runs(needs, RUNS))
-        ends = [lo, hi]
-        if key_owner is not None:
-            ends.append(np.arange(len(key_owner) + 1) * chunk_size)
-        edges = np.unique(np.concatenate(ends)) if len(lo) else np.array([0, 1])
+        key_chunks = len(key_owner) if key_owner is not None else -(-int(hi.max(initial=1)) // chunk_size)
+        edges = np.unique(np.concatenate([lo, hi, np.arange(key_chunks + 1) * chunk_size]))
         self.length = np.diff(edges)
-        self.held = None if key_owner is None else key_owner.numpy()[edges[:-1] // chunk_size]
+        self.key_chunk = edges[:-1] // chunk_size  # the key chunk that a segment is in
+        self.held = None if key_owner is None else key_owner.numpy()[self.key_chunk]
         runs = np.bincount(group, minlength=chunks)
         slot = np.arange(len(group)) - (runs.cumsum() - runs)[group]
         # Chunk c needs segments [first[c, j], last[c, j]) for each j; missing runs are [0, 0).
@@ -97,30 +95,49 @@ class LocalSearch:
             rank = int(self.area.argmax())
             if self.area[rank] <= limit:
                 return
-            price, mine, theirs = self._cheapest(rank, self._partners(rank, with_emptiest=True), limit)
+            partners = self.partners(rank, self.area)
+            price, mine, theirs = self.cheapest(rank, partners, self.chunk_area, self.area, limit)
             if price == np.inf:
                 return
             partner = np.array([self.owner[theirs]])
             # What made the first exchange cheap often makes more cheap: rows are there now that others need too.
             first = price
             while price <= first < np.inf:
-                self._exchange(mine, theirs)
+                self.exchange(mine, theirs)
                 if self.area[rank] <= limit:
                     break
-                price, mine, theirs = self._cheapest(rank, partner, limit)
+                price, mine, theirs = self.cheapest(rank, partner, self.chunk_area, self.area, limit)
 
-    def _cheapest(self, rank: int, partners: np.ndarray, limit: float) -> tuple[float, int, int]:
-        """The exchange that lowers a rank's area at the least price in rows per area, and its price; inf if none."""
-        mine, theirs, extra, moved = self._exchanges(rank, partners)
-        after = self.area[self.owner[theirs]][:, None] + moved
-        allowed = (moved > 0) & (after <= limit)
+    def cheapest(
+        self,
+        rank: int,
+        partners: np.ndarray,
+        weight: np.ndarray,
+        load: np.ndarray,
+        goal: float,
+        area_limit: float = np.inf,
+    ) -> tuple[float, int, int]:
+        """The exchange that lowers a rank's load towards the goal at the least price in rows per load moved.
+
+        weight, load: of chunks and of ranks, the area or another. Returns `(price, mine, theirs)`; price inf if none.
+        """
+        mine, theirs, extra = self._exchanges(rank, partners)
+        moved = weight[mine] - weight[theirs][:, None]
+        after = load[self.owner[theirs]][:, None] + moved
+        fits = (moved > 0) & self._within(rank, mine, theirs, area_limit)
+        allowed = fits & (after <= goal)
         if not allowed.any():
-            allowed = (moved > 0) & (after < self.area[rank])
-        useful = np.minimum(moved, self.area[rank] - limit)
+            allowed = fits & (after < load[rank])
+        useful = np.minimum(moved, load[rank] - goal)
         price = np.full(extra.shape, np.inf)
         np.divide(extra + self.chunk_size, useful, out=price, where=allowed)
         there, here = divmod(int(price.argmin()), len(mine))
         return float(price[there, here]), int(mine[here]), int(theirs[there])
+
+    def _within(self, rank: int, mine: np.ndarray, theirs: np.ndarray, limit: float) -> np.ndarray:
+        """Whether both areas stay within the limit in each exchange, bool `(theirs, mine)`."""
+        moved = self.chunk_area[mine] - self.chunk_area[theirs][:, None]
+        return (self.area[self.owner[theirs]][:, None] + moved <= limit) & (self.area[rank] - moved <= limit)
 
     def save_rows(self, limit: float) -> None:
         """Exchanges that save rows while no area passes the limit, until there are none (or SWEEPS sweeps)."""
@@ -132,20 +149,19 @@ class LocalSearch:
     def _save_rows_of(self, rank: int, limit: float) -> bool:
         changed = False
         while True:
-            mine, theirs, extra, moved = self._exchanges(rank, self._partners(rank, with_emptiest=False))
-            allowed = (self.area[self.owner[theirs]][:, None] + moved <= limit) & (self.area[rank] - moved <= limit)
-            extra = np.where(allowed, extra, np.iinfo(np.int64).max).ravel()
+            mine, theirs, extra = self._exchanges(rank, self.partners(rank))
+            extra = np.where(self._within(rank, mine, theirs, limit), extra, np.iinfo(np.int64).max).ravel()
             nearest = np.argpartition(extra, min(EXACT, len(extra) - 1))[:EXACT]
             pairs = [(mine[at % len(mine)], theirs[at // len(mine)]) for at in nearest if extra[at] <= 0]
             counted = [(self._extra_rows(a, b), a, b) for a, b in pairs]
             best = min(counted, default=(0, 0, 0))
             if best[0] >= 0:
                 return changed
-            self._exchange(best[1], best[2])
+            self.exchange(best[1], best[2])
             changed = True
 
-    def _partners(self, rank: int, with_emptiest: bool) -> np.ndarray:
-        """Ranks worth an exchange with this one, ascending: those to which one of its chunks goes at least cost."""
+    def partners(self, rank: int, load: np.ndarray | None = None) -> np.ndarray:
+        """Ranks worth an exchange with this one, ascending: where one of its chunks costs least, or least loaded."""
         world, size = self.members.shape
         others = np.arange(world) != rank
         limit = max(8, PAIRS // size**2)
@@ -153,23 +169,23 @@ class LocalSearch:
             added = self._added(np.arange(world)[:, None], self.members[rank]).min(1)
             added[rank] = np.iinfo(added.dtype).max
             chosen = added.argsort(kind="stable")[:limit]
-            if with_emptiest:
-                chosen = np.concatenate([chosen[: limit // 2], self.area.argsort(kind="stable")[: limit // 2]])
+            if load is not None:
+                chosen = np.concatenate([chosen[: limit // 2], load.argsort(kind="stable")[: limit // 2]])
             picked = np.zeros(world, bool)
             picked[chosen] = True
             others &= picked
         return others.nonzero()[0]
 
-    def _exchanges(self, rank: int, partners: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """All exchanges of a chunk of `rank` with one of `partners`: `(mine, theirs, extra rows, area moved)`.
+    def _exchanges(self, rank: int, partners: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All exchanges of a chunk of `rank` with one of `partners`: `(mine, theirs, extra rows)`.
 
-        The last two are `(theirs, mine)`. Extra rows treat the two halves of an exchange as independent.
+        Extra rows, int64 `(theirs, mine)`, treat the two halves of an exchange as independent.
         """
         mine, theirs = self.members[rank], self.members[partners].reshape(-1)
         out = self._added(partners[:, None], mine) - self.saving[mine]
         back = self._added(np.array(rank), theirs) - self.saving[theirs]
         extra = np.repeat(out, self.members.shape[1], axis=0) + back[:, None]
-        return mine, theirs, extra, self.chunk_area[mine] - self.chunk_area[theirs][:, None]
+        return mine, theirs, extra
 
     def _added(self, ranks: np.ndarray, chunks: np.ndarray) -> np.ndarray:
         """Rows that a rank would need besides if it got a chunk; the two index arrays broadcast."""
@@ -188,7 +204,7 @@ class LocalSearch:
             extra += int(change @ self._lengths(rank))
         return extra
 
-    def _exchange(self, a: int, b: int) -> None:
+    def exchange(self, a: int, b: int) -> None:
         ranks = self.owner[a], self.owner[b]
         for rank, leaves, comes in ((ranks[0], a, b), (ranks[1], b, a)):
             self._move(self.count[rank], leaves, comes)

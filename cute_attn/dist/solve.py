@@ -16,9 +16,10 @@ from .config import (
     ZigzagDispatchAlg,
 )
 from .cost import CostModel
-from .locality import local_search
 from .needs import Spans, rank_needs, remote_needs, rows_sent
 from .placement import Placement
+from .search import Start, find_owner
+from .spread import spread_senders
 
 __all__ = ["DispatchProblem", "min_heap", "solve", "zigzag"]
 
@@ -31,6 +32,7 @@ class DispatchProblem:
     needs: the keys each chunk needs.
     contiguous: the contiguous placement of the queries.
     keys_for: the placement of the keys, given that of the queries.
+    is_same_source: whether that is the placement of the queries.
     key_owner: int64 `(key chunks,)` where keys stay on their ranks whatever the queries do; else None.
     """
 
@@ -38,6 +40,7 @@ class DispatchProblem:
     needs: Spans
     contiguous: Placement
     keys_for: Callable[[Placement], Placement]
+    is_same_source: bool
     key_owner: torch.Tensor | None
 
     @property
@@ -71,35 +74,50 @@ class DispatchProblem:
 
 def solve(problem: DispatchProblem, alg: DispatchAlg, cost: CostModel) -> Placement:
     """The placement of the queries that `alg` chooses."""
-    world, chunks = problem.world, len(problem.areas)
+    world = problem.world
     if isinstance(alg, ContiguousDispatchAlg):
         return problem.contiguous
     if isinstance(alg, ZigzagDispatchAlg):
-        return problem.placed(zigzag(world, chunks))
+        return problem.placed(zigzag(problem.areas, world))
     if isinstance(alg, MinHeapDispatchAlg):
         return problem.placed(min_heap(problem.areas, world))
-    simple = [problem.contiguous, *(problem.placed(x) for x in (zigzag(world, chunks), min_heap(problem.areas, world)))]
     if isinstance(alg, LocalityDispatchAlg):
-        return _locality(problem, simple, alg.epsilon)
-    near = _locality(problem, simple, LocalityDispatchAlg().epsilon)
+        return _locality(problem, alg.epsilon)
+    simple = [problem.placed(start(problem.areas, world)) for start in STARTS]
+    near = _locality(problem, LocalityDispatchAlg().epsilon)
     return min([*simple, near], key=lambda placement: problem.predicted_seconds(placement, cost))
 
 
-def _locality(problem: DispatchProblem, starts: list[Placement], epsilon: float) -> Placement:
-    """Fewest rows received among the starts and what the search makes of them, within the limit of area if any is.
+def _locality(problem: DispatchProblem, epsilon: float) -> Placement:
+    """Fewest rows received among the simple placements and what the search makes of them, within the limit of area.
 
-    Min-heap, the last of the starts, has no locality to keep: the search goes from there only if it must.
+    Min-heap, the last of them, has no locality to keep: the search goes from there only if it must.
     """
-    limit = (1 + epsilon) * float(problem.areas.sum()) / problem.world
-    found = list(starts)
-    for start in starts:
-        if start is starts[-1] and any(problem.largest_area(x) <= limit for x in found[len(starts) :]):
+    world, size = problem.world, problem.contiguous.chunk_size
+    limit = (1 + epsilon) * float(problem.areas.sum()) / world
+    searched: list[Placement] = []
+    for start in STARTS:
+        if start is min_heap and any(problem.largest_area(x) <= limit for x in searched):
             break
-        owner = local_search(
-            problem.areas, problem.needs, start.owner(), problem.world, epsilon, problem.key_owner, start.chunk_size
-        )
-        found.append(problem.placed(owner))
-    return min(found, key=lambda x: (max(float(problem.largest_area(x)), limit), problem.total_rows(x)))
+        owner = find_owner(problem.areas, problem.needs, start, world, limit, problem.key_owner, size)
+        if problem.is_same_source:
+            owner = spread_senders(problem.areas, problem.needs, owner, world, limit, size)
+        searched.append(problem.placed(owner))
+    simple = [problem.placed(start(problem.areas, world)) for start in STARTS]
+    return min([*simple, *searched], key=lambda x: (max(float(problem.largest_area(x)), limit), problem.total_rows(x)))
+
+
+def contiguous(areas: torch.Tensor, world: int) -> torch.Tensor:
+    """int64 `(chunks,)`: rank r holds the r-th consecutive part."""
+    return torch.arange(world).repeat_interleave(len(areas) // world)
+
+
+def zigzag(areas: torch.Tensor, world: int) -> torch.Tensor:
+    """int64 `(chunks,)`: rank r holds the r-th part from the front and the r-th from the back."""
+    back = len(areas) // world // 2
+    front = len(areas) // world - back
+    ranks = torch.arange(world)
+    return torch.cat([ranks.repeat_interleave(front), ranks.flip(0).repeat_interleave(back)])
 
 
 def min_heap(areas: torch.Tensor, world: int) -> torch.Tensor:
@@ -116,9 +134,4 @@ def min_heap(areas: torch.Tensor, world: int) -> torch.Tensor:
     return owner
 
 
-def zigzag(world: int, chunks: int) -> torch.Tensor:
-    """int64 `(chunks,)`: rank r holds the r-th part from the front and the r-th from the back."""
-    back = chunks // world // 2
-    front = chunks // world - back
-    ranks = torch.arange(world)
-    return torch.cat([ranks.repeat_interleave(front), ranks.flip(0).repeat_interleave(back)])
+STARTS: tuple[Start, ...] = (contiguous, zigzag, min_heap)
