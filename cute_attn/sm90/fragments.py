@@ -5,7 +5,7 @@ from cutlass import Int32, range_constexpr
 
 from .ptx import pack
 
-__all__ = ["pack_fragment"]
+__all__ = ["pack_fragment", "write_fragment"]
 
 
 @cute.jit
@@ -14,3 +14,13 @@ def pack_fragment(values, packed, bf16):
     packed = cute.recast_tensor(packed, Int32)
     for k in range_constexpr(cute.size(packed)):
         packed[k] = pack(values[2 * k], values[2 * k + 1], bf16)
+
+
+@cute.jit
+def write_fragment(mma, packed, tile, thread):
+    """Writes a packed accumulator of a warpgroup to its row-major tile in shared memory. thread: of the warpgroup."""
+    atom = cute.make_copy_atom(cute.nvgpu.warp.StMatrix8x8x16bOp(transpose=False, num_matrices=4), tile.element_type)
+    copy = cute.make_tiled_copy_C(atom, mma).get_slice(thread)
+    shape = mma.get_slice(0).partition_shape_C(cute.shape(tile))
+    fragment = cute.make_tensor(packed.iterator, cute.make_rmem_tensor(shape, tile.element_type).layout)
+    cute.copy(atom, copy.retile(fragment), copy.partition_D(tile))

@@ -1,0 +1,1 @@
+"""The backward: preprocess, the main kernel, postprocess."""

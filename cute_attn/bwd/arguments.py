@@ -1,0 +1,132 @@
+"""What a backward is called with: three structs and a stream."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Float32, Int32
+
+from cute_attn.jit.backward_spec import BackwardSpec
+
+__all__ = ["DTYPES", "Scalars", "Schedule", "Tensors", "TmaTensors", "fake_arguments"]
+
+DTYPES = {"bf16": cutlass.BFloat16, "fp16": cutlass.Float16}
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Inputs, workspaces and outputs; None where the spec has no use for one.
+
+    Of a tile of m query rows, `order` is the order of its rows in memory: see `cute_attn.bwd.rows`.
+    """
+
+    q: cute.Tensor  # (batch, seqlen_q, heads_q, head_dim), bf16 or fp16
+    k: cute.Tensor  # (batch, seqlen_k, heads_k, head_dim)
+    v: cute.Tensor  # (batch, seqlen_k, heads_k, head_dim_v)
+    out: cute.Tensor  # (batch, seqlen_q, heads_q, head_dim_v)
+    dout: cute.Tensor  # (batch, seqlen_q, heads_q, head_dim_v)
+    lse: cute.Tensor  # (batch, heads_q, seqlen_q), fp32, natural logarithm, sinks included
+    dlse: cute.Tensor | None  # (batch, heads_q, seqlen_q), fp32
+    bounds: cute.Tensor | None  # (batch of the mask, q_tiles, layers, 2, m), int32 in `order`: lo, then hi
+    statistics: cute.Tensor  # workspace (batch, heads_q, q_tiles, 2, m), fp32 in `order`: -lse * log2(e), then delta
+    dq_sum: cute.Tensor | None  # workspace (batch, heads_q, q_tiles, m * head_dim), fp32 in fragment order
+    turns: cute.Tensor | None  # workspace (batch, heads_q, q_tiles, 2), int32: key tiles added to dq_sum so far
+    dq: cute.Tensor | None  # like q
+    dk: cute.Tensor | None  # like k
+    dv: cute.Tensor | None  # like v
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The transposed RunTable of cute_attn.mask.tiles; for ordered sums of dQ also the forward one's runs."""
+
+    items: cute.Tensor  # (n, 7), int32
+    runs: cute.Tensor  # (n, 4), int32
+    query_runs: cute.Tensor | None  # (batch of the mask, q_tiles, 2), int32: the runs of key tiles of each query tile
+    key_runs: cute.Tensor | None  # (n, 4), int32
+
+
+@dataclass(frozen=True)
+class Scalars:
+    """score_factor: what scores are multiplied with before tanh (softcap only).
+    exp2_factor: what the exponential multiplies scores with; it contains log2(e).
+    scale: what dQ and dK are multiplied with.
+    batches: how many batches share an item of the schedule."""
+
+    score_factor: Float32
+    exp2_factor: Float32
+    scale: Float32
+    batches: Int32
+
+
+@dataclass(frozen=True)
+class TmaTensors:
+    """TMA atoms and the tensors (seq, dim, head, batch) in the coordinates that they take."""
+
+    q_atom: cute.CopyAtom
+    q: cute.Tensor
+    k_atom: cute.CopyAtom
+    k: cute.Tensor
+    v_atom: cute.CopyAtom
+    v: cute.Tensor
+    dout_atom: cute.CopyAtom
+    dout: cute.Tensor
+    dk_atom: cute.CopyAtom | None
+    dk: cute.Tensor | None
+    dv_atom: cute.CopyAtom | None
+    dv: cute.Tensor | None
+
+    def prefetch(self) -> None:
+        for f in fields(self):
+            if f.name.endswith("_atom") and getattr(self, f.name) is not None:
+                cute.nvgpu.cpasync.prefetch_descriptor(getattr(self, f.name))
+
+
+def fake_arguments(spec: BackwardSpec) -> tuple[Any, ...]:
+    """Stand-ins to compile with: dtypes, ranks and alignments, with every length and outer stride symbolic."""
+    batch, seqlen_q, seqlen_k, heads_q, heads_k, q_tiles = (cute.sym_int() for _ in range(6))
+    dims = [cute.sym_int(divisibility=8) for _ in range(2)]
+    dtype, m = DTYPES[spec.dtype], spec.tile.m
+
+    def activation(seqlen, heads, dim):
+        strides = [cute.sym_int64(divisibility=8) for _ in range(3)]
+        return cute.runtime.make_fake_tensor(dtype, (batch, seqlen, heads, dim), (*strides, 1), assumed_align=16)
+
+    def array(of, *shape):
+        strides = [cute.sym_int64() for _ in shape[1:]]
+        return cute.runtime.make_fake_tensor(of, shape, (*strides, 1))
+
+    def compact(of, *shape):
+        order = tuple(reversed(range(len(shape))))
+        return cute.runtime.make_fake_compact_tensor(of, shape, stride_order=order, assumed_align=16)
+
+    layers = cute.sym_int() if spec.layers == "many" else spec.layers
+    dlse = None
+    if spec.dlse:
+        strides = tuple(cute.sym_int64() for _ in range(3))
+        dlse = cute.runtime.make_fake_tensor(Float32, (batch, heads_q, seqlen_q), strides)
+    tensors = Tensors(
+        q=activation(seqlen_q, heads_q, dims[0]),
+        k=activation(seqlen_k, heads_k, dims[0]),
+        v=activation(seqlen_k, heads_k, dims[1]),
+        out=activation(seqlen_q, heads_q, dims[1]),
+        dout=activation(seqlen_q, heads_q, dims[1]),
+        lse=array(Float32, batch, heads_q, seqlen_q),
+        dlse=dlse,
+        bounds=compact(Int32, cute.sym_int(), q_tiles, layers, 2, m) if spec.layers != 0 else None,
+        statistics=compact(Float32, batch, heads_q, q_tiles, 2, m),
+        dq_sum=compact(Float32, batch, heads_q, q_tiles, m * spec.head_dim) if spec.dq else None,
+        turns=compact(Int32, batch, heads_q, q_tiles, 2) if spec.deterministic else None,
+        dq=activation(seqlen_q, heads_q, dims[0]) if spec.dq else None,
+        dk=activation(seqlen_k, heads_k, dims[0]) if spec.dk else None,
+        dv=activation(seqlen_k, heads_k, dims[1]) if spec.dv else None,
+    )
+    schedule = Schedule(
+        items=array(Int32, cute.sym_int(), 7),
+        runs=array(Int32, cute.sym_int(), 4),
+        query_runs=array(Int32, cute.sym_int(), q_tiles, 2) if spec.deterministic else None,
+        key_runs=array(Int32, cute.sym_int(), 4) if spec.deterministic else None,
+    )
+    scalars = Scalars(Float32(1.0), Float32(1.0), Float32(1.0), Int32(1))
+    return tensors, schedule, scalars, cute.runtime.make_fake_stream(use_tvm_ffi_env_stream=True)

@@ -1,0 +1,51 @@
+"""Tiles of the backward: what fits a multiprocessor, and the default for every head_dim."""
+
+from __future__ import annotations
+
+from cute_attn.jit.backward_spec import BackwardSpec, BackwardTile
+
+__all__ = ["check", "default_tile", "shared_memory_bytes"]
+
+SHARED_MEMORY = 232_448  # bytes that one CTA may have on sm_90
+ALIGNMENT = 1024  # of each tile in shared memory
+
+
+def shared_memory_bytes(spec: BackwardSpec) -> int:
+    """Dynamic shared memory of a CTA of the main kernel: barriers, numbers of rows, and tiles."""
+    tile, dims = spec.tile, spec.head_dim + spec.head_dim_v
+    layers = spec.layers if spec.layers in (1, 2) else 0
+    rows = 4 * tile.m * (tile.q_stages * (1 + 2 * layers) + tile.do_stages)
+    head = 128 + rows  # barriers and places take less than 128 bytes
+    inputs = 2 * tile.m * (tile.q_stages * spec.head_dim + tile.do_stages * spec.head_dim_v)
+    scores = 2 * tile.m * tile.n * 2  # two stages of dS, or P and dS
+    dq = 4 * tile.m * spec.head_dim // tile.dq_chunks
+    return -(-head // ALIGNMENT) * ALIGNMENT + inputs + 2 * tile.n * dims + scores + dq
+
+
+def check(spec: BackwardSpec) -> None:
+    """Raises ValueError if no multiprocessor holds the spec's tile: compiled, it would spill or not launch."""
+    if spec.tile.n == 128 and max(spec.head_dim, spec.head_dim_v) > 128:
+        raise ValueError(
+            f"BackwardTile.n = 128 needs head dims up to 128, got {spec.head_dim}/{spec.head_dim_v}: beyond, dK and dV of "
+            f"64 keys overfill the registers of a warpgroup"
+        )
+    if (need := shared_memory_bytes(spec)) > SHARED_MEMORY:
+        raise ValueError(
+            f"tile {spec.tile} at head_dim {spec.head_dim}/{spec.head_dim_v} needs {need} bytes of shared memory; "
+            f"a CTA has {SHARED_MEMORY}"
+        )
+
+
+_DEFAULT = {
+    (64, 64): BackwardTile(128),
+    (96, 96): BackwardTile(128),
+    (128, 128): BackwardTile(128),
+    (192, 128): BackwardTile(64),
+    (192, 192): BackwardTile(64),
+    (256, 256): BackwardTile(64, do_stages=1, dq_chunks=2),
+}
+
+
+def default_tile(head_dim: int, head_dim_v: int) -> BackwardTile:
+    """The tile that a backward gets unless told otherwise."""
+    return _DEFAULT[head_dim, head_dim_v]

@@ -1,0 +1,72 @@
+"""After the main kernel: the fp32 sums of dQ, scaled and rounded.
+
+The sums lie in the order of the fragments of the main kernel's dQ product. The same product, built by the same
+function, says here which row and column each belongs to.
+"""
+
+import cuda.bindings.driver as cuda
+import cutlass
+import cutlass.cute as cute
+from cutlass import Float32, range_constexpr
+
+from cute_attn.jit.backward_spec import BackwardSpec
+from cute_attn.sm90.fragments import pack_fragment, write_fragment
+from cute_attn.sm90.tiles import partition, store_atom
+
+from .arguments import DTYPES, Scalars, Tensors
+from .products import GROUPS, WARPGROUP, Products
+
+__all__ = ["Postprocess"]
+
+
+class Postprocess:
+    """One CTA a tile of query rows of a head; its warpgroups do what those of the main kernel did."""
+
+    def __init__(self, spec: BackwardSpec) -> None:
+        self.products, self.bf16 = Products(spec, DTYPES[spec.dtype]), spec.dtype == "bf16"
+        self.shape = (spec.tile.m, spec.head_dim)
+
+    @cute.jit
+    def launch(self, tensors: Tensors, scalars: Scalars, stream: cuda.CUstream):
+        dq = cute.make_tensor(tensors.dq.iterator, cute.select(tensors.dq.layout, mode=[1, 3, 2, 0]))
+        atom, dq = store_atom(dq, self.products.layout_dq(), self.shape)
+        tiles = tensors.dq_sum.shape
+        self.kernel(atom, dq, tensors, scalars).launch(
+            grid=(tiles[2], tiles[1], tiles[0]), block=(GROUPS * WARPGROUP, 1, 1), stream=stream
+        )
+
+    @cute.kernel
+    def kernel(self, atom: cute.CopyAtom, dq: cute.Tensor, tensors: Tensors, scalars: Scalars):
+        p, layout = self.products, self.products.layout_dq()
+
+        @cute.struct
+        class Storage:
+            dq: cute.struct.Align[cute.struct.MemRange[p.dtype, cute.cosize(layout)], 1024]
+
+        storage = cutlass.memory.SmemAllocator().allocate(Storage)
+        rounded = storage.dq.get_tensor(layout.outer, swizzle=layout.inner)[None, None, 0]
+        thread = cute.arch.thread_idx()[0]
+        warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
+        tile, head, batch = cute.arch.block_idx()
+        group, thread = warp // 4, thread % WARPGROUP
+
+        order = cute.make_ordered_layout((4, WARPGROUP, p.dq_vectors, GROUPS), (0, 1, 2, 3))
+        sums = cute.make_tensor(tensors.dq_sum[batch, head, tile, None].iterator, order)
+        mma = p.queries_gradient()
+        mine = cute.make_rmem_tensor(mma.get_slice(0).partition_shape_C((p.spec.tile.m, p.columns_q)), Float32)
+        vectors = cute.make_tensor(mine.iterator, cute.make_layout((4, p.dq_vectors)))
+        for j in range_constexpr(p.dq_vectors):
+            cute.autovec_copy(sums[None, thread, j, group], vectors[None, j])
+        for k in range_constexpr(cute.size(mine)):
+            mine[k] = mine[k] * scalars.scale
+        packed = cute.make_rmem_tensor_like(mine, p.dtype)
+        pack_fragment(mine, packed, self.bf16)
+        write_fragment(mma, packed, cute.local_tile(rounded, (p.spec.tile.m, p.columns_q), (0, group)), thread)
+        cute.arch.fence_view_async_shared()
+        cute.arch.sync_threads()
+        if warp == 0:
+            target = cute.local_tile(dq[None, None, head, batch], self.shape, (tile, 0))
+            source, target = partition(atom, rounded, target)
+            cute.copy(atom, source, target)
+            cute.arch.cp_async_bulk_commit_group()
+            cute.arch.cp_async_bulk_wait_group(0, read=True)

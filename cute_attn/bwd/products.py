@@ -1,0 +1,115 @@
+"""How the two consumer warpgroups share a tile: the shapes of their five products, and the builders of these.
+
+With 128 keys a warpgroup takes 64 of them and all queries: P and dS stay in its registers as the A operands of dV and
+dK. With 64 keys (large head_dim: the registers hold no more of dK and dV) it takes half of the queries of S and dP, and
+half of the dims of dK and dV: P and dS go through shared memory.
+
+S and dP are computed transposed, keys by queries. dQ is one product over all keys of the tile, of which a warpgroup
+takes half of the dims. Main kernel and postprocess build it here, and agree on its fragments thereby.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cutlass.cute as cute
+from cutlass.cute.nvgpu import OperandMajorMode, warpgroup
+
+from cute_attn.jit.backward_spec import BackwardSpec
+from cute_attn.sm90.tiles import tile_layout, tiled_mma
+
+__all__ = ["GROUPS", "KEYS", "WARPGROUP", "Products"]
+
+GROUPS = 2  # consumer warpgroups
+WARPGROUP = 128  # threads
+KEYS = 64  # keys of a product that a warpgroup accumulates
+
+
+@dataclass(frozen=True)
+class Products:
+    """The products of a spec's tile. dtype: the DSL's type of the operands."""
+
+    spec: BackwardSpec
+    dtype: Any
+
+    @property
+    def split_keys(self) -> bool:
+        return self.spec.tile.n == GROUPS * KEYS
+
+    @property
+    def queries(self) -> int:
+        """Columns of S^T and dP^T of a warpgroup."""
+        return self.spec.tile.m if self.split_keys else self.spec.tile.m // GROUPS
+
+    @property
+    def columns_k(self) -> int:
+        """Columns of dK of a warpgroup."""
+        return self.spec.head_dim if self.split_keys else self.spec.head_dim // GROUPS
+
+    @property
+    def columns_v(self) -> int:
+        return self.spec.head_dim_v if self.split_keys else self.spec.head_dim_v // GROUPS
+
+    @property
+    def columns_q(self) -> int:
+        """Columns of dQ of a warpgroup."""
+        return self.spec.head_dim // GROUPS
+
+    # ------------------------------------------------------------------ products
+
+    def scores(self) -> cute.TiledMma:
+        """S^T = K Q^T, and dP^T = V dO^T."""
+        return tiled_mma(self.dtype, self.queries, OperandMajorMode.K)
+
+    def keys_gradient(self) -> cute.TiledMma:
+        """dK += dS^T Q."""
+        return tiled_mma(self.dtype, self.columns_k, OperandMajorMode.MN, self._a_source)
+
+    def values_gradient(self) -> cute.TiledMma:
+        """dV += P^T dO."""
+        return tiled_mma(self.dtype, self.columns_v, OperandMajorMode.MN, self._a_source)
+
+    def queries_gradient(self) -> cute.TiledMma:
+        """dQ = dS K of one tile."""
+        return tiled_mma(self.dtype, self.columns_q, OperandMajorMode.MN, a_major=OperandMajorMode.MN)
+
+    @property
+    def _a_source(self) -> Any:
+        return warpgroup.OperandSource.RMEM if self.split_keys else warpgroup.OperandSource.SMEM
+
+    # ------------------------------------------------------------------ shared memory
+
+    def layout_q(self) -> cute.ComposedLayout:
+        return tile_layout(self.dtype, self.spec.tile.m, self.spec.head_dim, self.spec.tile.q_stages, self.columns_k)
+
+    def layout_do(self) -> cute.ComposedLayout:
+        return tile_layout(self.dtype, self.spec.tile.m, self.spec.head_dim_v, self.spec.tile.do_stages, self.columns_v)
+
+    def layout_k(self) -> cute.ComposedLayout:
+        """Of K and, in the end, dK."""
+        return tile_layout(self.dtype, self.spec.tile.n, self.spec.head_dim, 1, min(self.columns_k, self.columns_q))
+
+    def layout_v(self) -> cute.ComposedLayout:
+        """Of V and, in the end, dV."""
+        return tile_layout(self.dtype, self.spec.tile.n, self.spec.head_dim_v, 1, self.columns_v)
+
+    def layout_scores(self, stages: int) -> cute.ComposedLayout:
+        """Of P^T or dS^T: keys by queries."""
+        return tile_layout(self.dtype, self.spec.tile.n, self.spec.tile.m, stages, 64)
+
+    def layout_dq(self) -> cute.ComposedLayout:
+        """Of the dQ of a tile in its dtype, in the postprocess."""
+        return tile_layout(self.dtype, self.spec.tile.m, self.spec.head_dim, 1, self.columns_q)
+
+    # ------------------------------------------------------------------ sums of dQ
+
+    @property
+    def dq_vectors(self) -> int:
+        """Vectors of four fp32 that a thread has of the dQ of a tile."""
+        return self.columns_q // 8
+
+    @property
+    def dq_group_size(self) -> int:
+        """Elements of the dQ of a tile that a warpgroup computes: `[vector][thread][4]` in memory."""
+        return KEYS * self.columns_q

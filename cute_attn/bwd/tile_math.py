@@ -1,0 +1,112 @@
+"""The arithmetic of a tile of the backward on transposed fragments: P from S, dS from dP, and the mask.
+
+A thread holds two keys of a 64 x n accumulator, `key` and `key + 8`, and of each the queries 8j + 2t + e with
+t = lane % 4 and e = 0, 1. Below, register 8i + 4b + 2h + e is that of j = 2i + b and key h; what belongs to query rows
+is in the order of `cute_attn.bwd.rows`, four (b, e) together.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Boolean, Float32, Int32, Uint32, const_expr, range_constexpr
+
+from cute_attn.jit.backward_spec import BackwardSpec
+from cute_attn.sm90.ptx import exp2, fma, pack, tanh
+
+__all__ = ["TileMath"]
+
+
+@dataclass(frozen=True)
+class TileMath:
+    """queries: columns of the fragments. first: of them in the tile, in units of 16.
+    keys: this thread's two. seqlen_k: where keys end.
+    """
+
+    spec: BackwardSpec
+    queries: int
+    first: Any
+    keys: Any
+    seqlen_k: Int32
+    score_factor: Float32
+    exp2_factor: Float32
+
+    @cute.jit
+    def probabilities(self, scores, packed, shift, bounds, layers, masked: cutlass.Constexpr):
+        """packed = P^T in pairs, scores = P^T times the derivative of the softcap; both zero outside the mask.
+
+        shift: (m,) -lse * log2(e), -inf for rows without keys.
+        bounds: (m, 2, layers) of the tile's rows, lo and hi; layers: the two ends of those that meet the tile.
+        """
+        packed = cute.recast_tensor(packed, Int32)
+        softcap = self.spec.score == "softcap"
+        flags = None
+        if const_expr(masked and self.spec.layers == "many"):
+            flags = self.flags_of_many(bounds, layers)
+        for i in range_constexpr(self.queries // 16):
+            shifts = self.of_thread(shift, i)
+            limits = []
+            if const_expr(masked and self.spec.layers in (1, 2)):
+                limits = [[self.of_thread(bounds[None, y, z], i) for y in range(2)] for z in range(self.spec.layers)]
+            for b in range_constexpr(2):
+                for h in range_constexpr(2):
+                    pair = []
+                    for e in range_constexpr(2):
+                        k = 8 * i + 4 * b + 2 * h + e
+                        x = tanh(scores[k] * self.score_factor) if softcap else scores[k]
+                        exponent = fma(x, self.exp2_factor, shifts[2 * b + e])
+                        if const_expr(masked):
+                            if const_expr(flags is not None):
+                                keep = Boolean(flags[i // 4] & (Uint32(1) << (8 * (i % 4) + 4 * b + 2 * h + e)))
+                            else:
+                                keep = self.keep(limits, h, 2 * b + e)
+                            exponent = exponent if keep else -Float32.inf
+                        p = exp2(exponent)
+                        scores[k] = p * fma(-x, x, Float32(1.0)) if softcap else p
+                        pair.append(p)
+                    packed[4 * i + 2 * b + h] = pack(pair[0], pair[1], self.spec.dtype == "bf16")
+
+    @cute.jit
+    def score_gradients(self, dp, p, packed, delta):
+        """packed = dS^T = P^T (dP^T - delta) in pairs; delta: (m,) of the tile's rows."""
+        packed = cute.recast_tensor(packed, Int32)
+        for i in range_constexpr(self.queries // 16):
+            deltas = self.of_thread(delta, i)
+            for b in range_constexpr(2):
+                for h in range_constexpr(2):
+                    k = 8 * i + 4 * b + 2 * h
+                    pair = [p[k + e] * (dp[k + e] - deltas[2 * b + e]) for e in range(2)]
+                    packed[k // 2] = pack(pair[0], pair[1], self.spec.dtype == "bf16")
+
+    def of_thread(self, rows: cute.Tensor, i: int) -> Any:
+        """Of (m,) in shared or global memory, the four that this thread needs for registers 8i to 8i + 7."""
+        view = cute.make_tensor(rows.iterator, cute.make_layout((4, 4, self.spec.tile.m // 16)))
+        return view[None, cute.arch.lane_idx() % 4, self.first + i].load()
+
+    def keep(self, limits: Any, h: int, row: int) -> Boolean:
+        """Whether a row attends key h: up to two intervals, or all keys."""
+        key = self.keys[h]
+        if not limits:
+            return key < self.seqlen_k
+        inside = [
+            ([lo[row] <= key] if self.spec.has_lower else []) + ([key < hi[row]] if self.spec.has_upper else [])
+            for lo, hi in limits
+        ]
+        layers = [tests[0] & tests[1] if len(tests) == 2 else tests[0] for tests in inside]
+        return layers[0] | layers[1] if len(layers) == 2 else layers[0]
+
+    @cute.jit
+    def flags_of_many(self, bounds, layers):
+        """A bit for every register of the fragment: whether it is inside one of the layers [begin, end)."""
+        flags = cute.make_rmem_tensor(-(-self.queries // 64), Uint32)
+        flags.fill(0)
+        for layer in cutlass.range(layers[0], layers[1], unroll=1):
+            for i in range_constexpr(self.queries // 16):
+                lo, hi = (self.of_thread(bounds[None, y, layer], i) for y in range(2))
+                for row in range_constexpr(4):
+                    for h in range_constexpr(2):
+                        inside = (lo[row] <= self.keys[h]) & (self.keys[h] < hi[row])
+                        bit = 8 * (i % 4) + 4 * (row // 2) + 2 * h + row % 2
+                        flags[i // 4] = flags[i // 4] | (Uint32(1 << bit) if inside else Uint32(0))
+        return flags

@@ -1,0 +1,61 @@
+"""Turns of the key tiles at the sums of dQ: with them, every sum has one order.
+
+A key tile adds to the dQ of a query tile when all key tiles behind it that attend the query tile have done so. CTAs are
+started in that order, last key tile first, and wait for none that was started after them: so some CTA can always go on.
+(Thread blocks start in the order of their index: CUDA does not promise it, but GPUs do so.) Under a causal mask no
+CTA waits at all if all take the same time: its own diagonal tile is each one's first, and so on down.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Int32
+
+__all__ = ["Turns"]
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Those of one warp, which adds the dQ of consumer warpgroup `group`."""
+
+    tensors: Any
+    schedule: Any
+    item: Any
+    group: int
+
+    @cute.jit
+    def wait(self, head, tile):
+        """Until the key tiles before this one have been added to query tile `tile`."""
+        before = self.key_tiles_behind(tile)
+        counter = self.counter(head, tile)
+        added = cute.arch.load(counter, Int32, sem="acquire", scope="gpu")
+        while added < before:
+            added = cute.arch.load(counter, Int32, sem="acquire", scope="gpu")
+        cute.arch.fence_proxy("async.global")
+
+    @cute.jit
+    def done(self, head, tile):
+        """Lets the next one go, when what this warp added has arrived."""
+        with cute.arch.elect_one():
+            cute.arch.cp_async_bulk_wait_group(0)
+            cute.arch.fence_proxy("async.global")
+            cute.arch.red(self.counter(head, tile), Int32(1), op="add", dtype=Int32, sem="release", scope="gpu")
+        cute.arch.sync_warp()
+
+    def counter(self, head, tile) -> cute.Pointer:
+        turns = self.tensors.turns
+        return turns.iterator + cute.crd2idx((self.item.batch, head, tile, self.group), turns.layout)
+
+    @cute.jit
+    def key_tiles_behind(self, tile):
+        """How many key tiles behind this one the query tile attends."""
+        runs = self.schedule.query_runs[self.item.mask_batch, tile, None]
+        count = Int32(0)
+        for run in cutlass.range(runs[0] + cute.arch.lane_idx(), runs[1], 32, unroll=1):
+            first, last = self.schedule.key_runs[run, 0], self.schedule.key_runs[run, 1]
+            count += cutlass.max(last - cutlass.max(first, self.item.tile + 1), 0)
+        for offset in (16, 8, 4, 2, 1):
+            count += cute.arch.shuffle_sync_bfly(count, offset=offset)
+        return count
