@@ -66,7 +66,7 @@ def _load(r: Reader) -> Template:
     named = space == "param" and isinstance(base.operand, Sym)
     if named:
         assert isinstance(base.operand, Sym)
-        call = f"c.load_param('{base.operand.name}', {offset}, '{_numpy(kind)}', {len(items)})"
+        call = f"c.load_parameter('{base.operand.name}', {offset}, '{_numpy(kind)}', {len(items)})"
     else:
         call = f"c.load_{space}({{site}}, g, {{0}}, {{offset}}, '{_numpy(kind)}', {len(items)}, {{where}})"
     widths = [KIND_WIDTH[o.kind] if isinstance(o, Reg) else WIDTH[kind] for o in items]

@@ -126,7 +126,10 @@ class Block:
     def peer(self, rank: int) -> CTA:
         if not 0 <= rank < len(self.cluster.ctas):
             raise Fault(OutOfBounds, f"shared address of CTA {rank} in a cluster of {len(self.cluster.ctas)}")
-        return self.cluster.ctas[rank]
+        peer = self.cluster.ctas[rank]
+        if peer is not self and not any(peer.live):
+            raise Fault(OutOfBounds, f"CTA {rank} of the cluster has ended: its shared memory is gone", f"CTA {rank}")
+        return peer
 
     def mapa(self, address: np.ndarray, rank: np.ndarray) -> np.ndarray:
         kind = address.dtype.type

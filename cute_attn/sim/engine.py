@@ -170,6 +170,15 @@ class Machine:
         for mask in g.parts():
             g.cta.ready.append(Group(g.cta, g.wg, mask, g.pc, g.join))
 
+    def one_by_one(self, g: Group, node: Node) -> None:
+        """Runs an operation for every warp of a group on its own: its operands differ among them."""
+        assert node.operation is not None
+        for mask in g.parts():
+            part = Group(g.cta, g.wg, mask, g.pc, g.join)
+            if node.operation(g.cta, part, node):
+                part.pc = node.next
+                g.cta.ready.append(part)
+
     def settle_cluster(self, cluster: Cluster) -> None:
         alive = {
             (c.rank, 4 * wg.index + w)

@@ -24,7 +24,7 @@ class LoadStore(Block):
         total = address.astype(np.int64) + offset
         return total if total.shape[-1] == g.lanes.count else np.broadcast_to(total, (*total.shape[:-1], g.lanes.count))
 
-    def load_param(self, name: str, offset: int, dtype: str, count: int) -> Any:
+    def load_parameter(self, name: str, offset: int, dtype: str, count: int) -> Any:
         first = self.program.kernel.params[name].offset + offset
         return self._split(self.machine.parameters[first : first + int(dtype[1:]) * count].copy()[None], dtype, count)
 
@@ -113,6 +113,11 @@ class LoadStore(Block):
         self, site: Any, g: Group, address: np.ndarray, offset: Any, dtype: str, count: int, where: Any
     ) -> Any:
         return self._load("local", site, g, self._wide(address, offset, g), dtype, count, where)
+
+    def load_param(
+        self, site: Any, g: Group, address: np.ndarray, offset: Any, dtype: str, count: int, where: Any
+    ) -> Any:
+        return self._load("param", site, g, self._wide(address, offset, g), dtype, count, where)
 
     def load_generic(
         self, site: Any, g: Group, address: np.ndarray, offset: Any, dtype: str, count: int, where: Any

@@ -222,7 +222,7 @@ class _Body:
         if label:
             self.kernel.labels[self._label(label.group(1))] = len(self.kernel.instructions)
             return label.end()
-        if text.startswith((".loc", ".file"), position):
+        if text.startswith((".loc\t", ".loc ", ".file"), position):
             return text.index("\n", position)
         end = text.index(";", position)
         statement = text[position:end].strip()

@@ -124,7 +124,7 @@ class Emitter:
         if first.statement:
             self.lines.append(first.code.format(*places, **slots))
         elif first.ufunc and where == "None" and (place := self._place(targets[0])):
-            self.lines.append(f"{first.code}({', '.join([*places, place])})")
+            self.lines.append(f"{first.code}({', '.join(places)}, out={place})")
         else:
             value = f"{first.code}({', '.join(places)})" if first.ufunc else first.code.format(*places, **slots)
             self._assign(targets, value, where)

@@ -79,7 +79,7 @@ def _barrier_operands(c: CTA, g: Group, node: Node) -> tuple[int, int] | None:
     expected = c.threads_rounded() if count is None else uniform(count(c, g))
     if which is None or expected is None:
         if g.lanes.warps > 1:
-            c.machine.split(g)
+            c.machine.one_by_one(g, node)
             return None
         c.fail(UnsupportedInstruction, "the lanes of a warp name different barriers", site, g)
     if not 0 <= which < 16:
@@ -271,7 +271,7 @@ def try_wait(c: CTA, g: Group, node: Node) -> bool:
         c.raise_fault(fault, site, g)
     if first_waiting is not None and node.spins:
         if (one is None or target is None) and g.lanes.warps > 1:
-            c.machine.split(g)
+            c.machine.one_by_one(g, node)
             return False
         g.waits = (first_waiting, node)
         first_waiting.waiters.append(g)
@@ -293,6 +293,21 @@ def _passed(barrier: MBarrier, wanted: int, parity: bool) -> bool:
 # ---------------------------------------------------------------------- fences, wgmma groups, the rest
 
 
+_FENCE_MODIFIERS: tuple[str, ...] = (
+    "sc",
+    "acq_rel",
+    "acquire",
+    "release",
+    "mbarrier_init",
+    "cta",
+    "cluster",
+    "gpu",
+    "sys",
+    "gl",
+)
+_FENCE_MODIFIERS += ("sync_restrict::shared::cta", "sync_restrict::shared::cluster")
+
+
 def _fence(program: Program, r: Reader) -> Node:
     if r.flag("proxy"):
         if "async" in r.modifiers:
@@ -302,19 +317,7 @@ def _fence(program: Program, r: Reader) -> Node:
         r.need("alias", "tensormap::generic")
         r.done("acquire", "release", "gpu", "sys", "cta", "cluster")
         return node_of(program, r, nothing)
-    r.done(
-        "sc",
-        "acq_rel",
-        "acquire",
-        "release",
-        "mbarrier_init",
-        "cta",
-        "cluster",
-        "gpu",
-        "sys",
-        "sync_restrict::shared::cta",
-        "sync_restrict::shared::cluster",
-    )
+    r.done(*_FENCE_MODIFIERS)
     return node_of(program, r, nothing)
 
 
