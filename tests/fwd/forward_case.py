@@ -139,11 +139,19 @@ def with_gaps(rows: int, keys: int, layers: int) -> IntervalMask:
 
 
 def growing(case):
-    """Scores of a row that grow from key to key, by more than any slack."""
+    """Scores that grow from key to key, by more than any slack: a new maximum in every tile of keys in order."""
+    return _rising(case, torch.linspace(0, 8, case.mask.seqlen_k))
+
+
+def falling(case):
+    """Scores that fall from key to key: under causal masks, whose partial tiles come first, the maximum comes later."""
+    return _rising(case, torch.linspace(8, 0, case.mask.seqlen_k))
+
+
+def _rising(case, heights):
     q, k, v = random_inputs(case)
     direction = torch.randn(case.dims[0]).sign()
-    height = torch.linspace(0, 8, k.shape[1])[None, :, None, None]
-    return q.abs() * direction, k * 0.1 + height * direction, v
+    return q.abs() * direction, k * 0.1 + heights[None, :, None, None] * direction, v
 
 
 def one_hot(case):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from forward_case import Case, check, growing, one_hot, random_inputs, with_gaps
+from forward_case import Case, check, falling, growing, one_hot, random_inputs, with_gaps
 
 from cute_attn.mask import IntervalMask, causal, full, sliding_window
 
@@ -25,8 +25,9 @@ def test_more_items_than_ctas(runtime):
     check(Case(causal(384), batch=2, heads=(3, 3), options={"sm_margin": 129}, mode="late"), runtime)
 
 
-def test_maxima_that_grow_from_key_to_key_are_repaired(runtime):
-    check(Case(causal(300), inputs=growing), runtime)
+@pytest.mark.parametrize("inputs", [growing, falling])
+def test_maxima_that_come_late_are_repaired(inputs, runtime):
+    check(Case(causal(100, 500), inputs=inputs, scale=1.0), runtime)
 
 
 def test_one_key_that_takes_all_weight(runtime):

@@ -1,0 +1,132 @@
+"""The forward on the whole matrix of masks, sizes, dtypes and options: part of `make test-all`."""
+
+import pytest
+import torch
+from forward_case import Case, block_sparse, check, falling, growing, one_hot, random_inputs, with_gaps
+from oracle import random_slices
+
+from cute_attn import mask as masks
+from cute_attn.jit import TileConfig
+from cute_attn.mask import IntervalMask, causal, full
+
+pytestmark = pytest.mark.slow
+
+LENGTHS = [1, 127, 129, 257, 384]
+BUILDERS = {
+    "full": full(200, 333),
+    "causal": causal(257, 300),
+    "sliding_window": masks.sliding_window(384, left=60, right=5),
+    "documents": masks.documents([100, 57, 128, 99]),
+    "causal_documents": masks.causal_documents([100, 57, 128, 99]),
+    "prefix_lm": masks.prefix_lm(300, prefix_length=140),
+    "shared_prefix": masks.shared_prefix(384, prefix_length=100, lengths=[100, 90, 80]),
+    "chunked_causal": masks.chunked_causal(384, chunk_size=100),
+    "block_causal": masks.block_causal(384, block_size=48),
+    "block_diffusion": masks.block_diffusion(384, block_size=32),
+    "global_tokens": masks.global_tokens(300, positions=[0, 150, 299], left=20, right=20),
+}
+DIMS = [(64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256)]
+ODD_DIMS = [(8, 8), (80, 80), (104, 128), (136, 136), (200, 200), (248, 256)]
+SCHEDULES = [("late", 0), *(("random", seed) for seed in range(3))]
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_mask_builder(name, runtime):
+    check(Case(BUILDERS[name]), runtime)
+
+
+@pytest.mark.parametrize(("n", "rows", "keys"), [(1, 200, 300), (4, 257, 300), (12, 384, 384), (30, 300, 640)])
+def test_random_slices_of_mixed_types(n, rows, keys, runtime):
+    check(Case(IntervalMask.from_slices(*random_slices(n, rows, keys), rows, keys)), runtime)
+
+
+@pytest.mark.parametrize("layers", [2, 3, 4, 20])
+@pytest.mark.parametrize("softmax", ["stale", "exact"])
+def test_any_number_of_layers(layers, softmax, runtime):
+    check(Case(with_gaps(260, 500, layers), options={"softmax": softmax}), runtime)
+
+
+@pytest.mark.parametrize("density", [0.2, 0.6])
+def test_block_sparse_masks_whose_tiles_are_all_full(density, runtime):
+    blocks = torch.rand(3, 5) < density
+    blocks[0, 2] = True
+    mask = block_sparse(blocks)
+    assert not (mask.schedule((128, 128)).to_grid() == 1).any()
+    check(Case(mask), runtime)
+
+
+@pytest.mark.parametrize("rows", LENGTHS)
+@pytest.mark.parametrize("keys", LENGTHS)
+@pytest.mark.parametrize("builder", [causal, full])
+def test_every_pair_of_lengths(builder, rows, keys, runtime):
+    check(Case(builder(rows, keys), heads=(2, 1)), runtime)
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (4, 1), (8, 1), (6, 3)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_grouped_queries_and_batches(heads, batch, runtime):
+    check(Case(causal(200), batch=batch, heads=heads, mode="random", seed=batch), runtime)
+
+
+@pytest.mark.parametrize("dims", DIMS + ODD_DIMS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_head_dim_and_dtype(dims, dtype, runtime):
+    check(Case(causal(300), dims=dims, dtype=dtype), runtime)
+    check(Case(causal(140, 300), dims=dims, dtype=dtype, mode="late"), runtime)
+
+
+@pytest.mark.parametrize("softmax", ["stale", "exact"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("inputs", [growing, falling, one_hot, lambda c: [30 * x for x in random_inputs(c)]])
+@pytest.mark.parametrize("mask", [causal(400), full(150, 384), masks.sliding_window(384, left=200, right=100)])
+def test_hard_inputs(mask, inputs, dtype, softmax, runtime):
+    check(Case(mask, inputs=inputs, dtype=dtype, options={"softmax": softmax}), runtime)
+
+
+@pytest.mark.parametrize("inputs", [random_inputs, growing, falling])
+def test_rows_whose_first_key_comes_late(inputs, runtime):
+    lo = torch.where(torch.arange(128) % 3 == 0, 330, 0)
+    check(Case(IntervalMask.from_intervals(lo, torch.full((128,), 400), 400), inputs=inputs), runtime)
+
+
+@pytest.mark.parametrize("sink", ["sh", "ssh"])
+@pytest.mark.parametrize("mask", [causal(300, 200), full(130, 200)])
+@pytest.mark.parametrize("softcap", [0.0, 20.0])
+def test_sinks_and_softcap(mask, sink, softcap, runtime):
+    check(Case(mask, batch=2, heads=(4, 2), sink=sink, softcap=softcap), runtime)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.0, -0.1, 1e-9])
+@pytest.mark.parametrize("softcap", [0.0, 10.0])
+def test_any_finite_scale(scale, softcap, runtime):
+    check(Case(causal(300), scale=scale, softcap=softcap), runtime)
+
+
+@pytest.mark.parametrize("mask", [causal(300, 200), full(130, 200), with_gaps(200, 300, 5)])
+@pytest.mark.parametrize("softcap", [0.0, 10.0])
+def test_the_largest_logit_of_every_head(mask, softcap, runtime):
+    options = {"return_max_logits": True}
+    check(Case(mask, heads=(4, 2), softcap=softcap, options=options, mode="random", seed=1), runtime)
+
+
+@pytest.mark.parametrize(("mode", "seed"), SCHEDULES)
+@pytest.mark.parametrize(
+    ("dims", "options"),
+    [
+        ((128, 128), {}),
+        ((128, 128), {"softmax": "exact"}),
+        ((64, 64), {"softmax": "exact", "tile": TileConfig(192, 128)}),
+        ((64, 64), {"tile": TileConfig(128, 176, 4, False)}),
+        ((192, 192), {}),  # the output leaves through the memory of Q
+    ],
+)
+def test_every_schedule_of_warps_and_copies(dims, options, mode, seed, runtime):
+    case = {"dims": dims, "mode": mode, "seed": seed, "options": {**options, "sm_margin": 127}}
+    check(Case(with_gaps(300, 600, 4), **case), runtime)
+    check(Case(masks.sliding_window(384, left=100, right=100), batch=2, **case), runtime)
+
+
+def test_a_mask_for_each_batch(runtime):
+    each = [causal(260), masks.sliding_window(260, left=40, right=0), full(260)]
+    mask = IntervalMask(*(torch.cat([getattr(m, side) for m in each]) for side in ("lo", "hi")), 260)
+    check(Case(mask, batch=3, heads=(4, 2)), runtime)
