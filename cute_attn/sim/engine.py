@@ -290,8 +290,9 @@ class Machine:
         candidates = [g for cluster in self.resident for cta in cluster.ctas for g in cta.ready if not g.deferred]
         if candidates:
             g = self.random.choice(candidates)
-            ready = g.cta.ready
-            ready.remove(g)
+            g.cta.ready.remove(g)
+            if self.random.random() < 0.5:
+                return self._merge(g, g.cta.ready)
             if g.lanes.warps > 1 and self.random.random() < 0.5:
                 self.split(g)
                 return self._pick_random()
@@ -345,7 +346,7 @@ class Machine:
                     ready.insert(max(len(ready) - 1, 0), g)
                     return
             if self.mode == "random":
-                if self.random.random() < 0.3:
+                if self.random.random() < 0.2:
                     ready.append(g)
                     return
             elif eager and ready:

@@ -28,8 +28,8 @@ def fetcher(program: Program, r: Reader, operand: Operand, offset: int = 0) -> F
     if isinstance(operand, Mem):
         return fetcher(program, r, operand.base, operand.offset)
     if isinstance(operand, Imm):
-        constant = np.array([operand.bits + offset], np.int64)
-        return lambda c, g: np.broadcast_to(constant, g.lanes.count)
+        constants = np.full(128, operand.bits + offset, np.int64)
+        return lambda c, g: constants[: g.lanes.count]
     if isinstance(operand, Reg):
         row, kind = program.rows.of(operand), operand.kind
         return lambda c, g: g.wg.files[kind][row][g.lanes.index].astype(np.int64) + offset

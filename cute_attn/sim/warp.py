@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
-from .functions import popc
-from .ptx import Imm, Pair, Reg
+from .ptx import Pair
 from .template import Reader, Template, Typed, is_sink
 
 FULL = 0xFFFFFFFF
+_EVERYONE = np.ones((1, 32), bool)
 
 
 def build(r: Reader) -> Template | None:
@@ -95,7 +97,8 @@ def _activemask(r: Reader) -> Template:
 
 def _rows(V, x: np.ndarray) -> np.ndarray:
     """[..., lanes here] as [..., warps, 32]; lanes that are elsewhere hold zeros."""
-    x = np.broadcast_to(x, (*np.shape(x)[:-1], V.count))
+    if x.shape[-1] != V.count:
+        x = np.broadcast_to(x, (*x.shape[:-1], V.count))
     if V.whole:
         return np.ascontiguousarray(x).reshape(*x.shape[:-1], -1, 32)
     full = np.zeros((*x.shape[:-1], V.warps, 32), x.dtype)
@@ -111,7 +114,7 @@ def _back(V, rows: np.ndarray) -> np.ndarray:
 def _check(c, g, V, site, mask: np.ndarray) -> np.ndarray:
     """[..., warps, 32] of who takes part; the lanes named must be here, unless they left the kernel."""
     if mask.size == 1 and V.whole and int(mask.flat[0]) == FULL:
-        return np.ones((1, 32), bool)
+        return _EVERYONE
     named = _rows(V, mask)[..., :1] * 0 + _rows(V, mask).max(axis=-1, keepdims=True)
     taking = (named >> np.arange(32, dtype=np.uint32) & np.uint32(1)).astype(bool)
     here = _rows(V, np.ones(V.count, bool))
@@ -121,37 +124,35 @@ def _check(c, g, V, site, mask: np.ndarray) -> np.ndarray:
     return taking & here
 
 
+@lru_cache(maxsize=256)
+def _sources(mode: str, b: int, bounds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which lane each of 32 reads from, and whether that lane is in range."""
+    return _sources_of(mode, np.full(32, b), np.full(32, bounds))
+
+
+def _sources_of(mode: str, b: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    lane = np.arange(32)
+    b, segment, clamp = b & 31, bounds >> 8 & 31, bounds & 31
+    least, most = lane & segment, (lane & segment) | (clamp & ~segment)
+    source = {"idx": least | (b & ~segment), "up": lane - b, "down": lane + b, "bfly": lane ^ b}[mode]
+    valid = source >= most if mode == "up" else source <= most
+    return np.where(valid, source, lane), valid
+
+
 def shuffle(c, g, V, site, mode: str, value, b, bounds, mask) -> tuple[np.ndarray, np.ndarray]:
     """shfl.sync: the value of another lane and whether that lane is in range."""
     taking = _check(c, g, V, site, mask)
     rows = _rows(V, value)
-    lane = np.arange(32)
-    b = (_rows(V, b) & np.uint32(31)).astype(np.int64) if np.size(b) > 1 else int(np.asarray(b).flat[0]) & 31
-    bounds = _rows(V, bounds).astype(np.int64) if np.size(bounds) > 1 else int(np.asarray(bounds).flat[0])
-    segment, clamp = (bounds >> 8) & 31, bounds & 31
-    least, most = lane & segment, (lane & segment) | (clamp & ~segment)
-    if mode == "idx":
-        source = least | (b & ~segment)
-        valid = source <= most
-    elif mode == "up":
-        source = lane - b
-        valid = source >= most
-    elif mode == "down":
-        source = lane + b
-        valid = source <= most
+    if b.size == 1 and bounds.size == 1:
+        source, valid = _sources(mode, int(b.flat[0]), int(bounds.flat[0]))
+        taken, present = rows[..., source], taking[..., source]
     else:
-        source = lane ^ b
-        valid = source <= most
-    source, valid = np.broadcast_arrays(np.where(valid, source, lane), valid)
-    if source.ndim == 1:
-        taken = rows[..., source]
-        present = taking[..., source]
-    else:
+        source, valid = _sources_of(mode, _rows(V, b).astype(np.int64), _rows(V, bounds).astype(np.int64))
         shape = np.broadcast_shapes(rows.shape, source.shape)
         rows, source = np.broadcast_to(rows, shape), np.broadcast_to(source, shape)
         taken = np.take_along_axis(rows, source, axis=-1)
         present = np.take_along_axis(np.broadcast_to(taking, shape), source, axis=-1)
-    if not taking.all() and not (present | ~taking).all():
+    if not present.all() and not (present | ~taking).all():
         c.inactive_source(site, g)
     return _back(V, taken), _back(V, np.broadcast_to(valid, taken.shape))
 
@@ -211,4 +212,4 @@ def active(V) -> np.ndarray:
     return _back(V, np.repeat(word[..., None], 32, axis=-1))
 
 
-__all__ = ["Imm", "Reg", "active", "build", "elect", "match", "popc", "reduce_warp", "shuffle", "vote"]
+__all__ = ["active", "build", "elect", "match", "reduce_warp", "shuffle", "vote"]
