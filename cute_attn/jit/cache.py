@@ -18,11 +18,11 @@ import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
-from .compile import ARCHITECTURE, Compiled
-from .spec import KernelSpec
+from .compile import ARCHITECTURE, Compiled, Spec
 
 __all__ = [
     "BrokenEntry",
@@ -40,8 +40,9 @@ __all__ = [
 SYMBOL = "kernel"  # of the host function in every shared object
 FORMAT = 1  # of the entries; another number, another key
 _SHARED_OBJECT, _PTX, _MANIFEST = "kernel.so", "kernel.ptx.z", "manifest.json"
-# Sources that machine code is made from.
-_SOURCES = ("sm90", "fwd", "jit/spec.py", "jit/compile.py")
+# Sources that the machine code of an operation is made from.
+_SHARED_SOURCES = ("sm90", "jit/spec.py", "jit/compile.py")
+_SOURCES = {"fwd": ("fwd",), "bwd": ("bwd", "jit/backward_spec.py")}
 
 log = logging.getLogger("cute_attn.cache")
 
@@ -54,7 +55,7 @@ class BrokenEntry(Exception):
 class Entry:
     """A verified entry."""
 
-    spec: KernelSpec
+    spec: Spec
     shared_object: Path
     ptx: str
     manifest: dict[str, object]
@@ -65,20 +66,20 @@ def cache_directory() -> Path:
     return Path(os.environ.get("CUTE_ATTN_CACHE_DIR") or platformdirs.user_cache_dir("cute_attn"))
 
 
-def key(spec: KernelSpec) -> str:
+def key(spec: Spec) -> str:
     """The name of a spec's entry: equal in every process for equal specs, sources and tools."""
-    text = json.dumps({"format": FORMAT, "spec": spec.canonical(), "made_from": fingerprint()}, sort_keys=True)
+    text = json.dumps({"format": FORMAT, "spec": spec.canonical(), "made_from": fingerprint(spec.op)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @functools.cache
-def fingerprint() -> str:
-    """Hash of everything besides the spec that the code depends on: our sources, the DSL, the architecture."""
+def fingerprint(op: str) -> str:
+    """Hash of what else an operation's code depends on: our sources, the DSL, the architecture, how it is compiled."""
     digest = hashlib.sha256(ARCHITECTURE.encode())
     for package in ("nvidia-cutlass-dsl", "apache-tvm-ffi"):
         digest.update(f"{package}={importlib.metadata.version(package)}\n".encode())
     root = Path(__file__).parent.parent
-    for part in _SOURCES:
+    for part in (*_SHARED_SOURCES, *_SOURCES[op]):
         files = sorted((root / part).glob("**/*.py")) if (root / part).is_dir() else [root / part]
         for file in files:
             digest.update(f"{file.relative_to(root)}\n".encode())
@@ -86,19 +87,19 @@ def fingerprint() -> str:
     return digest.hexdigest()
 
 
-def entry_path(spec: KernelSpec) -> Path:
+def entry_path(spec: Spec) -> Path:
     """Where a spec's entry is, or would be."""
     name = key(spec)
     return cache_directory() / "kernels" / name[:2] / name
 
 
-def read(spec: KernelSpec) -> Entry | None:
+def read(spec: Spec) -> Entry | None:
     """The entry of a spec, or None. Raises BrokenEntry if a file is missing, altered or not of this spec."""
     path = entry_path(spec)
     if not path.is_dir():
         return None
     try:
-        manifest = json.loads((path / _MANIFEST).read_text())
+        manifest = _unsealed((path / _MANIFEST).read_text())
         code, packed = ((path / name).read_bytes() for name in (_SHARED_OBJECT, _PTX))
         if manifest["spec"] != spec.canonical():
             raise BrokenEntry(f"{path} holds another spec: {manifest['spec']}")
@@ -134,7 +135,7 @@ def commit(compiled: Compiled) -> Entry:
     return entry
 
 
-def set_aside(spec: KernelSpec) -> None:
+def set_aside(spec: Spec) -> None:
     """Moves a broken entry out of the way, so that it can be looked at and is not found again."""
     path = entry_path(spec)
     target = Path(tempfile.mkdtemp(dir=path.parent, prefix=".broken-"))
@@ -164,7 +165,7 @@ def _write(compiled: Compiled, directory: Path) -> None:
     manifest = {
         "format": FORMAT,
         "spec": compiled.spec.canonical(),
-        "made_from": fingerprint(),
+        "made_from": fingerprint(compiled.spec.op),
         "symbol": SYMBOL,
         "registers": compiled.registers,
         "spill_bytes": compiled.spill_bytes,
@@ -173,4 +174,19 @@ def _write(compiled: Compiled, directory: Path) -> None:
             **{n: hashlib.sha256((directory / n).read_bytes()).hexdigest() for n in (_SHARED_OBJECT, _PTX)},
         },
     }
-    (directory / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    (directory / _MANIFEST).write_text(_sealed(manifest))
+
+
+def _sealed(manifest: dict[str, object]) -> str:
+    """A manifest as text that holds its own hash."""
+    seal = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**manifest, "seal": seal}, indent=1, sort_keys=True)
+
+
+def _unsealed(text: str) -> dict[str, Any]:
+    """The inverse of `_sealed`. Raises ValueError if the text was altered."""
+    manifest = json.loads(text)
+    del manifest["seal"]
+    if _sealed(manifest) != text:
+        raise ValueError("the manifest is not the file that was written there: its hash differs")
+    return manifest

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from .backward_spec import BackwardSpec
 from .spec import KernelSpec
 
-__all__ = ["ARCHITECTURE", "Compiled", "compile", "compile_count"]
+__all__ = ["ARCHITECTURE", "Compiled", "Spec", "compile", "compile_count"]
 
 ARCHITECTURE = "sm_90a"
+Spec = KernelSpec | BackwardSpec
 
 _count = 0
 
@@ -27,7 +29,7 @@ class Compiled:
     ptx, cubin: its code. log: what the assembler said: registers, spills, warnings.
     """
 
-    spec: KernelSpec
+    spec: Spec
     function: Any
     ptx: str
     cubin: bytes
@@ -45,17 +47,20 @@ class Compiled:
     @property
     def warnings(self) -> tuple[str, ...]:
         """The assembler's warnings (C7508: setmaxnreg ignored; C7512, C7513 and others: products serialised)."""
-        lines = (line.strip() for line in self.log.splitlines())
-        return tuple(line for line in lines if re.search(r"\bC7\d{3}\b|\bwarning\b", line))
+        return tuple(found.strip() for found in re.findall(r"\(C7\d{3}\).*?(?= ptxas |$)", self._said()))
+
+    def _said(self) -> str:
+        """The log in one line: the DSL wraps its text."""
+        return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", self.log).split())
 
     def _number(self, pattern: str) -> int:
-        found = re.search(pattern, self.log)
+        found = re.search(pattern, self._said())
         if found is None:
             raise RuntimeError(f"the assembler reported no {pattern!r}:\n{self.log}")
         return int(found[1])
 
 
-def compile(spec: KernelSpec) -> Compiled:
+def compile(spec: Spec) -> Compiled:
     """Compiles a spec for Hopper. Takes 5 to 20 s.
 
     Raises ValueError if the spec's tile does not fit a multiprocessor. One compile at a time in a process: the DSL is
@@ -78,14 +83,25 @@ def compile_count() -> int:
     return _count
 
 
-def _kernel(spec: KernelSpec) -> tuple[Any, tuple[Any, ...]]:
+def _kernel(spec: Spec) -> tuple[Any, tuple[Any, ...]]:
     """The kernel object of a spec and stand-ins for its arguments."""
+    if isinstance(spec, BackwardSpec):
+        return _backward(spec)
     from cute_attn.fwd.arguments import fake_arguments
     from cute_attn.fwd.config import check
     from cute_attn.fwd.kernel import ForwardKernel
 
     check(spec)
     return ForwardKernel(spec), fake_arguments(spec)
+
+
+def _backward(spec: BackwardSpec) -> tuple[Any, tuple[Any, ...]]:
+    from cute_attn.bwd.arguments import fake_arguments
+    from cute_attn.bwd.backward import BackwardKernels
+    from cute_attn.bwd.config import check
+
+    check(spec)
+    return BackwardKernels(spec), fake_arguments(spec)
 
 
 @contextlib.contextmanager

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import cache
-from .compile import compile
-from .spec import KernelSpec
+from .compile import Spec, compile
 
 __all__ = ["Kernel", "Runtime", "kernel"]
 
 Runtime = Literal["sm90", "sim"]
 
 log = logging.getLogger("cute_attn.compile")
-_kernels: dict[tuple[KernelSpec, Runtime], Kernel] = {}
+_kernels: dict[tuple[Spec, Runtime], Kernel] = {}
 _lock = threading.Lock()  # the compiler is not thread-safe, and one compile of a spec is enough
 
 
@@ -30,12 +29,12 @@ _lock = threading.Lock()  # the compiler is not thread-safe, and one compile of 
 class Kernel:
     """A kernel to be called with tuples in the order of its argument structs; `ptx` is what the simulator runs."""
 
-    spec: KernelSpec
+    spec: Spec
     function: Any
     ptx: str
 
 
-def kernel(spec: KernelSpec, runtime: Runtime) -> Kernel:
+def kernel(spec: Spec, runtime: Runtime) -> Kernel:
     """The kernel of a spec, to run on the GPU ("sm90") or in the simulator ("sim").
 
     Looked for in memory, then on disk, then compiled and written to disk; an entry on disk that is broken is set aside
@@ -50,7 +49,7 @@ def kernel(spec: KernelSpec, runtime: Runtime) -> Kernel:
         return _kernels[spec, runtime]
 
 
-def _load(spec: KernelSpec, runtime: Runtime) -> Kernel:
+def _load(spec: Spec, runtime: Runtime) -> Kernel:
     try:
         entry = cache.read(spec)
     except cache.BrokenEntry as error:
@@ -72,18 +71,14 @@ def _load(spec: KernelSpec, runtime: Runtime) -> Kernel:
 
 def _open(shared_object: Path, runtime: Runtime) -> Any:
     """The host function of a shared object, bound to a runtime."""
+    if runtime == "sim":
+        from cute_attn import sim
+
+        return sim.load(shared_object, cache.SYMBOL)
     import tvm_ffi
 
-    if runtime == "sm90":
-        _provide_cuda_runtime()
-        return tvm_ffi.load_module(str(shared_object))[cache.SYMBOL]
-    from cute_attn.sim import stub
-
-    stub.library()
-    with tempfile.NamedTemporaryFile(suffix=".so") as file:
-        file.write(stub.retargeted(shared_object.read_bytes()))
-        file.flush()
-        return tvm_ffi.load_module(file.name)[cache.SYMBOL]
+    _provide_cuda_runtime()
+    return tvm_ffi.load_module(str(shared_object))[cache.SYMBOL]
 
 
 @functools.cache

@@ -16,13 +16,14 @@ BUILDERS = {
     "full": full(200, 333),
     "causal": causal(257, 300),
     "sliding_window": masks.sliding_window(384, left=60, right=5),
-    "documents": masks.documents([100, 57, 128, 99]),
-    "causal_documents": masks.causal_documents([100, 57, 128, 99]),
+    "documents": masks.documents(384, cu_seqlens=[0, 100, 157, 285, 384]),
+    "causal_documents": masks.causal_documents(384, cu_seqlens=[0, 100, 157, 285, 384]),
     "prefix_lm": masks.prefix_lm(300, prefix_length=140),
     "shared_prefix": masks.shared_prefix(384, prefix_length=100, lengths=[100, 90, 80]),
     "chunked_causal": masks.chunked_causal(384, chunk_size=100),
     "block_causal": masks.block_causal(384, block_size=48),
     "block_diffusion": masks.block_diffusion(384, block_size=32),
+    "bidirectional_runs": masks.bidirectional_runs(300, runs=[[30, 80], [100, 230]]),
     "global_tokens": masks.global_tokens(300, positions=[0, 150, 299], left=20, right=20),
 }
 DIMS = [(64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256)]
