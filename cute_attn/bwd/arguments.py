@@ -97,9 +97,10 @@ def fake_arguments(spec: BackwardSpec) -> tuple[Any, ...]:
         strides = [cute.sym_int64() for _ in shape[1:]]
         return cute.runtime.make_fake_tensor(of, shape, (*strides, 1))
 
-    def compact(of, *shape):
-        order = tuple(reversed(range(len(shape))))
-        return cute.runtime.make_fake_compact_tensor(of, shape, stride_order=order, assumed_align=16)
+    def workspace(of, *shape):
+        """Compact, with strides that cannot overflow."""
+        strides = [cute.sym_int64(divisibility=4) for _ in shape[1:]]
+        return cute.runtime.make_fake_tensor(of, shape, (*strides, 1), assumed_align=16)
 
     layers = cute.sym_int() if spec.layers == "many" else spec.layers
     dlse = None
@@ -114,10 +115,10 @@ def fake_arguments(spec: BackwardSpec) -> tuple[Any, ...]:
         dout=activation(seqlen_q, heads_q, dims[1]),
         lse=array(Float32, batch, heads_q, seqlen_q),
         dlse=dlse,
-        bounds=compact(Int32, cute.sym_int(), q_tiles, layers, 2, m) if spec.layers != 0 else None,
-        statistics=compact(Float32, batch, heads_q, q_tiles, 2, m),
-        dq_sum=compact(Float32, batch, heads_q, q_tiles, m * spec.head_dim) if spec.dq else None,
-        turns=compact(Int32, batch, heads_q, q_tiles, 2) if spec.deterministic else None,
+        bounds=workspace(Int32, cute.sym_int(), q_tiles, layers, 2, m) if spec.layers != 0 else None,
+        statistics=workspace(Float32, batch, heads_q, q_tiles, 2, m),
+        dq_sum=workspace(Float32, batch, heads_q, q_tiles, m * spec.head_dim) if spec.dq else None,
+        turns=array(Int32, batch, heads_q, q_tiles, 2) if spec.deterministic else None,
         dq=activation(seqlen_q, heads_q, dims[0]) if spec.dq else None,
         dk=activation(seqlen_k, heads_k, dims[0]) if spec.dk else None,
         dv=activation(seqlen_k, heads_k, dims[1]) if spec.dv else None,

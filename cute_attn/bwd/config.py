@@ -26,8 +26,8 @@ def check(spec: BackwardSpec) -> None:
     """Raises ValueError if no multiprocessor holds the spec's tile: compiled, it would spill or not launch."""
     if spec.tile.n == 128 and max(spec.head_dim, spec.head_dim_v) > 128:
         raise ValueError(
-            f"BackwardTile.n = 128 needs head dims up to 128, got {spec.head_dim}/{spec.head_dim_v}: beyond, dK and dV of "
-            f"64 keys overfill the registers of a warpgroup"
+            f"BackwardTile.n = 128 needs head dims up to 128, got {spec.head_dim}/{spec.head_dim_v}: beyond, dK and dV "
+            f"of 64 keys overfill the registers of a warpgroup"
         )
     if (need := shared_memory_bytes(spec)) > SHARED_MEMORY:
         raise ValueError(

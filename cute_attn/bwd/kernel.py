@@ -2,9 +2,9 @@
 
 Warps of the first warpgroup: 0 loads K, V, and Q tiles with their -lse; 1 loads dO tiles with their delta; 2 and 3 add
 the dQ that the two consumer warpgroups leave in shared memory to the sums in global memory. K and V stay in shared
-memory, dK and dV in registers, while the CTA walks the runs of query tiles, of all query heads that share its key head (so
-that no copy of K, V, dK or dV per query head exists, and dK and dV have one order of summation): the partial runs of all
-heads first, then the full ones, which carry no mask code. A tile is
+memory, dK and dV in registers, while the CTA walks the runs of query tiles, of all query heads that share its key head:
+so no copy of K, V, dK or dV per query head exists, and dK and dV have one order of summation. The partial runs of all
+heads come first, then the full ones, which carry no mask code. A tile is
 
     S^T = K Q^T,  P^T = exp2(c S^T - lse),  dP^T = V dO^T,  dS^T = P^T (dP^T - delta),
     dV += P^T dO,  dK += dS^T Q,  dQ = dS K
@@ -14,7 +14,7 @@ memory.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import cuda.bindings.driver as cuda
 import cutlass
@@ -23,42 +23,18 @@ from cutlass import Float32, Int32, const_expr, range_constexpr
 from cutlass.cute.nvgpu import warpgroup
 
 from cute_attn.jit.backward_spec import BackwardSpec
-from cute_attn.sm90.barriers import Ring
-from cute_attn.sm90.bulk import load_bulk, reduce_add_bulk
 from cute_attn.sm90.fragments import pack_fragment, write_fragment
 from cute_attn.sm90.tiles import gemm, load_atom, partition, store_atom
 
 from .arguments import DTYPES, Scalars, Schedule, Tensors, TmaTensors
+from .producers import Producers, dq_empty, dq_full
 from .products import GROUPS, KEYS, WARPGROUP, Products
+from .storage import Rings, Shared, rings_of, shared_tiles, storage_type
 from .tile_math import TileMath
-from .turns import Turns
+from .work import item_of_cta
 
 PRODUCER_REGISTERS, CONSUMER_REGISTERS = 24, 240  # after setmaxnreg
-# Named barriers; 0 is that of sync_threads. DQ_* have one a consumer warpgroup.
-BARRIER_SCORES, BARRIER_DQ_EMPTY, BARRIER_DQ_FULL = 1, 3, 5
-
-
-class Item(NamedTuple):
-    """A key tile of a key head, and the runs of query tiles that it visits."""
-
-    batch: Int32
-    mask_batch: Int32
-    head_k: Int32
-    tile: Int32
-    partial_begin: Int32
-    full_begin: Int32
-    end: Int32
-    n_partial: Int32
-    n_full: Int32
-
-
-@dataclass(frozen=True)
-class Rings:
-    """Q tiles with -lse (and bounds), dO tiles with delta, and the one load of K and V."""
-
-    queries: Ring
-    grads: Ring
-    keys_values: Ring
+BARRIER_CONSUMERS = 1  # named barrier of both consumer warpgroups; 3 to 6 are those of `producers`
 
 
 @dataclass(frozen=True)
@@ -81,27 +57,10 @@ class Consumer:
     mma_dq: cute.TiledMma
     math: TileMath
     bounds: cute.Tensor | None  # with many layers: (q_tiles, layers, 2, m) in global memory
-    shared: "Shared"
+    shared: Shared
     rings: Rings
     group: Int32
     thread: Int32
-
-
-@dataclass(frozen=True)
-class Shared:
-    """Tiles in shared memory; the last mode of those with stages is the stage."""
-
-    q: cute.Tensor
-    do: cute.Tensor
-    k: cute.Tensor
-    v: cute.Tensor
-    p: cute.Tensor | None  # P^T, where it goes through shared memory
-    ds: cute.Tensor  # dS^T
-    dq: cute.Tensor  # fp32 (vector, thread, 4, warpgroup)
-    shift: cute.Tensor  # (m, stages): -lse * log2(e) of the rows
-    delta: cute.Tensor  # (m, stages)
-    bounds: cute.Tensor | None  # (m, 2, layers, stages)
-    place: cute.Tensor  # (stages, 4): with many layers, which tile and the layers that meet it
 
 
 class MainKernel:
@@ -112,16 +71,8 @@ class MainKernel:
         self.m, self.n, self.dim, self.dim_v = spec.tile.m, spec.tile.n, spec.head_dim, spec.head_dim_v
         self.dtype, self.bf16 = DTYPES[spec.dtype], spec.dtype == "bf16"
         self.products = Products(spec, self.dtype)
+        self.producers = Producers(self.products)
         self.many = spec.layers == "many"
-        self.staged_bounds = spec.layers in (1, 2)
-        split_keys = self.products.split_keys
-        self.needs_ds = spec.dq or spec.dk
-        self.share_p = spec.dv and not split_keys
-        self.share_ds = spec.dq or (spec.dk and not split_keys)
-        # Where P is shared too, its barrier lies between the last reads of dS and the next writes: one stage serves.
-        self.ds_stages = 1 if self.share_p else 2
-        # Before dS is shared: so that the next dO can arrive under dQ and dK, and P in shared memory be replaced.
-        self.retire_dv_early = self.needs_ds and (spec.tile.do_stages == 1 or not split_keys)
 
     # ------------------------------------------------------------------ host
 
@@ -151,73 +102,13 @@ class MainKernel:
             min_blocks_per_mp=1,  # without it ptxas may ignore setmaxnreg
         )
 
-    def storage(self):
-        products, tile = self.products, self.tile
-
-        def tiles(size: int) -> Any:
-            return cute.struct.Align[cute.struct.MemRange[self.dtype, size], 1024]
-
-        layers = self.spec.layers if self.staged_bounds else 0
-
-        @cute.struct
-        class Storage:
-            q_barriers: cute.struct.MemRange[cutlass.Int64, 2 * tile.q_stages]
-            do_barriers: cute.struct.MemRange[cutlass.Int64, 2 * tile.do_stages]
-            kv_barriers: cute.struct.MemRange[cutlass.Int64, 2]
-            place: cute.struct.MemRange[Int32, 4 * tile.q_stages]
-            shift: cute.struct.Align[cute.struct.MemRange[Float32, self.m * tile.q_stages], 128]
-            delta: cute.struct.Align[cute.struct.MemRange[Float32, self.m * tile.do_stages], 128]
-            bounds: cute.struct.Align[cute.struct.MemRange[Int32, 2 * layers * self.m * tile.q_stages], 128]
-            q: tiles(cute.cosize(products.layout_q()))
-            do: tiles(cute.cosize(products.layout_do()))
-            k: tiles(cute.cosize(products.layout_k()))
-            v: tiles(cute.cosize(products.layout_v()))
-            p: tiles(cute.cosize(products.layout_scores(1)) if self.share_p else 0)
-            ds: tiles(cute.cosize(products.layout_scores(self.ds_stages)))
-            dq: cute.struct.Align[
-                cute.struct.MemRange[Float32, GROUPS * products.dq_group_size // tile.dq_chunks], 1024
-            ]
-
-        return Storage
-
-    def shared(self, storage) -> Shared:
-        p, tile = self.products, self.tile
-
-        def tiles(part, layout):
-            return part.get_tensor(layout.outer, swizzle=layout.inner)
-
-        vectors = p.dq_vectors // tile.dq_chunks
-        layers = self.spec.layers if self.staged_bounds else 0
-        bounds = None
-        if layers:
-            layout = cute.make_ordered_layout((self.m, 2, layers, tile.q_stages), (0, 1, 2, 3))
-            bounds = storage.bounds.get_tensor(layout)
-        return Shared(
-            q=tiles(storage.q, p.layout_q()),
-            do=tiles(storage.do, p.layout_do()),
-            k=tiles(storage.k, p.layout_k())[None, None, 0],
-            v=tiles(storage.v, p.layout_v())[None, None, 0],
-            p=tiles(storage.p, p.layout_scores(1)) if self.share_p else None,
-            ds=tiles(storage.ds, p.layout_scores(self.ds_stages)),
-            dq=storage.dq.get_tensor(cute.make_ordered_layout((4, WARPGROUP, vectors, GROUPS), (0, 1, 2, 3))),
-            shift=storage.shift.get_tensor(cute.make_layout((self.m, tile.q_stages))),
-            delta=storage.delta.get_tensor(cute.make_layout((self.m, tile.do_stages))),
-            bounds=bounds,
-            place=storage.place.get_tensor(cute.make_layout((tile.q_stages, 4), stride=(4, 1))),
-        )
-
     # ------------------------------------------------------------------ roles
 
     @cute.kernel
     def kernel(self, tma: TmaTensors, tensors: Tensors, schedule: Schedule, scalars: Scalars):
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
-        storage = cutlass.memory.SmemAllocator().allocate(self.storage())
-        readers = 4 * GROUPS
-        rings = Rings(
-            queries=Ring(storage.q_barriers.data_ptr(), self.tile.q_stages, readers),
-            grads=Ring(storage.do_barriers.data_ptr(), self.tile.do_stages, readers),
-            keys_values=Ring(storage.kv_barriers.data_ptr(), 1, readers),
-        )
+        storage = cutlass.memory.SmemAllocator().allocate(storage_type(self.products))
+        rings = rings_of(self.products, storage)
         if warp == 0:
             tma.prefetch()
             with cute.arch.elect_one():
@@ -226,149 +117,21 @@ class MainKernel:
                 rings.keys_values.initialise()
                 cute.arch.mbarrier_init_fence()
         cute.arch.sync_threads()
-        shared = self.shared(storage)
-        item = self.item(tensors, schedule, scalars)
+        shared = shared_tiles(self.products, storage)
+        item = item_of_cta(tensors, schedule, scalars)
         if warp < 4:
             cute.arch.setmaxregister_decrease(PRODUCER_REGISTERS)
             if warp == 0:
-                self.load_queries(tma, tensors, schedule, item, shared, rings)
+                self.producers.load_queries(tma, tensors, schedule, item, shared, rings)
             if warp == 1:
-                self.load_grads(tma, tensors, schedule, item, shared, rings.grads)
+                self.producers.load_grads(tma, tensors, schedule, item, shared, rings.grads)
             if const_expr(self.spec.dq):
                 for group in range_constexpr(GROUPS):
                     if warp == 2 + group:
-                        self.add_dq(tensors, schedule, item, shared, group)
+                        self.producers.add_dq(tensors, schedule, item, shared, group)
         else:
             cute.arch.setmaxregister_increase(CONSUMER_REGISTERS)
             self.consume(tma, tensors, scalars, item, shared, rings, warp % 4, warp // 4 - 1)
-
-    def item(self, tensors: Tensors, schedule: Schedule, scalars: Scalars) -> Item:
-        """The work of this CTA: heads fastest, so that neighbours share the runs; then batches."""
-        heads = tensors.k.shape[2]
-        index = cute.arch.block_idx()[0]
-        entry, rest = index // (heads * scalars.batches), index % (heads * scalars.batches)
-        mask_batch, tile, partial_begin, full_begin, end, n_partial, n_full = (
-            schedule.items[entry, i] for i in range(7)
-        )
-        return Item(
-            batch=mask_batch + rest // heads,  # one of the two is zero: a mask is shared or per batch
-            mask_batch=mask_batch,
-            head_k=rest % heads,
-            tile=tile,
-            partial_begin=partial_begin,
-            full_begin=full_begin,
-            end=end,
-            n_partial=n_partial,
-            n_full=n_full,
-        )
-
-    def heads(self, tensors: Tensors, item: Item) -> tuple[Int32, Int32]:
-        """The query heads of the item's key head: the first, and the one past the last."""
-        group = tensors.q.shape[2] // tensors.k.shape[2]
-        return item.head_k * group, (item.head_k + 1) * group
-
-    # ------------------------------------------------------------------ producers
-
-    @cute.jit
-    def load_queries(self, tma, tensors, schedule, item, shared, rings):
-        k = cute.local_tile(tma.k[None, None, item.head_k, item.batch], (self.n, self.dim), (item.tile, 0))
-        v = cute.local_tile(tma.v[None, None, item.head_k, item.batch], (self.n, self.dim_v), (item.tile, 0))
-        barrier = rings.keys_values.expect(Int32(0), self.n * (self.dim + self.dim_v) * 2)
-        for atom, source, target in ((tma.k_atom, k, shared.k), (tma.v_atom, v, shared.v)):
-            to, of = partition(atom, target, source)
-            cute.copy(atom, of, to, tma_bar_ptr=barrier)
-        use = self.load_query_tiles(tma, tensors, schedule, item, shared, rings.queries, Int32(0), True)
-        self.load_query_tiles(tma, tensors, schedule, item, shared, rings.queries, use, False)
-
-    @cute.jit
-    def load_query_tiles(self, tma, tensors, schedule, item, shared, ring, use: Int32, masked: cutlass.Constexpr):
-        """Tiles of Q with their -lse, and their bounds where they are masked, of all heads."""
-        staged = masked and self.staged_bounds
-        bounds_bytes = 8 * self.spec.layers * self.m if staged else 0
-        begin, end = (item.partial_begin, item.full_begin) if masked else (item.full_begin, item.end)
-        first_head, last_head = self.heads(tensors, item)
-        for head in cutlass.range(first_head, last_head, unroll=1):
-            q = cute.local_tile(tma.q[None, None, head, item.batch], (self.m, self.dim), (None, 0))
-            to_q, of_q = partition(tma.q_atom, shared.q, q)
-            for run in cutlass.range(begin, end, unroll=1):
-                for tile in cutlass.range(schedule.runs[run, 0], schedule.runs[run, 1], unroll=1):
-                    slot = ring.slot(use)
-                    ring.wait_empty(use)
-                    if const_expr(masked and self.many):
-                        with cute.arch.elect_one():  # published by the arrive within expect
-                            shared.place[slot, 0] = tile
-                            shared.place[slot, 1] = schedule.runs[run, 2]
-                            shared.place[slot, 2] = schedule.runs[run, 3]
-                            shared.place[slot, 3] = Int32(0)  # read along with the others
-                    barrier = ring.expect(use, self.m * (2 * self.dim + 4) + bounds_bytes)
-                    cute.copy(tma.q_atom, of_q[None, tile], to_q[None, slot], tma_bar_ptr=barrier)
-                    with cute.arch.elect_one():
-                        shift = tensors.statistics[item.batch, head, tile, 0, None]
-                        load_bulk(shift.iterator, shared.shift[None, slot].iterator, 4 * self.m, barrier)
-                        if const_expr(staged):
-                            bounds = tensors.bounds[item.mask_batch, tile, None, None, None]
-                            load_bulk(
-                                bounds.iterator, shared.bounds[None, None, None, slot].iterator, bounds_bytes, barrier
-                            )
-                    use += 1
-        return use
-
-    @cute.jit
-    def load_grads(self, tma, tensors, schedule, item, shared, ring):
-        """Tiles of dO with their delta, in the order of the tiles of Q."""
-        first_head, last_head = self.heads(tensors, item)
-        use = Int32(0)
-        for begin, end in ((item.partial_begin, item.full_begin), (item.full_begin, item.end)):
-            for head in cutlass.range(first_head, last_head, unroll=1):
-                do = cute.local_tile(tma.dout[None, None, head, item.batch], (self.m, self.dim_v), (None, 0))
-                to_do, of_do = partition(tma.dout_atom, shared.do, do)
-                for run in cutlass.range(begin, end, unroll=1):
-                    for tile in cutlass.range(schedule.runs[run, 0], schedule.runs[run, 1], unroll=1):
-                        slot = ring.slot(use)
-                        ring.wait_empty(use)
-                        barrier = ring.expect(use, self.m * (2 * self.dim_v + 4))
-                        cute.copy(tma.dout_atom, of_do[None, tile], to_do[None, slot], tma_bar_ptr=barrier)
-                        with cute.arch.elect_one():
-                            delta = tensors.statistics[item.batch, head, tile, 1, None]
-                            load_bulk(delta.iterator, shared.delta[None, slot].iterator, 4 * self.m, barrier)
-                        use += 1
-
-    # ------------------------------------------------------------------ sums of dQ
-
-    @cute.jit
-    def add_dq(self, tensors, schedule, item, shared, group):
-        """Adds what consumer warpgroup `group` leaves of each tile's dQ to the sums in global memory."""
-        first_head, last_head = self.heads(tensors, item)
-        size = self.products.dq_group_size // self.tile.dq_chunks
-        turns = Turns(tensors, schedule, item, group) if const_expr(self.spec.deterministic) else None
-        source = shared.dq[None, None, None, group].iterator
-        for begin, end in ((item.partial_begin, item.full_begin), (item.full_begin, item.end)):
-            for head in cutlass.range(first_head, last_head, unroll=1):
-                for run in cutlass.range(begin, end, unroll=1):
-                    for tile in cutlass.range(schedule.runs[run, 0], schedule.runs[run, 1], unroll=1):
-                        sums = tensors.dq_sum[item.batch, head, tile, None].iterator
-                        for chunk in range_constexpr(self.tile.dq_chunks):
-                            target = sums + (group * self.tile.dq_chunks + chunk) * size
-                            self.arrive_dq(BARRIER_DQ_EMPTY + group)
-                            self.sync_dq(BARRIER_DQ_FULL + group)
-                            if const_expr(turns is not None and chunk == 0):
-                                turns.wait(head, tile)
-                            with cute.arch.elect_one():
-                                reduce_add_bulk(source, target, 4 * size)
-                                cute.arch.cp_async_bulk_commit_group()
-                                cute.arch.cp_async_bulk_wait_group(0, read=True)
-                            cute.arch.sync_warp()
-                        if const_expr(turns is not None):
-                            turns.done(head, tile)
-        with cute.arch.elect_one():
-            cute.arch.cp_async_bulk_wait_group(0)
-
-    def sync_dq(self, barrier) -> None:
-        """Waits until a consumer warpgroup and the warp that adds its dQ have both come."""
-        cute.arch.barrier(barrier_id=barrier, number_of_threads=WARPGROUP + 32)
-
-    def arrive_dq(self, barrier) -> None:
-        cute.arch.barrier_arrive(barrier_id=barrier, number_of_threads=WARPGROUP + 32)
 
     # ------------------------------------------------------------------ consumers
 
@@ -410,16 +173,16 @@ class MainKernel:
         do_t = transposed(shared.do, self.dim_v, self.m, tile.do_stages)
         do_t = cute.local_tile(do_t, (p.columns_v, self.m, tile.do_stages), (others, 0, 0))
         k_t = cute.local_tile(transposed(shared.k, self.dim, self.n), (p.columns_q, self.n), (group, 0))
-        ds_rows = transposed(shared.ds, self.m, self.n, self.ds_stages)
+        ds_rows = transposed(shared.ds, self.m, self.n, self.products.ds_stages)
 
         p_packed, ds_packed = (cute.make_rmem_tensor(KEYS * p.queries // WARPGROUP, self.dtype) for _ in range(2))
         p_operand, ds_operand = None, None
         if p.split_keys:
             p_packed, ds_packed = (x.make_fragment_A(x.partition_shape_A((KEYS, self.m))) for x in (dv, dk))
             p_operand, ds_operand = p_packed, ds_packed
-        elif self.share_p:
+        elif self.products.share_p:
             p_operand = dv.make_fragment_A(dv.partition_A(shared.p))
-        if not p.split_keys and self.share_ds:
+        if not p.split_keys and self.products.share_ds:
             ds_operand = dk.make_fragment_A(dk.partition_A(shared.ds))
         first_key = item.tile * self.n + keys * KEYS + warp * 16 + cute.arch.lane_idx() // 4
         return Consumer(
@@ -440,6 +203,7 @@ class MainKernel:
             math=TileMath(
                 spec=self.spec,
                 queries=p.queries,
+                staged_layers=p.staged_layers,
                 first=others * (p.queries // 16),
                 keys=(first_key, first_key + 8),
                 seqlen_k=tensors.k.shape[1],
@@ -461,45 +225,49 @@ class MainKernel:
 
     @cute.jit
     def tile_step(self, c, use, masked: cutlass.Constexpr):
-        q_slot, do_slot, ds_slot = c.rings.queries.slot(use), c.rings.grads.slot(use), use & (self.ds_stages - 1)
+        q_slot, do_slot, ds_slot = (
+            c.rings.queries.slot(use),
+            c.rings.grads.slot(use),
+            use & (self.products.ds_stages - 1),
+        )
         self.issue_scores(c, use)
         c.rings.grads.wait_full(use)
-        if const_expr(self.needs_ds):
+        if const_expr(self.products.needs_ds):
             dp = cute.make_rmem_tensor_like(c.scores)
             v, do = c.dp_operands
             gemm(c.mma_s.op, dp, v, do[None, None, None, do_slot], True)
-        warpgroup.wait_group(1 if const_expr(self.needs_ds) else 0)
+        warpgroup.wait_group(1 if const_expr(self.products.needs_ds) else 0)
         bounds, layers = self.bounds(c, q_slot, masked)
         c.math.probabilities(c.scores, c.p_packed, c.shared.shift[None, q_slot], bounds, layers, masked)
-        if const_expr(self.share_p):
+        if const_expr(self.products.share_p):
             self.share(c, c.p_packed, c.shared.p[None, None, 0])
             cute.arch.fence_view_async_shared()
             self.sync_consumers()
         if const_expr(self.spec.dv):
             p, do_t = c.dv_operands
-            p = p[None, None, None, 0] if const_expr(self.share_p) else p
+            p = p[None, None, None, 0] if const_expr(self.products.share_p) else p
             gemm(c.mma_dv.op, c.dv, p, do_t[None, None, None, do_slot], False)
-        if const_expr(self.needs_ds):
+        if const_expr(self.products.needs_ds):
             warpgroup.wait_group(1 if const_expr(self.spec.dv) else 0)
             c.math.score_gradients(dp, c.scores, c.ds_packed, c.shared.delta[None, do_slot])
             self.accumulate_dk_dq(c, use, q_slot, ds_slot)
         warpgroup.wait_group(0)
-        if const_expr(self.share_p and not self.needs_ds):
+        if const_expr(self.products.share_p and not self.products.needs_ds):
             self.sync_consumers()  # before P is replaced
         with cute.arch.elect_one():
             cute.arch.mbarrier_arrive(c.rings.queries.empty + q_slot)
-            if const_expr(not self.retire_dv_early):
+            if const_expr(not self.products.retire_dv_early):
                 cute.arch.mbarrier_arrive(c.rings.grads.empty + do_slot)
 
     @cute.jit
     def accumulate_dk_dq(self, c, use, q_slot, ds_slot):
         """dQ = dS K, dK += dS^T Q; dQ leaves while dK is computed."""
-        if const_expr(self.share_ds):
+        if const_expr(self.products.share_ds):
             self.share(c, c.ds_packed, c.shared.ds[None, None, ds_slot])
-        if const_expr(self.retire_dv_early):
+        if const_expr(self.products.retire_dv_early):
             warpgroup.wait_group(0)
             c.rings.grads.release(use)
-        if const_expr(self.share_ds):
+        if const_expr(self.products.share_ds):
             cute.arch.fence_view_async_shared()
             self.sync_consumers()
         if const_expr(self.spec.dq):
@@ -538,11 +306,11 @@ class MainKernel:
         vectors = self.products.dq_vectors // self.tile.dq_chunks
         source = cute.make_tensor(dq.iterator, cute.make_ordered_layout((4, vectors, self.tile.dq_chunks), (0, 1, 2)))
         for chunk in range_constexpr(self.tile.dq_chunks):
-            self.sync_dq(BARRIER_DQ_EMPTY + c.group)
+            dq_empty(c.group).sync()
             for j in range_constexpr(vectors):
                 cute.autovec_copy(source[None, j, chunk], c.shared.dq[None, c.thread, j, c.group])
             cute.arch.fence_view_async_shared()
-            self.arrive_dq(BARRIER_DQ_FULL + c.group)
+            dq_full(c.group).arrive()
 
     # ------------------------------------------------------------------ epilogue
 
@@ -572,7 +340,7 @@ class MainKernel:
         write_fragment(mma, packed, tile, thread)
 
     def sync_consumers(self) -> None:
-        cute.arch.barrier(barrier_id=BARRIER_SCORES, number_of_threads=GROUPS * WARPGROUP)
+        cute.arch.barrier(barrier_id=BARRIER_CONSUMERS, number_of_threads=GROUPS * WARPGROUP)
 
     @cute.jit
     def store_tile(self, atom, gradient, tile, item, shape):

@@ -63,8 +63,8 @@ def backward(
     """Gradients of attention on the kernels.
 
     Args:
-        q, k, v, mask, softmax_scale, softcap: as for `cute_attn.fwd.launch.forward`, whose results out and lse are (with
-            the sinks in them, if there are any).
+        q, k, v, mask, softmax_scale, softcap: as for `cute_attn.fwd.launch.forward`, whose results out and lse are,
+            with the sinks in them if there are any.
         dout: gradient of out, like it. dlse: of lse, (batch, heads_q, seqlen_q) fp32, or None for zero.
         needs: which of dq, dk and dv are wanted; at least one.
         deterministic: whether two runs give the same bits.
@@ -112,7 +112,7 @@ def backward(
     bounds = plan.bounds if layers != 0 else None
     tensors = (*inputs, lse, dlse, bounds, statistics, dq_sum, turns, *outputs)
     items, runs = schedule.backward.items, schedule.backward.runs
-    ordered = (None, None)
+    ordered: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
     if spec.deterministic:
         items, ordered = _last_tile_first(items), (plan.query_runs, schedule.forward.runs)
     scalars = (*_factors(softmax_scale, softcap), softmax_scale, batch if mask.batch == 1 else 1)

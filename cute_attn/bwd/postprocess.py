@@ -4,6 +4,8 @@ The sums lie in the order of the fragments of the main kernel's dQ product. The 
 function, says here which row and column each belongs to.
 """
 
+from typing import Any
+
 import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
@@ -28,15 +30,16 @@ class Postprocess:
 
     @cute.jit
     def launch(self, tensors: Tensors, scalars: Scalars, stream: cuda.CUstream):
-        dq = cute.make_tensor(tensors.dq.iterator, cute.select(tensors.dq.layout, mode=[1, 3, 2, 0]))
+        dq: Any = tensors.dq
+        dq = cute.make_tensor(dq.iterator, cute.select(dq.layout, mode=[1, 3, 2, 0]))
         atom, dq = store_atom(dq, self.products.layout_dq(), self.shape)
-        tiles = tensors.dq_sum.shape
-        self.kernel(atom, dq, tensors, scalars).launch(
+        tiles = tensors.statistics.shape
+        self.kernel(atom, dq, tensors.dq_sum, scalars).launch(
             grid=(tiles[2], tiles[1], tiles[0]), block=(GROUPS * WARPGROUP, 1, 1), stream=stream
         )
 
     @cute.kernel
-    def kernel(self, atom: cute.CopyAtom, dq: cute.Tensor, tensors: Tensors, scalars: Scalars):
+    def kernel(self, atom: cute.CopyAtom, dq: cute.Tensor, dq_sum: cute.Tensor, scalars: Scalars):
         p, layout = self.products, self.products.layout_dq()
 
         @cute.struct
@@ -51,7 +54,7 @@ class Postprocess:
         group, thread = warp // 4, thread % WARPGROUP
 
         order = cute.make_ordered_layout((4, WARPGROUP, p.dq_vectors, GROUPS), (0, 1, 2, 3))
-        sums = cute.make_tensor(tensors.dq_sum[batch, head, tile, None].iterator, order)
+        sums = cute.make_tensor(dq_sum[batch, head, tile, None].iterator, order)
         mma = p.queries_gradient()
         mine = cute.make_rmem_tensor(mma.get_slice(0).partition_shape_C((p.spec.tile.m, p.columns_q)), Float32)
         vectors = cute.make_tensor(mine.iterator, cute.make_layout((4, p.dq_vectors)))

@@ -56,6 +56,36 @@ class Products:
         """Columns of dQ of a warpgroup."""
         return self.spec.head_dim // GROUPS
 
+    # ------------------------------------------------------------------ what is computed, and what is shared
+
+    @property
+    def needs_ds(self) -> bool:
+        return self.spec.dq or self.spec.dk
+
+    @property
+    def share_p(self) -> bool:
+        """Whether P goes through shared memory."""
+        return self.spec.dv and not self.split_keys
+
+    @property
+    def share_ds(self) -> bool:
+        return self.spec.dq or (self.spec.dk and not self.split_keys)
+
+    @property
+    def ds_stages(self) -> int:
+        """Where P is shared too, its barrier lies between the last reads of dS and the next writes: one serves."""
+        return 1 if self.share_p else 2
+
+    @property
+    def retire_dv_early(self) -> bool:
+        """Whether dV is waited for before dS is shared, so that dO and P in shared memory may be replaced."""
+        return self.needs_ds and (self.spec.tile.do_stages == 1 or not self.split_keys)
+
+    @property
+    def staged_layers(self) -> int:
+        """Layers whose bounds come with the Q tile; more than two are read from global memory."""
+        return self.spec.layers if self.spec.layers in (1, 2) else 0
+
     # ------------------------------------------------------------------ products
 
     def scores(self) -> cute.TiledMma:
@@ -94,9 +124,13 @@ class Products:
         """Of V and, in the end, dV."""
         return tile_layout(self.dtype, self.spec.tile.n, self.spec.head_dim_v, 1, self.columns_v)
 
-    def layout_scores(self, stages: int) -> cute.ComposedLayout:
-        """Of P^T or dS^T: keys by queries."""
-        return tile_layout(self.dtype, self.spec.tile.n, self.spec.tile.m, stages, 64)
+    def layout_p(self) -> cute.ComposedLayout:
+        """Of P^T: keys by queries."""
+        return tile_layout(self.dtype, self.spec.tile.n, self.spec.tile.m, 1)
+
+    def layout_ds(self) -> cute.ComposedLayout:
+        """Of dS^T: keys by queries."""
+        return tile_layout(self.dtype, self.spec.tile.n, self.spec.tile.m, self.ds_stages)
 
     def layout_dq(self) -> cute.ComposedLayout:
         """Of the dQ of a tile in its dtype, in the postprocess."""

@@ -6,6 +6,8 @@ of one t lie together, so that a thread reads four with one instruction: row 16i
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from cute_attn.mask import IntervalMask
@@ -13,7 +15,7 @@ from cute_attn.mask import IntervalMask
 __all__ = ["pack_bounds", "place_of_row", "unpack_rows"]
 
 
-def place_of_row(row):  # type: ignore[no-untyped-def]
+def place_of_row(row: Any) -> Any:
     """Where a row of a tile is; for ints and for the DSL's."""
     return (row & ~15) | ((row & 6) << 1) | ((row & 8) >> 2) | (row & 1)
 

@@ -21,11 +21,12 @@ __all__ = ["TileMath"]
 @dataclass(frozen=True)
 class TileMath:
     """queries: columns of the fragments. first: of them in the tile, in units of 16.
-    keys: this thread's two. seqlen_k: where keys end.
+    staged_layers: 1 or 2 if the bounds come with the tile. keys: this thread's two. seqlen_k: where keys end.
     """
 
     spec: BackwardSpec
     queries: int
+    staged_layers: int
     first: Any
     keys: Any
     seqlen_k: Int32
@@ -41,14 +42,14 @@ class TileMath:
         """
         packed = cute.recast_tensor(packed, Int32)
         softcap = self.spec.score == "softcap"
-        flags = None
+        flags: Any = None
         if const_expr(masked and self.spec.layers == "many"):
             flags = self.flags_of_many(bounds, layers)
         for i in range_constexpr(self.queries // 16):
             shifts = self.of_thread(shift, i)
             limits = []
             if const_expr(masked and self.spec.layers in (1, 2)):
-                limits = [[self.of_thread(bounds[None, y, z], i) for y in range(2)] for z in range(self.spec.layers)]
+                limits = [[self.of_thread(bounds[None, y, z], i) for y in range(2)] for z in range(self.staged_layers)]
             for b in range_constexpr(2):
                 for h in range_constexpr(2):
                     pair = []

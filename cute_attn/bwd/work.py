@@ -1,0 +1,49 @@
+"""What a CTA of the main kernel works on."""
+
+from typing import NamedTuple
+
+import cutlass.cute as cute
+from cutlass import Int32
+
+from .arguments import Scalars, Schedule, Tensors
+
+__all__ = ["Item", "item_of_cta", "query_heads"]
+
+
+class Item(NamedTuple):
+    """A key tile of a key head, and the runs of query tiles that it visits."""
+
+    batch: Int32
+    mask_batch: Int32
+    head_k: Int32
+    tile: Int32
+    partial_begin: Int32
+    full_begin: Int32
+    end: Int32
+    n_partial: Int32
+    n_full: Int32
+
+
+def item_of_cta(tensors: Tensors, schedule: Schedule, scalars: Scalars) -> Item:
+    """The work of this CTA: heads fastest, so that neighbours share the runs; then batches."""
+    heads = tensors.k.shape[2]
+    index = cute.arch.block_idx()[0]
+    entry, rest = index // (heads * scalars.batches), index % (heads * scalars.batches)
+    mask_batch, tile, partial_begin, full_begin, end, n_partial, n_full = (schedule.items[entry, i] for i in range(7))
+    return Item(
+        batch=mask_batch + rest // heads,  # one of the two is zero: a mask is shared or per batch
+        mask_batch=mask_batch,
+        head_k=rest % heads,
+        tile=tile,
+        partial_begin=partial_begin,
+        full_begin=full_begin,
+        end=end,
+        n_partial=n_partial,
+        n_full=n_full,
+    )
+
+
+def query_heads(tensors: Tensors, item: Item) -> tuple[Int32, Int32]:
+    """The query heads of the item's key head: the first, and the one past the last."""
+    group = tensors.q.shape[2] // tensors.k.shape[2]
+    return item.head_k * group, (item.head_k + 1) * group
