@@ -1,8 +1,5 @@
 """Dispatch: equal chunks, balance within the limit, and few bytes."""
 
-import math
-import random
-
 import pytest
 import torch
 from planned import LENGTH, masks, random_slices
@@ -23,18 +20,10 @@ from cute_attn.dist import (
 )
 from cute_attn.dist.placement import rank_areas
 from cute_attn.dist.predict import choose_mover, predict_movers
+from cute_attn.dist.workload import lognormal_documents
 from cute_attn.mask import builders, packed
 
 ALGS = [MinHeapDispatchAlg(), ContiguousDispatchAlg(), ZigzagDispatchAlg(), LocalityDispatchAlg(), AutoDispatchAlg()]
-
-
-def packed_documents(total, seed=0):
-    """Packed causal documents, lengths lognormal with mean 4 Ki and sigma 1, none over a quarter of the total."""
-    draw, ends = random.Random(seed), [0]
-    while ends[-1] < total:
-        length = round(draw.lognormvariate(math.log(4096) - 0.5, 1.0))
-        ends.append(min(total, ends[-1] + max(1, min(length, total // 4))))
-    return packed.causal_documents(total, cu_seqlens=ends)
 
 
 def balance(mask, query):
@@ -65,7 +54,7 @@ def test_placement_is_a_permutation_with_equally_many_chunks_a_rank(name, world,
 
 @pytest.mark.parametrize("alg", ALGS, ids=lambda alg: type(alg).__name__)
 def test_placement_is_the_same_every_time(alg):
-    mask = packed_documents(1 << 14)
+    mask = lognormal_documents(1 << 14)
     a, b = (place(mask, 8, 128, config=DispatchConfig(alg))[0] for _ in range(2))
     assert torch.equal(a.chunks, b.chunks)
 
@@ -88,7 +77,7 @@ def test_min_heap_balances_causal_attention_perfectly():
 
 @pytest.mark.parametrize("epsilon", [0.02, 0.05, 0.3])
 def test_locality_keeps_the_balance_it_is_given_and_spends_it_on_fewer_rows(epsilon):
-    mask = packed_documents(1 << 16)
+    mask = lognormal_documents(1 << 16)
     query, key = place(mask, 8, 512, config=DispatchConfig(LocalityDispatchAlg(epsilon)))
     greedy, greedy_key = place(mask, 8, 512, config=DispatchConfig(MinHeapDispatchAlg()))
     assert balance(mask, query) <= 1 + epsilon
@@ -97,7 +86,7 @@ def test_locality_keeps_the_balance_it_is_given_and_spends_it_on_fewer_rows(epsi
 
 @pytest.mark.parametrize("chunk_size", [512, 1024])
 def test_on_64_ranks_packed_documents_need_at_most_half_the_bytes_of_min_heap(chunk_size):
-    mask = packed_documents(64 * 8192)
+    mask = lognormal_documents(64 * 8192)
     query, key = place(mask, 64, chunk_size, config=DispatchConfig(LocalityDispatchAlg()))
     greedy, greedy_key = place(mask, 64, chunk_size, config=DispatchConfig(MinHeapDispatchAlg()))
     assert balance(mask, query) <= 1.05
@@ -122,7 +111,7 @@ def test_masks_that_are_local_stay_where_they_are():
 
 def test_auto_is_never_predicted_slower_than_the_others():
     cost, overlap = CostModel(), OverlapConfig()
-    for mask in (builders.causal(1 << 13), packed_documents(1 << 14), random_slices(1 << 12, 1 << 12)):
+    for mask in (builders.causal(1 << 13), lognormal_documents(1 << 14), random_slices(1 << 12, 1 << 12)):
         seconds = []
         for alg in ALGS:
             predictions = predict_movers(mask, *place(mask, 4, 128, config=DispatchConfig(alg)), overlap, cost)
@@ -154,7 +143,7 @@ def test_keys_of_another_source_have_their_own_padding():
 
 
 def test_rows_that_may_not_move_are_contiguous():
-    mask = packed_documents(1 << 12)
+    mask = lognormal_documents(1 << 12)
     query, _ = place(mask, 4, 64, is_q_permutable=False, is_k_permutable=False)
     assert torch.equal(query.order(), torch.arange(1 << 12))
 
@@ -179,7 +168,7 @@ def test_an_empty_sequence_still_gives_every_rank_a_chunk():
 
 
 def test_ranks_that_exchange_heads_share_one_consecutive_part_of_their_groups_rows():
-    mask = packed_documents(1 << 13)
+    mask = lognormal_documents(1 << 13)
     query, _ = place(mask, 8, 64, ulysses_size=4)
     for group in range(2):
         together = query.chunks[4 * group : 4 * group + 4].reshape(-1)

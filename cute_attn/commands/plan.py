@@ -1,0 +1,162 @@
+"""`cute-attn plan`: how a sequence would be split over many GPUs, without any of them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ..dist.config import (
+    AutoDispatchAlg,
+    ContiguousDispatchAlg,
+    DispatchAlg,
+    DispatchConfig,
+    LocalityDispatchAlg,
+    MinHeapDispatchAlg,
+    OverlapConfig,
+    ZigzagDispatchAlg,
+)
+from ..dist.cost import CostModel
+from ..dist.dispatch import place
+from ..dist.draw import draw_png, draw_text
+from ..dist.placement import Placement, rank_areas
+from ..dist.predict import MoverPrediction, predict_movers
+from ..dist.workload import lognormal_documents
+from ..mask import IntervalMask, from_spec
+
+__all__ = ["command"]
+
+SUFFIXES = {"k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+ALGS: dict[str, DispatchAlg] = {
+    "auto": AutoDispatchAlg(),
+    "locality": LocalityDispatchAlg(),
+    "min_heap": MinHeapDispatchAlg(),
+    "contiguous": ContiguousDispatchAlg(),
+    "zigzag": ZigzagDispatchAlg(),
+}
+
+
+class Tokens(click.ParamType):
+    """A number of tokens, perhaps with a suffix."""
+
+    name = "tokens"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, int):
+            return value
+        text = value.lower().rstrip("kmgi")
+        suffix = value.lower()[len(text) :]
+        if not text.isdigit() or int(text) < 1 or (suffix and suffix not in SUFFIXES):
+            self.fail(f"expected a number such as 65536, 64Ki, 1Mi or 10M, got {value!r}", param, ctx)
+        return int(text) * SUFFIXES.get(suffix, 1)
+
+
+@click.command("plan")
+@click.option("--world", type=click.IntRange(1), required=True, help="Number of GPUs.")
+@click.option("--seqlen", type=Tokens(), required=True, metavar="TOKENS", help="Such as 65536, 64Ki, 1Mi or 10M.")
+@click.option("--mask", "spec", metavar="NAME[:key=value,...]", help="A named mask; causal if there is none.")
+@click.option(
+    "--documents",
+    type=Tokens(),
+    metavar="TOKENS",
+    help="Packed causal documents of lognormal lengths with this mean, instead of --mask.",
+)
+@click.option("--chunk-size", type=Tokens(), default="1024", show_default=True, help="Rows that stay together.")
+@click.option("--alg", type=click.Choice(list(ALGS)), default="auto", show_default=True, help="The dispatch algorithm.")
+@click.option("--degree", type=click.IntRange(1), default=1, show_default=True, help="Stages of remote keys.")
+@click.option("--heads-q", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--heads-k", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--head-dim", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--ulysses-size", type=click.IntRange(2), default=8, show_default=True, help="Of a 2-D mesh.")
+@click.option("--bandwidth", type=float, default=40.0, show_default=True, help="GB/s that a GPU sends and receives.")
+@click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture of who holds what.")
+def command(
+    world: int,
+    seqlen: int,
+    spec: str | None,
+    documents: int | None,
+    chunk_size: int,
+    alg: str,
+    degree: int,
+    heads_q: int,
+    heads_k: int,
+    head_dim: int,
+    ulysses_size: int,
+    bandwidth: float,
+    png: Path | None,
+) -> None:
+    """How a sequence would be split over many GPUs: balance, bytes, stages, and who holds what. Needs no GPU.
+
+    \b
+    cute-attn plan --world 64 --seqlen 512Ki --documents 4Ki
+    cute-attn plan --world 1024 --seqlen 10M --mask causal --png plan.png
+    """
+    if spec is not None and documents is not None:
+        raise click.UsageError("give either --mask or --documents")
+    cost = CostModel(heads_q, heads_k, head_dim, head_dim, bandwidth=bandwidth * 1e9)
+    if documents is not None:
+        mask, title = lognormal_documents(seqlen, documents), f"packed documents, mean {documents:,}"
+    else:
+        mask, title = from_spec(spec or "causal", seqlen), spec or "causal"
+    began = time.perf_counter()
+    query, key = place(mask, world, chunk_size, config=DispatchConfig(ALGS[alg]), cost=cost)
+    seconds = time.perf_counter() - began
+    overlap = OverlapConfig(degree=degree)
+    movers = predict_movers(mask, query, key, overlap, cost, ulysses_size if world % ulysses_size == 0 else None)
+    console = Console()
+    console.print(_placement(mask, query, title, alg, seconds))
+    console.print(_movers(movers))
+    width = max(40, min(console.width, 120))
+    click.echo("held █, received ▒ (░ in part); a line a rank, keys from left to right")
+    click.echo(draw_text(mask, query, key, width))
+    if png is not None:
+        draw_png(mask, query, key, png, f"{title}: {seqlen:,} tokens on {world:,} ranks")
+        click.echo(f"picture: {png}")
+
+
+def _placement(mask: IntervalMask, query: Placement, title: str, alg: str, seconds: float) -> Table:
+    areas = rank_areas(mask, query)
+    mean = float(areas.double().mean())
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("mask", f"{title}: {mask.seqlen_q:,} tokens, {int(areas.sum()):,} pairs")
+    table.add_row(
+        "placement",
+        f"{query.world:,} ranks of {query.chunks.shape[1]:,} chunks of {query.chunk_size:,} rows by {alg}, "
+        f"{query.pad_size:,} rows of padding; planned in {seconds:.1f} s",
+    )
+    ratio = float(areas.max()) / mean if mean else 1.0
+    table.add_row("area a rank", f"max/mean {ratio:.3f}: mean {mean:,.0f}, max {int(areas.max()):,}")
+    return table
+
+
+def _movers(movers: list[MoverPrediction]) -> Table:
+    """A line a mover (those that the head counts rule out are not there), for the forward: bytes a rank receives on
+    average, bytes of the busiest receiver and sender, the average as a share of all-gather's, collectives, time."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("mover", no_wrap=True)
+    for name in ("mean bytes", "most in", "most out", "share", "stages", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    whole = float(movers[0].bytes_received.double().mean())
+    for m in movers:
+        mean = float(m.bytes_received.double().mean())
+        table.add_row(
+            m.mover,
+            _size(mean),
+            *(_size(float(x.max())) for x in (m.bytes_received, m.bytes_sent)),
+            f"{mean / whole:.2%}" if whole else "-",
+            str(m.steps),
+            f"{m.seconds * 1e3:.2f} ms" if m.seconds < 1 else f"{m.seconds:.2f} s",
+        )
+    return table
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
