@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cute_attn import sass
-from cute_attn.jit.compile import Compiled
+from cute_attn.jit.backward_spec import BackwardSpec
+from cute_attn.jit.compile import Compiled, Spec
 
 __all__ = ["LoopReport", "Report", "inspect", "keep"]
 
@@ -53,16 +54,22 @@ class Report:
 
 def inspect(compiled: Compiled) -> Report:
     """The profile of a compiled kernel. Raises RuntimeError without a disassembler."""
-    from cute_attn.fwd.config import shared_memory_bytes
-
-    found = sass.loops(sass.parse(sass.disassemble(compiled.cubin)))
+    functions = sass.parse(sass.disassemble(compiled.cubin))
     return Report(
         registers=compiled.registers,
         spill_bytes=compiled.spill_bytes,
-        smem_bytes=shared_memory_bytes(compiled.spec),
+        smem_bytes=_shared_memory_bytes(compiled.spec),
         warnings=compiled.warnings,
-        loops=tuple(map(_loop_report, found)),
+        loops=tuple(_loop_report(loop) for blocks in functions for loop in sass.loops(blocks)),
     )
+
+
+def _shared_memory_bytes(spec: Spec) -> int:
+    """Of the kernel that has the products."""
+    from cute_attn.bwd import config as bwd
+    from cute_attn.fwd import config as fwd
+
+    return bwd.shared_memory_bytes(spec) if isinstance(spec, BackwardSpec) else fwd.shared_memory_bytes(spec)
 
 
 def keep(compiled: Compiled, directory: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Gradients", "attention_backward", "attention_forward", "compute_dtype"]
+__all__ = ["Gradients", "attention_backward", "attention_forward", "compute_dtype", "sink_gradient"]
 
 BLOCK_ROWS = 128
 
@@ -109,7 +109,7 @@ def attention_backward(
     delta = (dout.to(dtype) * out.to(dtype)).sum(3).transpose(1, 2)  # (b, heads_q, sq)
     if dlse is not None:
         delta = delta - dlse.masked_fill(lse == -torch.inf, 0.0)
-    dsink = _sink_gradient(sink, lse, delta) if needs[3] and sink is not None else None
+    dsink = sink_gradient(sink, lse, delta) if needs[3] and sink is not None else None
     needs_q, needs_k, needs_v = needs[:3]
     dq, dk, dv = (
         torch.zeros(x.shape, dtype=dtype, device=x.device) if need else None
@@ -193,7 +193,7 @@ def _join_sink(out: torch.Tensor, lse: torch.Tensor, sink: torch.Tensor) -> tupl
     return (out * share.transpose(1, 2)[..., None]).contiguous(), joint.contiguous()
 
 
-def _sink_gradient(sink: torch.Tensor, lse: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+def sink_gradient(sink: torch.Tensor, lse: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     """`-exp(sink - lse) * delta`, summed over what the sink is shared by and rounded once."""
     finite_lse = lse.masked_fill(lse == -torch.inf, 0.0)  # only -inf sinks stand before such an lse: exp gives 0
     share = (sink.to(lse.dtype) - finite_lse.transpose(1, 2)[:, :, None]).exp()

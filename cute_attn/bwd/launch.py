@@ -16,7 +16,7 @@ from cute_attn.mask import IntervalMask, TileSchedule
 from .config import default_tile
 from .rows import pack_bounds, unpack_rows
 
-__all__ = ["KernelGradients", "backward"]
+__all__ = ["KernelGradients", "backward", "row_terms"]
 
 LOG2_E = math.log2(math.e)
 
@@ -82,9 +82,7 @@ def backward(
         for gradient in (dq, dk, dv):
             if gradient is not None:
                 gradient.zero_()
-        delta = (dout.float() * out.float()).sum(3).transpose(1, 2)
-        delta = delta if dlse is None else delta - dlse
-        return KernelGradients(dq, dk, dv, delta.masked_fill(lse == -math.inf, 0.0))
+        return KernelGradients(dq, dk, dv, row_terms(dout, out, lse, dlse))
     layers, has_lower, has_upper = mask_kind(schedule.layers, schedule.has_lower, schedule.has_upper)
     spec = BackwardSpec(
         dtype=DTYPES[q.dtype],  # type: ignore[arg-type]
@@ -125,6 +123,13 @@ def backward(
     else:
         found.function(*arguments)
     return KernelGradients(dq, dk, dv, unpack_rows(statistics[:, :, :, 1], seqlen_q))
+
+
+def row_terms(dout: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, dlse: torch.Tensor | None) -> torch.Tensor:
+    """The delta of KernelGradients where no kernel runs."""
+    delta = (dout.float() * out.float()).sum(3).transpose(1, 2)
+    delta = delta if dlse is None else delta - dlse
+    return delta.masked_fill(lse == -math.inf, 0.0)
 
 
 def _factors(scale: float, softcap: float) -> tuple[float, float]:

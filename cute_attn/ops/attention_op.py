@@ -109,15 +109,16 @@ def _backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and sink; an empty tensor stands for one that `needs` does not ask for."""
-    if backend != "reference":
-        raise NotImplementedError(
-            f"backend {backend!r} has no backward yet; a forward with cute_attn.backend('reference') has gradients"
-        )
     argument = MaskArgument(mask_kind, mask_first, mask_second, mask_third, window_left, window_right)
     mask = find_mask(argument, q.shape[1], k.shape[1], q.device)
-    grads = reference.attention_backward(
-        dout, dlse, q, k, v, out, lse, mask.lo, mask.hi, sink, softmax_scale, softcap, needs
-    )
+    if backend != "reference":
+        grads = kernels.attention_backward(
+            dout, dlse, q, k, v, out, lse, mask, sink, softmax_scale, softcap, deterministic, backend, needs
+        )
+    else:
+        grads = reference.attention_backward(
+            dout, dlse, q, k, v, out, lse, mask.lo, mask.hi, sink, softmax_scale, softcap, needs
+        )
     dq, dk, dv, dsink = (q.new_empty(0) if grad is None else grad for grad in grads)
     return dq, dk, dv, dsink
 

@@ -7,8 +7,9 @@ import functools
 import torch
 
 from ..mask import IntervalMask
+from ..reference import Gradients, sink_gradient
 
-__all__ = ["attention_forward", "check_served"]
+__all__ = ["attention_backward", "attention_forward", "check_served"]
 
 _DTYPES = (torch.bfloat16, torch.float16)
 
@@ -47,6 +48,50 @@ def attention_forward(
     if max_logits is None:
         return out, lse, lse.new_empty(0)
     return out, lse, max_logits.amax(0) if len(max_logits) else lse.new_full((q.shape[2],), -torch.inf)
+
+
+def attention_backward(
+    dout: torch.Tensor | None,
+    dlse: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    mask: IntervalMask,
+    sink: torch.Tensor | None,
+    softmax_scale: float,
+    softcap: float,
+    deterministic: bool,
+    backend: str,
+    needs: list[bool],
+) -> Gradients:
+    """What `reference.attention_backward` computes, on backend "sm90" or "sim", for tensors whose forward ran there."""
+    from ..bwd.launch import backward, row_terms
+
+    if dout is None:
+        dout = torch.zeros_like(out)
+    if any(needs[:3]):
+        dq, dk, dv, delta = backward(
+            dout,
+            q,
+            k,
+            v,
+            out,
+            lse,
+            mask,
+            softmax_scale=softmax_scale,
+            softcap=softcap,
+            dlse=dlse,
+            needs=(needs[0], needs[1], needs[2]),
+            deterministic=deterministic,
+            runtime="sim" if backend == "sim" else "sm90",
+        )
+    else:
+        dq = dk = dv = None
+        delta = row_terms(dout, out, lse, dlse)
+    dsink = sink_gradient(sink, lse, delta) if needs[3] and sink is not None else None
+    return Gradients(dq, dk, dv, dsink)
 
 
 def check_served(q: torch.Tensor, v: torch.Tensor, backend: str) -> None:
