@@ -58,26 +58,29 @@ def apply(
         combine = _combine(operation, kind)
         for element in range(count):
             operands = [c[active] for c in (columns if operation == "cas" else columns[element : element + 1])]
-            old[element, active] = _update(load, store, lanes[active] + size * element, size, combine, operands)
-        cta.machine.progress += 1
+            where_to = lanes[active] + size * element
+            old[element, active], changed = _update(load, store, where_to, size, combine, operands)
+            cta.machine.progress += changed  # a spin on an atomic that changes nothing is no progress
     shaped = old.reshape(count, *address.shape)
     return (tuple(shaped) if count > 1 else shaped[0]) if returns else None
 
 
 def _update(
     load: Callable, store: Callable, address: np.ndarray, size: int, combine: Callable, operands: list[np.ndarray]
-) -> np.ndarray:
-    """Lanes with different addresses at once; equal ones in rounds, in lane order."""
+) -> tuple[np.ndarray, bool]:
+    """Lanes with different addresses at once; equal ones in rounds, in lane order. Old values; whether any changed."""
     old = np.empty(address.shape, f"u{size}")
-    left = np.arange(address.size)
+    left, changed = np.arange(address.size), False
     while left.size:
         _, first = np.unique(address[left], return_index=True)
         now = left[np.sort(first)]
         before = load(address[now], size)
         old[now] = before
-        store(address[now], size, combine(before, *(o[now] for o in operands)))
+        after = combine(before, *(o[now] for o in operands))
+        store(address[now], size, after)
+        changed = changed or bool((after != before).any())
         left = np.setdiff1d(left, now, assume_unique=True)
-    return old
+    return old, changed
 
 
 def _shared(cta: LoadStore, g: Group, space: str) -> tuple[Callable, Callable]:

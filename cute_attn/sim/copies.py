@@ -194,10 +194,10 @@ def bulk_store(c: CTA, g: Group, node: Node) -> bool:
                 continue
             seen[row] = lane
             store = _make_store(c, g, site, row, operation, kind, tensor=coordinates is not None)
+            store.begin()
             if operation is not None:
                 _note_reduction(c, g, site, row, store, lane)
                 c.machine.record_reduction(c, np.array([store.target.address()]), 1, floating=_is_floating(store))
-            store.begin()
             c.bulk.setdefault((g.wg.index, lane), Queue()).open.append(store)
             c.machine.begin_store(store)
     except Fault as fault:
@@ -214,22 +214,25 @@ def _is_floating(store: Store) -> bool:
 
 def _repeated(c: CTA, g: Group, site: int, operation: str | None, lane: int, first: int) -> None:
     if operation is not None:
-        raise Fault(RedundantReduction, f"lanes {first} and {lane} of a warpgroup issue the same bulk {operation}")
+        warps = sorted({first // 32 + 4 * g.wg.index, lane // 32 + 4 * g.wg.index})
+        who = (
+            f"lanes {first % 32} and {lane % 32} of warp {warps[0]}"
+            if len(warps) == 1
+            else f"warps {warps[0]} and {warps[1]}"
+        )
+        raise Fault(RedundantReduction, f"{who} issue the same bulk {operation}")
     c.machine.warn("several lanes issue the same bulk store: harmless, but each costs", c.place(site, g))
 
 
 def _note_reduction(c: CTA, g: Group, site: int, row: tuple[int, ...], store: Store, lane: int) -> None:
-    """The same reduction again, by another warp, while the first is in flight: once too often."""
-    key = (site, row)
-    earlier = c.reductions.get(key)
-    warp = 4 * g.wg.index + lane // 32
-    if earlier is not None and earlier[0] != warp and earlier[1] in store.shared.pending:
-        raise Fault(
-            RedundantReduction,
-            f"warps {earlier[0]} and {warp} issue the same bulk {store.operation}",
-            notes=[str(store)],
-        )
-    c.reductions[key] = (warp, store)
+    """The same reduction again, by another warp, of bytes that nobody wrote since: once too often."""
+    key, warp, shared = (site, row), 4 * g.wg.index + lane // 32, store.shared
+    first, clock = c.reductions.get(key, (warp, 0))
+    newest = int(shared.stamp[store.first >> 4 : (store.first + store.size) >> 4].max())
+    if first != warp and newest <= clock:
+        what = f"warps {first} and {warp} issue the same bulk {store.operation} of the same bytes"
+        raise Fault(RedundantReduction, what, notes=[str(store)])
+    c.reductions[key] = (warp, shared.clock)
 
 
 def _make_store(
@@ -422,7 +425,8 @@ def classic_wait(c: CTA, g: Group, node: Node) -> bool:
                 continue
             cut = max(len(queue.groups) - keep, 0)
             for copy in [x for group in queue.groups[:cut] for x in group] + (queue.open if everything else []):
-                _finish_classic(c, copy)
+                if not copy.done:
+                    _finish_classic(c, copy)
             queue.groups = queue.groups[cut:]
             if everything:
                 queue.open = []

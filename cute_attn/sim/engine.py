@@ -69,7 +69,7 @@ class Machine:
         self.pending: list[Load] = []
         self.stalled: list[Group] = []  # polls that wait for any progress
         self.progress = 0
-        self.woke = False
+        self.woken = 0  # groups woken by the operation that runs
         self.denied: set[tuple[int, int]] = set()  # looks that were told no too early, once each
         self.statistics = dict.fromkeys(("ctas", "segments", "lane_instructions", "wgmmas", "copies"), 0)
         self.warnings: dict[str, None] = {}
@@ -163,7 +163,7 @@ class Machine:
         for g in groups:
             g.waits = None
             g.cta.ready.append(g)
-        self.woke = self.woke or bool(groups)
+        self.woken += len(groups)
 
     def split(self, g: Group) -> None:
         """Every warp of a group on its own."""
@@ -336,14 +336,14 @@ class Machine:
                 return
             else:
                 assert node.operation is not None
-                self.woke = False
+                self.woken = 0  # groups woken by the operation that runs
                 before = g.pc
                 if not node.operation(cta, g, node):
                     return
                 if g.pc == before:
                     g.pc = node.next
-                if late and self.woke:
-                    ready.insert(max(len(ready) - 1, 0), g)
+                if late and self.woken:
+                    ready.insert(max(len(ready) - self.woken, 0), g)
                     return
             if self.mode == "random":
                 if self.random.random() < 0.2:

@@ -47,7 +47,8 @@ class SharedMemory:
     """The shared memory of one CTA, addressed from 0; the kernel's own begins at `start`.
 
     Shadow: `code` says of each byte whether it was written; `owner` of each 16 bytes which warp (from 1) wrote it with
-    ordinary stores that no proxy fence followed yet; `readers` how many asynchronous reads of it are in flight.
+    ordinary stores that no proxy fence followed yet; `readers` how many asynchronous reads of it are in flight; `stamp`
+    when it was last written, on this memory's own `clock`.
     """
 
     def __init__(self, start: int, end: int):
@@ -58,6 +59,8 @@ class SharedMemory:
         self.owner = np.empty(size // 16, np.int16)
         self.epoch = np.empty(size // 16, np.int32)  # the writer's count of releases when it wrote
         self.readers = np.empty(size // 16, np.int16)
+        self.stamp = np.empty(size // 16, np.int64)
+        self.clock = 0
         self.words = {n: _word_view(self.data, n) for n in _WORD}
         self.codes = {n: _word_view(self.code, n) for n in _WORD}
         self.granule_codes = self.code.view(np.uint64).reshape(-1, 2)
@@ -69,6 +72,7 @@ class SharedMemory:
         self.code.fill(UNWRITTEN)
         self.owner.fill(0)
         self.readers.fill(0)
+        self.stamp.fill(0)
         self.pending.clear()
 
     # ------------------------------------------------------------------ ordinary accesses: offsets of any shape
@@ -119,6 +123,8 @@ class SharedMemory:
             self.codes[size][index] = _WRITTEN[size]
         self.owner[granule] = warps + 1
         self.epoch[granule] = epoch
+        self.clock += 1
+        self.stamp[granule] = self.clock
 
     def _unreadable(self, offset: np.ndarray, size: int) -> NoReturn:
         for first in np.unique(offset).tolist():
@@ -217,6 +223,8 @@ class SharedMemory:
         """The async proxy wrote these bytes."""
         self.code[first:last] = WRITTEN
         self.owner[first >> 4 : (last + 15) >> 4] = 0
+        self.clock += 1
+        self.stamp[first >> 4 : (last + 15) >> 4] = self.clock
 
 
 class GlobalMemory:

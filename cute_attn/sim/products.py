@@ -81,6 +81,8 @@ class Products(Block):
                 limits = f"; shared memory is {self.shared.start:#x} to {self.shared.end:#x}"
                 raise Fault(SharedMemoryExceeded, what + limits, f"shared {last * 16:#x}")
             for selector in selectors:
+                if self.machine.mode != "eager":  # there the products run at once, and check then
+                    self.shared.check_granules(selector)
                 self.shared.readers[selector] += 1
         entry.footprints = tuple(prints)
 

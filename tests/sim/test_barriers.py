@@ -198,6 +198,18 @@ def test_ctas_wait_for_each_other_through_global_flags(mode):
     np.testing.assert_array_equal(out, [5, 4, 3, 2, 1])
 
 
+@every_mode
+def test_a_spin_on_compare_and_swap_lets_others_run(mode):
+    out, flag = np.zeros(1, np.uint32), np.zeros(1, np.uint32)
+    body = """
+    mov.u32 %r1, %ctaid.x; setp.ne.u32 %p1, %r1, 0; setp.ne.u32 %p4, %t, 0; @%p4 bra END; @%p1 bra SET;
+    SPIN: atom.global.cas.b32 %r2, [%a1], 2, 3; setp.ne.u32 %p2, %r2, 2; @%p2 bra SPIN;
+    st.global.u32 [%a0], 1; bra.uni END;
+    SET: atom.global.exch.b32 %r3, [%a1], 2; END:"""
+    run(body, out, flag, grid=2, mode=mode)
+    assert (out[0], flag[0]) == (1, 3)
+
+
 def test_a_flag_that_nobody_sets_is_a_deadlock():
     flag = np.zeros(1, np.uint32)
     with pytest.raises(Deadlock, match="progress of others"):

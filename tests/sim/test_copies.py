@@ -153,6 +153,20 @@ def test_a_reduction_by_every_lane_is_an_error_a_store_a_warning():
         run(body.replace("ISSUE", line), *arguments, smem=2048)
 
 
+@every_mode
+def test_the_same_reduction_by_two_warps_is_an_error(mode):
+    out, source = np.zeros(64, np.float32), np.ones(64, np.float32)
+    body = (
+        BULK.format(256, WAIT).split("mov.u32 %r1, %t;")[0]
+        + """
+    setp.ne.u32 %p7, %lane, 0; @%p7 bra END;
+    cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%a0], [%r8], 256;
+    cp.async.bulk.commit_group; cp.async.bulk.wait_group 0; END:"""
+    )
+    with pytest.raises(RedundantReduction, match=r"warps [01] and [01]"):
+        run(body, out, source, smem=2048, mode=mode, block=64)
+
+
 def test_the_source_of_a_store_must_not_be_written_while_it_is_read():
     array = np.zeros((16, 32), np.float32)
     line = STORE.format(2) + " [%d1, {%r20, %r21}], [%r8];"
