@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cute_attn.backend import current
+from cute_attn.backend import backend, current
 from cute_attn.sim import stub
 from cute_attn.sim.engine import execute
 from cute_attn.sim.errors import Place, SharedMemoryExceeded, UntestedVersion
@@ -46,6 +46,7 @@ class _Call:
 
 
 _current: contextvars.ContextVar[_Call | None] = contextvars.ContextVar("cute_attn_sim_call", default=None)
+_collected: contextvars.ContextVar[list[Report] | None] = contextvars.ContextVar("cute_attn_sim_reports", default=None)
 
 
 def run(function: Any, *args: Any, mode: str | None = None, seed: int | None = None, ptx: str | None = None) -> Report:
@@ -92,9 +93,9 @@ def load(path: Path, name: str) -> Any:
 def simulated(mode: str | None = None, seed: int | None = None) -> Iterator[list[Report]]:
     """Within it, host code that compiles and calls CuTe DSL functions by itself runs on CPU tensors.
 
-    CPU tensors say `is_cuda` and reach the DSL as CUDA tensors, compiled functions keep their PTX, and calling one
-    simulates it. The yielded list receives the report of each call. Functions compiled before keep working if they kept
-    their PTX. Not for several threads at once: it patches torch and the DSL while it lasts.
+    CPU tensors say `is_cuda` and reach the DSL as CUDA tensors, compiled functions keep their PTX, a call simulates
+    them, and cute_attn's own functions use backend "sim". The yielded list receives the report of each call. Functions
+    compiled before keep working if they kept their PTX. Not for several threads at once: it patches torch and the DSL.
     """
     from cutlass.cute import runtime
     from cutlass.cutlass_dsl import CuTeDSL, tvm_ffi_provider
@@ -103,7 +104,7 @@ def simulated(mode: str | None = None, seed: int | None = None) -> Iterator[list
     reports: list[Report] = []
 
     def call(self: Any, *args: Any, **kwargs: Any) -> None:
-        reports.append(_simulate_compiled(self, args, kwargs, schedule))
+        _simulate_compiled(self, args, kwargs, schedule)
 
     def tensor_init(self: Any, tensor: Any, *args: Any, **kwargs: Any) -> None:
         original_init(self, _CudaView(tensor) if isinstance(tensor, torch.Tensor) else tensor, *args, **kwargs)
@@ -112,6 +113,8 @@ def simulated(mode: str | None = None, seed: int | None = None) -> Iterator[list
     settings = CuTeDSL._get_dsl().envar
     with contextlib.ExitStack() as stack:
         dump = stack.enter_context(tempfile.TemporaryDirectory())
+        stack.enter_context(backend("sim", mode=schedule.mode, seed=schedule.seed))
+        stack.callback(_collected.reset, _collected.set(reports))
         for owner, name, value in (
             (settings, "keep_ptx", True),
             (settings, "dump_dir", dump),
@@ -235,7 +238,11 @@ def _simulate(function: Callable, names: Sequence[str], values: Sequence[Any], p
         _current.reset(token)
     if call.error is not None:
         raise call.error
-    return merged(call.reports)
+    report = merged(call.reports)
+    collected = _collected.get()
+    if collected is not None:
+        collected.append(report)
+    return report
 
 
 def _converted(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:

@@ -22,8 +22,8 @@ def strict(function: Any, *args: Any, deterministic: bool = False, ptx: str | No
     """Runs `function(*args)` in eager, late and three random schedules and compares what they leave behind.
 
     Args:
-        function: a compiled function, as `run` takes it; or Python code that calls compiled functions, which then runs
-            in `simulated`, and whose returned tensors are compared too.
+        function: a compiled function, as `run` takes it; or Python code that calls compiled functions or cute_attn's
+            own, which then runs in `simulated`, and whose returned tensors are compared too.
         args: its arguments. Tensors start every run with the same contents, and end with those of the eager run.
         deterministic: whether the function claims the same bits in every run, whatever the order of its reductions.
         ptx: as for `run`.

@@ -9,7 +9,7 @@ import kernels
 import pytest
 import torch
 
-from cute_attn.backend import backend
+from cute_attn.backend import backend, current
 from cute_attn.sim import host
 from cute_attn.sim.errors import Deadlock, Place, SharedMemoryExceeded, UntestedVersion
 from cute_attn.sim.launch import Report, Schedule
@@ -183,6 +183,16 @@ def test_simulated_host_code_compiles_and_calls_by_itself_and_leaves_no_trace(la
     assert not x.is_cuda
     with pytest.raises(ValueError, match="device_type=cuda"):
         kernels.scaled_sum()(x, y, out, 1.0)
+
+
+def test_simulated_code_reaches_our_own_functions_too(launches):
+    with host.simulated(mode="random", seed=5) as reports:
+        assert current().name == "sim"
+        host.run(kernels.scaled_sum(), *vectors(10), 1.0)
+    assert launches[0][2] == Schedule("random", 5)
+    assert len(reports) == 1
+    host.run(kernels.scaled_sum(), *vectors(10), 1.0)
+    assert len(reports) == 1
 
 
 def test_an_exported_shared_object_runs_without_the_dsl(tmp_path):
