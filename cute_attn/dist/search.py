@@ -33,6 +33,8 @@ def find_owner(
     areas: int64 `(chunks,)`. needs: by chunk. start: where a search begins. key_owner: int64, rank of each key chunk
     of `chunk_size` rows where keys stay (ranks outside [0, world) are elsewhere); None where they follow queries.
     """
+    if world == 1:
+        return torch.zeros(len(areas), dtype=torch.int64)
     groups = _divisor(world, MOST_RANKS // 2) if world > MOST_RANKS else 1
     if groups == 1:
         return _find_at_once(areas, needs, start, world, limit, key_owner, chunk_size)

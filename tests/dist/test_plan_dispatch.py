@@ -239,3 +239,27 @@ def test_the_mover_follows_the_mask():
     window, causal = builders.sliding_window(1 << 14, left=63, right=0), builders.full(1 << 14)
     chosen = [choose_mover(m, *place(m, 8, 128), OverlapConfig(), few_heads) for m in (window, causal)]
     assert chosen == ["group_cast", "ulysses"]
+
+
+@pytest.mark.parametrize(("world", "chunks"), [(127, 3), (96, 7), (70, 24), (6, 53)])
+def test_the_search_in_groups_and_blocks_keeps_every_promise(world, chunks):
+    mask = lognormal_documents(world * chunks * 16, mean=300)
+    query, key = place(mask, world, 16, config=DispatchConfig(LocalityDispatchAlg()))
+    greedy, greedy_key = place(mask, world, 16, config=DispatchConfig(MinHeapDispatchAlg()))
+    assert query.chunks.shape == (world, chunks)
+    assert balance(mask, query) <= max(1.05, balance(mask, greedy))
+    assert rows_received(mask, query, key) <= rows_received(mask, greedy, greedy_key)
+
+
+def test_queries_are_placed_near_keys_that_stay():
+    total = 1 << 14
+    mask = lognormal_documents(total)
+    shifted = mask.permute_rows((torch.arange(total) + total // 2) % total)
+    query, key = place(
+        shifted, 8, 128, config=DispatchConfig(LocalityDispatchAlg()), is_same_source=False, is_k_permutable=False
+    )
+    blind, _ = place(
+        shifted, 8, 128, config=DispatchConfig(MinHeapDispatchAlg()), is_same_source=False, is_k_permutable=False
+    )
+    assert balance(shifted, query) <= 1.05
+    assert 2 * rows_received(shifted, query, key) <= rows_received(shifted, blind, key)
