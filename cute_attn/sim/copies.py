@@ -190,7 +190,7 @@ def bulk_store(c: CTA, g: Group, node: Node) -> bool:
         for position, row in enumerate(rows):
             lane = int(g.lanes.lanes[position])
             if row in seen:
-                _repeated(c, g, site, operation, lane, seen[row])
+                _repeated(c, g, site, row, operation, (seen[row], lane))
                 continue
             seen[row] = lane
             store = _make_store(c, g, site, row, operation, kind, tensor=coordinates is not None)
@@ -212,16 +212,19 @@ def _is_floating(store: Store) -> bool:
     return kind[0] == "f" or kind == "bf16"
 
 
-def _repeated(c: CTA, g: Group, site: int, operation: str | None, lane: int, first: int) -> None:
-    if operation is not None:
-        warps = sorted({first // 32 + 4 * g.wg.index, lane // 32 + 4 * g.wg.index})
-        who = (
-            f"lanes {first % 32} and {lane % 32} of warp {warps[0]}"
-            if len(warps) == 1
-            else f"warps {warps[0]} and {warps[1]}"
-        )
-        raise Fault(RedundantReduction, f"{who} issue the same bulk {operation}")
-    c.machine.warn("several lanes issue the same bulk store: harmless, but each costs", c.place(site, g))
+def _repeated(c: CTA, g: Group, site: int, row: tuple[int, ...], operation: str | None, lanes: tuple[int, int]) -> None:
+    """Two lanes issue the same: harmless for a store, wrong for a reduction."""
+    if operation is None:
+        c.machine.warn("several lanes issue the same bulk store: harmless, but each costs", c.place(site, g))
+        return
+    first, second = (4 * g.wg.index + lane // 32 for lane in lanes)
+    who = (
+        f"warps {first} and {second}"
+        if first != second
+        else f"lanes {lanes[0] % 32} and {lanes[1] % 32} of warp {first}"
+    )
+    subject = f"shared {row[1] & OFFSET_MASK:#x}"
+    raise Fault(RedundantReduction, f"{who} issue the same bulk {operation} of {subject}", subject)
 
 
 def _note_reduction(c: CTA, g: Group, site: int, row: tuple[int, ...], store: Store, lane: int) -> None:
@@ -231,7 +234,7 @@ def _note_reduction(c: CTA, g: Group, site: int, row: tuple[int, ...], store: St
     newest = int(shared.stamp[store.first >> 4 : (store.first + store.size) >> 4].max())
     if first != warp and newest <= clock:
         what = f"warps {first} and {warp} issue the same bulk {store.operation} of the same bytes"
-        raise Fault(RedundantReduction, what, notes=[str(store)])
+        raise Fault(RedundantReduction, what, f"shared {store.first:#x}", [str(store)])
     c.reductions[key] = (warp, shared.clock)
 
 
