@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": "Attention under a mask on this machine: the result checked, the time taken, the mask drawn.",
     "show": "A mask as text and PNG, with its tiles counted.",
     "plan": "How a sequence would be split over many GPUs: balance, bytes, stages, who holds what.",
+    "inspect": "What a kernel costs, read off its machine code: registers, spills, issue slots of its loops.",
     "doctor": "What this machine has, and what of cute_attn runs on it.",
 }
 

@@ -95,8 +95,13 @@ _LABEL = re.compile(r"^(\.L\w+):")
 _TARGET = re.compile(r"`\((\.L\w+)\)")
 
 
-def parse(text: str) -> list[Block]:
-    """The basic blocks of disassembled code, in program order."""
+def parse(text: str) -> list[list[Block]]:
+    """The basic blocks of each function of disassembled code, in program order."""
+    parts = re.split(r"^\.text\.\S+:$", text, flags=re.MULTILINE)[1:]
+    return [_blocks(part) for part in parts or [text]]
+
+
+def _blocks(text: str) -> list[Block]:
     lines: list[Instruction] = []
     labels: dict[str, int] = {}
     for line in text.splitlines():
@@ -162,17 +167,13 @@ def loops(blocks: list[Block]) -> list[Loop]:
     latches: dict[int, list[int]] = {}
     for n, block in enumerate(blocks):
         for head in block.next:
-            if head in dominators[n]:
-                bodies.setdefault(head, {head}).update(_body(blocks, head, n))
+            body = _body(blocks, head, n) if head in dominators[n] else set()
+            if any(i.name == "HGMMA" for m in body for i in blocks[m].instructions):
+                bodies.setdefault(head, set()).update(body)
                 latches.setdefault(head, []).append(n)
-    with_products = {
-        head: body
-        for head, body in bodies.items()
-        if any(i.name == "HGMMA" for n in body for i in blocks[n].instructions)
-    }
     found = []
-    for head, body in sorted(with_products.items()):
-        if any(other != head and inner < body for other, inner in with_products.items()):
+    for head, body in sorted(bodies.items()):
+        if any(other != head and inner < body for other, inner in bodies.items()):
             continue
         common = set.intersection(*(dominators[n] for n in latches[head])) & body
         found.append(Loop(tuple(blocks[n] for n in sorted(body)), tuple(blocks[n] for n in sorted(common))))

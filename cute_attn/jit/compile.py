@@ -37,12 +37,12 @@ class Compiled:
 
     @property
     def registers(self) -> int:
-        """Registers of a thread at entry, before they are moved between warpgroups."""
-        return self._number(r"Used (\d+) registers")
+        """Registers of a thread at entry, before they are moved between warpgroups; of several kernels, the most."""
+        return max(self._numbers(r"Used (\d+) registers"))
 
     @property
     def spill_bytes(self) -> int:
-        return self._number(r"(\d+) bytes spill stores") + self._number(r"(\d+) bytes spill loads")
+        return sum(self._numbers(r"(\d+) bytes spill (?:stores|loads)"))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -53,11 +53,11 @@ class Compiled:
         """The log in one line: the DSL wraps its text."""
         return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", self.log).split())
 
-    def _number(self, pattern: str) -> int:
-        found = re.search(pattern, self._said())
-        if found is None:
+    def _numbers(self, pattern: str) -> list[int]:
+        found = re.findall(pattern, self._said())
+        if not found:
             raise RuntimeError(f"the assembler reported no {pattern!r}:\n{self.log}")
-        return int(found[1])
+        return [int(number) for number in found]
 
 
 def compile(spec: Spec) -> Compiled:

@@ -1,0 +1,138 @@
+"""`cute-attn inspect`: what a kernel costs, read off its machine code."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ..bwd.config import default_tile as backward_tile
+from ..fwd.config import default_tile
+from ..fwd.launch import kernel_dims, mask_kind
+from ..inspect import Report, inspect, keep
+from ..jit.backward_spec import BackwardSpec, BackwardTile
+from ..jit.compile import Spec, compile
+from ..jit.spec import KernelSpec, Softmax, TileConfig
+from ..mask import from_spec
+
+__all__ = ["command"]
+
+
+class Tile(click.ParamType):
+    """ROWSxKEYS."""
+
+    name = "tile"
+
+    def convert(self, value, param, ctx):
+        found = re.fullmatch(r"(\d+)x(\d+)", value) if isinstance(value, str) else None
+        if found is None:
+            self.fail(f"expected ROWSxKEYS such as 128x128, got {value!r}", param, ctx)
+        return int(found[1]), int(found[2])
+
+
+@click.command("inspect")
+@click.option("--op", type=click.Choice(["fwd", "bwd"]), default="fwd", show_default=True)
+@click.option("--head-dim", type=click.IntRange(8, 256), default=128, show_default=True)
+@click.option("--head-dim-v", type=click.IntRange(8, 256), help="As --head-dim if not given.")
+@click.option("--dtype", type=click.Choice(["bf16", "fp16"]), default="bf16", show_default=True)
+@click.option("--mask", "mask", default="causal", show_default=True, metavar="NAME[:key=value,...]")
+@click.option("--seqlen", type=click.IntRange(1), default=4096, show_default=True, help="That the mask is made for.")
+@click.option("--tile", type=Tile(), metavar="ROWSxKEYS", help="The default tile if not given.")
+@click.option("--stages", type=int, default=2, show_default=True, help="Of K and V, with --tile.")
+@click.option("--softmax", type=click.Choice(["stale", "exact"]), default="stale", show_default=True)
+@click.option("--softcap", is_flag=True, help="Scores are capped.")
+@click.option("--sink", is_flag=True, help="Sinks join the softmax.")
+@click.option("--max-logits", is_flag=True, help="The largest score of each head is returned; implies --softmax exact.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
+@click.option(
+    "--keep", "directory", type=click.Path(file_okay=False, path_type=Path), help="Leave .ptx and .cubin there."
+)
+def command(
+    op: str,
+    head_dim: int,
+    head_dim_v: int | None,
+    dtype: str,
+    mask: str,
+    seqlen: int,
+    tile: tuple[int, int] | None,
+    stages: int,
+    softmax: str,
+    softcap: bool,
+    sink: bool,
+    max_logits: bool,
+    as_json: bool,
+    directory: Path | None,
+) -> None:
+    """What a kernel costs, read off its machine code: registers, spills, issue slots of its loops. Needs no GPU.
+
+    \b
+    cute-attn inspect --head-dim 128 --mask causal
+    cute-attn inspect --head-dim 64 --tile 128x176 --json --keep /tmp/kernel
+    """
+    dims = kernel_dims(head_dim, head_dim_v or head_dim)
+    config: TileConfig | BackwardTile
+    if op == "fwd":
+        config = TileConfig(*tile, stages=stages) if tile else default_tile(*dims)
+    else:
+        config = BackwardTile(*tile) if tile else backward_tile(*dims)
+    schedule = from_spec(mask, seqlen).schedule((config.m, config.n))
+    layers, has_lower, has_upper = mask_kind(schedule.layers, schedule.has_lower, schedule.has_upper)
+    common: dict[str, Any] = {
+        "dtype": dtype,
+        "head_dim": dims[0],
+        "head_dim_v": dims[1],
+        "layers": layers,
+        "has_lower": has_lower,
+        "has_upper": has_upper,
+        "score": "softcap" if softcap else "plain",
+        "tile": config,
+    }
+    spec: Spec
+    if op == "fwd":
+        kind: Softmax = "exact" if max_logits or softmax == "exact" else "stale"
+        spec = KernelSpec(**common, sink=sink, max_logits=max_logits, softmax=kind)
+    else:
+        spec = BackwardSpec(**common)
+    compiled = compile(spec)
+    report = inspect(compiled)
+    kept = keep(compiled, directory) if directory else []
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=1))
+        return
+    console = Console()
+    console.print(str(spec), highlight=False)
+    console.print(_summary(report))
+    console.print(_loops(report))
+    for path in kept:
+        click.echo(f"kept: {path}")
+
+
+def _summary(report: Report) -> Table:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("registers at entry", str(report.registers))
+    table.add_row("spilled", f"{report.spill_bytes:,} bytes")
+    table.add_row("shared memory", f"{report.smem_bytes:,} bytes")
+    table.add_row("warnings", "\n".join(report.warnings) or "none")
+    return table
+
+
+def _loops(report: Report) -> Table:
+    """A column a loop with products; that over partial tiles, if there is one, comes before that over full ones."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("one pass of each loop with products")
+    for index in range(len(report.loops)):
+        table.add_column(f"loop {index + 1}", justify="right")
+    table.add_row("tensor cycles", *(str(loop.tensor_cycles) for loop in report.loops))
+    table.add_row("issue slots a warp", *(str(loop.common) for loop in report.loops))
+    table.add_row("issue slots a tensor cycle", *(f"{loop.slots_per_cycle:.3f}" for loop in report.loops))
+    for pipe in sorted({pipe for loop in report.loops for pipe in loop.by_pipe}):
+        table.add_row(f"  {pipe}", *(str(loop.by_pipe.get(pipe, 0)) for loop in report.loops))
+    table.add_row("behind a branch", *(str(loop.conditional) for loop in report.loops))
+    table.add_row("mufu before the wait for PV", *(str(loop.mufu_before_pv_wait) for loop in report.loops))
+    return table
