@@ -1,5 +1,7 @@
 """`cute-attn plan` and the pictures of a placement."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from click.testing import CliRunner
@@ -23,6 +25,15 @@ def test_the_plan_of_a_mask_is_a_table_and_a_picture(tmp_path):
     for mover in ("all_gather", "group_cast", "ring", "ulysses"):
         assert mover in result.output
     assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_documented_plan_is_what_the_command_prints():
+    page = (Path(__file__).parents[2] / "docs" / "context_parallel.md").read_text()
+    shown = page.split("```text\n")[1].split("```")[0]
+    printed = run("--world", "16", "--seqlen", "128Ki", "--documents", "4Ki").output
+    lines = {" ".join(line.split()) for line in printed.splitlines()}
+    missing = [line for line in shown.splitlines() if " ".join(line.split()) not in lines]
+    assert not missing
 
 
 @pytest.mark.parametrize("alg", ["auto", "locality", "min_heap", "contiguous", "zigzag"])
