@@ -292,7 +292,8 @@ CLUSTER = [
     Mutation(
         "a CTA may leave early", "cluster", "removed wait", "harmful",
         "the other CTA still arrives at the barriers of the one that has left",
-        (drop("cluster end", r"barrier\.cluster\.arrive"), drop("cluster end", r"barrier\.cluster\.wait")), RING,
+        (drop("cluster end", r"barrier\.cluster\.arrive"), drop("cluster end", r"barrier\.cluster\.wait")),
+        ("ended CTA",),
     ),
     Mutation(
         "arrival at the cluster barrier releases", "cluster", "stronger wait", "benign",

@@ -26,8 +26,7 @@ def rendered(results: Mapping[str, Findings]) -> str:
         f"{len(caught)} of {len(harmful)} harmful changes are caught, "
         f"{sum(any(results[name].values()) for name in benign)} of {len(benign)} benign ones are complained about.",
         "Each mode alone: " + ", ".join(f"{title(schedule)} {number}" for schedule, number in found.items()) + ".",
-        "",
-        *(f"- Missed: {name}. {MISSED.get(name, 'Not explained yet.')}" for name in harmful if name not in caught),
+        *(f"Missed: {name}. {MISSED.get(name, 'Not explained yet.')}" for name in harmful if name not in caught),
         "",
     ]
     heads = " | ".join(title(schedule) for schedule in SCHEDULES)
