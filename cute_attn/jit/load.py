@@ -1,28 +1,27 @@
-"""Kernels ready to be called: from memory, else from disk, else compiled."""
+"""Kernels ready to be called: from memory, else obtained and bound to a runtime."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import importlib.util
-import logging
 import tempfile
 import threading
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from . import cache
-from .compile import Spec, compile
+from .compile import Spec
+from .entry import SYMBOL
+from .obtain import obtain
+from .record import note
 
 __all__ = ["Kernel", "Runtime", "kernel"]
 
 Runtime = Literal["sm90", "sim"]
 
-log = logging.getLogger("cute_attn.compile")
 _kernels: dict[tuple[Spec, Runtime], Kernel] = {}
-_lock = threading.Lock()  # the compiler is not thread-safe, and one compile of a spec is enough
+_lock = threading.Lock()  # one compile of a spec is enough, and where files cannot be locked nothing else sees to it
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,9 @@ class Kernel:
 def kernel(spec: Spec, runtime: Runtime) -> Kernel:
     """The kernel of a spec, to run on the GPU ("sm90") or in the simulator ("sim").
 
-    Looked for in memory, then on disk, then compiled and written to disk; an entry on disk that is broken is set aside
-    with a warning and replaced. Where the disk cannot be written a warning says so and the kernel lives in memory.
+    Looked for in memory, else obtained as `cute_attn.jit.obtain` says.
     """
+    note(spec)
     found = _kernels.get((spec, runtime))
     if found is not None:
         return found
@@ -50,23 +49,13 @@ def kernel(spec: Spec, runtime: Runtime) -> Kernel:
 
 
 def _load(spec: Spec, runtime: Runtime) -> Kernel:
-    try:
-        entry = cache.read(spec)
-    except cache.BrokenEntry as error:
-        warnings.warn(f"a cached kernel is broken and is compiled anew: {error}", stacklevel=4)
-        cache.set_aside(spec)
-        entry = None
-    if entry is None:
-        log.info("compiling %s", spec)
-        compiled = compile(spec)
-        try:
-            entry = cache.commit(compiled)
-        except OSError as error:
-            warnings.warn(f"a compiled kernel could not be cached and lives in memory only: {error}", stacklevel=4)
-            with tempfile.TemporaryDirectory() as scratch:
-                path = cache.write_shared_object(compiled, Path(scratch))
-                return Kernel(spec, _open(path, runtime), compiled.ptx)
-    return Kernel(spec, _open(entry.shared_object, runtime), entry.ptx)
+    entry = obtain(spec)
+    if entry.path is not None:
+        return Kernel(spec, _open(entry.path, runtime), entry.ptx)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "kernel.so"
+        path.write_bytes(entry.shared_object)
+        return Kernel(spec, _open(path, runtime), entry.ptx)
 
 
 def _open(shared_object: Path, runtime: Runtime) -> Any:
@@ -74,11 +63,11 @@ def _open(shared_object: Path, runtime: Runtime) -> Any:
     if runtime == "sim":
         from cute_attn import sim
 
-        return sim.load(shared_object, cache.SYMBOL)
+        return sim.load(shared_object, SYMBOL)
     import tvm_ffi
 
     _provide_cuda_runtime()
-    return tvm_ffi.load_module(str(shared_object))[cache.SYMBOL]
+    return tvm_ffi.load_module(str(shared_object))[SYMBOL]
 
 
 @functools.cache

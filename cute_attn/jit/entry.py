@@ -1,0 +1,152 @@
+"""One compiled kernel as files: written whole, and verified before it is used.
+
+An entry is a directory of three files: the host code as a shared object (its CUDA runtime symbols are undefined: the
+loader supplies the runtime, or the simulator its stub), the PTX, compressed, and a manifest in JSON with their hashes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .compile import Compiled, Spec
+from .fingerprint import FORMAT, made_from, parse_spec
+
+__all__ = ["MANIFEST", "SYMBOL", "BrokenEntry", "Entry", "link", "read", "read_manifest", "write"]
+
+SYMBOL = "kernel"  # of the host function in every shared object
+MANIFEST = "manifest.json"
+_EXPORTED, _SHARED_OBJECT, _PTX = "kernel.o", "kernel.so", "kernel.ptx.z"
+
+
+class BrokenEntry(Exception):
+    """An entry that is not what its manifest says; it is compiled anew."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A compiled kernel, verified if it was read. `directory` is None as long as it lives in memory only."""
+
+    spec: Spec
+    shared_object: bytes
+    packed_ptx: bytes
+    manifest: dict[str, Any]
+    directory: Path | None = None
+
+    @property
+    def ptx(self) -> str:
+        return zlib.decompress(self.packed_ptx).decode()
+
+    @property
+    def path(self) -> Path | None:
+        """Of the shared object."""
+        return self.directory and self.directory / _SHARED_OBJECT
+
+
+def link(compiled: Compiled) -> Entry:
+    """Exports and links the host code of a compiled kernel. Raises RuntimeError where there is no linker."""
+    with tempfile.TemporaryDirectory() as scratch:
+        built, target = Path(scratch) / _EXPORTED, Path(scratch) / _SHARED_OBJECT
+        compiled.function.export_to_c(object_file_path=str(built), function_name=SYMBOL)
+        _link(built, target)
+        exported, code = built.read_bytes(), target.read_bytes()
+    packed = zlib.compress(compiled.ptx.encode(), 6)
+    manifest = {
+        "format": FORMAT,
+        "spec": compiled.spec.canonical(),
+        "made_from": made_from(compiled.spec.op),
+        "symbol": SYMBOL,
+        "registers": compiled.registers,
+        "shared_memory_bytes": _shared_memory_bytes(compiled.spec),
+        "spill_bytes": compiled.spill_bytes,
+        "sha256": {
+            name: hashlib.sha256(content).hexdigest()
+            for name, content in ((_EXPORTED, exported), (_SHARED_OBJECT, code), (_PTX, packed))
+        },
+    }
+    return Entry(compiled.spec, code, packed, manifest)
+
+
+def read(path: Path) -> Entry:
+    """The entry in a directory. Raises BrokenEntry if a file is missing or altered."""
+    manifest = read_manifest(path)
+    try:
+        code, packed = ((path / name).read_bytes() for name in (_SHARED_OBJECT, _PTX))
+        for name, content in ((_SHARED_OBJECT, code), (_PTX, packed)):
+            if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
+                raise BrokenEntry(f"{path / name} is not the file that was written there: its hash differs")
+        return Entry(parse_spec(manifest["spec"]), code, packed, manifest, path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BrokenEntry(f"{path} cannot be read: {error}") from error
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the entry in a directory. Raises BrokenEntry if it is missing or altered."""
+    try:
+        return _unsealed((path / MANIFEST).read_text())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BrokenEntry(f"{path / MANIFEST} cannot be read: {error}") from error
+
+
+def write(entry: Entry, path: Path) -> None:
+    """Writes an entry as a directory, all of it or nothing; a directory that is there already stays.
+
+    Raises OSError where it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=".new-"))
+    try:
+        (scratch / _SHARED_OBJECT).write_bytes(entry.shared_object)
+        (scratch / _PTX).write_bytes(entry.packed_ptx)
+        (scratch / MANIFEST).write_text(_sealed(entry.manifest))
+        scratch.chmod(0o755)
+        try:
+            os.rename(scratch, path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _link(built: Path, target: Path) -> None:
+    compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise RuntimeError("a kernel has to be linked once, and none of $CC, cc, gcc, clang was found")
+    command = [compiler, "-shared", "-o", str(target), str(built)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode and os.strerror(errno.ENOSPC) in result.stderr:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} to link a kernel", str(target))
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
+
+
+def _shared_memory_bytes(spec: Spec) -> int:
+    from cute_attn.bwd import config as bwd
+    from cute_attn.fwd import config as fwd
+
+    return bwd.shared_memory_bytes(spec) if spec.op == "bwd" else fwd.shared_memory_bytes(spec)
+
+
+def _sealed(manifest: dict[str, Any]) -> str:
+    """A manifest as text that holds its own hash."""
+    seal = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**manifest, "seal": seal}, indent=1, sort_keys=True)
+
+
+def _unsealed(text: str) -> dict[str, Any]:
+    """The inverse of `_sealed`. Raises ValueError if the text was altered."""
+    manifest = json.loads(text)
+    del manifest["seal"]
+    if _sealed(manifest) != text:
+        raise ValueError("the manifest is not the file that was written there: its hash differs")
+    return manifest

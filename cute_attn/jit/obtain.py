@@ -1,0 +1,84 @@
+"""A compiled kernel, wherever it comes from: a bundle, the cache on disk, or the compiler."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import threading
+import warnings
+
+from . import bundle, cache
+from .compile import Spec, compile
+from .entry import BrokenEntry, Entry, link
+
+__all__ = ["KernelNotBuilt", "obtain"]
+
+log = logging.getLogger("cute_attn.compile")
+_compiling = threading.Lock()  # the compiler is not thread-safe
+
+
+class KernelNotBuilt(RuntimeError):
+    """No bundle and no cache has this kernel, and compiling it is not allowed or not possible."""
+
+    def __init__(self, spec: Spec, why: str) -> None:
+        command = f"cute-attn build --spec {shlex.quote(spec.canonical())} --output DIRECTORY"
+        super().__init__(
+            f"{why}, and no cache or bundle has the kernel {spec}; this builds it, for load_bundle or "
+            f"CUTE_ATTN_BUNDLES:\n  {command}"
+        )
+        self.spec = spec
+
+
+def obtain(spec: Spec) -> Entry:
+    """The compiled kernel of a spec.
+
+    Looked for in bundles, then in the cache, then compiled and written to the cache, once on a machine however many
+    processes ask. A broken entry of the cache is set aside with a warning and replaced. Where the cache cannot be
+    written, a warning says so and the entry lives in memory.
+
+    Raises KernelNotBuilt where it would have to be compiled and CUTE_ATTN_CACHE_MODE is "cached-only", or the compiler
+    is not installed.
+    """
+    mode = cache.cache_mode()
+    found = bundle.find(spec, mode)
+    if found is not None:
+        return found
+    try:
+        found = cache.read(spec)
+    except BrokenEntry as error:
+        if mode == "cached-only":
+            warnings.warn(f"a cached kernel is broken: {error}", stacklevel=4)
+    if found is not None:
+        return found
+    if mode == "cached-only":
+        raise KernelNotBuilt(spec, "CUTE_ATTN_CACHE_MODE is cached-only")
+    with cache.lock(spec):
+        try:
+            found = cache.read(spec)  # another process may have written it, or replaced a broken one
+        except BrokenEntry as error:
+            warnings.warn(f"a cached kernel is broken and is compiled anew: {error}", stacklevel=4)
+            _set_aside(spec)
+        return found or _compiled(spec)
+
+
+def _compiled(spec: Spec) -> Entry:
+    log.info("compiling %s", spec)
+    with _compiling:
+        try:
+            built = link(compile(spec))
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "cutlass":
+                raise
+            raise KernelNotBuilt(spec, "nvidia-cutlass-dsl, the compiler, is not installed") from error
+    try:
+        return cache.commit(built)
+    except OSError as error:
+        warnings.warn(f"a compiled kernel could not be cached and lives in memory only: {error}", stacklevel=5)
+        return built
+
+
+def _set_aside(spec: Spec) -> None:
+    try:
+        cache.set_aside(spec)
+    except OSError as error:
+        log.info("the broken entry of %s stays where it is: %s", spec, error)

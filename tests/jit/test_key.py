@@ -1,0 +1,156 @@
+"""Keys: every field of a spec is in them, and everything else that machine code depends on; nothing else is."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cute_attn.jit import KernelSpec, TileConfig, fingerprint
+from cute_attn.jit.backward_spec import BackwardSpec, BackwardTile
+from cute_attn.jit.fingerprint import key, parse_spec
+
+FORWARD = KernelSpec(layers=1, has_lower=True)
+BACKWARD = BackwardSpec(layers=1, has_lower=True)
+# What to put in the place of each field of a spec, with what else must change for the spec to be valid.
+CHANGES = {
+    FORWARD: {
+        "op": None,  # a forward's spec has one operation
+        "dtype": {"dtype": "fp16"},
+        "head_dim": {"head_dim": 192},
+        "head_dim_v": {"head_dim": 192, "head_dim_v": 192},
+        "layers": {"layers": 2},
+        "has_lower": {"has_lower": False},
+        "has_upper": {"has_upper": False},
+        "score": {"score": "softcap"},
+        "sink": {"sink": True},
+        "max_logits": {"max_logits": True, "softmax": "exact"},
+        "softmax": {"softmax": "exact"},
+        "tile": {"tile": TileConfig(n=112)},
+    },
+    BACKWARD: {
+        "dtype": {"dtype": "fp16"},
+        "head_dim": {"head_dim": 192},
+        "head_dim_v": {"head_dim": 192, "head_dim_v": 192},
+        "layers": {"layers": 2},
+        "has_lower": {"has_lower": False},
+        "has_upper": {"has_upper": False},
+        "score": {"score": "softcap"},
+        "dq": {"dq": False},
+        "dk": {"dk": False},
+        "dv": {"dv": False},
+        "dlse": {"dlse": True},
+        "deterministic": {"deterministic": True},
+        "tile": {"tile": BackwardTile(n=64)},
+    },
+}
+TILES = {
+    TileConfig(): {"m": 192, "n": 112, "stages": 4, "ping_pong": False},
+    BackwardTile(): {"n": 64, "q_stages": 4, "do_stages": 1, "dq_chunks": 2},
+}
+
+
+@pytest.mark.parametrize("spec", [FORWARD, BACKWARD], ids=["forward", "backward"])
+def test_every_field_of_a_spec_changes_the_key(spec):
+    assert set(CHANGES[spec]) == {field.name for field in dataclasses.fields(spec)}, "a field has no change listed"
+    changed = [dataclasses.replace(spec, **change) for change in CHANGES[spec].values() if change]
+    keys = [key(s) for s in (spec, *changed)]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("tile", list(TILES), ids=["forward", "backward"])
+def test_every_field_of_a_tile_changes_the_key(tile):
+    assert set(TILES[tile]) == {field.name for field in dataclasses.fields(tile)}, "a field has no change listed"
+    base = KernelSpec(softmax="exact") if isinstance(tile, TileConfig) else BackwardSpec()
+    tiles = [tile, *(dataclasses.replace(tile, **{name: value}) for name, value in TILES[tile].items())]
+    keys = [key(dataclasses.replace(base, tile=t)) for t in tiles]
+    assert len(set(keys)) == len(keys)
+
+
+def test_specs_that_compare_equal_in_python_but_differ_in_type_are_refused_not_confused():
+    with pytest.raises(ValueError, match="layers"):
+        KernelSpec(layers=True)
+    with pytest.raises(TypeError, match="sink"):
+        KernelSpec(sink=1)
+
+
+@pytest.mark.parametrize("spec", [FORWARD, BACKWARD], ids=["forward", "backward"])
+def test_a_spec_survives_the_way_through_json(spec):
+    for s in [spec, *(dataclasses.replace(spec, **c) for c in CHANGES[spec].values() if c)]:
+        again = parse_spec(json.dumps(json.loads(s.canonical()), indent=3))
+        assert again == s
+        assert key(again) == key(s)
+
+
+def test_keys_are_equal_across_processes_and_hash_seeds():
+    program = (
+        "import sys; from cute_attn.jit.fingerprint import key, parse_spec; "
+        "print(*[key(parse_spec(text)) for text in sys.argv[1:]])"
+    )
+    texts = [FORWARD.canonical(), BACKWARD.canonical()]
+    for seed in ("0", "4711"):
+        result = subprocess.run(
+            [sys.executable, "-c", program, *texts],
+            capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONHASHSEED": seed},
+        )  # fmt: skip
+        assert result.stdout.split() == [key(FORWARD), key(BACKWARD)], result.stderr
+
+
+def test_the_sources_the_packages_and_the_architecture_change_the_key(monkeypatch):
+    before = key(FORWARD)
+    for name, value in (
+        ("_sources", lambda op: "other"),
+        ("_packages", lambda: {"nvidia-cutlass-dsl": "0"}),
+        ("ARCHITECTURE", "sm_100a"),
+        ("FORMAT", 0),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(fingerprint, name, value)
+            assert key(FORWARD) != before, name
+    assert key(FORWARD) == before
+
+
+def test_the_fingerprint_covers_the_sources_of_the_operation_and_no_launcher(monkeypatch, tmp_path):
+    files = {
+        "fwd": ["fwd/kernel.py", "fwd/arguments.py", "sm90/ptx.py", "jit/spec.py", "jit/compile.py"],
+        "bwd": [
+            "bwd/kernel.py",
+            "bwd/arguments.py",
+            "sm90/ptx.py",
+            "jit/spec.py",
+            "jit/backward_spec.py",
+            "jit/compile.py",
+        ],
+    }
+    names = sorted({"fwd/launch.py", "bwd/launch.py"}.union(*files.values()))
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("before")
+    monkeypatch.setattr(fingerprint, "__file__", str(tmp_path / "jit" / "fingerprint.py"))
+    sources = fingerprint._sources.__wrapped__
+    for op, own in files.items():
+        for name in names:
+            before = sources(op)
+            (tmp_path / name).write_text("after")
+            assert (sources(op) != before) == (name in own), (op, name)
+            (tmp_path / name).write_text("before")
+
+
+def test_run_time_values_compile_nothing_new(compiles, monkeypatch):
+    """Lengths that are whole tiles, batch, heads, strides, scale, the softcap's value and the sink's are run-time."""
+    import torch
+
+    from cute_attn import sim
+    from cute_attn.fwd.launch import forward
+    from cute_attn.mask import causal
+
+    monkeypatch.setattr(sim, "run", lambda *arguments, **options: None)
+    for batch, rows, heads_q, heads_k, scale in ((1, 256, 2, 1, 0.1), (2, 512, 6, 3, 0.7), (1, 1024, 4, 4, 1.0)):
+        q = torch.randn(batch, rows, heads_q, 128, dtype=torch.bfloat16)
+        k, v = torch.randn(2, batch, rows, heads_k, 128, dtype=torch.bfloat16)
+        for softcap in (0.0, 10 * scale):
+            forward(q, k, v, causal(rows), softmax_scale=scale, softcap=softcap, runtime="sim")
+    assert len(compiles) == 2, compiles
+    assert {spec.score for spec in compiles} == {"plain", "softcap"}
