@@ -20,8 +20,8 @@ from .memory import Fault
 
 if TYPE_CHECKING:
     from .cta import CTA, Cluster
-    from .engine import Machine
     from .groups import Group
+    from .machine import Machine
 
 MAX_DYNAMIC_SHARED = 227 * 1024
 
@@ -123,13 +123,17 @@ class Block:
 
     # ------------------------------------------------------------------ clusters
 
-    def peer(self, rank: int) -> CTA:
-        if not 0 <= rank < len(self.cluster.ctas):
-            raise Fault(OutOfBounds, f"shared address of CTA {rank} in a cluster of {len(self.cluster.ctas)}")
-        peer = self.cluster.ctas[rank]
-        if peer is not self and not any(peer.live):
-            raise Fault(OutOfBounds, f"CTA {rank} of the cluster has ended: its shared memory is gone", f"CTA {rank}")
-        return peer
+    def peer(self, rank: int, offset: int) -> CTA:
+        """The CTA of the cluster with this rank, for an access at `offset` of its shared memory."""
+        ctas = self.cluster.ctas
+        if rank == self.rank:
+            return ctas[rank]
+        subject = f"shared {offset:#x} of CTA {rank}"
+        if not 0 <= rank < len(ctas):
+            raise Fault(OutOfBounds, f"access to {subject} in a cluster of {len(ctas)}", subject)
+        if not any(ctas[rank].live):
+            raise Fault(OutOfBounds, f"access to {subject} of the cluster, which has ended", subject)
+        return ctas[rank]
 
     def mapa(self, address: np.ndarray, rank: np.ndarray) -> np.ndarray:
         kind = address.dtype.type

@@ -169,7 +169,7 @@ def _start_load(
     offset = barrier & OFFSET_MASK
     targets = []
     for rank in ranks:
-        peer = c.peer(rank)
+        peer = c.peer(rank, to & OFFSET_MASK)
         home = rank if multicast else barrier >> RANK_SHIFT
         targets.append((peer, to & OFFSET_MASK, mbarrier_at(c, home << RANK_SHIFT | offset)[1]))
     label = f"PTX line {c.program.kernel.instructions[site].line}, warp {g.warps[0]}"

@@ -73,7 +73,8 @@ class LoadStore(Block):
             result = np.empty(address.shape, "c16" if size == 16 else f"u{size}")
             for rank in np.unique(ranks).tolist():
                 here = ranks == rank
-                result[here] = self.peer(rank).shared.load(address[here] & OFFSET_MASK, size)
+                offsets = address[here] & OFFSET_MASK
+                result[here] = self.peer(rank, int(offsets[0])).shared.load(offsets, size)
             return result
         if space == "param":
             offset = address - PARAM_BASE
@@ -177,7 +178,9 @@ class LoadStore(Block):
             for rank in np.unique(ranks).tolist():
                 here = ranks == rank
                 who = np.broadcast_to(warps, address.shape)[here]
-                self.peer(rank).shared.store(address[here] & OFFSET_MASK, size, words[here], who, self.releases[who])
+                offsets = address[here] & OFFSET_MASK
+                peer = self.peer(rank, int(offsets[0]))
+                peer.shared.store(offsets, size, words[here], who, self.releases[who])
         elif space == "local":
             local, index = self._local(g, address, size)
             local[index[..., None] + np.arange(size)] = np.ascontiguousarray(words)[..., None].view(np.uint8)

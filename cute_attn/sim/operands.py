@@ -58,8 +58,8 @@ def nothing(c: CTA, g: Group, node: Node) -> bool:
 
 def mbarrier_at(c: CTA, address: int) -> tuple[CTA, MBarrier]:
     """The mbarrier at a shared address, here or in a peer."""
-    peer = c.peer(address >> RANK_SHIFT)
     offset = address & OFFSET_MASK
+    peer = c.peer(address >> RANK_SHIFT, offset)
     barrier = peer.mbarriers.get(offset)
     if barrier is None:
         if offset % 8:

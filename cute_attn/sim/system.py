@@ -199,7 +199,8 @@ def mbarrier_init(c: CTA, g: Group, node: Node) -> bool:
     try:
         for one, expected in dict(zip(address(c, g).tolist(), count(c, g).tolist(), strict=True)).items():
             offset = one & OFFSET_MASK
-            c.peer(one >> RANK_SHIFT)
+            if one >> RANK_SHIFT != c.rank:
+                raise Fault(OutOfBounds, f"an mbarrier is initialised in CTA {one >> RANK_SHIFT} from CTA {c.rank}")
             c.shared.check(np.array([offset]), 8)
             if not 0 < expected < 1 << 20:
                 raise Fault(OutOfBounds, f"an mbarrier of {expected} arrivals", f"mbarrier {offset:#x}")
