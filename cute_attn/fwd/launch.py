@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from typing import Any
 
 import torch
 
@@ -73,8 +74,8 @@ def forward(
         return out.zero_(), lse, max_logits
     score, score_factor, exp2_factor = _score(softmax_scale, softcap)
     layers, has_lower, has_upper = mask_kind(schedule.layers, schedule.has_lower, schedule.has_upper)
-    spec = KernelSpec(
-        dtype=DTYPES[q.dtype],  # type: ignore[arg-type]
+    spec = _spec(
+        dtype=DTYPES[q.dtype],
         head_dim=dims[0],
         head_dim_v=dims[1],
         layers=layers,
@@ -108,12 +109,14 @@ def in_kernel_form(name: str, x: torch.Tensor) -> torch.Tensor:
     A tensor that is not so is copied once, which the log `cute_attn.copy` shows; strides of dimensions of size 1 never
     matter.
     """
-    wanted = [stride if size > 1 else 8 for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True)]
-    if (x.stride(-1) != 1 and x.shape[-1] > 1) or any(s % 8 for s in wanted) or x.data_ptr() % 16:
+    *outer, last = x.stride()
+    if last == 1 and not any(stride % 8 for stride in outer) and x.data_ptr() % 16 == 0:
+        return x
+    wanted = (*(8 if size == 1 else stride for size, stride in zip(x.shape, outer, strict=False)), 1)
+    if last != 1 or any(stride % 8 for stride in wanted[:-1]) or x.data_ptr() % 16:
         log.info("copying %s of shape %s: strides %s do not fit TMA", name, tuple(x.shape), x.stride())
-        x = x.contiguous() if not x.is_contiguous() else x.clone()
-        wanted = [stride if size > 1 else 8 for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True)]
-    return x if x.stride() == (*wanted, 1) else x.as_strided(x.shape, (*wanted, 1))
+        return x.clone(memory_format=torch.contiguous_format)
+    return x.as_strided(x.shape, wanted)
 
 
 def kernel_dims(head_dim: int, head_dim_v: int) -> tuple[int, int]:
@@ -142,6 +145,12 @@ def _score(scale: float, softcap: float) -> tuple[Score, float, float]:
     if PLAIN_SCALES[0] <= scale <= PLAIN_SCALES[1]:
         return "plain", 1.0, scale * LOG2_E
     return "scaled", scale, LOG2_E
+
+
+@functools.cache
+def _spec(**fields: Any) -> KernelSpec:
+    """A spec, checked once."""
+    return KernelSpec(**fields)
 
 
 @functools.cache
