@@ -21,7 +21,7 @@ from cute_attn.dist import (
 from cute_attn.dist.placement import rank_areas
 from cute_attn.dist.predict import choose_mover, predict_movers
 from cute_attn.dist.workload import lognormal_documents
-from cute_attn.mask import builders, packed
+from cute_attn.mask import IntervalMask, builders, packed
 
 ALGS = [MinHeapDispatchAlg(), ContiguousDispatchAlg(), ZigzagDispatchAlg(), LocalityDispatchAlg(), AutoDispatchAlg()]
 
@@ -263,3 +263,13 @@ def test_queries_are_placed_near_keys_that_stay():
     )
     assert balance(shifted, query) <= 1.05
     assert 2 * rows_received(shifted, query, key) <= rows_received(shifted, blind, key)
+
+
+def test_chunks_that_need_many_scattered_keys_are_placed_too():
+    blocks = (torch.rand(64, 64) < 0.3).nonzero() * 64
+    ranges = [torch.stack([x, x + 64], 1) for x in blocks.unbind(1)]
+    mask = IntervalMask.from_slices(*ranges, None, 4096, 4096)
+    assert mask.layers > 8
+    query, key = place(mask, 4, 64, config=DispatchConfig(LocalityDispatchAlg()))
+    assert balance(mask, query) <= 1.05
+    assert rows_received(mask, query, key) <= 3 * 4096
