@@ -82,7 +82,7 @@ class NamedBarrier:
     expected: int = 0
     arrived: int = 0
     waiters: list[Any] = field(default_factory=list)
-    value: int | None = None  # of bar.red
+    everyone: bool = False  # it came without a count: warps that end are not waited for
 
     def __str__(self) -> str:
         return f"barrier {self.number}: {self.arrived} of {self.expected} threads"
@@ -100,7 +100,11 @@ class NamedBarrier:
         self.arrived += threads
         if self.arrived > expected:
             raise Fault(OverArrival, f"{self.arrived} threads arrive where {expected} are expected", self.subject)
-        if self.arrived < expected:
+        return self.complete()
+
+    def complete(self) -> list[Any] | None:
+        """Whom to wake if enough have arrived, None if not."""
+        if self.arrived < self.expected:
             return None
         self.arrived, woken, self.waiters = 0, self.waiters, []
         return woken

@@ -15,6 +15,7 @@ from .errors import (
     Place,
     SimError,
 )
+from .groups import WARP
 from .lanes import Warpgroup
 from .memory import Fault
 
@@ -44,7 +45,6 @@ class Block:
             for i in range(groups)
         ]
         self.live = [wg.everyone for wg in self.warpgroups]
-        self.live_warps = -(-self.threads_total // 32)
         self.mbarriers: dict[int, MBarrier] = {}
         self.barriers = [NamedBarrier(i) for i in range(16)]
         self.ready: list[Group] = []
@@ -56,8 +56,8 @@ class Block:
         self.special = self._special()
 
     def threads_rounded(self) -> int:
-        """Threads of the CTA in whole warps."""
-        return 32 * self.live_warps
+        """Threads of the CTA that have not ended, in whole warps."""
+        return 32 * sum(bool(live >> shift & WARP) for live in self.live for shift in (0, 32, 64, 96))
 
     def release(self, g: Group) -> None:
         """These warps make what they wrote visible to others: a barrier arrival."""

@@ -74,3 +74,8 @@ class Flow(Lifecycle):
         cta.live[wg.index] &= ~g.mask
         if not any(cta.live):
             self.finish(cta)
+            return
+        for barrier in cta.barriers:
+            if barrier.everyone and barrier.arrived:
+                barrier.expected = cta.threads_rounded()
+                self.wake(barrier.complete() or [])

@@ -32,7 +32,7 @@ class Join:
 class Group:
     """Lanes of one warpgroup at one place of the program."""
 
-    __slots__ = ("cta", "deferred", "join", "lanes", "mask", "pc", "polled", "waits", "wg")
+    __slots__ = ("cta", "deferred", "denied", "join", "lanes", "mask", "pc", "polled", "waits", "wg")
 
     def __init__(self, cta: Any, wg: Warpgroup, mask: int, pc: int, join: Join | None):
         self.cta, self.wg, self.pc, self.join = cta, wg, pc, join
@@ -41,6 +41,7 @@ class Group:
         self.waits: Any = None  # what it waits on, for the report of a deadlock
         self.polled = (-1, -1)  # node and progress at its last unsuccessful poll
         self.deferred = False
+        self.denied = -1  # the node of a look at a barrier that was told no too early
 
     def resize(self, mask: int) -> None:
         self.mask = mask

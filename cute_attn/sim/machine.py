@@ -38,7 +38,6 @@ class Machine:
         self.stalled: list[Group] = []  # polls that wait for any progress
         self.progress = 0
         self.woken = 0  # groups woken by the operation that runs
-        self.denied: set[tuple[int, int]] = set()  # looks that were told no too early, once each
         self.statistics = dict.fromkeys(("ctas", "segments", "lane_instructions", "wgmmas", "copies"), 0)
         self.warnings: dict[str, None] = {}
         self.reducers: dict[str, int] = {}
@@ -109,12 +108,9 @@ class Machine:
         """Whether a look at a barrier is answered with no although its phase is over: legal, and hostile."""
         if self.mode == "eager" or (self.mode == "random" and self.random.random() < 0.5):
             return False
-        key = (id(g), g.pc)
-        if key in self.denied:
-            self.denied.remove(key)
-            return False
-        self.denied.add(key)
-        return True
+        again = g.denied == g.pc
+        g.denied = -1 if again else g.pc
+        return not again
 
     def poll(self, g: Group) -> bool:
         """Whether an unsuccessful poll may go round again: only if something happened since the last."""

@@ -94,6 +94,7 @@ def barrier_sync(c: CTA, g: Group, node: Node) -> bool:
     if operands is None:
         return False
     barrier = c.barriers[operands[0]]
+    barrier.everyone = node.detail[1][1] is None
     c.release(g)
     g.pc = node.next  # it goes on behind the barrier when it is woken
     try:

@@ -119,6 +119,16 @@ def test_a_barrier_with_too_few_threads_deadlocks():
         run("bar.sync 3, 96;", block=64)
 
 
+@every_mode
+def test_a_barrier_of_the_whole_cta_does_not_wait_for_warps_that_ended(mode):
+    out = np.zeros(64, np.uint32)
+    body = """
+    setp.eq.u32 %p1, %warp, 1; @%p1 ret; bar.sync 0; setp.eq.u32 %p1, %warp, 0; @%p1 ret; bar.sync 0;
+    mad.wide.u32 %o, %lane, 4, %a0; st.global.u32 [%o], 1;"""
+    run(body, out, block=128, mode=mode)
+    np.testing.assert_array_equal(out, np.arange(64) < 32)
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
