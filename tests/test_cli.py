@@ -89,6 +89,12 @@ def test_show_writes_a_png(run, tmp_path):
         (["show", "--mask", "causal", "--slice", "0:4,0:4"], ["give either --mask or --slice"]),
         (["show", "--mask", "diagonal"], ["unknown mask 'diagonal'", "there are: bidirectional_runs"]),
         (["show", "--mask", "causal:shift=1"], ["mask causal has no argument 'shift'", "align, offset"]),
+        (
+            ["show", "--mask", "block_causal:block_size=abc"],
+            ["mask block_causal: block_size must be an int, got 'abc'"],
+        ),
+        (["show", "--mask", "causal", "--seqlen-q", "4", "--seqlen-k", "99999999999"], ["seqlen_k must be below 2^31"]),
+        (["show", "--slice", "0:99999999999,0:4"], ["q_ranges[0]", "end must be below 2^31"]),
         (["show", "--mask", "causal", "--seqlen-q", "0"], ["--seqlen-q", "x>=1"]),
         (["show", "--mask", "causal", "--batch", "2"], ["batch must be below the mask's batch 1, got 2"]),
         (["show", "--mask", "causal", "--tile", "128"], ["--tile", "ROWSxKEYS such as 128x128, got '128'"]),

@@ -110,7 +110,7 @@ def prefix_lm(
 
     prefix_length: number of keys, or one a batch element as a list or 1-D tensor.
     """
-    if isinstance(prefix_length, int):
+    if isinstance(prefix_length, int) and not isinstance(prefix_length, bool):
         prefix_length = [prefix_length]
     prefix = check_integers("prefix_length", prefix_length, device)
     if prefix.ndim != 1 or prefix.numel() < 1 or bool((prefix < 0).any()):

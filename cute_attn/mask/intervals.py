@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .checks import check_tile
 from .ranges import RangesLike
 from .slices import expand_slices, union_of_slices
 from .union import stack_layers, unite
@@ -49,8 +50,7 @@ class IntervalMask:
             )
         if lo.device != hi.device:
             raise ValueError(f"lo and hi must be on one device, got {lo.device} and {hi.device}")
-        if isinstance(self.seqlen_k, bool) or not isinstance(self.seqlen_k, int) or self.seqlen_k < 0:
-            raise ValueError(f"seqlen_k must be an int >= 0, got {self.seqlen_k!r}")
+        _check_seqlen_k(self.seqlen_k)
         good = (lo >= 0).all() & (lo <= hi).all() & (hi <= self.seqlen_k).all()
         if lo.shape[1] > 1:
             follows_gap = (lo[:, :-1] < hi[:, :-1]) & (hi[:, :-1] < lo[:, 1:])
@@ -99,6 +99,10 @@ class IntervalMask:
                 "lo and hi must both have shape (seqlen_q,), (layers, seqlen_q) or (batch, layers, seqlen_q), "
                 f"got {tuple(lo.shape)} and {tuple(hi.shape)}"
             )
+        if lo.device != hi.device:
+            raise ValueError(f"lo and hi must be on one device, got {lo.device} and {hi.device}")
+        _check_seqlen_k(seqlen_k)
+        lo, hi = (x if x.dtype in (torch.int32, torch.int64) else x.long() for x in (lo, hi))
         while lo.ndim < 3:
             lo, hi = lo[None], hi[None]
         lo, hi = lo.clamp(0, seqlen_k), hi.clamp(0, seqlen_k)
@@ -151,6 +155,7 @@ class IntervalMask:
         """The tile schedule for `(rows, keys)` tiles, made once and kept."""
         from .tiles import TileSchedule
 
+        tile = check_tile(tile)
         if tile not in self._schedules:
             self._schedules[tile] = TileSchedule.from_mask(self, tile)
         return self._schedules[tile]
@@ -233,11 +238,12 @@ class IntervalMask:
         `hi'` alike. Intervals whose gap was not gathered unite. Any other order raises ValueError.
         """
         _check_integers("positions", positions, one_dimension=True)
-        positions = positions.to(self.device, torch.int32).contiguous()
+        positions = positions.to(self.device, torch.int64)
         if positions.numel() and not bool(
             (positions[1:] > positions[:-1]).all() & (positions[0] >= 0) & (positions[-1] < self.seqlen_k)
         ):
             raise ValueError(f"positions must be strictly ascending keys in [0, {self.seqlen_k})")
+        positions = positions.int().contiguous()
         lo, hi = (torch.searchsorted(positions, x.contiguous(), out_int32=True) for x in (self.lo, self.hi))
         return IntervalMask.from_intervals(lo, hi, positions.numel())
 
@@ -256,6 +262,11 @@ def _check_integers(name: str, value: object, one_dimension: bool = False) -> No
         raise TypeError(f"{wanted}, got {value.dtype}")
     if one_dimension and value.ndim != 1:
         raise TypeError(f"{wanted}, got shape {tuple(value.shape)}")
+
+
+def _check_seqlen_k(seqlen_k: object) -> None:
+    if isinstance(seqlen_k, bool) or not isinstance(seqlen_k, int) or not 0 <= seqlen_k < 1 << 31:
+        raise ValueError(f"seqlen_k must be an int >= 0 and below 2^31, got {seqlen_k!r}")
 
 
 def _padded(x: torch.Tensor, layers: int) -> torch.Tensor:

@@ -53,7 +53,10 @@ def from_spec(
     missing = [k for k in keys if inspect.signature(builder).parameters[k].default is inspect.Parameter.empty]
     if not set(missing) <= set(arguments):
         raise ValueError(f"mask {name} needs {', '.join(missing)}; for example --mask {name}:{missing[0]}=...")
-    return builder(seqlen_q, seqlen_k, device=device, **arguments)
+    try:
+        return builder(seqlen_q, seqlen_k, device=device, **arguments)
+    except TypeError as error:  # to a builder it is the wrong type, here it is the wrong text
+        raise ValueError(f"mask {name}: {error}") from None
 
 
 _LISTS = {"bidirectional_mask", "cu_seqlens", "cu_seqlens_k", "lengths", "positions", "segment_ids", "segment_ids_k"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from .builders import Device, causal
-from .checks import Integers, check_integers, check_lengths, device_of
+from .checks import Integers, check_flag, check_integers, check_lengths, device_of
 from .intervals import IntervalMask
 from .ranges import RangesLike, ranges_tensor
 from .union import stack_layers
@@ -81,13 +81,14 @@ def bidirectional_runs(
     seqlen_q, seqlen_k = check_lengths(seqlen_q, seqlen_k)
     if seqlen_q > seqlen_k:
         raise ValueError(f"bidirectional_runs needs seqlen_q <= seqlen_k, got {seqlen_q} and {seqlen_k}")
+    check_flag("causal_outside", causal_outside)
     if (bidirectional_mask is None) == (runs is None):
         raise ValueError("bidirectional_runs takes exactly one of bidirectional_mask and runs")
     device = device_of(device, bidirectional_mask, runs, segment_ids)
     if runs is not None:
         member = _run_of_each_key(runs, seqlen_k, device)
     else:
-        member = _per_token("bidirectional_mask", bidirectional_mask, seqlen_k, device)
+        member = _per_token("bidirectional_mask", bidirectional_mask, seqlen_k, device, takes_bools=True)
         if bool(((member != 0) & (member != 1)).any()):
             raise ValueError("bidirectional_mask must hold zeros and ones")
     changes = torch.zeros_like(member, dtype=torch.bool)
@@ -166,9 +167,9 @@ def _cumulative(name: str, value: Integers, seqlen: int, device: Device) -> torc
     return cu.contiguous()
 
 
-def _per_token(name: str, value: object, seqlen: int, device: Device) -> torch.Tensor:
+def _per_token(name: str, value: object, seqlen: int, device: Device, *, takes_bools: bool = False) -> torch.Tensor:
     """Checked numbers for each token, int64 `(batch, seqlen)`."""
-    ids = check_integers(name, value, device)
+    ids = check_integers(name, value, device, takes_bools=takes_bools)
     if ids.ndim not in (1, 2) or ids.shape[-1] != seqlen or (ids.ndim == 2 and len(ids) == 0):
         raise ValueError(f"{name} must have shape ({seqlen},) or (batch, {seqlen}), got {tuple(ids.shape)}")
     return ids.reshape(-1, seqlen) if seqlen else ids.reshape(max(1, len(ids)), 0)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
-from typing import overload
+from typing import Any, TypeVar, overload
 
 import torch
 
 __all__ = ["AttnMaskType", "AttnRange", "AttnRanges", "RangesLike", "ranges_tensor", "types_tensor"]
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, order=True)
@@ -28,16 +30,20 @@ class AttnRange:
                 raise TypeError(f"AttnRange: {name} must be an int, got {value!r} of type {type(value).__name__}")
         if self.start < 0 or self.start > self.end:
             raise ValueError(f"AttnRange: 0 <= start <= end must hold, got [{self.start}, {self.end})")
+        if self.end >= 1 << 31:
+            raise ValueError(f"AttnRange: end must be below 2^31, got {self.end}")
 
     @classmethod
     def from_range(cls, pair: AttnRange | Sequence[int]) -> AttnRange:
         """From `[start, end]` or another AttnRange."""
         if isinstance(pair, AttnRange):
             return pair
+        if not hasattr(pair, "__len__") or isinstance(pair, (str, bytes)):
+            raise TypeError(f"AttnRange: expected [start, end], got {pair!r} of type {type(pair).__name__}")
         if len(pair) != 2:
             raise ValueError(f"AttnRange: expected [start, end], got {len(pair)} numbers: {list(pair)}")
-        # NumPy's and torch's integers become ints; a float stays one and is refused
-        return cls(*(operator.index(end) if hasattr(end, "__index__") else end for end in pair))
+        # NumPy's and torch's integers become ints; a float or bool stays one and is refused
+        return cls(*(operator.index(x) if hasattr(x, "__index__") and not isinstance(x, bool) else x for x in pair))
 
     @property
     def seqlen(self) -> int:
@@ -129,6 +135,8 @@ class AttnMaskType(Enum):
 
     @classmethod
     def from_int_type(cls, value: int) -> AttnMaskType:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"AttnMaskType: expected an int 0..3, got {value!r} of type {type(value).__name__}")
         if value not in range(4):
             raise ValueError(f"AttnMaskType: expected 0 full, 1 causal, 2 inv_causal or 3 bi_causal, got {value}")
         return _TYPES[value]
@@ -144,7 +152,7 @@ class AttnMaskType(Enum):
             except ValueError:
                 names = ", ".join(repr(t.value) for t in cls)
                 raise ValueError(f"AttnMaskType: unknown name {value!r}; allowed: {names}") from None
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int):
             return cls.from_int_type(value)
         raise TypeError(f"AttnMaskType: expected an AttnMaskType, a name or 0..3, got {type(value).__name__}")
 
@@ -161,7 +169,7 @@ def ranges_tensor(name: str, ranges: RangesLike, device: torch.device | str | No
     elif not isinstance(ranges, torch.Tensor):
         if isinstance(ranges, (str, bytes)) or not isinstance(ranges, Sequence):
             raise TypeError(f"{name} must be a tensor, AttnRanges or a list of pairs, got {type(ranges).__name__}")
-        ranges = AttnRanges(ranges).to_tensor() if len(ranges) else torch.empty(0, 2, dtype=torch.int32)
+        ranges = AttnRanges(_each(name, ranges, AttnRange.from_range)).to_tensor()
     if ranges.dtype.is_floating_point or ranges.dtype.is_complex or ranges.dtype == torch.bool:
         raise TypeError(f"{name} must hold integers, got {ranges.dtype}")
     if ranges.ndim != 2 or ranges.shape[1] != 2:
@@ -178,11 +186,24 @@ def types_tensor(name: str, types: object, count: int, device: torch.device | st
             raise TypeError(f"{name} must hold integers, got {types.dtype}")
         tensor = types
     elif isinstance(types, (str, int, AttnMaskType)):
-        tensor = torch.full((count,), AttnMaskType.parse(types).to_int_type())
+        tensor = torch.full((count,), _read(name, types, AttnMaskType.parse).to_int_type())
     elif isinstance(types, Sequence):
-        tensor = torch.tensor([AttnMaskType.parse(t).to_int_type() for t in types], dtype=torch.int64)
+        kinds = _each(name, types, AttnMaskType.parse)
+        tensor = torch.tensor([kind.to_int_type() for kind in kinds], dtype=torch.int64)
     else:
         raise TypeError(f"{name} must be None, a tensor, a type or a list of types, got {type(types).__name__}")
     if tensor.shape != (count,):
         raise ValueError(f"{name} must have shape ({count},), one type a slice, got {tuple(tensor.shape)}")
     return tensor.to(device=device or tensor.device, dtype=torch.int64)
+
+
+def _each(name: str, items: Sequence[Any], read: Callable[[Any], Value]) -> list[Value]:
+    return [_read(f"{name}[{index}]", item, read) for index, item in enumerate(items)]
+
+
+def _read(name: str, item: Any, read: Callable[[Any], Value]) -> Value:
+    """What `read` makes of an item; its errors say which argument they are about."""
+    try:
+        return read(item)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None

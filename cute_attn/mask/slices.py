@@ -54,8 +54,8 @@ def expand_slices(
     for name, ranges, seqlen in (("q", q, seqlen_q), ("k", k, seqlen_k)):
         if seqlen is None:
             seqlen = int(ranges.max()) if len(ranges) else 0
-        if isinstance(seqlen, bool) or not isinstance(seqlen, int) or seqlen < 0:
-            raise ValueError(f"seqlen_{name} must be an int >= 0, got {seqlen!r}")
+        if isinstance(seqlen, bool) or not isinstance(seqlen, int) or not 0 <= seqlen < 1 << 31:
+            raise ValueError(f"seqlen_{name} must be an int >= 0 and below 2^31, got {seqlen!r}")
         lengths.append(seqlen)
     _check(q, k, types, *lengths)
     inverse, causal = types >> 1, types & 1

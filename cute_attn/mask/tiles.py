@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from .checks import check_tile
+
 if TYPE_CHECKING:
     from .intervals import IntervalMask
 
@@ -58,9 +60,7 @@ class TileSchedule:
     @classmethod
     def from_mask(cls, mask: IntervalMask, tile: tuple[int, int] = (128, 128)) -> TileSchedule:
         """Lowers an interval mask to tiles of `(rows, keys)`; ValueError for a tile that is not two ints >= 1."""
-        if len(tile) != 2 or any(isinstance(x, bool) or not isinstance(x, int) or x < 1 for x in tile):
-            raise ValueError(f"tile must be (rows, keys), two ints >= 1, got {tile!r}")
-        tile = (tile[0], tile[1])
+        tile = check_tile(tile)
         grid = _Grid(mask.batch, -(-mask.seqlen_q // tile[0]), -(-mask.seqlen_k // tile[1]), mask.layers)
         segments = _classify(mask, tile, grid)
         has_lower = bool((mask.lo > 0).any())

@@ -188,6 +188,13 @@ def test_schedules_are_made_once_per_tile():
     assert mask.schedule((64, 128)) is not mask.schedule()
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16])
+def test_intervals_in_a_small_dtype_may_lie_in_a_long_sequence(dtype):
+    lo, hi = torch.tensor([0, 3], dtype=dtype), torch.tensor([5, 9], dtype=dtype)
+    mask = IntervalMask.from_intervals(lo, hi, 100_000)
+    assert (mask.lo.tolist(), mask.hi.tolist()) == ([[[0, 3]]], [[[5, 9]]])
+
+
 # ---------------------------------------------------------------- bad input
 
 
@@ -210,7 +217,8 @@ bad_masks = [
     (lambda: IntervalMask(tensor([0], [1]), tensor([1], [2]), 4), ValueError, "not touching"),
     (lambda: IntervalMask(tensor([2], [0]), tensor([3], [1]), 4), ValueError, "sorted"),
     (lambda: IntervalMask(tensor([0], [2]), tensor([0], [3]), 4), ValueError, "empty ones last"),
-    (lambda: IntervalMask(tensor([0]), tensor([1]), -1), ValueError, "seqlen_k must be an int >= 0, got -1"),
+    (lambda: IntervalMask(tensor([0]), tensor([1]), -1), ValueError, "seqlen_k must be an int >= 0 and .*, got -1"),
+    (lambda: IntervalMask(tensor([0]), tensor([1]), 1 << 31), ValueError, "below 2.31, got 2147483648"),
     (lambda: IntervalMask(tensor([0]), tensor([1]), True), ValueError, "seqlen_k must be an int >= 0"),
     (lambda: IntervalMask(tensor([0]), tensor([1]).to("meta"), 4), ValueError, "one device, got cpu and meta"),
     (
@@ -222,6 +230,13 @@ bad_masks = [
     (lambda: IntervalMask.from_intervals([0], [1], 4), TypeError, "lo must be a tensor of integers, got list"),
     (lambda: IntervalMask.from_intervals(tensor([0]), tensor([1]), 2.5), ValueError, "seqlen_k must be an int >= 0"),
     (lambda: IntervalMask.from_intervals(tensor([0]), tensor([1]), -1), ValueError, "seqlen_k must be an int >= 0"),
+    (lambda: IntervalMask.from_intervals(tensor([0]), tensor([1]), "4"), ValueError, "seqlen_k must be an int >= 0"),
+    (lambda: IntervalMask.from_intervals(tensor([0]), tensor([1]), (1 << 32) + 8), ValueError, "below 2.31"),
+    (
+        lambda: IntervalMask.from_intervals(tensor([0]), tensor([1]).to("meta"), 4),
+        ValueError,
+        "one device, got cpu and meta",
+    ),
 ]
 
 
@@ -243,6 +258,8 @@ bad_operations = [
     (lambda m: m.permute_rows([0, 1]), TypeError, "order must be a 1-D integer tensor, got list"),
     (lambda m: m.remap(torch.tensor([1, 0])), ValueError, "positions must be strictly ascending"),
     (lambda m: m.remap(torch.tensor([1, 1])), ValueError, "positions must be strictly ascending"),
+    (lambda m: m.remap(torch.tensor([0, (1 << 32) + 1])), ValueError, r"keys in \[0, 5\)"),
+    (lambda m: m.schedule(128), ValueError, "tile must be .* got 128"),
     (lambda m: m.remap(torch.tensor([0, 5])), ValueError, r"keys in \[0, 5\)"),
     (lambda m: m.remap(torch.zeros(1, 2, dtype=torch.int64)), TypeError, "positions must be a 1-D integer tensor"),
     (lambda m: m.remap([0, 1]), TypeError, "positions must be a 1-D integer tensor, got list"),

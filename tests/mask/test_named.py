@@ -64,6 +64,11 @@ def test_lengths_of_queries_and_keys_may_differ():
         ("block_causal", "mask block_causal needs block_size; for example --mask block_causal:block_size="),
         ("documents", "exactly one of cu_seqlens and segment_ids"),
         ("chunked_causal:chunk_size=0", "chunk_size must be positive"),
+        ("block_causal:block_size=abc", "mask block_causal: block_size must be an int, got 'abc'"),
+        ("sliding_window:left=1/2,right=0", r"mask sliding_window: left must be an int, got \[1, 2\]"),
+        ("causal:offset=true", "mask causal: offset must be an int, got True"),
+        ("causal:offset=99999999999999999999", "offset must be below 2.31"),
+        ("bidirectional_runs:runs=0-2,causal_outside=no", "causal_outside must be True or False, got 'no'"),
         ("causal:device=cuda", "mask causal has no argument 'device'"),
     ],
 )

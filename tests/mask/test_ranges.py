@@ -93,6 +93,11 @@ bad_ranges = [
     (lambda: AttnRange(3, 2), ValueError, r"0 <= start <= end must hold, got \[3, 2\)"),
     (lambda: AttnRange(-1, 2), ValueError, "0 <= start <= end must hold"),
     (lambda: AttnRange.from_range([1, 2, 3]), ValueError, r"expected \[start, end\], got 3 numbers"),
+    (lambda: AttnRange(0, 1 << 31), ValueError, "end must be below 2.31, got 2147483648"),
+    (lambda: AttnRange.from_range([False, True]), TypeError, "start must be an int, got False"),
+    (lambda: AttnRange.from_range(3), TypeError, r"expected \[start, end\], got 3 of type int"),
+    (lambda: AttnMaskType.from_int_type(1.0), TypeError, "expected an int 0..3, got 1.0 of type float"),
+    (lambda: AttnMaskType.from_int_type(True), TypeError, "expected an int 0..3, got True of type bool"),
     (lambda: AttnRange.from_range([0.5, 2]), TypeError, "start must be an int, got 0.5"),
     (lambda: AttnMaskType.parse("diagonal"), ValueError, "unknown name 'diagonal'; allowed: 'full', 'causal'"),
     (lambda: AttnMaskType.parse(4), ValueError, "expected 0 full, 1 causal, 2 inv_causal or 3 bi_causal, got 4"),
@@ -122,8 +127,19 @@ bad_slices = [
     (([[0, 4]], [[0, 4]], [0, 1]), ValueError, r"attn_type_map must have shape \(1,\)"),
     (([[0, 4]], [[0, 4]], torch.tensor([0.0])), TypeError, "attn_type_map must hold integers"),
     (([[0, 4]], [[0, 4]], {}), TypeError, "attn_type_map must be None, a tensor, a type or a list"),
-    (([[0, 4]], [[0, 4]], None, -1), ValueError, "seqlen_q must be an int >= 0, got -1"),
-    (([[0, 4]], [[0, 4]], None, 8, 2.5), ValueError, "seqlen_k must be an int >= 0, got 2.5"),
+    (([[0, 4]], [[0, 4]], None, -1), ValueError, "seqlen_q must be an int >= 0 and below 2.31, got -1"),
+    (([[0, 4]], [[0, 4]], None, 8, 2.5), ValueError, "seqlen_k must be an int >= 0 and below 2.31, got 2.5"),
+    (([[0, 4]], [[0, 4]], None, 8, 1 << 31), ValueError, "seqlen_k must be an int >= 0 and below 2.31, got 2147483648"),
+    # a list names the item that is wrong
+    (([[0, 4], [4, 3]], [[0, 4]] * 2), ValueError, r"q_ranges\[1\]: .* got \[4, 3\)"),
+    (([0, 4], [[0, 4]]), TypeError, r"q_ranges\[0\]: .* expected \[start, end\], got 0 of type int"),
+    (([[0, 4]], [None]), TypeError, r"k_ranges\[0\]: .* expected \[start, end\], got None"),
+    (([[0, 4]], ["ab"]), TypeError, r"k_ranges\[0\]: .* expected \[start, end\], got 'ab'"),
+    (([[0, 4]], [[0.0, 4.0]]), TypeError, r"k_ranges\[0\]: .* start must be an int, got 0.0"),
+    (([[0, 4]], [[0, 1 << 40]]), ValueError, r"k_ranges\[0\]: .* end must be below 2.31, got 1099511627776"),
+    (([[0, 4]] * 2, [[0, 4]] * 2, [1, 4]), ValueError, r"attn_type_map\[1\]: .* 3 bi_causal, got 4"),
+    (([[0, 4]], [[0, 4]], ["round"]), ValueError, r"attn_type_map\[0\]: .* unknown name 'round'; allowed"),
+    (([[0, 4]], [[0, 4]], 7), ValueError, "attn_type_map: .* got 7"),
 ]
 
 
