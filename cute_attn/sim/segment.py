@@ -77,17 +77,21 @@ class Rows:
             return
         slots = [("sources", i) for i in range(len(group[0].sources))]
         slots += [("destinations", i) for i in range(len(group[0].destinations))]
-        columns = []
-        for name, i in slots:
-            column = [getattr(t, name)[i].operand for t in group]
-            if all(isinstance(o, Reg) for o in column) and len(set(column)) == len(column):
-                columns.append((name, i))
-                if not group[0].ordered and all(o in self.row for o in column):
+        if not group[0].ordered:
+            for slot in slots:
+                column = self._column(group, *slot)
+                if column and all(o in self.row for o in column):
                     row_of = {id(t): self.row[o] for t, o in zip(group, column, strict=True)}
                     group.sort(key=lambda t: row_of[id(t)])
                     break
-        for name, i in columns:
-            self.place([getattr(t, name)[i].operand for t in group])
+        for slot in slots:
+            self.place(self._column(group, *slot))
+
+    @staticmethod
+    def _column(group: Group, slot: str, index: int) -> list[Reg]:
+        """One operand of every member, if they are different registers; else nothing."""
+        column = [getattr(t, slot)[index].operand for t in group]
+        return column if all(isinstance(o, Reg) for o in column) and len(set(column)) == len(column) else []
 
 
 class Emitter:
