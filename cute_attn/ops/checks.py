@@ -13,6 +13,7 @@ from ..reference import compute_dtype
 __all__ = [
     "check_count",
     "check_cu_seqlens",
+    "check_ends",
     "check_flag",
     "check_integer_tensor",
     "check_packed",
@@ -26,6 +27,8 @@ __all__ = [
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 SINK_LAYOUTS = ("sh", "ssh")
+LARGEST = torch.finfo(torch.float32).max  # scores are fp32
+FAR = 1 << 31  # no two positions are further apart
 
 
 def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: str) -> None:
@@ -99,7 +102,7 @@ def check_sink(sink: torch.Tensor | None, sink_layout: str, q: torch.Tensor) -> 
         raise ValueError(f"sink_layout must be 'sh' or 'ssh', got {sink_layout!r}")
     if sink is None:
         return None
-    _check_is_tensor("sink", sink)
+    _check_is_dense("sink", sink)
     wanted = compute_dtype(q.dtype)
     if sink.dtype != wanted:
         raise TypeError(f"sink must be {wanted} with q of {q.dtype}, got {sink.dtype}")
@@ -130,13 +133,13 @@ def check_window(window_size: Sequence[int], causal: bool) -> tuple[int, int]:
             raise TypeError(f"window_size must hold two ints >= -1, got {window_size!r}")
         if bound < -1:
             raise ValueError(f"window_size must hold two ints >= -1 (-1 for unlimited), got {window_size!r}")
-    left, right = window_size
+    left, right = (min(bound, FAR) for bound in window_size)
     return (left, 0) if causal else (left, right)
 
 
 def check_integer_tensor(name: str, x: torch.Tensor, layout: str) -> None:
     """An integer tensor with the dimensions of `layout`: "(n, 2)" or "(n,)"."""
-    _check_is_tensor(name, x)
+    _check_is_dense(name, x)
     if x.dtype.is_floating_point or x.dtype.is_complex or x.dtype == torch.bool:
         raise TypeError(f"{name} must hold integers, got {x.dtype}")
     if (x.ndim, x.shape[-1] if x.ndim == 2 else 2) != ((2, 2) if layout == "(n, 2)" else (1, 2)):
@@ -146,19 +149,24 @@ def check_integer_tensor(name: str, x: torch.Tensor, layout: str) -> None:
 def check_cu_seqlens(cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor) -> None:
     """Cumulative lengths of the same number of documents; their values are checked where they are read."""
     for name, x in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
-        check_integer_tensor(name, x, "(n,)")
-        if len(x) < 1:
-            raise ValueError(f"{name} must have shape (documents + 1,), got {tuple(x.shape)}")
+        check_ends(name, x)
     if len(cu_seqlens_q) != len(cu_seqlens_k):
         raise ValueError(
             f"cu_seqlens_q and cu_seqlens_k must have one length, got {len(cu_seqlens_q)} and {len(cu_seqlens_k)}"
         )
 
 
+def check_ends(name: str, ends: torch.Tensor) -> None:
+    """Where documents begin and end: an integer tensor `(documents + 1,)`."""
+    check_integer_tensor(name, ends, "(n,)")
+    if len(ends) < 1:
+        raise ValueError(f"{name} must have shape (documents + 1,), got {tuple(ends.shape)}")
+
+
 def check_unsupported(**arguments: tuple[object, object]) -> None:
     """Arguments that exist for the sake of the signature, each given as (value, the only value allowed)."""
     for name, (value, allowed) in arguments.items():
-        if value is not allowed and (isinstance(value, torch.Tensor) or value != allowed):
+        if value is not allowed and (not isinstance(value, (int, float)) or value != allowed):
             got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
             raise ValueError(f"{name} is not supported: it must be {allowed!r}, got {got}")
 
@@ -168,11 +176,15 @@ def _check_is_tensor(name: str, x: object) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
 
 
-def _check_tensor(name: str, x: torch.Tensor) -> None:
+def _check_is_dense(name: str, x: torch.Tensor) -> None:
     _check_is_tensor(name, x)
     if x.is_nested or x.layout != torch.strided:
         kind = "a nested tensor" if x.is_nested else f"layout {x.layout}"
         raise TypeError(f"{name} must be a dense tensor, got {kind}; pack sequences and describe them by the mask")
+
+
+def _check_tensor(name: str, x: torch.Tensor) -> None:
+    _check_is_dense(name, x)
     if x.dtype not in DTYPES:
         raise TypeError(f"{name} must be bfloat16, float16, float32 or float64, got {x.dtype}")
 
@@ -180,5 +192,5 @@ def _check_tensor(name: str, x: torch.Tensor) -> None:
 def _check_finite(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
-    if not -math.inf < value < math.inf:  # also where torch.compile made it symbolic; false for NaN
-        raise ValueError(f"{name} must be finite, got {value}")
+    if not -LARGEST <= value <= LARGEST:  # also where torch.compile made it symbolic; false for NaN
+        raise ValueError(f"{name} must be finite in fp32, got {value}")

@@ -27,8 +27,8 @@ from .attention_op import attention
 from .checks import (
     check_count,
     check_cu_seqlens,
+    check_ends,
     check_flag,
-    check_integer_tensor,
     check_packed,
     check_qkv,
     check_scale,
@@ -275,7 +275,7 @@ def fa2_varlen_qkvpacked_func_with_sink(
     lengths say."""
     check_unsupported(dropout_p=(dropout_p, 0.0), alibi_slopes=(alibi_slopes, None))
     check_packed("qkv", qkv, "(total, 3, heads, d)", size=3)
-    check_integer_tensor("cu_seqlens", cu_seqlens, "(n,)")
+    check_ends("cu_seqlens", cu_seqlens)
     check_count("max_seqlen", max_seqlen)
     q, k, v = qkv.unbind(1)
     mask = _document_mask(cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, window_size, causal)

@@ -3,6 +3,7 @@
 # ruff: noqa: E501 (a table reads best with one row a line)
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -75,8 +76,10 @@ BAD_CALLS = [
     (fa3, {"k": tokens(3, 8, 2, 16)}, ValueError, "one batch size, got 2, 3 and 2"),
     (varlen3, {"q": tokens(1, 6, 4, 16)}, ValueError, "q must have shape (total, heads, head_dim), got (1, 6, 4, 16)"),
     # scalars
-    (flex, {"softmax_scale": float("inf")}, ValueError, "softmax_scale must be finite, got inf"),
-    (flex, {"softmax_scale": float("nan")}, ValueError, "softmax_scale must be finite, got nan"),
+    (flex, {"softmax_scale": float("inf")}, ValueError, "softmax_scale must be finite in fp32, got inf"),
+    (flex, {"softmax_scale": 1e39}, ValueError, "softmax_scale must be finite in fp32, got 1e+39"),
+    (flex, {"softcap": 1e39}, ValueError, "softcap must be finite in fp32, got 1e+39"),
+    (flex, {"softmax_scale": float("nan")}, ValueError, "softmax_scale must be finite in fp32, got nan"),
     (flex, {"softmax_scale": "0.1"}, TypeError, "softmax_scale must be a number, got '0.1' of type str"),
     (flex, {"softcap": -1.0}, ValueError, "softcap must be >= 0 (0 for off), got -1.0"),
     (flex, {"softcap": None}, TypeError, "softcap must be a number, got None"),
@@ -110,13 +113,14 @@ BAD_CALLS = [
     (flex, {"q_ranges": mask[:5], "k_ranges": None}, ValueError, "IntervalMask of batch 1 for 6 queries and 8 keys, got IntervalMask(batch=1, layers=1, seqlen_q=5"),
     # sinks
     (flex, {"sink": 1.0}, TypeError, "sink must be a torch.Tensor, got float"),
-    (flex, {"sink": tokens(2, 4), "sink_layout": "shd"}, ValueError, "sink_layout must be 'sh' or 'ssh', got 'shd'"),
     (flex, {"sink": tokens(2, 3)}, ValueError, "sink of layout 'sh' must have shape (s_sink, 4), got (2, 3)"),
     (flex, {"sink": tokens(4)}, ValueError, "sink of layout 'sh' must have shape (s_sink, 4), got (4,)"),
     (flex, {"sink": tokens(5, 2, 4), "sink_layout": "ssh"}, ValueError, "sink of layout 'ssh' must have shape (6, s_sink, 4), got (5, 2, 4)"),
     (fa3, {"sink": tokens(3, 6, 2, 4), "sink_layout": "ssh"}, ValueError, "(6, s_sink, 4) or (2, 6, s_sink, 4), got (3, 6, 2, 4)"),
     (flex, {"sink": tokens(2, 4, dtype=torch.float16)}, TypeError, "sink must be torch.float32 with q of torch.float32, got torch.float16"),
     (flex, {"sink": tokens(2, 4, dtype=torch.float64)}, TypeError, "sink must be torch.float32"),
+    (flex, {"sink": tokens(2, 4).to_sparse()}, TypeError, "sink must be a dense tensor, got layout torch.sparse_coo"),
+    (flex, {"sink": tokens(2, 4), "sink_layout": "shd"}, ValueError, "sink_layout must be 'sh' or 'ssh', got 'shd'"),
     (flex, {"sink": tokens(2, 4, device="meta")}, ValueError, "sink must be on the device of q, cpu, got meta"),
     # windows and documents
     (fa3, {"window_size": (3,)}, ValueError, "window_size must be (left, right), got (3,)"),
@@ -136,6 +140,7 @@ BAD_CALLS = [
     (packed2, {"qkv": tokens(2, 6, 2, 4, 16)}, ValueError, "qkv must have shape (b, s, 3, heads, d), got (2, 6, 2, 4, 16)"),
     (packed2, {"qkv": None}, TypeError, "qkv must be a torch.Tensor, got NoneType"),
     (packed3, {"qkv": tokens(2, 6, 3, 4, 16)}, ValueError, "qkv must have shape (b, s, heads_q + 2 * heads_k, d), got (2, 6, 3, 4, 16)"),
+    (fa2_varlen_qkvpacked_func_with_sink, {"qkv": tokens(6, 3, 4, 16), "cu_seqlens": torch.tensor([], dtype=torch.int32), "max_seqlen": 6}, ValueError, "cu_seqlens must have shape (documents + 1,), got (0,)"),
     (packed3, {"qkv": tokens(2, 6, 8, 16)}, ValueError, "num_heads_q must leave k and v an equal share of qkv's 8 heads, got None"),
     (packed3, {"qkv": tokens(2, 6, 8, 16), "num_heads_q": 5}, ValueError, "num_heads_q must leave k and v an equal share of qkv's 8 heads, got 5"),
     (fa2_kvpacked_func_with_sink, {"q": tokens(2, 6, 4, 16), "kv": tokens(2, 8, 3, 2, 16)}, ValueError, "kv must have shape (b, sk, 2, heads_k, d), got (2, 8, 3, 2, 16)"),
@@ -145,6 +150,7 @@ BAD_CALLS = [
     (fa2, {"alibi_slopes": tokens(4)}, ValueError, "alibi_slopes is not supported: it must be None, got a tensor of shape (4,)"),
     (varlen2, {"block_table": tokens(2, 1, dtype=torch.int32)}, ValueError, "block_table is not supported: it must be None"),
     (fa3, {"qv": tokens(2, 6, 4, 16)}, ValueError, "qv is not supported: it must be None, got a tensor of shape (2, 6, 4, 16)"),
+    (fa3, {"qv": np.zeros(3)}, ValueError, "qv is not supported: it must be None, got array"),
     (fa3, {"v_descale": tokens(2, 2)}, ValueError, "v_descale is not supported"),
     (fa3, {"attention_chunk": 64}, ValueError, "attention_chunk is not supported: it must be 0, got 64"),
     (fa3, {"num_splits": 2}, ValueError, "num_splits is not supported: it must be 1, got 2"),

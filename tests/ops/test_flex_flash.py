@@ -1,5 +1,7 @@
 """flex_flash_attn_func: any union of slices, exact and differentiable, planned once."""
 
+import inspect
+
 import pytest
 import torch
 from oracle import assert_close, dense_attention, random_slices
@@ -47,6 +49,17 @@ def assert_same_gradients(results, wanted, leaves):
     loss = (wanted[0] * dout).sum() + (wanted[1][finite] * dlse[finite]).sum()
     for i, (got, want) in enumerate(zip(grads, torch.autograd.grad(loss, leaves), strict=True)):
         assert_close(f"gradient {i}", got, want, EXACT)
+
+
+def test_the_signature_is_that_of_the_specification():
+    wanted = (
+        "q, k, v, q_ranges, k_ranges=None, max_seqlen_q=None, max_seqlen_k=None, attn_type_map=None, "
+        "softmax_scale=None, softcap=0.0, deterministic=False, sm_margin=0, disable_fwd_atomic_reduction=False, "
+        "auto_range_merge=False, *, sink=None, sink_layout='sh', return_max_logits=False"
+    )
+    signature = inspect.signature(flex_flash_attn_func)
+    plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    assert str(signature.replace(parameters=plain, return_annotation=signature.empty)) == f"({wanted})"
 
 
 @pytest.mark.parametrize("layout", [None, "sh", "ssh"])

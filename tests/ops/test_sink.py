@@ -130,6 +130,15 @@ def test_windows_are_inclusive_and_aligned_to_the_last_query_and_key(function, l
     check(function, inputs, same, mask, sink, layout, causal=causal, window_size=window_size)
 
 
+@pytest.mark.parametrize("huge", [1 << 40, (1 << 63) - 1, 1 << 70])
+def test_a_window_wider_than_any_sequence_is_unlimited(huge):
+    q, k, v = (torch.randn(1, n, 2, 8, dtype=torch.float64) for n in (5, 9, 9))
+    for window_size, same in (((huge, huge), (-1, -1)), ((huge, 0), (-1, 0)), ((1, huge), (1, -1))):
+        assert torch.equal(
+            fa3_func_with_sink(q, k, v, window_size=window_size), fa3_func_with_sink(q, k, v, window_size=same)
+        )
+
+
 def test_a_batch_may_share_its_ssh_sinks():
     inputs = [torch.randn(2, 5, 4, 8, **DOUBLE) for _ in range(3)]
     check(fa3_func_with_sink, inputs, same, window_mask([0, 5], [0, 5]), make_sink("ssh", 5, 4), "ssh")
