@@ -21,7 +21,7 @@ from common import save
 from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd
 
 from cute_attn import sim
-from cute_attn.sim import host
+from cute_attn.sim import capture
 
 D = 128
 MODES = ("eager", "late", "random")
@@ -31,7 +31,7 @@ MODES = ("eager", "late", "random")
 def kernel_seconds() -> Iterator[list[float]]:
     """The time that each launch takes, without the host code."""
     times: list[float] = []
-    execute = host.execute
+    execute = capture.execute
 
     def timed(*args: object) -> object:
         start = time.perf_counter()
@@ -39,11 +39,11 @@ def kernel_seconds() -> Iterator[list[float]]:
         times.append(time.perf_counter() - start)
         return report
 
-    host.execute = timed
+    capture.execute = timed
     try:
         yield times
     finally:
-        host.execute = execute
+        capture.execute = execute
 
 
 def forward(tiles: int, mode: str) -> float:

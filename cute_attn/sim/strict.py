@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from cute_attn.sim.capture import merged
 from cute_attn.sim.errors import Place, SimError
-from cute_attn.sim.host import argument_names, merged, run, simulated
+from cute_attn.sim.host import argument_names, run, simulated
 from cute_attn.sim.launch import Report, Schedule
 
 SCHEDULES = (Schedule("eager"), Schedule("late"), *(Schedule("random", seed) for seed in (1, 2, 3)))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cute_attn.backend import backend, current
-from cute_attn.sim import host
+from cute_attn.sim import capture, host
 from cute_attn.sim.errors import Deadlock, Place, SharedMemoryExceeded, UntestedVersion
 from cute_attn.sim.launch import Report, Schedule
 
@@ -24,7 +24,7 @@ def launches(monkeypatch):
         seen.append((launch, list(buffers), schedule))
         return Report(warnings=("seen",), statistics={"ctas": launch.grid[0]})
 
-    monkeypatch.setattr(host, "execute", execute)
+    monkeypatch.setattr(capture, "execute", execute)
     return seen
 
 
@@ -73,7 +73,7 @@ def test_buffers_write_through_to_the_tensors(monkeypatch):
         buffers[[b.name for b in buffers].index("out")].data[:] = 0
         return Report()
 
-    monkeypatch.setattr(host, "execute", execute)
+    monkeypatch.setattr(capture, "execute", execute)
     x, y, out = vectors(64)
     host.run(kernels.scaled_sum(), x, y, out, 1.0)
     assert torch.equal(out, torch.zeros(64))
@@ -94,7 +94,7 @@ def test_an_error_of_the_engine_is_raised_after_the_call_and_stops_later_launche
         calls.append(launch)
         raise error
 
-    monkeypatch.setattr(host, "execute", execute)
+    monkeypatch.setattr(capture, "execute", execute)
     with pytest.raises(Deadlock) as raised:
         host.run(kernels.scaled_sum(), *vectors(10), 1.0)
     assert raised.value is error
@@ -141,7 +141,7 @@ def test_tensors_elsewhere_are_refused(launches):
 
 
 def test_what_the_driver_would_refuse_is_refused(launches):
-    check = host._check_launch
+    check = capture._check_launch
     check("k", (4, 1, 1), (128, 1, 1), (2, 1, 1), 232448)
     with pytest.raises(SharedMemoryExceeded, match="232449"):
         check("k", (4, 1, 1), (128, 1, 1), (1, 1, 1), 232449)
@@ -151,23 +151,6 @@ def test_what_the_driver_would_refuse_is_refused(launches):
         check("k", (5, 1, 1), (1025, 1, 1), (1, 1, 1), 0)
     with pytest.raises(ValueError, match="grid"):
         check("k", (0, 1, 1), (128, 1, 1), (1, 1, 1), 0)
-
-
-def test_sizes_of_parameters_follow_from_the_ptx():
-    ptx = """
-    .visible .entry other(.param .u8 other_param_0) { }
-    .visible .entry k(
-        .param .align 64 .b8 k_param_0[128],
-        .param .u64 .ptr .global .align 16 k_param_1,
-        .param .f32 k_param_2,
-        .param .b16 k_param_3
-    )
-    .reqntid 128, 1, 1
-    """
-    assert host._parameter_sizes(ptx, "k") == (128, 8, 4, 2)
-    assert host._parameter_sizes(ptx, "other") == (1,)
-    with pytest.raises(ValueError, match="missing is launched"):
-        host._parameter_sizes(ptx, "missing")
 
 
 def test_simulated_host_code_compiles_and_calls_by_itself_and_leaves_no_trace(launches):
@@ -203,10 +186,11 @@ def test_an_exported_shared_object_runs_without_the_dsl(tmp_path):
     program = f"""
         import sys, torch
         from cute_attn.sim import host
+        from cute_attn.sim.arguments import cuda_view
         function = host.load("{tmp_path}/k.so", "scaled_sum")
         x, y, out = torch.randn(200), torch.randn(200), torch.full((200,), float("nan"))
         try:
-            function(*map(host._cuda_view, (x, y, out)), 2.0)
+            function(*map(cuda_view, (x, y, out)), 2.0)
         except RuntimeError as error:
             assert "outside cute_attn.sim.run" in str(error), error
         else:

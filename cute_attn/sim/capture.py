@@ -1,0 +1,118 @@
+"""One call of host code that is linked to the stub: launches are captured and executed, errors brought back."""
+
+from __future__ import annotations
+
+import contextvars
+import ctypes
+import functools
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cute_attn.sim import stub
+from cute_attn.sim.arguments import buffers_of, converted
+from cute_attn.sim.engine import execute
+from cute_attn.sim.errors import Place, SharedMemoryExceeded
+from cute_attn.sim.launch import Buffer, Launch, Report, Schedule
+from cute_attn.sim.program import program_of
+
+CLUSTER_DIMENSION = 4  # cudaLaunchAttributeClusterDimension
+MAX_SMEM_BYTES = 232_448  # what a Hopper multiprocessor lets one block ask for
+MAX_THREADS = 1024
+NOT_SUPPORTED = 801  # cudaErrorNotSupported
+
+
+@dataclass
+class _Call:
+    """What the launches of one call need, and what they left behind."""
+
+    ptx: str
+    schedule: Schedule
+    buffers: Sequence[Buffer]
+    reports: list[Report] = field(default_factory=list)
+    error: BaseException | None = None
+
+
+_current: contextvars.ContextVar[_Call | None] = contextvars.ContextVar("cute_attn_sim_call", default=None)
+collected: contextvars.ContextVar[list[Report] | None] = contextvars.ContextVar("cute_attn_sim_reports", default=None)
+
+
+def simulate(function: Callable, names: Sequence[str], values: Sequence[Any], ptx: str, schedule: Schedule) -> Report:
+    """Calls host code that is linked to the stub, with its launches executed; the report of all of them."""
+    _hook()
+    tensors: dict[str, torch.Tensor] = {}
+    arguments = [converted(value, name, tensors) for value, name in zip(values, names, strict=True)]
+    call = _Call(ptx, schedule, buffers_of(tensors))
+    token = _current.set(call)
+    try:
+        function(*arguments)
+    finally:
+        _current.reset(token)
+    if call.error is not None:
+        raise call.error
+    report = merged(call.reports)
+    reports = collected.get()
+    if reports is not None:
+        reports.append(report)
+    return report
+
+
+def merged(reports: Sequence[Report]) -> Report:
+    """One report of several launches."""
+    statistics: Counter[str] = Counter()
+    for report in reports:
+        statistics.update(report.statistics)
+    reduced = frozenset().union(*(report.reduced for report in reports))
+    return Report(reduced, tuple(warning for report in reports for warning in report.warnings), dict(statistics))
+
+
+def _on_launch(kernel: bytes, image: int, config_address: int, arguments: Any) -> int:
+    """What the stub calls for each launch. Errors wait until the host code has returned: it cannot carry them."""
+    call = _current.get()
+    if call is None:
+        return NOT_SUPPORTED
+    if call.error is None:
+        try:
+            launch = _launch(kernel.decode(), call.ptx, stub.LaunchConfig.from_address(config_address), arguments)
+            call.reports.append(execute(launch, call.buffers, call.schedule))
+        except BaseException as error:  # KeyboardInterrupt too: none may cross the C frames
+            call.error = error
+    return 0
+
+
+_callback = stub.LaunchCallback(_on_launch)
+
+
+@functools.cache
+def _hook() -> None:
+    stub.library().cute_attn_stub_on_launch(_callback)
+
+
+def _launch(kernel: str, ptx: str, config: stub.LaunchConfig, arguments: Any) -> Launch:
+    cluster = (1, 1, 1)
+    attributes = (stub.LaunchAttribute * config.n_attributes).from_address(config.attributes or 0)
+    for attribute in attributes if config.n_attributes else ():
+        if attribute.id == CLUSTER_DIMENSION:
+            cluster = tuple(attribute.value[:3])
+    grid, block = tuple(config.grid), tuple(config.block)
+    _check_launch(kernel, grid, block, cluster, config.smem_bytes)
+    parameters = program_of(ptx, kernel).kernel.params.values()
+    values = tuple(ctypes.string_at(arguments[i], parameter.size) for i, parameter in enumerate(parameters))
+    return Launch(kernel, ptx, grid, block, cluster, config.smem_bytes, values)
+
+
+def _check_launch(kernel: str, grid: tuple, block: tuple, cluster: tuple, smem_bytes: int) -> None:
+    """What the driver would refuse."""
+    if smem_bytes > MAX_SMEM_BYTES:
+        what = f"launched with {smem_bytes} bytes of shared memory, at most {MAX_SMEM_BYTES}"
+        raise SharedMemoryExceeded(what, Place(kernel))
+    if min(grid + block + cluster) < 1 or math.prod(block) > MAX_THREADS:
+        raise ValueError(
+            f"{kernel}: launched with grid {grid}, block {block}, cluster {cluster}; at most {MAX_THREADS} threads"
+        )
+    if any(size % step for size, step in zip(grid, cluster, strict=True)):
+        raise ValueError(f"{kernel}: launched with grid {grid}, which cluster {cluster} does not divide")
