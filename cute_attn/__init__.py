@@ -1,5 +1,8 @@
 """Exact attention under irregular masks on NVIDIA Hopper, on one GPU or many."""
 
+import importlib
+from typing import TYPE_CHECKING
+
 from .backend import backend
 from .mask import AttnMaskType, AttnRange, AttnRanges, IntervalMask, TileSchedule
 from .ops.flex_flash import flex_flash_attn_func
@@ -14,6 +17,10 @@ from .ops.sink import (
     fa3_qkvpacked_func_with_sink,
     fa3_varlen_func_with_sink,
 )
+
+if TYPE_CHECKING:
+    from .jit.bundle import load_bundle
+    from .jit.record import record_specs
 
 __version__ = "0.1.0.dev0"
 
@@ -34,4 +41,15 @@ __all__ = [
     "fa3_qkvpacked_func_with_sink",
     "fa3_varlen_func_with_sink",
     "flex_flash_attn_func",
+    "load_bundle",
+    "record_specs",
 ]
+
+# Names that few programs use, and what they come from: loaded when first asked for.
+_LAZY = {"load_bundle": "jit.bundle", "record_specs": "jit.record"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

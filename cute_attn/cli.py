@@ -17,6 +17,9 @@ COMMANDS = {
     "show": "A mask as text and PNG, with its tiles counted.",
     "plan": "How a sequence would be split over many GPUs: balance, bytes, stages, who holds what.",
     "inspect": "What a kernel costs, read off its machine code: registers, spills, issue slots of its loops.",
+    "autotune": "The fastest tiles for given shapes: searched, measured, written where the kernels look them up.",
+    "build": "Kernels compiled ahead into a bundle, for machines without a compiler.",
+    "cache": "Compiled kernels on disk: listed, verified, pruned.",
     "doctor": "What this machine has, and what of cute_attn runs on it.",
 }
 

@@ -13,7 +13,7 @@ from .backward_spec import BackwardSpec
 from .compile import ARCHITECTURE, Spec
 from .spec import KernelSpec
 
-__all__ = ["FORMAT", "PACKAGES", "key", "made_from", "parse_spec"]
+__all__ = ["FORMAT", "PACKAGES", "key", "key_of", "made_from", "parse_spec"]
 
 FORMAT = 2  # of the entries; another number, another key
 # The distributions that machine code comes from; which of the last two is there depends on the CUDA of the machine.
@@ -34,7 +34,12 @@ _HOST_ONLY = {"launch.py"}
 
 def key(spec: Spec) -> str:
     """The name of a spec's entry: equal in every process for equal specs, sources and tools."""
-    text = json.dumps({"format": FORMAT, "spec": spec.canonical(), "made_from": made_from(spec.op)}, sort_keys=True)
+    return key_of(spec.canonical(), made_from(spec.op), FORMAT)
+
+
+def key_of(spec: str, made_from: dict[str, Any], format: int) -> str:
+    """The name of an entry with such a manifest."""
+    text = json.dumps({"format": format, "spec": spec, "made_from": made_from}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

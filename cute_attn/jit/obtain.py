@@ -11,7 +11,7 @@ from . import bundle, cache
 from .compile import Spec, compile
 from .entry import BrokenEntry, Entry, link
 
-__all__ = ["KernelNotBuilt", "obtain"]
+__all__ = ["KernelNotBuilt", "cached_or_compiled", "obtain"]
 
 log = logging.getLogger("cute_attn.compile")
 _compiling = threading.Lock()  # the compiler is not thread-safe
@@ -40,9 +40,12 @@ def obtain(spec: Spec) -> Entry:
     is not installed.
     """
     mode = cache.cache_mode()
-    found = bundle.find(spec, mode)
-    if found is not None:
-        return found
+    return bundle.find(spec, mode) or cached_or_compiled(spec, mode)
+
+
+def cached_or_compiled(spec: Spec, mode: str = "jit") -> Entry:
+    """`obtain` without bundles: what this installation itself makes of a spec."""
+    found = None
     try:
         found = cache.read(spec)
     except BrokenEntry as error:

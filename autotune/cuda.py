@@ -1,0 +1,96 @@
+"""The GPU as a `Device`: CUDA graphs, timed by events, with a cold L2."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cute_attn.bwd.launch import backward
+from cute_attn.fwd.launch import forward
+from cute_attn.jit.backward_spec import BackwardTile
+from cute_attn.jit.shapes import Tile
+from cute_attn.jit.spec import TileConfig
+from cute_attn.mask import IntervalMask
+
+from .problem import Problem
+
+__all__ = ["CudaDevice"]
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class CudaDevice:
+    """The current GPU. Raises RuntimeError if it is no Hopper."""
+
+    def __init__(self) -> None:
+        if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
+            raise RuntimeError("measuring needs an NVIDIA Hopper GPU (compute capability 9.0)")
+        self._device = torch.device("cuda", torch.cuda.current_device())
+        properties = torch.cuda.get_device_properties(self._device)
+        self.gpu, self.sms = properties.name, properties.multi_processor_count
+        self._uuid = str(properties.uuid)
+        self.metadata: dict[str, Any] = {"gpu": self.gpu, "cuda": torch.version.cuda, "driver": _driver()}
+        self._cold = torch.empty(max(2 * properties.L2_cache_size, 1 << 28), dtype=torch.uint8, device=self._device)
+
+    def lock(self) -> contextlib.AbstractContextManager[object]:
+        import filelock
+
+        return filelock.FileLock(Path(tempfile.gettempdir()) / f"cute-attn-autotune-{self._uuid}.lock")
+
+    def prepare(self, problem: Problem, tile: Tile) -> torch.cuda.CUDAGraph:
+        call = self._call(problem, tile)
+        side = torch.cuda.Stream(self._device)
+        side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(side):  # compiles, plans and allocates before the capture
+            call()
+        torch.cuda.current_stream(self._device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+        torch.cuda.synchronize(self._device)
+        return graph
+
+    def seconds(self, run: torch.cuda.CUDAGraph) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._cold.zero_()
+        start.record()
+        run.replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def _call(self, problem: Problem, tile: Tile) -> Callable[[], object]:
+        mask = problem.intervals()
+        mask = IntervalMask(mask.lo.to(self._device), mask.hi.to(self._device), mask.seqlen_k)
+        dtype, scale = DTYPES[problem.dtype], problem.head_dim**-0.5
+
+        def random(seqlen: int, heads: int, dim: int) -> torch.Tensor:
+            return torch.randn(problem.batch, seqlen, heads, dim, device=self._device, dtype=dtype)
+
+        q = random(problem.seqlen_q, problem.heads_q, problem.head_dim)
+        k = random(problem.seqlen_k, problem.heads_k, problem.head_dim)
+        v = random(problem.seqlen_k, problem.heads_k, problem.head_dim_v)
+        if isinstance(tile, TileConfig):
+            return lambda: forward(q, k, v, mask, softmax_scale=scale, tile=tile)
+        assert isinstance(tile, BackwardTile)
+        out, lse, _ = forward(q, k, v, mask, softmax_scale=scale)
+        dout = torch.randn_like(out)
+        return lambda: backward(dout, q, k, v, out, lse, mask, softmax_scale=scale, tile=tile)
+
+
+def _driver() -> str | None:
+    try:
+        from cuda.bindings import driver
+    except ImportError:
+        return None
+    error, version = driver.cuDriverGetVersion()
+    return f"{version // 1000}.{version % 1000 // 10}" if int(error) == 0 else None

@@ -1,0 +1,85 @@
+"""What was found, as a table for a terminal and as a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from rich.table import Table
+
+from cute_attn.jit.shapes import Tile
+
+from .model import ASSUMPTIONS
+from .tune import Tuning
+
+__all__ = ["NOT_MEASURED", "draw", "summary", "table"]
+
+NOT_MEASURED = (
+    "Nothing was measured: there is no Hopper GPU here. The times below are those of a static model and the defaults "
+    f"stay. The model: {ASSUMPTIONS}."
+)
+ROWS = 6  # of candidates in the table of a problem
+
+
+def table(tuning: Tuning) -> Table:
+    """The candidates of a problem, best first."""
+    how = "measured" if tuning.measured else "predicted by the static model, NOT measured"
+    found = Table(title=f"{tuning.problem}\non {tuning.gpu}, {tuning.sms} SMs; {how}", title_justify="left", box=None)
+    for name in ("tile", "measured", "model", "registers", ""):
+        found.add_column(name, justify="left" if name in ("tile", "") else "right")
+    seconds = _seconds(tuning)
+    for tile in sorted(seconds, key=lambda t: seconds[t])[:ROWS]:
+        predicted = tuning.predictions.get(tile)
+        found.add_row(
+            str(tile),
+            _microseconds(seconds[tile]) if tuning.measured else "-",
+            "-" if predicted is None else _microseconds(predicted),
+            str(tuning.compiled[tile].registers),
+            ", ".join(["default"] * (tile == tuning.problem.default) + ["chosen"] * (tile == tuning.tile)),
+        )
+    return found
+
+
+def summary(tuning: Tuning) -> str:
+    """One line: how many candidates went where, and what was decided."""
+    counts = (
+        f"{len(tuning.refused)} refused unseen, {len(tuning.compiled)} compiled, {len(tuning.rejected)} rejected after "
+        f"(spills, serialised products, errors), {len(tuning.left)} not compiled"
+    )
+    if not tuning.measured:
+        return f"{counts}; nothing measured, the default {tuning.tile} stays"
+    timings = tuning.timings
+    counts += f", {len(timings.screening)} measured, {len(timings.failed)} failed, {len(timings.skipped)} out of budget"
+    if tuning.tile == tuning.problem.default:
+        return f"{counts}; the default {tuning.tile} stays"
+    return f"{counts}; {tuning.tile} is {tuning.speedup:.3f} times as fast as the default"
+
+
+def draw(tunings: Sequence[Tuning], path: Path) -> None:
+    """A PNG with the times of each problem's candidates."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 0.8 + 2.6 * len(tunings)), layout="constrained")
+    axes = figure.subplots(len(tunings), squeeze=False)[:, 0]
+    for axis, tuning in zip(axes, tunings, strict=True):
+        seconds = _seconds(tuning)
+        tiles = sorted(seconds, key=lambda t: seconds[t], reverse=True)
+        colours = ["tab:green" if t == tuning.tile else "tab:blue" if tuning.measured else "silver" for t in tiles]
+        axis.barh([str(t) for t in tiles], [seconds[t] * 1e6 for t in tiles], color=colours)
+        axis.set_title(str(tuning.problem), fontsize=8, loc="left")
+        axis.set_xlabel("µs, median" if tuning.measured else "µs by the static model: nothing was measured", fontsize=8)
+        axis.tick_params(labelsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def _seconds(tuning: Tuning) -> dict[Tile, float]:
+    """The best that is known of each candidate: the final timing, the screening, without a GPU the prediction."""
+    if not tuning.measured:
+        return tuning.predictions
+    times = {**tuning.timings.screening, **tuning.timings.final}
+    return {tile: median(values) for tile, values in times.items()}
+
+
+def _microseconds(seconds: float) -> str:
+    return f"{seconds * 1e6:,.1f} µs"

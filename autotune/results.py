@@ -1,0 +1,133 @@
+"""What a run leaves behind: every timing as JSON, and the tuned table that the kernels look up."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from cute_attn.jit.cache import cache_directory
+from cute_attn.jit.tuned import table_path, tile_to_json
+
+from .model import ASSUMPTIONS
+from .tune import Tuning
+
+__all__ = ["metadata", "new_directory", "results_to_json", "table_of", "update_table", "write_results"]
+
+_PACKAGES = ("cute-attn", "torch", "nvidia-cutlass-dsl")
+
+
+def metadata(device: dict[str, Any] | None = None) -> dict[str, Any]:
+    """When and with what: not part of a key, but told."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"date": now, "python": platform.python_version(), "versions": versions, **(device or {})}
+
+
+def results_to_json(tunings: Sequence[Tuning], about: dict[str, Any]) -> dict[str, Any]:
+    """Everything that was refused, compiled, predicted and measured, in seconds."""
+    return {
+        "format": 1,
+        "measured": any(tuning.measured for tuning in tunings),
+        "model": ASSUMPTIONS,
+        "metadata": about,
+        "problems": [_problem(tuning) for tuning in tunings],
+    }
+
+
+def table_of(tunings: Sequence[Tuning], about: dict[str, Any]) -> dict[str, Any]:
+    """A tuned table of what was measured; nothing else enters one."""
+    entries = [
+        {
+            "key": asdict(tuning.problem.key(tuning.gpu, tuning.sms)),
+            "tile": tile_to_json(tuning.tile),
+            "problem": tuning.problem.to_json(),
+            "seconds": median(tuning.timings.final[tuning.tile]),
+            "default_seconds": median(tuning.timings.final[tuning.problem.default]),
+            "metadata": about,
+        }
+        for tuning in tunings
+        if tuning.measured
+    ]
+    return {"format": 1, "entries": entries}
+
+
+def update_table(gpu: str, table: dict[str, Any]) -> Path:
+    """Puts entries into the user's table of a GPU, in the place of those with the same key; returns its path."""
+    import filelock
+
+    path = table_path(gpu)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path.with_suffix(".lock")):
+        old = _entries(path)
+        new = {json.dumps(entry["key"], sort_keys=True): entry for entry in (*old, *table["entries"])}
+        _replace(path, {"format": 1, "entries": [new[key] for key in sorted(new)]})
+    return path
+
+
+def new_directory() -> Path:
+    """A fresh directory for the results of a run."""
+    parent = cache_directory() / "autotune"
+    parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S-"), dir=parent))
+
+
+def write_results(directory: Path, results: dict[str, Any]) -> Path:
+    path = directory / "results.json"
+    _replace(path, results)
+    return path
+
+
+def _entries(path: Path) -> Iterable[dict[str, Any]]:
+    if not path.exists():
+        return []
+    table = json.loads(path.read_text())
+    return table["entries"] if table.get("format") == 1 else []
+
+
+def _replace(path: Path, content: dict[str, Any]) -> None:
+    """Writes a file whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".new", delete=False) as file:
+        json.dump(content, file, indent=1)
+    os.replace(file.name, path)
+
+
+def _problem(tuning: Tuning) -> dict[str, Any]:
+    timings, default = tuning.timings, tuning.problem.default
+    tiles = {**tuning.compiled, **dict.fromkeys(timings.failed)}
+    return {
+        "problem": tuning.problem.to_json(),
+        "key": asdict(tuning.problem.key(tuning.gpu, tuning.sms)),
+        "measured": tuning.measured,
+        "tile": tile_to_json(tuning.tile),
+        "default": tile_to_json(default),
+        "speedup": tuning.speedup,
+        "candidates": [
+            {
+                "tile": tile_to_json(tile),
+                "profile": asdict(profile) if profile else None,
+                "compile_seconds": tuning.compile_seconds.get(tile),
+                "predicted_seconds": tuning.predictions.get(tile),
+                "screening_seconds": timings.screening.get(tile, []),
+                "final_seconds": timings.final.get(tile, []),
+                "failed": timings.failed.get(tile),
+            }
+            for tile, profile in tiles.items()
+        ],
+        "refused": [{"tile": tile_to_json(tile), "reason": why} for tile, why in (*tuning.refused, *tuning.rejected)],
+        "not_compiled": [tile_to_json(tile) for tile in tuning.left],
+        "not_measured": [tile_to_json(tile) for tile in timings.skipped],
+    }

@@ -1,0 +1,143 @@
+"""The whole way of one problem: candidates, static pruning, compiling side by side, measuring, deciding."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+
+from cute_attn.jit.compile import Spec
+from cute_attn.jit.parallel import Outcome, in_processes
+from cute_attn.jit.shapes import Tile
+
+from .measure import EFFORTS, Device, Timings, choose, measure
+from .model import MODELLED_GPU, MODELLED_SMS, predict
+from .problem import Problem
+from .profile import Profile, compile_profile
+from .space import Refused, candidates
+
+__all__ = ["Events", "Tuning", "tune"]
+
+Compiler = Callable[[Sequence[Spec], int, Callable[[], bool]], Iterator[Outcome]]
+
+
+class Events:
+    """What a progress bar wants to know; this one shows nothing."""
+
+    def begin(self, what: str, total: int) -> None: ...
+
+    def step(self) -> None: ...
+
+
+@dataclass
+class Tuning:
+    """What was found for a problem.
+
+    tile: the winner. measured: whether a GPU decided; else `tile` is the default, and `predictions` are all there is.
+    refused: before compiling. compiled: profiles. rejected: after compiling, with the reason. left: not compiled, being
+    beyond the effort or the budget. predictions: seconds by the static model, best first.
+    """
+
+    problem: Problem
+    gpu: str
+    sms: int
+    tile: Tile
+    measured: bool
+    refused: list[Refused] = field(default_factory=list)
+    compiled: dict[Tile, Profile] = field(default_factory=dict)
+    compile_seconds: dict[Tile, float] = field(default_factory=dict)
+    rejected: list[Refused] = field(default_factory=list)
+    left: list[Tile] = field(default_factory=list)
+    predictions: dict[Tile, float] = field(default_factory=dict)
+    timings: Timings = field(default_factory=Timings)
+
+    @property
+    def speedup(self) -> float:
+        """Of the winner over the default; 1 where nothing was measured."""
+        final = self.timings.final
+        return median(final[self.problem.default]) / median(final[self.tile]) if final else 1.0
+
+
+def compile_in_processes(specs: Sequence[Spec], workers: int, until: Callable[[], bool]) -> Iterator[Outcome]:
+    return in_processes(compile_profile, specs, workers, until=until)
+
+
+def tune(
+    problem: Problem,
+    device: Device | None,
+    effort: str = "quick",
+    budget: float | None = None,
+    workers: int = 1,
+    compiler: Compiler = compile_in_processes,
+    events: Events | None = None,
+    now: Callable[[], float] = time.monotonic,
+) -> Tuning:
+    """Searches the tiles of a problem.
+
+    Args:
+        device: what measures; None prunes, compiles and ranks by the static model, and keeps the default.
+        effort: "quick" compiles the candidates that the static model likes best, "full" all of them.
+        budget: seconds for the problem, of which half may go into compiling; the default is always served.
+        workers: compiles at a time. compiler, now: in the place of the real ones, for tests.
+
+    Raises ValueError for an unknown effort; RuntimeError if the default does not compile or run.
+    """
+    if effort not in EFFORTS:
+        raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
+    events, wanted, start = events or Events(), EFFORTS[effort], now()
+    sms = device.sms if device else MODELLED_SMS
+    fitting, refused = candidates(problem)
+    ranked = sorted(fitting[1:], key=lambda tile: predict(problem, tile, sms=sms))
+    chosen = [problem.default, *ranked[: wanted.candidates]]
+    tuning = Tuning(problem, device.gpu if device else MODELLED_GPU, sms, problem.default, device is not None, refused)
+    _compile(tuning, chosen, workers, compiler, events, None if budget is None else start + budget / 2, now)
+    tuning.left = [tile for tile in fitting if tile not in tuning.compiled and not _is_rejected(tuning, tile)]
+    for tile in [t for t in tuning.compiled if t != problem.default]:
+        if reason := tuning.compiled[tile].refusal:
+            tuning.rejected.append(Refused(tile, reason))
+    runnable = [tile for tile in tuning.compiled if not _is_rejected(tuning, tile)]
+    predictions = {tile: predict(problem, tile, tuning.compiled[tile], sms) for tile in runnable}
+    tuning.predictions = dict(sorted(predictions.items(), key=lambda item: item[1]))
+    if device is None:
+        return tuning
+    events.begin(f"measuring {problem.op}", len(runnable))
+    deadline = None if budget is None else device.now() + max(0.0, start + budget - now())
+    tuning.timings = measure(device, problem, list(tuning.predictions), wanted, deadline, events.step)
+    return replace(tuning, tile=choose(problem.default, tuning.timings.final))
+
+
+def _compile(
+    tuning: Tuning,
+    tiles: list[Tile],
+    workers: int,
+    compiler: Compiler,
+    events: Events,
+    deadline: float | None,
+    now: Callable[[], float],
+) -> None:
+    """Compiles the default, then the others until the deadline."""
+    specs = {tuning.problem.spec(tile): tile for tile in tiles}
+    default, *others = specs
+    events.begin(f"compiling {tuning.problem.op}", len(specs))
+
+    def over() -> bool:
+        return deadline is not None and now() >= deadline
+
+    for part in ([default], others):
+        if part is others and over():
+            return
+        for outcome in compiler(part, workers, over):
+            events.step()
+            tile = specs[outcome.item]
+            if outcome.error and part is not others:
+                raise RuntimeError(f"the default tile {tile} does not compile: {outcome.error}")
+            if outcome.error:
+                tuning.rejected.append(Refused(tile, f"does not compile: {outcome.error}"))
+            else:
+                tuning.compiled[tile] = outcome.result
+                tuning.compile_seconds[tile] = outcome.seconds
+
+
+def _is_rejected(tuning: Tuning, tile: Tile) -> bool:
+    return any(refused.tile == tile for refused in tuning.rejected)

@@ -1,0 +1,122 @@
+"""`cute-attn build`: kernels compiled ahead, into a bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ..jit.build import build, load_specs, specs_of
+from ..jit.compile import Spec
+from ..mask import from_spec
+
+__all__ = ["HeadDim", "command", "progress"]
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class HeadDim(click.ParamType):
+    """DIM or DIM/DIM_V."""
+
+    name = "head_dim"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        parts = value.split("/")
+        if len(parts) > 2 or not all(part.isdigit() for part in parts):
+            self.fail(f"expected a head_dim such as 128, or 192/128 for another one of v, got {value!r}", param, ctx)
+        return int(parts[0]), int(parts[-1])
+
+
+def progress(console: Console) -> Progress:
+    """A bar that counts what is done and says how long it took."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+    )
+
+
+@click.command("build")
+@click.option(
+    "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="The bundle, new or to add to."
+)
+@click.option("--specs", "files", type=FILE, multiple=True, help="A JSON list of specs, as record_specs saves it.")
+@click.option(
+    "--spec", "texts", multiple=True, metavar="JSON", help="One spec, as the error of a missing kernel has it."
+)
+@click.option("--mask", "masks", multiple=True, metavar="NAME[:key=value,...]", help="Kernels for this kind of mask.")
+@click.option("--seqlen", type=click.IntRange(1), default=8192, show_default=True, help="Of the masks.")
+@click.option(
+    "--op", "ops", type=click.Choice(["fwd", "bwd"]), multiple=True, default=["fwd", "bwd"], show_default=True
+)
+@click.option(
+    "--dtype", "dtypes", type=click.Choice(["bf16", "fp16"]), multiple=True, default=["bf16"], show_default=True
+)
+@click.option("--head-dim", "dims", type=HeadDim(), multiple=True, default=["128"], show_default=True)
+@click.option("--softcap", is_flag=True, help="With scores capped by tanh.")
+@click.option("--sink", is_flag=True, help="With sinks (forward).")
+@click.option("--deterministic", is_flag=True, help="With sums of dQ in a fixed order (backward).")
+@click.option("--workers", type=click.IntRange(1), default=os.cpu_count(), show_default="one a core")
+def command(
+    output: Path,
+    files: tuple[Path, ...],
+    texts: tuple[str, ...],
+    masks: tuple[str, ...],
+    seqlen: int,
+    ops: tuple[str, ...],
+    dtypes: tuple[str, ...],
+    dims: tuple[tuple[int, int], ...],
+    softcap: bool,
+    sink: bool,
+    deterministic: bool,
+    workers: int,
+) -> int:
+    """Kernels compiled ahead into a bundle, which load_bundle or CUTE_ATTN_BUNDLES loads where no compiler is.
+
+    \b
+    cute-attn build --output kernels --specs specs.json
+    cute-attn build --output kernels --mask causal --head-dim 64 --head-dim 128
+    """
+    specs = [spec for file in files for spec in load_specs(file)]
+    specs += specs_of([_json(text) for text in texts], "--spec")
+    for name, op, dtype, dim in product(masks, ops, dtypes, dims):
+        specs.append(_spec(op, dtype, dim, name, seqlen, softcap, sink, deterministic))
+    if not specs:
+        raise click.UsageError("nothing to build: give --specs, --spec or --mask")
+    console = Console()
+    failures = []
+    with progress(console) as bar:
+        task = bar.add_task("building", total=len(set(specs)))
+        for outcome in build(specs, output, workers):
+            bar.advance(task)
+            if outcome.error:
+                failures.append(outcome)
+            else:
+                bar.console.print(f"{outcome.seconds:5.1f} s  {outcome.item}")
+    for failure in failures:
+        console.print(f"[red]failed[/red]  {failure.item}: {failure.error}")
+    console.print(f"{len(set(specs)) - len(failures)} kernels in {output}; load_bundle or CUTE_ATTN_BUNDLES loads them")
+    return 1 if failures else 0
+
+
+def _json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(f"--spec is not JSON: {error}: {text!r}") from None
+
+
+def _spec(
+    op: str, dtype: str, dims: tuple[int, int], mask: str, seqlen: int, softcap: bool, sink: bool, deterministic: bool
+) -> Spec:
+    from ..jit.shapes import spec_for
+
+    variant: dict[str, Any] = {"score": "softcap"} if softcap else {}
+    variant |= {"deterministic": deterministic} if op == "bwd" else {"sink": sink}
+    return spec_for(op, dtype, *dims, from_spec(mask, seqlen), **variant)

@@ -1,0 +1,211 @@
+"""Which tile a problem gets: the one that was measured fastest for its like, else the static default.
+
+Tables are JSON, written by `autotune`: the user's beside the cache of kernels, and those that the package ships. A key
+names the GPU, the operation, its types and sizes, and the kind of mask; lengths and density count by powers of two.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+import re
+import warnings
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+
+from cute_attn.mask import IntervalMask
+
+from .backward_spec import BackwardTile
+from .shapes import Tile
+from .spec import TileConfig
+
+__all__ = [
+    "Found",
+    "MaskClass",
+    "TunedKey",
+    "forget",
+    "install",
+    "lookup",
+    "mask_class",
+    "table_path",
+    "tables",
+    "tile_to_json",
+    "tuned_tile",
+]
+
+NEAREST = 4  # buckets, summed over all axes, that a measured problem may lie away
+SHIPPED = Path(__file__).with_name("tuned_tables")
+Source = Literal["exact", "nearest bucket", "shipped table", "static default"]
+
+log = logging.getLogger("cute_attn.cache")
+
+
+class MaskClass(NamedTuple):
+    """What a mask is to a kernel: layers 0 (dense), 1, 2 or "many", which bounds cut it, and how dense it is.
+
+    density: attended pairs in halvings of all pairs, rounded: 0 for all, 1 for causal.
+    """
+
+    layers: int | str
+    has_lower: bool
+    has_upper: bool
+    density: int
+
+
+@dataclass(frozen=True)
+class TunedKey:
+    """A class of problems that share a tile. seqlen_q, seqlen_k: binary logarithms of the lengths, rounded."""
+
+    gpu: str
+    sms: int
+    op: str
+    dtype: str
+    head_dim: int
+    head_dim_v: int
+    gqa: int
+    layers: int | str
+    has_lower: bool
+    has_upper: bool
+    density: int
+    seqlen_q: int
+    seqlen_k: int
+
+    @classmethod
+    def of(
+        cls, gpu: str, sms: int, op: str, dtype: str, dims: tuple[int, int], heads: tuple[int, int], mask: IntervalMask
+    ) -> TunedKey:
+        """heads: of queries and of keys."""
+        seqlen_q, seqlen_k = (round(math.log2(max(1, length))) for length in (mask.seqlen_q, mask.seqlen_k))
+        ratio, kind = heads[0] // heads[1], mask_class(mask)._asdict()
+        return cls(gpu, sms, op, dtype, *dims, ratio, **kind, seqlen_q=seqlen_q, seqlen_k=seqlen_k)
+
+    def distance(self, other: TunedKey) -> float:
+        """In buckets; infinite if more than lengths, density or the ratio of heads differs."""
+        free = ("gqa", "density", "seqlen_q", "seqlen_k")
+        if any(getattr(self, f.name) != getattr(other, f.name) for f in fields(self) if f.name not in free):
+            return math.inf
+        total = abs(math.log2(self.gqa / other.gqa))
+        return total + sum(abs(getattr(self, name) - getattr(other, name)) for name in free[1:])
+
+
+class Found(NamedTuple):
+    tile: Tile
+    source: Source
+    key: TunedKey | None  # of the entry that gave it
+
+
+class Table(NamedTuple):
+    """A tuned table: where it comes from ("" for one in memory) and its entries."""
+
+    origin: str
+    shipped: bool
+    tiles: dict[TunedKey, Tile]
+
+
+def tuned_tile(
+    op: str,
+    dtype: str,
+    dims: tuple[int, int],
+    heads: tuple[int, int],
+    mask: IntervalMask,
+    device: torch.device,
+    default: Tile,
+) -> Tile:
+    """The tile that a launcher takes. Costs next to nothing where no table knows the GPU, as in simulation."""
+    if device.type != "cuda":
+        return default
+    gpu, sms = _gpu(device)
+    if not any(key.gpu == gpu for table in tables() for key in table.tiles):
+        return default
+    return lookup(TunedKey.of(gpu, sms, op, dtype, dims, heads, mask), default).tile
+
+
+def lookup(key: TunedKey, default: Tile) -> Found:
+    """The entry for exactly this key in the user's table, else its nearest, else the shipped ones', else `default`."""
+    for table in tables():
+        if key in table.tiles:
+            return Found(table.tiles[key], "shipped table" if table.shipped else "exact", key)
+        near = min(table.tiles, key=key.distance, default=None)
+        if near is not None and key.distance(near) <= NEAREST:
+            return Found(table.tiles[near], "shipped table" if table.shipped else "nearest bucket", near)
+    return Found(default, "static default", None)
+
+
+def mask_class(mask: IntervalMask) -> MaskClass:
+    """Worked out once for a mask object."""
+    found = _classes.get(mask)
+    if found is None:
+        has_lower, has_upper = bool((mask.lo > 0).any()), bool((mask.hi < mask.seqlen_k).any())
+        layers: int | str = mask.layers if mask.layers <= 2 else "many"
+        pairs = mask.batch * mask.seqlen_q * mask.seqlen_k
+        density = round(-math.log2(max(1, mask.area()) / pairs)) if pairs else 0
+        found = MaskClass(layers if has_lower or has_upper else 0, has_lower, has_upper, density)
+        _classes[mask] = found
+    return found
+
+
+_classes: WeakKeyDictionary[IntervalMask, MaskClass] = WeakKeyDictionary()
+_installed: list[Table] = []
+
+
+def tables() -> list[Table]:
+    """In the order in which they are asked: installed in this process, the user's, the shipped ones."""
+    from .cache import cache_directory
+
+    return [*_installed, *_read_all(cache_directory() / "tuned", False), *_read_all(SHIPPED, True)]
+
+
+def install(table: dict[str, Any]) -> None:
+    """Puts a decoded table before all others in this process: what another rank measured. Raises as `_parsed` does."""
+    _installed.insert(0, Table("", False, _parsed(table)))
+
+
+def forget() -> None:
+    """Reads the tables anew when they are asked next."""
+    _installed.clear()
+    _read_all.cache_clear()
+
+
+def table_path(gpu: str) -> Path:
+    """The user's table for a GPU."""
+    from .cache import cache_directory
+
+    return cache_directory() / "tuned" / f"{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}.json"
+
+
+def tile_to_json(tile: Tile) -> dict[str, Any]:
+    return asdict(tile)
+
+
+@functools.lru_cache(maxsize=8)
+def _read_all(directory: Path, shipped: bool) -> tuple[Table, ...]:
+    found = []
+    for path in sorted(directory.glob("*.json")):
+        try:
+            found.append(Table(str(path), shipped, _parsed(json.loads(path.read_text()))))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            warnings.warn(f"the tuned table {path} is not used: {error}", stacklevel=4)
+    return tuple(found)
+
+
+def _parsed(table: dict[str, Any]) -> dict[TunedKey, Tile]:
+    """Raises ValueError, TypeError or KeyError for what is no table."""
+    if table["format"] != 1:
+        raise ValueError(f"its format is {table['format']}, this version of cute_attn reads 1")
+    tiles: dict[TunedKey, Tile] = {}
+    for entry in table["entries"]:
+        key = TunedKey(**entry["key"])
+        tiles[key] = BackwardTile(**entry["tile"]) if key.op == "bwd" else TileConfig(**entry["tile"])
+    return tiles
+
+
+@functools.cache
+def _gpu(device: torch.device) -> tuple[str, int]:
+    properties = torch.cuda.get_device_properties(device)
+    return properties.name, properties.multi_processor_count

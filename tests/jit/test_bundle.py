@@ -1,0 +1,300 @@
+"""Bundles: built from specs, loaded read-only and without a compiler, proved from source."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from click.testing import CliRunner
+from fake_compiler import compiled, forget
+
+import cute_attn
+from cute_attn import cli
+from cute_attn.jit import KernelSpec, build, cache, fingerprint, load
+from cute_attn.jit.backward_spec import BackwardSpec
+from cute_attn.jit.bundle import load_bundle
+from cute_attn.jit.entry import link
+from cute_attn.jit.obtain import KernelNotBuilt, obtain
+
+SPEC = KernelSpec(layers=1)
+OTHER = BackwardSpec(layers=1)
+
+
+@pytest.fixture
+def in_threads(monkeypatch):
+    """What runs in processes runs in a thread of this one, where the fake compiler is."""
+    from cute_attn.jit.parallel import in_processes
+
+    def in_thread(function, items, workers, executor=None):
+        with ThreadPoolExecutor(1) as thread:
+            yield from in_processes(function, items, workers, thread)
+
+    monkeypatch.setattr(build, "in_processes", in_thread)
+
+
+@pytest.fixture
+def bundle(tmp_path, compiles):
+    """A bundle with one kernel, which is nowhere else."""
+    root = tmp_path / "bundle"
+    cache.commit(link(compiled(SPEC)), root)
+    return root
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.main, [str(a) for a in arguments], env={"COLUMNS": "200"})
+
+
+def test_a_loaded_bundle_serves_its_kernels_and_is_not_written(bundle, compiles, empty_cache):
+    before = {path: path.read_bytes() for path in bundle.rglob("*.*") if path.is_file()}
+    assert load_bundle(bundle).specs == (SPEC,)
+    assert load.kernel(SPEC, "sim").ptx == "// ptx"
+    load.kernel(OTHER, "sim")
+    assert compiles == [OTHER]
+    assert {path: path.read_bytes() for path in bundle.rglob("*.*") if path.is_file()} == before
+    assert cache.entry_directories(empty_cache) == [cache.entry_path(OTHER)]
+
+
+def test_the_environment_lists_bundles(bundle, compiles, monkeypatch, tmp_path):
+    second = tmp_path / "second"
+    cache.commit(link(compiled(OTHER)), second)
+    monkeypatch.setenv("CUTE_ATTN_BUNDLES", f"{bundle}{os.pathsep}{second}")
+    obtain(SPEC), obtain(OTHER)
+    assert compiles == []
+
+
+def test_the_bundle_that_was_loaded_last_is_asked_first(bundle, tmp_path):
+    newer = tmp_path / "newer"
+    cache.commit(link(compiled(SPEC, "// newer")), newer)
+    load_bundle(bundle)
+    load_bundle(newer)
+    assert obtain(SPEC).ptx == "// newer"
+
+
+def test_what_is_no_bundle_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="is not a directory"):
+        load_bundle(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="holds no compiled kernels"):
+        load_bundle(tmp_path)
+    monkeypatch.setenv("CUTE_ATTN_BUNDLES", str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        obtain(SPEC)
+
+
+@pytest.mark.parametrize("name", ["kernel.so", "kernel.ptx.z"])
+def test_a_broken_kernel_of_a_bundle_gives_one_warning_and_is_compiled(name, bundle, compiles):
+    path = cache.entry_path(SPEC, bundle) / name
+    path.write_bytes(path.read_bytes()[:-1])
+    load_bundle(bundle)
+    with pytest.warns(UserWarning, match="is broken and not used") as seen:
+        obtain(SPEC)
+    obtain(SPEC)
+    assert len(seen) == 1
+    assert compiles == [SPEC]
+
+
+def test_a_broken_manifest_in_a_bundle_gives_a_warning_when_it_is_loaded(bundle):
+    cache.commit(link(compiled(OTHER)), bundle)
+    path = cache.entry_path(SPEC, bundle) / "manifest.json"
+    path.write_text(path.read_text().replace("168", "169"))
+    with pytest.warns(UserWarning, match="is broken and not used"):
+        assert load_bundle(bundle).specs == (OTHER,)
+
+
+def test_a_bundle_of_another_compiler_is_used_in_the_modes_that_say_so(bundle, compiles, monkeypatch):
+    there = fingerprint._packages()
+    monkeypatch.setattr(fingerprint, "_packages", lambda: {**there, "nvidia-cutlass-dsl": "99"})
+    with pytest.warns(UserWarning, match="made it and 99 is here; CUTE_ATTN_CACHE_MODE=prefer-cached uses it"):
+        load_bundle(bundle)
+    for mode, expected in (("prefer-cached", []), ("cached-only", []), ("jit", [SPEC])):
+        monkeypatch.setenv("CUTE_ATTN_CACHE_MODE", mode)
+        obtain(SPEC)
+        assert compiles == expected, mode
+
+
+def test_where_no_compiler_is_installed_its_version_does_not_matter(bundle, compiles, monkeypatch):
+    monkeypatch.setattr(fingerprint, "_packages", lambda: {})
+    load_bundle(bundle)
+    assert obtain(SPEC).ptx == "// ptx"
+    assert compiles == []
+
+
+def test_a_bundle_of_other_sources_is_never_used(bundle, compiles, monkeypatch):
+    monkeypatch.setattr(fingerprint, "_sources", lambda op: "other")
+    monkeypatch.setenv("CUTE_ATTN_CACHE_MODE", "cached-only")
+    with pytest.warns(UserWarning, match="other sources of cute_attn's kernels"):
+        load_bundle(bundle)
+    with pytest.raises(KernelNotBuilt):
+        obtain(SPEC)
+
+
+# ---------------------------------------------------------------- recording and building
+
+
+def test_a_recorder_lists_what_is_used_also_from_memory_and_only_while_it_is_open(compiles, tmp_path):
+    load.kernel(SPEC, "sim")
+    with cute_attn.record_specs() as recorder, cute_attn.record_specs() as inner:
+        load.kernel(SPEC, "sim")
+        load.kernel(OTHER, "sim")
+        load.kernel(SPEC, "sim")
+    load.kernel(KernelSpec(), "sim")
+    assert recorder.specs == inner.specs == (SPEC, OTHER)
+    recorder.save(tmp_path / "specs.json")
+    assert build.load_specs(tmp_path / "specs.json") == [SPEC, OTHER]
+
+
+def test_what_was_recorded_is_built_and_runs_where_nothing_may_be_compiled(
+    compiles, tmp_path, in_threads, monkeypatch, empty_cache
+):
+    with cute_attn.record_specs() as recorder:
+        load.kernel(SPEC, "sim")
+    recorder.save(tmp_path / "specs.json")
+    result = run("build", "--specs", tmp_path / "specs.json", "--spec", OTHER.canonical(), "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "2 kernels in" in result.output
+    assert compiles == [SPEC, OTHER], "a kernel that the cache has is copied"
+    monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path / "empty"))
+    monkeypatch.setenv("CUTE_ATTN_CACHE_MODE", "cached-only")
+    forget()
+    cute_attn.load_bundle(tmp_path / "out")
+    for spec in (SPEC, OTHER):
+        assert load.kernel(spec, "sim").ptx == "// ptx"
+
+
+def test_build_makes_the_specs_that_its_flags_name(compiles, tmp_path, in_threads):
+    result = run(
+        "build", "--mask", "causal", "--head-dim", "64", "--head-dim", "192/128", "--dtype", "fp16", "--sink",
+        "--output", tmp_path / "out", "--workers", 1,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    found = {(s.op, s.dtype, s.head_dim, s.head_dim_v, s.layers) for s in compiles}
+    assert found == {(op, "fp16", d, dv, 1) for op in ("fwd", "bwd") for d, dv in ((64, 64), (192, 128))}
+    assert all(s.sink for s in compiles if s.op == "fwd")
+
+
+def test_a_kernel_that_cannot_be_built_is_named_and_the_others_are_built(compiles, tmp_path, in_threads, monkeypatch):
+    from cute_attn.jit import obtain as module
+
+    works = module.compile
+
+    def refuse(spec):
+        if spec == OTHER:
+            raise ValueError("does not fit")
+        return works(spec)
+
+    monkeypatch.setattr(module, "compile", refuse)
+    result = run("build", "--spec", SPEC.canonical(), "--spec", OTHER.canonical(), "--output", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "does not fit" in result.output
+    assert len(cache.entry_directories(tmp_path / "out")) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to build"),
+        (["--spec", "{"], "--spec is not JSON"),
+        (["--spec", '{"op":"fwd"}'], "spec 0 is not valid"),
+        (["--mask", "cuasal"], "unknown mask 'cuasal'"),
+        (["--mask", "causal", "--head-dim", "a"], "expected a head_dim such as 128"),
+    ],
+)
+def test_bad_input_to_build_ends_with_one_line(arguments, message, tmp_path):
+    result = run("build", "--output", tmp_path / "out", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+# ---------------------------------------------------------------- ls, verify, prune
+
+
+def test_ls_lists_kernels_with_their_state(bundle, monkeypatch):
+    path = cache.commit(link(compiled(OTHER)), bundle).directory / "manifest.json"
+    path.write_text("{}")
+    result = run("cache", "ls", bundle)
+    assert "current" in result.output
+    assert "broken" in result.output
+    assert "2 kernels" in result.output
+    monkeypatch.setattr(fingerprint, "_sources", lambda op: "other")
+    assert "outdated" in run("cache", "ls", bundle).output
+
+
+def test_verify_finds_every_altered_file(bundle):
+    assert run("cache", "verify", bundle).exit_code == 0
+    path = cache.entry_path(SPEC, bundle) / "kernel.so"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    result = run("cache", "verify", bundle)
+    assert result.exit_code == 1
+    assert "its hash differs" in result.output
+    assert "0 of 1 kernels" in result.output
+
+
+def test_verify_finds_an_entry_under_another_name(bundle):
+    path = cache.entry_path(SPEC, bundle)
+    path.rename(path.with_name(path.name[:-4] + "0000"))
+    assert "is not named by its content" in " ".join(run("cache", "verify", bundle).output.split())
+
+
+def test_rebuilding_proves_a_bundle_or_names_what_differs(bundle, in_threads, monkeypatch):
+    monkeypatch.setattr(build, "compile", compiled)
+    result = run("cache", "verify", bundle, "--rebuild")
+    assert result.exit_code == 0, result.output
+    assert "1 of 1 kernels" in result.output
+    assert "built anew with equal hashes" in " ".join(result.output.split())
+    monkeypatch.setattr(build, "compile", lambda spec: compiled(spec, "// other"))
+    result = run("cache", "verify", bundle, "--rebuild")
+    assert result.exit_code == 1
+    assert "built anew, the PTX differ" in result.output
+
+
+def test_prune_says_what_it_removed(bundle):
+    os.utime(cache.entry_path(SPEC, bundle), (0, 0))
+    assert run("cache", "prune", bundle).output.startswith("removed 0 directories")
+    assert run("cache", "prune", bundle, "--days", "30").output.startswith("removed 1 directory")
+
+
+# ---------------------------------------------------------------- the real compiler
+
+PROGRAM = """
+import importlib.abc, json, sys, time
+import torch
+
+class NoCompiler(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "cutlass":
+            raise ModuleNotFoundError(f"{name} is not here", name=name)
+
+sys.meta_path.insert(0, NoCompiler())
+import cute_attn
+cute_attn.load_bundle(sys.argv[1])
+q, k, v = (torch.randn(96, 2, 64).bfloat16() for _ in range(3))
+ranges = torch.tensor([[0, 96]])
+results = {}
+for name in ("sim", "reference"):
+    with cute_attn.backend(name):
+        results[name], _ = cute_attn.flex_flash_attn_func(q, k, v, ranges, ranges, attn_type_map=[1])
+print(float((results["sim"].float() - results["reference"].float()).abs().max()))
+assert "cutlass" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+def test_a_bundle_runs_in_a_process_in_which_importing_the_compiler_fails(tmp_path):
+    spec = {**json.loads(KernelSpec(head_dim=64, head_dim_v=64, layers=1).canonical())}
+    environment = {**os.environ, "CUTE_ATTN_CACHE_DIR": str(tmp_path / "cache")}
+    environment.pop("CUTE_ATTN_CACHE_MODE", None)
+    tool = [sys.executable, "-c", "from cute_attn.cli import main; main()"]
+    command = [*tool, "build", "--spec", json.dumps(spec), "--output", str(tmp_path / "bundle"), "--workers", "1"]
+    built = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert built.returncode == 0, built.stdout + built.stderr
+    environment |= {"CUTE_ATTN_CACHE_DIR": str(tmp_path / "fresh"), "CUTE_ATTN_CACHE_MODE": "cached-only"}
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "bundle")]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) <= 0.05
+    command = [*tool, "cache", "verify", str(tmp_path / "bundle"), "--rebuild", "--workers", "1"]
+    proved = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert proved.returncode == 0, proved.stdout + proved.stderr
+    assert "built anew with equal hashes" in " ".join(proved.stdout.split())
