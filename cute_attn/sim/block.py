@@ -132,7 +132,9 @@ class Block:
         if not 0 <= rank < len(ctas):
             raise Fault(OutOfBounds, f"access to {subject} in a cluster of {len(ctas)}", subject)
         if not any(ctas[rank].live):
-            raise Fault(OutOfBounds, f"access to {subject}, which has ended: no cluster barrier kept it", subject)
+            raise Fault(
+                OutOfBounds, f"access to {subject}: CTA {rank} of the cluster has ended, no barrier kept it", subject
+            )
         return ctas[rank]
 
     def mapa(self, address: np.ndarray, rank: np.ndarray) -> np.ndarray:
