@@ -9,7 +9,7 @@ the tile before; the warpgroups take turns on the tensor cores.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import cuda.bindings.driver as cuda
 import cutlass
@@ -18,41 +18,29 @@ from cutlass import Float32, Int32, const_expr, range_constexpr
 from cutlass.cute.nvgpu import OperandMajorMode, warpgroup
 
 from cute_attn.jit.spec import KernelSpec
-from cute_attn.sm90.barriers import BARRIER_EPILOGUE, Ring, Turns
+from cute_attn.sm90.barriers import BARRIER_EPILOGUE, Turns
 from cute_attn.sm90.fragments import pack_fragment
 from cute_attn.sm90.mask import RowBounds
 from cute_attn.sm90.ptx import tanh
-from cute_attn.sm90.tiles import gemm, load_atom, partition, store_atom, tile_layout, tiled_mma
+from cute_attn.sm90.tiles import gemm, load_atom, partition, store_atom, tiled_mma
 
 from .arguments import DTYPES, Scalars, Schedule, Tensors, TmaTensors
 from .config import out_shares_queries
 from .epilogue import write_rows
 from .softmax import OnlineSoftmax, clear, rescale
+from .storage import ROWS, Layouts, Shared
+from .work import Arguments, Item
 
-ROWS = 64  # query rows of a consumer warpgroup
 WARPGROUP = 128  # threads
 PRODUCER_REGISTERS = {2: 24, 3: 32}  # after setmaxnreg, by number of consumer warpgroups; all of them are 65536 at most
 CONSUMER_REGISTERS = {2: 240, 3: 160}
-
-
-class Item(NamedTuple):
-    """A query tile of a head, and the runs of key tiles that it visits."""
-
-    batch: Int32
-    mask_batch: Int32
-    head: Int32
-    head_k: Int32
-    tile: Int32
-    first_run: Int32
-    last_run: Int32
-    n_partial: Int32
-    n_full: Int32
 
 
 @dataclass(frozen=True)
 class Consumer:
     """What a consumer warpgroup holds from item to item."""
 
+    shared: Shared
     q: Any  # operand descriptors of its rows of Q, of K and of V
     k: Any
     v: Any
@@ -63,9 +51,6 @@ class Consumer:
     scores_shape: Any
     score_factor: Any
     softmax: OnlineSoftmax
-    place: Any
-    keys: Ring
-    values: Ring
     turns: Turns
 
 
@@ -73,8 +58,7 @@ class ForwardKernel:
     """Compiled by `cute_attn.jit` for a spec; see `arguments` for what it is called with."""
 
     def __init__(self, spec: KernelSpec) -> None:
-        self.spec, self.tile, self.stages = spec, spec.tile, spec.tile.stages
-        self.consumers = spec.tile.consumers
+        self.spec, self.tile, self.consumers = spec, spec.tile, spec.tile.consumers
         self.n, self.dim, self.dim_v = spec.tile.n, spec.head_dim, spec.head_dim_v
         self.dtype, self.bf16 = DTYPES[spec.dtype], spec.dtype == "bf16"
         self.many = spec.layers == "many"
@@ -88,207 +72,128 @@ class ForwardKernel:
             cute.make_tensor(t.iterator, cute.select(t.layout, mode=[1, 3, 2, 0]))  # (seq, dim, head, batch)
             for t in (tensors.q, tensors.k, tensors.v, tensors.out)
         ]
+        layouts = Layouts.of(self.spec)
         tma = TmaTensors(
-            *load_atom(q, self.layout_q(), (ROWS, self.dim)),
-            *load_atom(k, self.layout_k(), (self.n, self.dim)),
-            *load_atom(v, self.layout_v(), (self.n, self.dim_v)),
-            *store_atom(out, self.layout_out(), (ROWS, self.dim_v)),
+            *load_atom(q, layouts.q, (ROWS, self.dim)),
+            *load_atom(k, layouts.k, (self.n, self.dim)),
+            *load_atom(v, layouts.v, (self.n, self.dim_v)),
+            *store_atom(out, layouts.out, (ROWS, self.dim_v)),
         )
-        work = schedule.items.shape[0] * scalars.batches * tensors.q.shape[2]
-        self.kernel(tma, tensors, schedule, scalars).launch(
-            grid=(cutlass.min(scalars.ctas, work), 1, 1),
+        arguments = Arguments(tma, tensors, schedule, scalars)
+        self.kernel(arguments).launch(
+            grid=(cutlass.min(scalars.ctas, arguments.work()), 1, 1),
             block=(WARPGROUP * (1 + self.consumers), 1, 1),
             stream=stream,
             min_blocks_per_mp=1,  # without it ptxas may ignore setmaxnreg
         )
 
-    # ------------------------------------------------------------------ storage
-
-    def layout_q(self):
-        return tile_layout(self.dtype, ROWS, self.dim, self.consumers)
-
-    def layout_k(self):
-        return tile_layout(self.dtype, self.n, self.dim, self.stages)
-
-    def layout_v(self):
-        return tile_layout(self.dtype, self.n, self.dim_v, self.stages)
-
-    def layout_out(self):
-        return tile_layout(self.dtype, ROWS, self.dim_v, self.consumers)
-
-    def storage(self):
-        def tiles(layout: cute.ComposedLayout) -> Any:
-            return cute.struct.Align[cute.struct.MemRange[self.dtype, cute.cosize(layout)], 1024]
-
-        out_tiles = 0 if self.out_shares_queries else cute.cosize(self.layout_out())
-
-        @cute.struct
-        class Storage:
-            q_barriers: cute.struct.MemRange[cutlass.Int64, 2]
-            k_barriers: cute.struct.MemRange[cutlass.Int64, 2 * self.stages]
-            v_barriers: cute.struct.MemRange[cutlass.Int64, 2 * self.stages]
-            place: cute.struct.MemRange[Int32, 4 * self.stages]  # of each K tile: first column, its layers
-            q: tiles(self.layout_q())  # type: ignore[valid-type]
-            out: cute.struct.Align[cute.struct.MemRange[self.dtype, out_tiles], 1024]
-            k: tiles(self.layout_k())  # type: ignore[valid-type]
-            v: tiles(self.layout_v())  # type: ignore[valid-type]
-
-        return Storage
-
     # ------------------------------------------------------------------ roles
 
     @cute.kernel
-    def kernel(self, tma: TmaTensors, tensors: Tensors, schedule: Schedule, scalars: Scalars):
+    def kernel(self, arguments: Arguments):
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
-        storage = cutlass.memory.SmemAllocator().allocate(self.storage())
-        readers = 4 * self.consumers
-        queries = Ring(storage.q_barriers.data_ptr(), 1, readers)
-        keys = Ring(storage.k_barriers.data_ptr(), self.stages, readers)
-        values = Ring(storage.v_barriers.data_ptr(), self.stages, readers)
+        shared = Shared.allocate(self.spec)
         if warp == 0:
-            tma.prefetch()
+            arguments.tma.prefetch()
             with cute.arch.elect_one():
-                for ring in (queries, keys, values):
-                    ring.initialise()
-                cute.arch.mbarrier_init_fence()
+                shared.initialise()
         cute.arch.sync_threads()
-
-        s_q, s_k, s_v = [
-            part.get_tensor(layout.outer, swizzle=layout.inner)
-            for part, layout in (
-                (storage.q, self.layout_q()),
-                (storage.k, self.layout_k()),
-                (storage.v, self.layout_v()),
-            )
-        ]
-        layout_out = self.layout_out()
-        s_out = (storage.q if self.out_shares_queries else storage.out).get_tensor(
-            layout_out.outer, swizzle=layout_out.inner
-        )
-        place = storage.place.get_tensor(cute.make_layout((self.stages, 4), stride=(4, 1)))
-
         if warp < 4:
             cute.arch.setmaxregister_decrease(PRODUCER_REGISTERS[self.consumers])
             if warp == 0:
-                self.load_queries_and_keys(tma, tensors, schedule, scalars, s_q, s_k, place, queries, keys)
+                self.load_queries_and_keys(arguments, shared)
             if warp == 1:
-                self.load_values(tma, tensors, schedule, scalars, s_v, values)
+                self.load_values(arguments, shared)
         else:
             cute.arch.setmaxregister_increase(CONSUMER_REGISTERS[self.consumers])
-            group = warp // 4 - 1
-            self.consume(
-                tma, tensors, schedule, scalars, s_q, s_k, s_v, s_out, place, queries, keys, values, warp % 4, group
-            )
-
-    def item(self, index: Int32, tensors: Tensors, schedule: Schedule, scalars: Scalars) -> Item:
-        """Number `index` of the work: heads fastest, so that neighbours share the runs; then batches."""
-        heads = tensors.q.shape[2]
-        entry, rest = index // (heads * scalars.batches), index % (heads * scalars.batches)
-        mask_batch, tile, first_run, _, last_run, n_partial, n_full = (schedule.items[entry, i] for i in range(7))
-        head = rest % heads
-        return Item(
-            batch=mask_batch + rest // heads,  # one of the two is zero: a mask is shared or per batch
-            mask_batch=mask_batch,
-            head=head,
-            head_k=head // (heads // tensors.k.shape[2]),
-            tile=tile,
-            first_run=first_run,
-            last_run=last_run,
-            n_partial=n_partial,
-            n_full=n_full,
-        )
-
-    def work(self, tensors: Tensors, schedule: Schedule, scalars: Scalars):
-        """The items of this CTA."""
-        cta, grid = cute.arch.block_idx()[0], cute.arch.grid_dim()[0]
-        return cta, schedule.items.shape[0] * scalars.batches * tensors.q.shape[2], grid
+            self.consume(arguments, shared, warp % 4, warp // 4 - 1)
 
     # ------------------------------------------------------------------ producer
 
     @cute.jit
-    def load_queries_and_keys(self, tma, tensors, schedule, scalars, s_q, s_k, place, queries, keys):
-        begin, end, step = self.work(tensors, schedule, scalars)
+    def load_queries_and_keys(self, arguments: Arguments, shared: Shared):
+        tma, runs, place = arguments.tma, arguments.schedule.runs, shared.place
+        begin, end, step = arguments.share()
         item_count, tile_count = Int32(0), Int32(0)
         for index in cutlass.range(begin, end, step, unroll=1):
-            item = self.item(index, tensors, schedule, scalars)
+            item = arguments.item(index)
             q = cute.local_tile(tma.q[None, None, item.head, item.batch], (ROWS, self.dim), (None, 0))
             k = cute.local_tile(tma.k[None, None, item.head_k, item.batch], (self.n, self.dim), (None, 0))
-            to_q, from_q = partition(tma.q_atom, s_q, q)
-            to_k, from_k = partition(tma.k_atom, s_k, k)
-            queries.wait_empty(item_count)
-            barrier = queries.expect(item_count, self.consumers * ROWS * self.dim * 2)
+            to_q, from_q = partition(tma.q_atom, shared.q, q)
+            to_k, from_k = partition(tma.k_atom, shared.k, k)
+            shared.queries.wait_empty(item_count)
+            barrier = shared.queries.expect(item_count, self.consumers * ROWS * self.dim * 2)
             for group in range_constexpr(self.consumers):
                 source = from_q[None, item.tile * self.consumers + group]
                 cute.copy(tma.q_atom, source, to_q[None, group], tma_bar_ptr=barrier)
             item_count += 1
             for run in cutlass.range(item.first_run, item.last_run, unroll=1):
-                for tile in cutlass.range(schedule.runs[run, 0], schedule.runs[run, 1], unroll=1):
-                    slot = keys.slot(tile_count)
-                    keys.wait_empty(tile_count)
+                for tile in cutlass.range(runs[run, 0], runs[run, 1], unroll=1):
+                    slot = shared.keys.slot(tile_count)
+                    shared.keys.wait_empty(tile_count)
                     with cute.arch.elect_one():  # published by the arrive within expect
                         place[slot, 0] = tile * self.n
                         if const_expr(self.many):
-                            place[slot, 1] = schedule.runs[run, 2]
-                            place[slot, 2] = schedule.runs[run, 3]
+                            place[slot, 1] = runs[run, 2]
+                            place[slot, 2] = runs[run, 3]
                             place[slot, 3] = Int32(0)  # the compiler reads all four at once
-                    barrier = keys.expect(tile_count, self.n * self.dim * 2)
+                    barrier = shared.keys.expect(tile_count, self.n * self.dim * 2)
                     cute.copy(tma.k_atom, from_k[None, tile], to_k[None, slot], tma_bar_ptr=barrier)
                     tile_count += 1
 
     @cute.jit
-    def load_values(self, tma, tensors, schedule, scalars, s_v, values):
-        begin, end, step = self.work(tensors, schedule, scalars)
+    def load_values(self, arguments: Arguments, shared: Shared):
+        tma, runs = arguments.tma, arguments.schedule.runs
+        begin, end, step = arguments.share()
         tile_count = Int32(0)
         for index in cutlass.range(begin, end, step, unroll=1):
-            item = self.item(index, tensors, schedule, scalars)
+            item = arguments.item(index)
             v = cute.local_tile(tma.v[None, None, item.head_k, item.batch], (self.n, self.dim_v), (None, 0))
-            to_v, from_v = partition(tma.v_atom, s_v, v)
+            to_v, from_v = partition(tma.v_atom, shared.v, v)
             for run in cutlass.range(item.first_run, item.last_run, unroll=1):
-                for tile in cutlass.range(schedule.runs[run, 0], schedule.runs[run, 1], unroll=1):
-                    values.wait_empty(tile_count)
-                    barrier = values.expect(tile_count, self.n * self.dim_v * 2)
-                    slot = values.slot(tile_count)
+                for tile in cutlass.range(runs[run, 0], runs[run, 1], unroll=1):
+                    shared.values.wait_empty(tile_count)
+                    barrier = shared.values.expect(tile_count, self.n * self.dim_v * 2)
+                    slot = shared.values.slot(tile_count)
                     cute.copy(tma.v_atom, from_v[None, tile], to_v[None, slot], tma_bar_ptr=barrier)
                     tile_count += 1
 
     # ------------------------------------------------------------------ consumer
 
     @cute.jit
-    def consume(self, tma, tensors, schedule, scalars, s_q, s_k, s_v, s_out, place, queries, keys, values, warp, group):
-        lane = cute.arch.lane_idx()
+    def consume(self, arguments: Arguments, shared: Shared, warp, group):
+        tensors, lane = arguments.tensors, cute.arch.lane_idx()
         mma_qk = tiled_mma(self.dtype, self.n, OperandMajorMode.K)
         mma_pv = tiled_mma(self.dtype, self.dim_v, OperandMajorMode.MN, warpgroup.OperandSource.RMEM)
         qk, pv = mma_qk.get_slice(0), mma_pv.get_slice(0)
-        transposed = cute.make_ordered_layout((self.dim_v, self.n, self.stages), order=(1, 0, 2))
+        transposed = cute.make_ordered_layout((self.dim_v, self.n, self.tile.stages), order=(1, 0, 2))
         out = cute.make_rmem_tensor(pv.partition_shape_C((ROWS, self.dim_v)), Float32)
-        softmax = OnlineSoftmax.make(self.n, self.bf16, scalars.exp2_factor, self.spec.max_logits)
+        softmax = OnlineSoftmax.make(self.n, self.bf16, arguments.scalars.exp2_factor, self.spec.max_logits)
         turns = Turns(group, self.consumers, self.tile.ping_pong)
         c = Consumer(
-            q=qk.make_fragment_A(qk.partition_A(s_q))[None, None, None, group],
-            k=qk.make_fragment_B(qk.partition_B(s_k)),
-            v=pv.make_fragment_B(pv.partition_B(cute.composition(s_v, transposed))),
+            shared=shared,
+            q=qk.make_fragment_A(qk.partition_A(shared.q))[None, None, None, group],
+            k=qk.make_fragment_B(qk.partition_B(shared.k)),
+            v=pv.make_fragment_B(pv.partition_B(cute.composition(shared.v, transposed))),
             p=[pv.make_fragment_A(pv.partition_shape_A((ROWS, self.n))) for _ in range(2)],
             out=out,
             op_qk=mma_qk.op,
             op_pv=mma_pv.op,
             scores_shape=qk.partition_shape_C((ROWS, self.n)),
-            score_factor=scalars.score_factor,
+            score_factor=arguments.scalars.score_factor,
             softmax=softmax,
-            place=place,
-            keys=keys,
-            values=values,
             turns=turns,
         )
-        begin, end, step = self.work(tensors, schedule, scalars)
+        begin, end, step = arguments.share()
         item_count, tile_count = Int32(0), Int32(0)
         turns.begin()
         for index in cutlass.range(begin, end, step, unroll=1):
-            item = self.item(index, tensors, schedule, scalars)
+            item = arguments.item(index)
             row = item.tile * self.tile.m + group * ROWS + warp * 16 + lane // 4  # and row + 8
             bounds = self.bounds(tensors, item, row)
             clear(out)
             softmax.reset()
-            queries.wait_full(item_count)
+            shared.queries.wait_full(item_count)
             n_tiles = item.n_partial + item.n_full
             if n_tiles > 0:
                 last = tile_count + n_tiles
@@ -297,17 +202,17 @@ class ForwardKernel:
                 tile_count = self.tiles(c, bounds, tile_count + 1, last_partial, True)
                 tile_count = self.tiles(c, bounds, tile_count, last, False)
                 if const_expr(not self.out_shares_queries):
-                    queries.release(item_count)  # Q may be replaced under the last product and the epilogue
+                    shared.queries.release(item_count)  # Q may be replaced under the last product and the epilogue
                 self.last_values(c, tile_count - 1)
             else:
                 if const_expr(not self.out_shares_queries):
-                    queries.release(item_count)
+                    shared.queries.release(item_count)
             write_rows(tensors, item, row, softmax, out)
-            self.store_out(tma, item, out, mma_pv, s_out, warp, lane, group)
+            self.store_out(arguments.tma, item, out, mma_pv, shared.out[None, None, group], warp, lane, group)
             if const_expr(self.out_shares_queries):
                 if warp == 0:
                     cute.arch.cp_async_bulk_wait_group(0, read=True)
-                queries.release(item_count)
+                shared.queries.release(item_count)
             item_count += 1
         if warp == 0:
             cute.arch.cp_async_bulk_wait_group(0, read=True)  # shared memory must outlive the stores that read it
@@ -325,11 +230,11 @@ class ForwardKernel:
     def first_tile(self, c, bounds, tile):
         """S = Q K^T of the first tile, masked (which changes nothing in a full tile), and its exact softmax."""
         scores = cute.make_rmem_tensor(c.scores_shape, Float32)
-        c.keys.wait_full(tile)
-        gemm(c.op_qk, scores, c.q, c.k[None, None, None, c.keys.slot(tile)], True)
+        c.shared.keys.wait_full(tile)
+        gemm(c.op_qk, scores, c.q, c.k[None, None, None, c.shared.keys.slot(tile)], True)
         place = self.read_place(c, tile)
         warpgroup.wait_group(0)
-        c.keys.release(tile)
+        c.shared.keys.release(tile)
         self.transform(c, scores)
         bounds.apply(scores, *place)
         c.softmax.first(scores, cute.recast_tensor(c.p[0], Int32))
@@ -392,17 +297,17 @@ class ForwardKernel:
     def issue_products(self, c, bounds, tile, masked: cutlass.Constexpr, p_before):
         """Issues S = Q K^T of `tile` and O += P V of the one before; returns S, masked, while the latter still runs."""
         scores = cute.make_rmem_tensor(c.scores_shape, Float32)
-        c.keys.wait_full(tile)
+        c.shared.keys.wait_full(tile)
         c.turns.wait()
-        gemm(c.op_qk, scores, c.q, c.k[None, None, None, c.keys.slot(tile)], True)
-        c.values.wait_full(tile - 1)
-        gemm(c.op_pv, c.out, p_before, c.v[None, None, None, c.values.slot(tile - 1)], False)
+        gemm(c.op_qk, scores, c.q, c.k[None, None, None, c.shared.keys.slot(tile)], True)
+        c.shared.values.wait_full(tile - 1)
+        gemm(c.op_pv, c.out, p_before, c.v[None, None, None, c.shared.values.slot(tile - 1)], False)
         c.turns.done()
         place = (Int32(0), Int32(0), Int32(0))
         if const_expr(masked):
             place = self.read_place(c, tile)
         warpgroup.wait_group(1)
-        c.keys.release(tile)
+        c.shared.keys.release(tile)
         self.transform(c, scores)
         if const_expr(masked):
             bounds.apply(scores, *place)
@@ -410,21 +315,21 @@ class ForwardKernel:
 
     def finish_values(self, c, tile) -> None:
         warpgroup.wait_group(0)
-        c.values.release(tile)
+        c.shared.values.release(tile)
 
     @cute.jit
     def last_values(self, c, tile):
         """O += P V of the last tile."""
-        c.values.wait_full(tile)
-        gemm(c.op_pv, c.out, c.p[0], c.v[None, None, None, c.values.slot(tile)], False)
+        c.shared.values.wait_full(tile)
+        gemm(c.op_pv, c.out, c.p[0], c.v[None, None, None, c.shared.values.slot(tile)], False)
         self.finish_values(c, tile)
 
     def read_place(self, c, tile):
         """First column of a tile and, with many layers, the layers that meet it; before its K slot is released."""
-        slot = c.keys.slot(tile)
+        slot = c.shared.keys.slot(tile)
         if self.many:
-            return c.place[slot, 0], c.place[slot, 1], c.place[slot, 2]
-        return c.place[slot, 0], Int32(0), Int32(0)
+            return c.shared.place[slot, 0], c.shared.place[slot, 1], c.shared.place[slot, 2]
+        return c.shared.place[slot, 0], Int32(0), Int32(0)
 
     @cute.jit
     def transform(self, c, scores):
@@ -438,14 +343,13 @@ class ForwardKernel:
     # ------------------------------------------------------------------ epilogue
 
     @cute.jit
-    def store_out(self, tma, item, out, mma_pv, s_out, warp, lane, group):
+    def store_out(self, tma, item, out, mma_pv, mine, warp, lane, group):
         """Writes this warpgroup's 64 rows through shared memory by TMA, which drops what lies outside the tensor."""
         rounded = cute.make_rmem_tensor_like(out, self.dtype)
         pack_fragment(out, rounded, self.bf16)
         matrices = cute.nvgpu.warp.StMatrix8x8x16bOp(transpose=False, num_matrices=4)
         atom = cute.make_copy_atom(matrices, self.dtype)
         copy = cute.make_tiled_copy_C(atom, mma_pv).get_slice(warp * 32 + lane)
-        mine = s_out[None, None, group]
         if warp == 0:
             cute.arch.cp_async_bulk_wait_group(0, read=True)  # the store of the item before has left this memory
         cute.arch.barrier(barrier_id=BARRIER_EPILOGUE + group, number_of_threads=WARPGROUP)

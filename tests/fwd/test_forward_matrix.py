@@ -1,5 +1,7 @@
 """The forward on the whole matrix of masks, sizes, dtypes and options: part of `make test-all`."""
 
+import dataclasses
+
 import pytest
 import torch
 from forward_case import Case, block_sparse, check, falling, growing, one_hot, random_inputs, with_gaps
@@ -125,6 +127,21 @@ def test_every_schedule_of_warps_and_copies(dims, options, mode, seed, runtime):
     case = {"dims": dims, "mode": mode, "seed": seed, "options": {**options, "sm_margin": 127}}
     check(Case(with_gaps(300, 600, 4), **case), runtime)
     check(Case(masks.sliding_window(384, left=100, right=100), batch=2, **case), runtime)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_warpgroup_writes_its_output_over_queries_that_another_still_reads(seed, runtime):
+    case = Case(causal(384), batch=2, heads=(3, 1), dims=(192, 128), mode="random", seed=seed)
+    check(dataclasses.replace(case, options={"sm_margin": 129}), runtime)
+
+
+def test_heads_and_batches_that_share_keys_by_a_stride_of_zero(runtime):
+    def shared(c):
+        q = torch.randn(3, 200, 4, 128, dtype=c.dtype)
+        k, v = (torch.randn(1, 200, 1, 128, dtype=c.dtype).expand(3, -1, 2, -1) for _ in range(2))
+        return q, k, v
+
+    check(Case(causal(200), batch=3, heads=(4, 2), inputs=shared), runtime)
 
 
 def test_a_mask_for_each_batch(runtime):

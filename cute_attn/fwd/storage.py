@@ -1,0 +1,105 @@
+"""Shared memory of the forward: tiles, their rings, and where each tile of keys lies."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Int32
+
+from cute_attn.jit.spec import KernelSpec
+from cute_attn.sm90.barriers import Ring
+from cute_attn.sm90.tiles import tile_layout
+
+from .arguments import DTYPES
+from .config import out_shares_queries
+
+__all__ = ["ROWS", "Layouts", "Shared"]
+
+ROWS = 64  # query rows of a consumer warpgroup
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """Of the tiles in shared memory: rows, columns, and the warpgroup or stage."""
+
+    q: Any  # (64, head_dim, consumers)
+    k: Any  # (n, head_dim, stages)
+    v: Any  # (n, head_dim_v, stages)
+    out: Any  # (64, head_dim_v, consumers)
+
+    @classmethod
+    def of(cls, spec: KernelSpec) -> "Layouts":
+        dtype, tile = DTYPES[spec.dtype], spec.tile
+        return cls(
+            q=tile_layout(dtype, ROWS, spec.head_dim, tile.consumers),
+            k=tile_layout(dtype, tile.n, spec.head_dim, tile.stages),
+            v=tile_layout(dtype, tile.n, spec.head_dim_v, tile.stages),
+            out=tile_layout(dtype, ROWS, spec.head_dim_v, tile.consumers),
+        )
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the warps of a CTA share.
+
+    place: for each slot of K its first column and, with many layers, the first and last of those that meet it.
+    """
+
+    q: Any  # tensors with the layouts above
+    k: Any
+    v: Any
+    out: Any
+    place: Any  # (stages, 4), int32
+    queries: Ring
+    keys: Ring
+    values: Ring
+
+    @classmethod
+    def allocate(cls, spec: KernelSpec) -> "Shared":
+        layouts, stages, readers = Layouts.of(spec), spec.tile.stages, 4 * spec.tile.consumers
+        storage = cutlass.memory.SmemAllocator().allocate(_storage(spec, layouts))
+        q, k, v = (
+            part.get_tensor(layout.outer, swizzle=layout.inner)
+            for part, layout in ((storage.q, layouts.q), (storage.k, layouts.k), (storage.v, layouts.v))
+        )
+        if out_shares_queries(spec):  # each warpgroup in its own rows of Q: the others may still be reading theirs
+            out = cute.local_tile(q, (ROWS, spec.head_dim_v), (0, 0, None))
+        else:
+            out = storage.out.get_tensor(layouts.out.outer, swizzle=layouts.out.inner)
+        return cls(
+            q=q,
+            k=k,
+            v=v,
+            out=out,
+            place=storage.place.get_tensor(cute.make_layout((stages, 4), stride=(4, 1))),
+            queries=Ring(storage.q_barriers.data_ptr(), 1, readers),
+            keys=Ring(storage.k_barriers.data_ptr(), stages, readers),
+            values=Ring(storage.v_barriers.data_ptr(), stages, readers),
+        )
+
+    def initialise(self) -> None:
+        """By one thread, before any other touches a ring."""
+        for ring in (self.queries, self.keys, self.values):
+            ring.initialise()
+        cute.arch.mbarrier_init_fence()
+
+
+def _storage(spec: KernelSpec, layouts: Layouts) -> Any:
+    dtype, stages = DTYPES[spec.dtype], spec.tile.stages
+
+    def tiles(size: int) -> Any:
+        return cute.struct.Align[cute.struct.MemRange[dtype, size], 1024]
+
+    @cute.struct
+    class Storage:
+        q_barriers: cute.struct.MemRange[cutlass.Int64, 2]
+        k_barriers: cute.struct.MemRange[cutlass.Int64, 2 * stages]
+        v_barriers: cute.struct.MemRange[cutlass.Int64, 2 * stages]
+        place: cute.struct.MemRange[Int32, 4 * stages]
+        q: tiles(cute.cosize(layouts.q))  # type: ignore[valid-type]
+        out: tiles(0 if out_shares_queries(spec) else cute.cosize(layouts.out))  # type: ignore[valid-type]
+        k: tiles(cute.cosize(layouts.k))  # type: ignore[valid-type]
+        v: tiles(cute.cosize(layouts.v))  # type: ignore[valid-type]
+
+    return Storage

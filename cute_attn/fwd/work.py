@@ -1,0 +1,62 @@
+"""Which query tiles a CTA computes, and what each of them visits."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cutlass.cute as cute
+from cutlass import Int32
+
+from .arguments import Scalars, Schedule, Tensors, TmaTensors
+
+__all__ = ["Arguments", "Item"]
+
+
+class Item(NamedTuple):
+    """A query tile of a head, and the runs of key tiles that it visits."""
+
+    batch: Int32
+    mask_batch: Int32
+    head: Int32
+    head_k: Int32
+    tile: Int32
+    first_run: Int32
+    last_run: Int32
+    n_partial: Int32
+    n_full: Int32
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the device code is called with."""
+
+    tma: TmaTensors
+    tensors: Tensors
+    schedule: Schedule
+    scalars: Scalars
+
+    def work(self) -> Int32:
+        """Number of items: schedule entries, each for the batches that share it and for every head."""
+        return self.schedule.items.shape[0] * self.scalars.batches * self.tensors.q.shape[2]
+
+    def share(self) -> tuple[Int32, Int32, Int32]:
+        """Begin, end and step of the items of this CTA."""
+        return cute.arch.block_idx()[0], self.work(), cute.arch.grid_dim()[0]
+
+    def item(self, index: Int32) -> Item:
+        """Item number `index`: heads fastest, so that neighbours read the same keys; then batches."""
+        heads = self.tensors.q.shape[2]
+        items, per_entry = self.schedule.items, heads * self.scalars.batches
+        entry, rest = index // per_entry, index % per_entry
+        mask_batch, tile, first_run, _, last_run, n_partial, n_full = (items[entry, i] for i in range(7))
+        head = rest % heads
+        return Item(
+            batch=mask_batch + rest // heads,  # one of the two is zero: a mask is shared or per batch
+            mask_batch=mask_batch,
+            head=head,
+            head_k=head // (heads // self.tensors.k.shape[2]),
+            tile=tile,
+            first_run=first_run,
+            last_run=last_run,
+            n_partial=n_partial,
+            n_full=n_full,
+        )
