@@ -101,6 +101,14 @@ def test_a_dense_mask_has_no_layers_and_a_partial_tile_only_where_the_keys_end()
         assert (schedule.to_grid() == 1).sum() == partial
 
 
+def test_empty_rows_do_not_hide_a_neighbour_that_touches_the_same_tile():
+    lo = torch.tensor([[[1, 1, 3, 2]]], dtype=torch.int32)
+    hi = torch.tensor([[[1, 2, 3, 2]]], dtype=torch.int32)  # only the second row has a key
+    schedule = TileSchedule.from_mask(IntervalMask(lo, hi, 8), (4, 4))
+    assert schedule.to_grid().tolist() == [[[1, 0]]]
+    assert schedule.to_grid_transposed().tolist() == [[[1], [0]]]
+
+
 def test_rows_past_the_end_count_as_covering():
     schedule = TileSchedule.from_mask(IntervalMask.from_slices([[0, 1]], [[0, 128]]))
     assert schedule.to_grid().tolist() == [[[2]]]
