@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 # One worker a core: the tests are many small CPU jobs, so torch itself runs on one thread (tests/conftest.py).
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: setup demo test test-all lint format bench clean
+.PHONY: setup demo test test-all lint format clean
 
 setup: $(READY)
 

@@ -28,7 +28,8 @@ class IntervalMask:
         seqlen_k: number of keys; `0 <= lo <= hi <= seqlen_k`.
 
     Raises TypeError or ValueError for anything else; `IntervalMask.from_intervals` takes intervals in any order.
-    The tile schedules made from a mask are kept on it, so that every layer and step of a model shares them.
+    The tile schedules made from a mask are kept on it, so that every layer and step of a model shares them; lo and hi
+    are therefore never edited, another mask is another IntervalMask.
     """
 
     lo: torch.Tensor
