@@ -97,6 +97,7 @@ def test_show_writes_a_png(run, tmp_path):
         (["show", "--slice", "0:99999999999,0:4"], ["q_ranges[0]", "end must be below 2^31"]),
         (["show", "--mask", "causal", "--seqlen-q", "0"], ["--seqlen-q", "x>=1"]),
         (["show", "--mask", "causal", "--batch", "2"], ["batch must be below the mask's batch 1, got 2"]),
+        (["show", "--mask", "causal", "--tile", f"{1 << 70}x1"], ["tile must be (rows, keys), two ints"]),
         (["show", "--mask", "causal", "--tile", "128"], ["--tile", "ROWSxKEYS such as 128x128, got '128'"]),
         (["show", "--slice", "0:4"], ["--slice", "such as 0:128,0:256,causal, got '0:4'"]),
         (["show", "--slice", "0:4,0:b"], ["--slice", "got '0:4,0:b'"]),

@@ -32,9 +32,9 @@ def check_tile(tile: object) -> tuple[int, int]:
     if (
         not isinstance(tile, (tuple, list))
         or len(tile) != 2
-        or any(isinstance(x, bool) or not isinstance(x, int) or x < 1 for x in tile)
+        or any(isinstance(x, bool) or not isinstance(x, int) or not 1 <= x < 1 << 31 for x in tile)
     ):
-        raise ValueError(f"tile must be (rows, keys), two ints >= 1, got {tile!r}")
+        raise ValueError(f"tile must be (rows, keys), two ints >= 1 and below 2^31, got {tile!r}")
     return tile[0], tile[1]
 
 

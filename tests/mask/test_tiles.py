@@ -138,7 +138,7 @@ def test_a_schedule_is_made_once_for_each_tile_shape():
     assert mask.schedule((64, 128)) is not mask.schedule((128, 128))
 
 
-@pytest.mark.parametrize("tile", [(0, 128), (128,), (128, -1), (64.0, 64), (True, 4), 128, None])
+@pytest.mark.parametrize("tile", [(0, 128), (128,), (128, -1), (64.0, 64), (True, 4), 128, None, (1 << 70, 1)])
 def test_a_tile_that_is_not_two_positive_ints_is_refused(tile):
     mask = IntervalMask.from_slices([[0, 3]], [[0, 3]])
     with pytest.raises(ValueError, match="tile must be"):
