@@ -3,7 +3,8 @@
 A tile costs `max(tensor, issue) + stall * min(tensor, issue)` cycles of a multiprocessor: `tensor` is what its products
 take at the peak rate (a 64xNx16 product N / 2 cycles), `issue` the slots that its loop issues in each of the four
 schedulers, and `stall` the part of the shorter one that is not hidden, which is assumed. Waits of a tile, and the
-prologue and epilogue of an item of work, add fixed numbers of cycles, also assumed; the items are spread over the multiprocessors without a gap.
+prologue and epilogue of an item of work, add fixed numbers of cycles, also assumed; the items are spread over the
+multiprocessors without a gap.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ TILE_CYCLES, ITEM_CYCLES = 120, 2000
 UNKNOWN_SLOTS = (0.35, 0.45)
 ASSUMPTIONS = (
     f"{CLOCK / 1e9:.3f} GHz; {STALL_PING_PONG:.0%} of the shorter of tensor and issue cycles not hidden with "
-    f"ping-pong, {STALL:.0%} without; {TILE_CYCLES} cycles of waiting a tile, {ITEM_CYCLES} for the prologue and epilogue of each query tile, in the "
-    "backward each key tile"
+    f"ping-pong, {STALL:.0%} without; {TILE_CYCLES} cycles of waiting a tile, {ITEM_CYCLES} for the prologue and "
+    "epilogue of each query tile, in the backward each key tile"
 )
 
 

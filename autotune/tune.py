@@ -124,19 +124,23 @@ def _compile(
     def over() -> bool:
         return deadline is not None and now() >= deadline
 
-    for part in ([default], others):
-        if part is others and over():
+    for part, until in (([default], _never), (others, over)):
+        if until():
             return
-        for outcome in compiler(part, workers, over):
+        for outcome in compiler(part, workers, until):
             events.step()
             tile = specs[outcome.item]
-            if outcome.error and part is not others:
+            if outcome.error and tile == tuning.problem.default:
                 raise RuntimeError(f"the default tile {tile} does not compile: {outcome.error}")
             if outcome.error:
                 tuning.rejected.append(Refused(tile, f"does not compile: {outcome.error}"))
             else:
                 tuning.compiled[tile] = outcome.result
                 tuning.compile_seconds[tile] = outcome.seconds
+
+
+def _never() -> bool:
+    return False
 
 
 def _is_rejected(tuning: Tuning, tile: Tile) -> bool:

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+from itertools import product
 from pathlib import Path
 
 import click
@@ -15,7 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import __version__
+from ..jit import HEAD_DIMS, tuned
 from ..jit.cache import cache_directory
+from ..jit.shapes import default_tile
+from ..mask import causal
 from .machine import backends, best_device
 
 __all__ = ["command"]
@@ -27,6 +31,7 @@ def command() -> None:
     console = Console()
     console.print(_table("machine", [(name, state, text) for name, (state, text) in _findings().items()]))
     console.print(_table("backends", [(b.name, "ok" if b.runs else "no", b.reason) for b in backends()]))
+    console.print(_table("tiles, causal at 8,192 tokens, 32 heads on 8", _tiles()))
     kind = "the GPU" if best_device().type == "cuda" else "CPU tensors"
     console.print(f"`cute-attn demo` runs on {kind} here.")
 
@@ -44,6 +49,22 @@ def _findings() -> dict[str, tuple[str, str]]:
         "C compiler": _compiler(),
         "cache": _cache(cache_directory()),
     }
+
+
+def _tiles() -> list[tuple[str, str, str]]:
+    """Which tile each kernel takes, and where it comes from: a tuned table or the static defaults."""
+    device = best_device()
+    gpu, sms = tuned.gpu_of(device) if device.type == "cuda" else ("", 0)
+    mask = causal(8192)
+    rows = []
+    for op, dims in product(("fwd", "bwd"), HEAD_DIMS):
+        key = tuned.TunedKey.of(gpu, sms, op, "bf16", dims, (32, 8), mask)
+        found = tuned.lookup(key, default_tile(op, *dims))
+        name = f"{op} {dims[0]}" if dims[0] == dims[1] else f"{op} {dims[0]}/{dims[1]}"
+        rows.append((name, "ok", f"{found.tile}: {found.source}"))
+    known = [f"{len(table.tiles)} in {table.origin}" for table in tuned.tables()]
+    rows.append(("tables", "ok" if known else "no", "; ".join(known) or "none; `cute-attn autotune` writes one"))
+    return rows
 
 
 def _gpu() -> tuple[str, str]:

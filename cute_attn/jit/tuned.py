@@ -14,7 +14,7 @@ import re
 import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -30,6 +30,7 @@ __all__ = [
     "MaskClass",
     "TunedKey",
     "forget",
+    "gpu_of",
     "install",
     "lookup",
     "mask_class",
@@ -41,6 +42,7 @@ __all__ = [
 
 NEAREST = 4  # buckets, summed over all axes, that a measured problem may lie away
 SHIPPED = Path(__file__).with_name("tuned_tables")
+AnyTile = TypeVar("AnyTile", TileConfig, BackwardTile)
 Source = Literal["exact", "nearest bucket", "shipped table", "static default"]
 
 log = logging.getLogger("cute_attn.cache")
@@ -115,15 +117,15 @@ def tuned_tile(
     heads: tuple[int, int],
     mask: IntervalMask,
     device: torch.device,
-    default: Tile,
-) -> Tile:
+    default: AnyTile,
+) -> AnyTile:
     """The tile that a launcher takes. Costs next to nothing where no table knows the GPU, as in simulation."""
     if device.type != "cuda":
         return default
-    gpu, sms = _gpu(device)
+    gpu, sms = gpu_of(device)
     if not any(key.gpu == gpu for table in tables() for key in table.tiles):
         return default
-    return lookup(TunedKey.of(gpu, sms, op, dtype, dims, heads, mask), default).tile
+    return cast(AnyTile, lookup(TunedKey.of(gpu, sms, op, dtype, dims, heads, mask), default).tile)
 
 
 def lookup(key: TunedKey, default: Tile) -> Found:
@@ -206,6 +208,7 @@ def _parsed(table: dict[str, Any]) -> dict[TunedKey, Tile]:
 
 
 @functools.cache
-def _gpu(device: torch.device) -> tuple[str, int]:
+def gpu_of(device: torch.device) -> tuple[str, int]:
+    """Its name and number of multiprocessors."""
     properties = torch.cuda.get_device_properties(device)
     return properties.name, properties.multi_processor_count

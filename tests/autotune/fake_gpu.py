@@ -1,0 +1,65 @@
+"""A GPU that takes the time it is told to, on a clock that only its work moves, and a compiler that makes nothing."""
+
+import contextlib
+
+from autotune.profile import Loop, Profile
+from cute_attn.jit.parallel import Outcome
+
+
+class FakeGpu:
+    """times: seconds of each tile, else `usual`. A tile in `broken` cannot run."""
+
+    gpu, sms = "Fake GPU", 100
+    metadata = {"driver": "1.0"}  # noqa: RUF012
+
+    def __init__(self, times=None, usual=100e-6, broken=()):
+        self.times, self.usual, self.broken = times or {}, usual, broken
+        self.clock, self.calls, self.locked = 0.0, [], 0
+
+    @contextlib.contextmanager
+    def lock(self):
+        self.locked += 1
+        yield
+        self.locked -= 1
+
+    def prepare(self, problem, tile):
+        assert self.locked == 1, "measured without the lock"
+        if tile in self.broken:
+            raise RuntimeError("launch failed")
+        return tile
+
+    def seconds(self, run):
+        assert self.locked == 1, "measured without the lock"
+        value = self.times.get(run, self.usual)
+        value = value() if callable(value) else value
+        self.calls.append(run)
+        self.clock += 1.0
+        return value
+
+    def now(self):
+        return self.clock
+
+
+def profile(spec):
+    """One loop whose slots grow with nothing but the tile."""
+    tensor = spec.tile.m * spec.tile.n
+    return Profile(168, 0, (), (Loop(tensor, tensor // 3), Loop(tensor, tensor // 2)))
+
+
+class FakeCompiler:
+    """Compiles by `profile`, which may raise; remembers the order."""
+
+    def __init__(self, profile=profile, clock=None):
+        self.profile, self.clock, self.specs = profile, clock, []
+
+    def __call__(self, specs, workers, until):
+        for spec in specs:
+            if until():
+                return
+            self.specs.append(spec)
+            if self.clock is not None:
+                self.clock.clock += 10.0
+            try:
+                yield Outcome(spec, self.profile(spec), "", 10.0)
+            except ValueError as error:
+                yield Outcome(spec, None, f"ValueError: {error}", 10.0)

@@ -1,0 +1,146 @@
+"""`cute-attn autotune` from the shapes to the table that kernels look up; several ranks; what it says without a GPU."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from fake_gpu import FakeCompiler, FakeGpu
+
+from autotune import command as module
+from autotune import tune
+from autotune.problem import Problem
+from autotune.ranks import decided_by_rank_0
+from cute_attn.jit import TileConfig, tuned
+
+sys.path.append(str(Path(__file__).parent.parent / "dist"))
+from ranks import run_ranks
+
+FAST = TileConfig(128, 96)
+SHAPES = [{"seqlen_q": 1024}]
+
+
+@pytest.fixture
+def autotune(tmp_path, monkeypatch):
+    """Runs the command on a GPU, or None, with the fake compiler."""
+    monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "shapes.json").write_text(json.dumps(SHAPES))
+    tuned.forget()
+
+    def invoke(gpu, *arguments):
+        compiler = FakeCompiler()
+        monkeypatch.setattr(module, "find_device", lambda: gpu)
+        monkeypatch.setattr(module, "tune", lambda *a, events: tune(*a, compiler=compiler, events=events))
+        shapes = ["--shapes", str(tmp_path / "shapes.json")] if "--preset" not in arguments else []
+        result = CliRunner().invoke(module.command, [*shapes, *arguments], env={"COLUMNS": "160"})
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result, compiler
+
+    yield invoke
+    tuned.forget()
+
+
+def results(tmp_path):
+    (path,) = (tmp_path / "cache" / "autotune").glob("*/results.json")
+    return json.loads(path.read_text())
+
+
+def test_what_was_measured_is_looked_up_afterwards(autotune, tmp_path):
+    result, _ = autotune(FakeGpu({FAST: 50e-6}), "--effort", "full")
+    assert result.exit_code == 0, result.output
+    problem = Problem(seqlen_q=1024, seqlen_k=1024)
+    tuned.forget()
+    assert tuned.lookup(problem.key("Fake GPU", 100), problem.default)[:2] == (FAST, "exact")
+    assert tuned.table_path("Fake GPU").is_relative_to(tmp_path / "cache")
+    assert "2.000 times as fast as the default" in result.output
+    assert "chosen" in result.output
+    assert (next((tmp_path / "cache" / "autotune").glob("*/report.png"))).stat().st_size > 1000
+
+
+def test_results_hold_every_timing_and_versions_as_metadata(autotune, tmp_path):
+    autotune(FakeGpu({FAST: 50e-6}), "--effort", "full")
+    found = results(tmp_path)
+    assert found["measured"] is True
+    assert found["metadata"]["driver"] == "1.0"
+    assert {"torch", "nvidia-cutlass-dsl"} <= set(found["metadata"]["versions"])
+    forward = found["problems"][0]
+    fast = next(c for c in forward["candidates"] if c["tile"]["n"] == 96 and c["final_seconds"])
+    assert fast["screening_seconds"] == [50e-6] * 25
+    assert fast["final_seconds"] == [50e-6] * 50
+    assert forward["tile"]["n"] == 96
+    assert len(forward["refused"]) + len(forward["candidates"]) == 28 * 4
+
+
+def test_tuning_again_replaces_entries_of_equal_key_and_keeps_the_others(autotune, tmp_path):
+    autotune(FakeGpu({FAST: 50e-6}), "--effort", "full")
+    autotune(FakeGpu(), "--effort", "full", "--preset", "small")
+    autotune(FakeGpu({TileConfig(128, 112): 50e-6}), "--effort", "full")
+    entries = json.loads(tuned.table_path("Fake GPU").read_text())["entries"]
+    assert len(entries) == 4
+    assert [e["tile"]["n"] for e in entries if e["key"]["op"] == "fwd" and e["key"]["head_dim"] == 128] == [112]
+
+
+def test_without_a_gpu_it_says_plainly_that_nothing_was_measured_and_writes_no_table(autotune, tmp_path):
+    result, compiler = autotune(None)
+    assert result.exit_code == 0, result.output
+    assert "Nothing was measured: there is no Hopper GPU here." in result.output
+    assert "the default 128x128, 2 stages, ping-pong stays" in " ".join(result.output.split())
+    assert compiler.specs
+    assert results(tmp_path)["measured"] is False
+    assert not (tmp_path / "cache" / "tuned").exists()
+
+
+def test_a_dry_run_lists_candidates_and_compiles_measures_and_writes_nothing(autotune, tmp_path):
+    gpu = FakeGpu()
+    result, compiler = autotune(gpu, "--dry-run")
+    assert "128x128, 2 stages, ping-pong  (default)" in result.output
+    assert "9 would be compiled" in result.output
+    assert not compiler.specs
+    assert not gpu.calls
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_preset_is_tuned_in_both_operations(autotune):
+    result, compiler = autotune(None, "--preset", "small", "--budget", "0")
+    assert result.exit_code == 0
+    assert [(spec.op, spec.head_dim) for spec in compiler.specs] == [("fwd", 64), ("bwd", 64)]
+
+
+def test_nothing_to_tune_is_refused(autotune, tmp_path):
+    result = CliRunner().invoke(module.command, [])
+    assert result.exit_code == 2
+    assert "give --preset (causal, full, packed" in result.output
+
+
+def test_it_runs_as_a_module():
+    result = subprocess.run([sys.executable, "-m", "autotune", "--help"], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert "python -m autotune" in result.stdout
+
+
+# ---------------------------------------------------------------- ranks
+
+
+def _decide(rank, fails):
+    def decide():
+        assert rank == 0, "only rank 0 tunes"
+        if fails:
+            raise ValueError("no shapes")
+        return {"format": 1, "entries": [{"tile": "ü"}]}
+
+    try:
+        return decided_by_rank_0(decide)
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def test_rank_0_decides_and_all_ranks_have_its_answer():
+    assert run_ranks(3, _decide, False) == [{"format": 1, "entries": [{"tile": "ü"}]}] * 3
+
+
+def test_a_failure_of_rank_0_reaches_every_rank():
+    failed = "RuntimeError: rank 0 could not tune: ValueError: no shapes"
+    assert run_ranks(2, _decide, True) == ["ValueError: no shapes", failed]

@@ -1,0 +1,127 @@
+"""Which tile a launch takes: exact, nearest bucket, shipped table, static default, in this order."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+
+from cute_attn.jit import TileConfig, tuned
+from cute_attn.jit.backward_spec import BackwardTile
+from cute_attn.jit.tuned import MaskClass, TunedKey, lookup, mask_class, tuned_tile
+from cute_attn.mask import causal, full, sliding_window
+
+DEFAULT, MEASURED, SHIPPED = TileConfig(), TileConfig(128, 96), TileConfig(128, 80)
+KEY = TunedKey.of("NVIDIA H200", 132, "fwd", "bf16", (128, 128), (32, 8), causal(8192))
+
+
+@pytest.fixture(autouse=True)
+def no_tables(monkeypatch, tmp_path):
+    monkeypatch.setattr(tuned, "SHIPPED", tmp_path / "shipped")
+    tuned.forget()
+    yield
+    tuned.forget()
+
+
+def write(path, *entries):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    decoded = [{"key": dataclasses.asdict(k), "tile": dataclasses.asdict(t), "seconds": 1e-4} for k, t in entries]
+    path.write_text(json.dumps({"format": 1, "entries": decoded}))
+    tuned._read_all.cache_clear()
+
+
+def user_table(*entries):
+    write(tuned.table_path("NVIDIA H200"), *entries)
+
+
+def shipped_table(*entries):
+    write(tuned.SHIPPED / "h200.json", *entries)
+
+
+def moved(**buckets):
+    return dataclasses.replace(KEY, **{name: getattr(KEY, name) + by for name, by in buckets.items()})
+
+
+def test_without_a_table_the_default_is_taken():
+    assert lookup(KEY, DEFAULT) == (DEFAULT, "static default", None)
+
+
+def test_the_exact_entry_comes_before_nearer_ones_the_users_table_before_the_shipped_one():
+    shipped_table((KEY, SHIPPED))
+    assert lookup(KEY, DEFAULT) == (SHIPPED, "shipped table", KEY)
+    user_table((moved(seqlen_q=1), MEASURED))
+    assert lookup(KEY, DEFAULT) == (MEASURED, "nearest bucket", moved(seqlen_q=1))
+    user_table((moved(seqlen_q=1), SHIPPED), (KEY, MEASURED))
+    assert lookup(KEY, DEFAULT) == (MEASURED, "exact", KEY)
+
+
+def test_the_nearest_bucket_is_taken_up_to_a_distance():
+    user_table((moved(seqlen_q=1, seqlen_k=2), MEASURED), (moved(seqlen_k=2, density=2), SHIPPED))
+    assert lookup(KEY, DEFAULT).tile == MEASURED
+    user_table((moved(seqlen_q=3, seqlen_k=2), MEASURED))
+    assert lookup(KEY, DEFAULT).source == "static default"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"gpu": "NVIDIA H100"}, {"sms": 78}, {"op": "bwd"}, {"dtype": "fp16"}, {"head_dim": 64}, {"head_dim_v": 64},
+        {"layers": 2}, {"has_lower": True}, {"has_upper": False},
+    ],
+    ids=lambda other: f"another-{next(iter(other))}",
+)  # fmt: skip
+def test_another_gpu_operation_type_size_or_kind_of_mask_is_never_near(other):
+    assert KEY.distance(dataclasses.replace(KEY, **other)) == math.inf
+
+
+def test_the_ratio_of_heads_counts_in_doublings():
+    assert KEY.distance(dataclasses.replace(KEY, gqa=16)) == 2.0
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"format": 2, "entries": []}', '{"format": 1, "entries": [{"key": {}, "tile": {}}]}']
+)
+def test_a_table_that_cannot_be_read_is_left_out_with_one_warning(content):
+    path = tuned.table_path("NVIDIA H200")
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.warns(UserWarning, match="the tuned table .* is not used"):
+        assert lookup(KEY, DEFAULT).tile == DEFAULT
+    lookup(KEY, DEFAULT)
+
+
+def test_an_installed_table_comes_first():
+    user_table((KEY, SHIPPED))
+    tuned.install({"format": 1, "entries": [{"key": dataclasses.asdict(KEY), "tile": dataclasses.asdict(MEASURED)}]})
+    assert lookup(KEY, DEFAULT).tile == MEASURED
+
+
+def test_backward_entries_hold_backward_tiles():
+    key, tile = dataclasses.replace(KEY, op="bwd"), BackwardTile(64, 4)
+    user_table((key, tile))
+    assert lookup(key, BackwardTile()).tile == tile
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        (full(512), MaskClass(0, False, False, 0)),
+        (causal(512), MaskClass(1, False, True, 1)),
+        (sliding_window(1024, left=127, right=0), MaskClass(1, True, True, 3)),
+    ],
+    ids=["full", "causal", "window"],
+)
+def test_the_class_of_a_mask_is_its_layers_bounds_and_density(mask, expected):
+    assert mask_class(mask) == expected
+
+
+def test_a_launch_asks_for_its_gpu_and_simulation_for_none(monkeypatch):
+    user_table((KEY, MEASURED))
+    arguments = ("fwd", "bf16", (128, 128), (32, 8), causal(8192))
+    monkeypatch.setattr(tuned, "gpu_of", lambda device: ("NVIDIA H200", 132))
+    assert tuned_tile(*arguments, torch.device("cuda"), DEFAULT) == MEASURED
+    assert tuned_tile(*arguments, torch.device("cpu"), DEFAULT) == DEFAULT
+    monkeypatch.setattr(tuned, "gpu_of", lambda device: ("NVIDIA H100", 132))
+    monkeypatch.setattr(tuned, "mask_class", None)  # would fail if it were asked
+    assert tuned_tile(*arguments, torch.device("cuda"), DEFAULT) == DEFAULT
