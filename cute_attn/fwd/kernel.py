@@ -362,3 +362,6 @@ class ForwardKernel:
             source, target = partition(tma.out_atom, mine, target)
             cute.copy(tma.out_atom, source, target)
             cute.arch.cp_async_bulk_commit_group()
+
+
+ForwardKernel.kernel.set_name_prefix("cute_attn_forward", remove_cutlass_symbol=True, keep_mangled_name=False)
