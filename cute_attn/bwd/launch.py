@@ -11,6 +11,7 @@ import torch
 from cute_attn.fwd.launch import DTYPES, in_kernel_form, kernel_dims, mask_kind
 from cute_attn.jit.backward_spec import BackwardSpec, BackwardTile
 from cute_attn.jit.load import Runtime, kernel
+from cute_attn.jit.tuned import tuned_tile
 from cute_attn.mask import IntervalMask, TileSchedule
 
 from .config import default_tile
@@ -68,14 +69,16 @@ def backward(
         dout: gradient of out, like it. dlse: of lse, (batch, heads_q, seqlen_q) fp32, or None for zero.
         needs: which of dq, dk and dv are wanted; at least one.
         deterministic: whether two runs give the same bits.
-        tile: None takes the default.
+        tile: None takes what was measured fastest for such a problem, else the default.
 
     Allocates, beside the results, 4 bytes for every element of q (none without dq) and 8 bytes for every row of every
     head, rounded up to whole tiles.
     """
     batch, seqlen_q, heads_q, head_dim = q.shape
     dims = kernel_dims(head_dim, v.shape[3])
-    tile = tile or default_tile(*dims)
+    if tile is None:
+        heads = (heads_q, k.shape[2])
+        tile = tuned_tile("bwd", DTYPES[q.dtype], dims, heads, mask, q.device, default_tile(*dims))
     dq, dk, dv = (x.new_empty(x.shape) if need else None for x, need in zip((q, k, v), needs, strict=True))
     schedule = mask.schedule((tile.m, tile.n))
     if q.numel() == 0 or k.numel() == 0 or schedule.backward.runs.shape[0] == 0:

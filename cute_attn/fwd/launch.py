@@ -11,6 +11,7 @@ import torch
 
 from cute_attn.jit.load import Runtime, kernel
 from cute_attn.jit.spec import HEAD_DIMS, KernelSpec, Layers, Score, Softmax, TileConfig
+from cute_attn.jit.tuned import tuned_tile
 from cute_attn.mask import IntervalMask
 
 from .config import default_tile
@@ -50,7 +51,7 @@ def forward(
         softmax_scale: any finite number; zero and negative ones take a variant that scales the scores first.
         sink_lse: fp32, broadcastable to (batch, heads_q, seqlen_q): logsumexp of the sinks of a row.
         softmax: how the maximum is kept, see `cute_attn.fwd.softmax`; with return_max_logits always "exact".
-        tile: None takes the default.
+        tile: None takes what was measured fastest for such a problem, else the default.
 
     Returns:
         out (batch, seqlen_q, heads_q, head_dim_v) like q, lse (batch, heads_q, seqlen_q) fp32 with sinks included, and
@@ -67,7 +68,11 @@ def forward(
         return out, lse, max_logits
     dims = kernel_dims(head_dim, head_dim_v)
     softmax = "exact" if return_max_logits else softmax
-    tile = tile or default_tile(*dims)
+    if tile is None:
+        tile = default_tile(*dims)
+        if softmax == "stale":  # tables hold what was measured with it
+            heads = (heads_q, k.shape[2])
+            tile = tuned_tile("fwd", DTYPES[q.dtype], dims, heads, mask, q.device, tile)
     schedule = mask.schedule((tile.m, tile.n))
     if seqlen_k == 0 or schedule.forward.runs.shape[0] == 0:
         lse.copy_(sink_lse) if sink_lse is not None else lse.fill_(-math.inf)
