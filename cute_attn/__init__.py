@@ -1,6 +1,7 @@
 """Exact attention under irregular masks on NVIDIA Hopper, on one GPU or many."""
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 from .backend import backend
@@ -47,6 +48,10 @@ __all__ = [
 
 # Names that few programs use, and what they come from: loaded when first asked for.
 _LAZY = {"load_bundle": "jit.bundle", "record_specs": "jit.record"}
+
+
+if os.environ.get("CUTE_ATTN_LOG"):
+    importlib.import_module(f"{__name__}.log").show(os.environ["CUTE_ATTN_LOG"])
 
 
 def __getattr__(name: str) -> object:

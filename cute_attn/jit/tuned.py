@@ -45,7 +45,7 @@ SHIPPED = Path(__file__).with_name("tuned_tables")
 AnyTile = TypeVar("AnyTile", TileConfig, BackwardTile)
 Source = Literal["exact", "nearest bucket", "shipped table", "static default"]
 
-log = logging.getLogger("cute_attn.cache")
+log = logging.getLogger("cute_attn.plan")
 
 
 class MaskClass(NamedTuple):
@@ -119,13 +119,18 @@ def tuned_tile(
     device: torch.device,
     default: AnyTile,
 ) -> AnyTile:
-    """The tile that a launcher takes. Costs next to nothing where no table knows the GPU, as in simulation."""
+    """The tile that a launcher takes; looked up once for a mask object, and in simulation the default."""
     if device.type != "cuda":
         return default
-    gpu, sms = gpu_of(device)
-    if not any(key.gpu == gpu for table in tables() for key in table.tiles):
-        return default
-    return cast(AnyTile, lookup(TunedKey.of(gpu, sms, op, dtype, dims, heads, mask), default).tile)
+    taken, problem = _taken.setdefault(mask, {}), (op, dtype, dims, heads, device)
+    if problem not in taken:
+        taken[problem] = default
+        gpu, sms = gpu_of(device)
+        if any(key.gpu == gpu for table in tables() for key in table.tiles):
+            found = lookup(TunedKey.of(gpu, sms, op, dtype, dims, heads, mask), default)
+            log.info("%s %s %s, heads %s takes %s: %s", op, dtype, dims, heads, found.tile, found.source)
+            taken[problem] = found.tile
+    return cast(AnyTile, taken[problem])
 
 
 def lookup(key: TunedKey, default: Tile) -> Found:
@@ -153,6 +158,7 @@ def mask_class(mask: IntervalMask) -> MaskClass:
 
 
 _classes: WeakKeyDictionary[IntervalMask, MaskClass] = WeakKeyDictionary()
+_taken: WeakKeyDictionary[IntervalMask, dict[tuple[object, ...], Tile]] = WeakKeyDictionary()
 _installed: list[Table] = []
 
 
@@ -166,11 +172,13 @@ def tables() -> list[Table]:
 def install(table: dict[str, Any]) -> None:
     """Puts a decoded table before all others in this process: what another rank measured. Raises as `_parsed` does."""
     _installed.insert(0, Table("", False, _parsed(table)))
+    _taken.clear()
 
 
 def forget() -> None:
     """Reads the tables anew when they are asked next."""
     _installed.clear()
+    _taken.clear()
     _read_all.cache_clear()
 
 

@@ -125,3 +125,29 @@ def test_a_launch_asks_for_its_gpu_and_simulation_for_none(monkeypatch):
     monkeypatch.setattr(tuned, "gpu_of", lambda device: ("NVIDIA H100", 132))
     monkeypatch.setattr(tuned, "mask_class", None)  # would fail if it were asked
     assert tuned_tile(*arguments, torch.device("cuda"), DEFAULT) == DEFAULT
+
+
+def test_launches_take_the_tuned_tile_unless_told_another_or_keeping_the_exact_maximum(compiles, monkeypatch):
+    from cute_attn import sim
+    from cute_attn.bwd import launch as bwd
+    from cute_attn.fwd import launch as fwd
+
+    monkeypatch.setattr(sim, "run", lambda *arguments, **options: None)
+    asked = []
+
+    def found(op, dtype, dims, heads, mask, device, default):
+        asked.append((op, dtype, dims, heads))
+        return TileConfig(128, 96) if op == "fwd" else BackwardTile(64)
+
+    for module in (fwd, bwd):
+        monkeypatch.setattr(module, "tuned_tile", found)
+    q = torch.randn(1, 256, 4, 128, dtype=torch.bfloat16)
+    k, v = torch.randn(2, 1, 256, 2, 128, dtype=torch.bfloat16)
+    options = {"softmax_scale": 0.1, "runtime": "sim"}
+    out, lse, _ = fwd.forward(q, k, v, causal(256), **options)
+    bwd.backward(out, q, k, v, out, lse, causal(256), **options)
+    assert asked == [("fwd", "bf16", (128, 128), (4, 2)), ("bwd", "bf16", (128, 128), (4, 2))]
+    fwd.forward(q, k, v, causal(256), tile=TileConfig(128, 112), **options)
+    fwd.forward(q, k, v, causal(256), return_max_logits=True, **options)
+    assert [spec.tile.n for spec in compiles] == [96, 64, 112, 128]
+    assert len(asked) == 2
