@@ -25,6 +25,7 @@ _VALUE_TYPE = {
     "bf16x2": "bf16",
 }
 FLOATING = frozenset(_VALUE_TYPE)
+_ELEMENT = {"f32": "f4", "f64": "f8", "f16": "f2", "f16x2": "f2", "bf16": "bf16", "bf16x2": "bf16"}
 
 
 def apply(
@@ -60,6 +61,8 @@ def apply(
             operands = [c[active] for c in (columns if operation == "cas" else columns[element : element + 1])]
             where_to = lanes[active] + size * element
             old[element, active], changed = _update(load, store, where_to, size, combine, operands)
+            if space == "global" and operation == "add" and kind in FLOATING:
+                cta.machine.memory.note_additions(where_to, old[element, active], operands[0], _ELEMENT[kind])
             cta.machine.progress += changed  # a spin on an atomic that changes nothing is no progress
     shaped = old.reshape(count, *address.shape)
     return (tuple(shaped) if count > 1 else shaped[0]) if returns else None

@@ -67,7 +67,11 @@ def merged(reports: Sequence[Report]) -> Report:
     for report in reports:
         statistics.update(report.statistics)
     reduced = frozenset().union(*(report.reduced for report in reports))
-    return Report(reduced, tuple(warning for report in reports for warning in report.warnings), dict(statistics))
+    rounding: Counter[str] = Counter()
+    for report in reports:
+        rounding.update(report.rounding)
+    warnings = tuple(warning for report in reports for warning in report.warnings)
+    return Report(reduced, warnings, dict(statistics), dict(rounding))
 
 
 def _on_launch(kernel: bytes, image: int, config_address: int, arguments: Any) -> int:

@@ -62,3 +62,5 @@ class Report:
     statistics: dict[str, int] = field(
         default_factory=dict
     )  # counts: ctas, segments, lane_instructions, wgmmas, copies
+    # of each buffer in `reduced`: the largest rounding error of an element, relative to the largest element
+    rounding: dict[str, float] = field(default_factory=dict)
