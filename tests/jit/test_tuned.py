@@ -124,7 +124,19 @@ def test_a_launch_asks_for_its_gpu_and_simulation_for_none(monkeypatch):
     assert tuned_tile(*arguments, torch.device("cpu"), DEFAULT) == DEFAULT
     monkeypatch.setattr(tuned, "gpu_of", lambda device: ("NVIDIA H100", 132))
     monkeypatch.setattr(tuned, "mask_class", None)  # would fail if it were asked
-    assert tuned_tile(*arguments, torch.device("cuda"), DEFAULT) == DEFAULT
+    assert tuned_tile(*arguments[:4], causal(8192), torch.device("cuda"), DEFAULT) == DEFAULT
+
+
+def test_a_mask_is_looked_up_once_until_the_tables_change(monkeypatch):
+    user_table((KEY, MEASURED))
+    monkeypatch.setattr(tuned, "gpu_of", lambda device: ("NVIDIA H200", 132))
+    arguments = ("fwd", "bf16", (128, 128), (32, 8), causal(8192), torch.device("cuda"), DEFAULT)
+    assert tuned_tile(*arguments) == MEASURED
+    with monkeypatch.context() as patch:
+        patch.setattr(tuned, "tables", None)  # would fail if they were asked
+        assert tuned_tile(*arguments) == MEASURED
+    tuned.install({"format": 1, "entries": [{"key": dataclasses.asdict(KEY), "tile": dataclasses.asdict(SHIPPED)}]})
+    assert tuned_tile(*arguments) == SHIPPED
 
 
 def test_launches_take_the_tuned_tile_unless_told_another_or_keeping_the_exact_maximum(compiles, monkeypatch):
