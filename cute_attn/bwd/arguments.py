@@ -52,12 +52,14 @@ class Scalars:
     """score_factor: what scores are multiplied with before tanh (softcap only).
     exp2_factor: what the exponential multiplies scores with; it contains log2(e).
     scale: what dQ and dK are multiplied with.
-    batches: how many batches share an item of the schedule."""
+    batches: how many batches share an item of the schedule.
+    ctas: how many CTAs to launch at most."""
 
     score_factor: Float32
     exp2_factor: Float32
     scale: Float32
     batches: Int32
+    ctas: Int32
 
 
 @dataclass(frozen=True)
@@ -129,5 +131,5 @@ def fake_arguments(spec: BackwardSpec) -> tuple[Any, ...]:
         query_runs=array(Int32, cute.sym_int(), q_tiles, 2) if spec.deterministic else None,
         key_runs=array(Int32, cute.sym_int(), 4) if spec.deterministic else None,
     )
-    scalars = Scalars(Float32(1.0), Float32(1.0), Float32(1.0), Int32(1))
+    scalars = Scalars(Float32(1.0), Float32(1.0), Float32(1.0), Int32(1), Int32(1))
     return tensors, schedule, scalars, cute.runtime.make_fake_stream(use_tvm_ffi_env_stream=True)

@@ -1,4 +1,4 @@
-"""The main kernel of the backward: one key tile of one key head a CTA, for any interval mask.
+"""The main kernel of the backward: one key tile of one key head at a time, for any interval mask.
 
 Warps of the first warpgroup: 0 loads K, V, and Q tiles with their -lse; 1 loads dO tiles with their delta; 2 and 3 add
 the dQ that the two consumer warpgroups leave in shared memory to the sums in global memory. K and V stay in shared
@@ -23,7 +23,8 @@ from cutlass import Float32, Int32, const_expr, range_constexpr
 from cutlass.cute.nvgpu import warpgroup
 
 from cute_attn.jit.backward_spec import BackwardSpec
-from cute_attn.sm90.fragments import pack_fragment, write_fragment
+from cute_attn.sm90.fragments import pack_fragment, row_address, write_fragment, write_rows
+from cute_attn.sm90.ptx import not_before
 from cute_attn.sm90.tiles import gemm, load_atom, partition, store_atom
 
 from .arguments import DTYPES, Scalars, Schedule, Tensors, TmaTensors
@@ -31,7 +32,7 @@ from .producers import Producers, dq_empty, dq_full
 from .products import GROUPS, KEYS, WARPGROUP, Products
 from .storage import Rings, Shared, rings_of, shared_tiles, storage_type
 from .tile_math import TileMath
-from .work import item_of_cta
+from .work import item_of, items_in_all, items_of_cta
 
 PRODUCER_REGISTERS, CONSUMER_REGISTERS = 24, 240  # after setmaxnreg
 BARRIER_CONSUMERS = 1  # named barrier of both consumer warpgroups; 3 to 6 are those of `producers`
@@ -56,6 +57,8 @@ class Consumer:
     mma_dv: cute.TiledMma
     mma_dq: cute.TiledMma
     math: TileMath
+    p_address: Any  # where this thread writes P^T, dS^T
+    ds_address: Any
     bounds: cute.Tensor | None  # with many layers: (q_tiles, layers, 2, m) in global memory
     shared: Shared
     rings: Rings
@@ -96,7 +99,7 @@ class MainKernel:
             *store_v,
         )
         self.kernel(tma, tensors, schedule, scalars).launch(
-            grid=(schedule.items.shape[0] * scalars.batches * tensors.k.shape[2], 1, 1),
+            grid=(cutlass.min(scalars.ctas, items_in_all(tensors, schedule, scalars)), 1, 1),
             block=(WARPGROUP * (1 + GROUPS), 1, 1),
             stream=stream,
             min_blocks_per_mp=1,  # without it ptxas may ignore setmaxnreg
@@ -118,40 +121,46 @@ class MainKernel:
                 cute.arch.mbarrier_init_fence()
         cute.arch.sync_threads()
         shared = shared_tiles(self.products, storage)
-        item = item_of_cta(tensors, schedule, scalars)
         if warp < 4:
             cute.arch.setmaxregister_decrease(PRODUCER_REGISTERS)
             if warp == 0:
-                self.producers.load_queries(tma, tensors, schedule, item, shared, rings)
+                self.producers.load_queries(tma, tensors, schedule, scalars, shared, rings)
             if warp == 1:
-                self.producers.load_grads(tma, tensors, schedule, item, shared, rings.grads)
+                self.producers.load_grads(tma, tensors, schedule, scalars, shared, rings.grads)
             if const_expr(self.spec.dq):
                 for group in range_constexpr(GROUPS):
                     if warp == 2 + group:
-                        self.producers.add_dq(tensors, schedule, item, shared, group)
+                        self.producers.add_dq(tensors, schedule, scalars, shared, group)
         else:
             cute.arch.setmaxregister_increase(CONSUMER_REGISTERS)
-            self.consume(tma, tensors, scalars, item, shared, rings, warp % 4, warp // 4 - 1)
+            self.consume(tma, tensors, schedule, scalars, shared, rings, warp % 4, warp // 4 - 1)
 
     # ------------------------------------------------------------------ consumers
 
     @cute.jit
-    def consume(self, tma, tensors, scalars, item, shared, rings, warp, group):
-        c = self.consumer(tensors, scalars, item, shared, rings, warp, group)
-        c.dk.fill(0.0)
-        c.dv.fill(0.0)
+    def consume(self, tma, tensors, schedule, scalars, shared, rings, warp, group):
         heads = tensors.q.shape[2] // tensors.k.shape[2]
-        n_partial, n_tiles = heads * item.n_partial, heads * (item.n_partial + item.n_full)
-        rings.keys_values.wait_full(Int32(0))
-        for use in cutlass.range(n_partial, unroll=1):
-            self.tile_step(c, cute.arch.make_warp_uniform(use), True)
-        for use in cutlass.range(n_partial, n_tiles, unroll=1):
-            self.tile_step(c, cute.arch.make_warp_uniform(use), False)
-        self.store(tma, scalars, item, c, shared, warp, group)
+        begin, end, step = items_of_cta(tensors, schedule, scalars)
+        item_count, first = Int32(0), Int32(0)
+        for index in cutlass.range(begin, end, step, unroll=1):
+            item = item_of(index, tensors, schedule, scalars)
+            c = self.consumer(tensors, scalars, item, shared, rings, warp, group)
+            c.dk.fill(0.0)
+            c.dv.fill(0.0)
+            last_partial = first + heads * item.n_partial
+            last = last_partial + heads * item.n_full
+            rings.keys_values.wait_full(item_count)
+            for use in cutlass.range(first, last_partial, unroll=1):
+                self.tile_step(c, cute.arch.make_warp_uniform(use), True)
+            for use in cutlass.range(last_partial, last, unroll=1):
+                self.tile_step(c, cute.arch.make_warp_uniform(use), False)
+            self.store(tma, scalars, item, c, shared, warp, group)
+            rings.keys_values.release(item_count)
+            item_count, first = item_count + 1, last
 
     def consumer(self, tensors, scalars, item, shared, rings, warp, group) -> "Consumer":
         p, tile = self.products, self.tile
-        thread = warp * 32 + cute.arch.lane_idx()
+        thread = not_before(warp * 32 + cute.arch.lane_idx())
         mma_s, mma_dk, mma_dv, mma_dq = p.scores(), p.keys_gradient(), p.values_gradient(), p.queries_gradient()
         s, dk, dv, dq = (mma.get_slice(0) for mma in (mma_s, mma_dk, mma_dv, mma_dq))
 
@@ -184,7 +193,8 @@ class MainKernel:
             p_operand = dv.make_fragment_A(dv.partition_A(shared.p))
         if not p.split_keys and self.products.share_ds:
             ds_operand = dk.make_fragment_A(dk.partition_A(shared.ds))
-        first_key = item.tile * self.n + keys * KEYS + warp * 16 + cute.arch.lane_idx() // 4
+        place = (keys * KEYS, others * p.queries)  # of S^T in the tile
+        first_key = item.tile * self.n + keys * KEYS + thread // 32 * 16 + thread % 32 // 4
         return Consumer(
             s_operands=(s.make_fragment_A(s.partition_A(k)), s.make_fragment_B(s.partition_B(q))),
             dp_operands=(s.make_fragment_A(s.partition_A(v)), s.make_fragment_B(s.partition_B(do))),
@@ -210,6 +220,8 @@ class MainKernel:
                 score_factor=scalars.score_factor,
                 exp2_factor=scalars.exp2_factor,
             ),
+            p_address=row_address(shared.p_data, *place, thread) if p.share_p else None,
+            ds_address=row_address(shared.ds_data, *place, thread),
             bounds=tensors.bounds[item.mask_batch, None, None, None, None] if self.many else None,
             shared=shared,
             rings=rings,
@@ -240,7 +252,7 @@ class MainKernel:
         bounds, layers = self.bounds(c, q_slot, masked)
         c.math.probabilities(c.scores, c.p_packed, c.shared.shift[None, q_slot], bounds, layers, masked)
         if const_expr(self.products.share_p):
-            self.share(c, c.p_packed, c.shared.p[None, None, 0])
+            write_rows(c.p_address, c.p_packed)
             cute.arch.fence_view_async_shared()
             self.sync_consumers()
         if const_expr(self.spec.dv):
@@ -263,7 +275,7 @@ class MainKernel:
     def accumulate_dk_dq(self, c, use, q_slot, ds_slot):
         """dQ = dS K, dK += dS^T Q; dQ leaves while dK is computed."""
         if const_expr(self.products.share_ds):
-            self.share(c, c.ds_packed, c.shared.ds[None, None, ds_slot])
+            write_rows(c.ds_address + ds_slot * (self.n * self.m * 2), c.ds_packed)
         if const_expr(self.products.retire_dv_early):
             warpgroup.wait_group(0)
             c.rings.grads.release(use)
@@ -294,13 +306,6 @@ class MainKernel:
         return c.shared.bounds[None, None, None, slot], None
 
     @cute.jit
-    def share(self, c, packed, tile):
-        """Writes this warpgroup's part of P^T or dS^T, keys by queries, to shared memory."""
-        keys, queries = (c.group, 0) if const_expr(self.products.split_keys) else (0, c.group)
-        mine = cute.local_tile(tile, (KEYS, self.products.queries), (keys, queries))
-        write_fragment(c.mma_s, packed, mine, c.thread)
-
-    @cute.jit
     def hand_over_dq(self, c, dq):
         """Leaves dQ of a tile, a chunk at a time, to the warp that adds it to the sums."""
         vectors = self.products.dq_vectors // self.tile.dq_chunks
@@ -320,12 +325,12 @@ class MainKernel:
         p = self.products
         keys, dims = (group, 0) if const_expr(p.split_keys) else (0, group)
         self.sync_consumers()  # nothing reads K and V any more
+        thread = not_before(c.thread)
         if const_expr(self.spec.dk):
-            for k in range_constexpr(cute.size(c.dk)):
-                c.dk[k] = c.dk[k] * scalars.scale
-            self.round(c.dk, c.mma_dk, cute.local_tile(shared.k, (KEYS, p.columns_k), (keys, dims)), c.thread)
+            c.dk.store(c.dk.load() * scalars.scale)
+            self.round(c.dk, c.mma_dk, cute.local_tile(shared.k, (KEYS, p.columns_k), (keys, dims)), thread)
         if const_expr(self.spec.dv):
-            self.round(c.dv, c.mma_dv, cute.local_tile(shared.v, (KEYS, p.columns_v), (keys, dims)), c.thread)
+            self.round(c.dv, c.mma_dv, cute.local_tile(shared.v, (KEYS, p.columns_v), (keys, dims)), thread)
         cute.arch.fence_view_async_shared()
         self.sync_consumers()
         if warp == 0 and group == 0:

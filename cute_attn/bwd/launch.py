@@ -8,16 +8,17 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from cute_attn.fwd.launch import DTYPES, in_kernel_form, kernel_dims, mask_kind
+from cute_attn.fwd.launch import DTYPES, in_kernel_form, kernel_dims, mask_kind, multiprocessors
 from cute_attn.jit.backward_spec import BackwardSpec, BackwardTile
 from cute_attn.jit.load import Runtime, kernel
+from cute_attn.jit.spec import Layers
 from cute_attn.jit.tuned import tuned_tile
 from cute_attn.mask import IntervalMask, TileSchedule
 
 from .config import default_tile
 from .rows import pack_bounds, unpack_rows
 
-__all__ = ["KernelGradients", "backward", "row_terms"]
+__all__ = ["KernelGradients", "backward", "backward_mask_kind", "row_terms"]
 
 LOG2_E = math.log2(math.e)
 
@@ -58,6 +59,7 @@ def backward(
     dlse: torch.Tensor | None = None,
     needs: tuple[bool, bool, bool] = (True, True, True),
     deterministic: bool = False,
+    sm_margin: int = 0,
     runtime: Runtime = "sm90",
     tile: BackwardTile | None = None,
 ) -> KernelGradients:
@@ -69,6 +71,7 @@ def backward(
         dout: gradient of out, like it. dlse: of lse, (batch, heads_q, seqlen_q) fp32, or None for zero.
         needs: which of dq, dk and dv are wanted; at least one.
         deterministic: whether two runs give the same bits.
+        sm_margin: how many multiprocessors the main kernel leaves free.
         tile: None takes what was measured fastest for such a problem, else the default.
 
     Allocates, beside the results, 4 bytes for every element of q (none without dq) and 8 bytes for every row of every
@@ -86,7 +89,7 @@ def backward(
             if gradient is not None:
                 gradient.zero_()
         return KernelGradients(dq, dk, dv, row_terms(dout, out, lse, dlse))
-    layers, has_lower, has_upper = mask_kind(schedule.layers, schedule.has_lower, schedule.has_upper)
+    layers, has_lower, has_upper = backward_mask_kind(schedule, softcap > 0.0)
     spec = BackwardSpec(
         dtype=DTYPES[q.dtype],  # type: ignore[arg-type]
         head_dim=dims[0],
@@ -116,7 +119,12 @@ def backward(
     ordered: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
     if spec.deterministic:
         items, ordered = _last_tile_first(items), (plan.query_runs, schedule.forward.runs)
-    scalars = (*_factors(softmax_scale, softcap), softmax_scale, batch if mask.batch == 1 else 1)
+    scalars = (
+        *_factors(softmax_scale, softcap),
+        softmax_scale,
+        batch if mask.batch == 1 else 1,
+        _ctas(q.device, sm_margin),
+    )
     found = kernel(spec, runtime)
     arguments = (tensors, (items, runs, *ordered), scalars)
     if runtime == "sim":
@@ -126,6 +134,18 @@ def backward(
     else:
         found.function(*arguments)
     return KernelGradients(dq, dk, dv, unpack_rows(statistics[:, :, :, 1], seqlen_q))
+
+
+def _ctas(device: torch.device, sm_margin: int) -> int:
+    """One CTA an item is best balanced; where some multiprocessors are to stay free, each of the others has one CTA."""
+    return 2**31 - 1 if sm_margin == 0 else max(1, multiprocessors(device) - sm_margin)
+
+
+def backward_mask_kind(schedule: TileSchedule, softcap: bool) -> tuple[Layers, bool, bool]:
+    """A schedule's mask as specs name it: layers, has_lower, has_upper."""
+    kind = mask_kind(schedule.layers, schedule.has_lower, schedule.has_upper)
+    # The arithmetic of a softcap leaves registers for one way to test bounds only.
+    return ("many", True, True) if softcap and kind[0] != 0 else kind
 
 
 def row_terms(dout: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, dlse: torch.Tensor | None) -> torch.Tensor:

@@ -60,8 +60,7 @@ class Postprocess:
         vectors = cute.make_tensor(mine.iterator, cute.make_layout((4, p.dq_vectors)))
         for j in range_constexpr(p.dq_vectors):
             cute.autovec_copy(sums[None, thread, j, group], vectors[None, j])
-        for k in range_constexpr(cute.size(mine)):
-            mine[k] = mine[k] * scalars.scale
+        mine.store(mine.load() * scalars.scale)
         packed = cute.make_rmem_tensor_like(mine, p.dtype)
         pack_fragment(mine, packed, self.bf16)
         write_fragment(mma, packed, cute.local_tile(rounded, (p.spec.tile.m, p.columns_q), (0, group)), thread)

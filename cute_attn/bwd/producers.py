@@ -12,7 +12,7 @@ from cute_attn.sm90.tiles import partition
 
 from .products import WARPGROUP, Products
 from .turns import Turns
-from .work import query_heads
+from .work import item_of, items_of_cta, query_heads
 
 __all__ = ["Producers", "dq_empty", "dq_full"]
 
@@ -51,22 +51,29 @@ class Producers:
         self.products, self.spec, self.tile, self.many = products, spec, spec.tile, spec.layers == "many"
         self.m, self.n, self.dim, self.dim_v = spec.tile.m, spec.tile.n, spec.head_dim, spec.head_dim_v
 
+    # ------------------------------------------------------------------ K, V, Q
+
     @cute.jit
-    def load_queries(self, tma, tensors, schedule, item, shared, rings):
-        k = cute.local_tile(tma.k[None, None, item.head_k, item.batch], (self.n, self.dim), (item.tile, 0))
-        v = cute.local_tile(tma.v[None, None, item.head_k, item.batch], (self.n, self.dim_v), (item.tile, 0))
-        barrier = rings.keys_values.expect(Int32(0), self.n * (self.dim + self.dim_v) * 2)
-        for atom, source, target in ((tma.k_atom, k, shared.k), (tma.v_atom, v, shared.v)):
-            to, of = partition(atom, target, source)
-            cute.copy(atom, of, to, tma_bar_ptr=barrier)
-        use = self.load_query_tiles(tma, tensors, schedule, item, shared, rings.queries, Int32(0), True)
-        self.load_query_tiles(tma, tensors, schedule, item, shared, rings.queries, use, False)
+    def load_queries(self, tma, tensors, schedule, scalars, shared, rings):
+        """K and V of each item, then its tiles of Q with what the math needs of their rows."""
+        begin, end, step = items_of_cta(tensors, schedule, scalars)
+        item_count, use = Int32(0), Int32(0)
+        for index in cutlass.range(begin, end, step, unroll=1):
+            item = item_of(index, tensors, schedule, scalars)
+            k = cute.local_tile(tma.k[None, None, item.head_k, item.batch], (self.n, self.dim), (item.tile, 0))
+            v = cute.local_tile(tma.v[None, None, item.head_k, item.batch], (self.n, self.dim_v), (item.tile, 0))
+            rings.keys_values.wait_empty(item_count)
+            barrier = rings.keys_values.expect(item_count, self.n * (self.dim + self.dim_v) * 2)
+            for atom, source, target in ((tma.k_atom, k, shared.k), (tma.v_atom, v, shared.v)):
+                to, of = partition(atom, target, source)
+                cute.copy(atom, of, to, tma_bar_ptr=barrier)
+            use = self.load_query_tiles(tma, tensors, schedule, item, shared, rings.queries, use, True)
+            use = self.load_query_tiles(tma, tensors, schedule, item, shared, rings.queries, use, False)
+            item_count += 1
 
     @cute.jit
     def load_query_tiles(self, tma, tensors, schedule, item, shared, ring, use: Int32, masked: cutlass.Constexpr):
-        """Tiles of Q with their -lse, and their bounds where they are masked, of all heads."""
-        staged = masked and self.products.staged_layers > 0
-        bounds_bytes = 8 * self.products.staged_layers * self.m if staged else 0
+        """The partial or the full tiles of all heads: Q, -lse and, where bounds are tested and few, these."""
         begin, end = (item.partial_begin, item.full_begin) if masked else (item.full_begin, item.end)
         first_head, last_head = query_heads(tensors, item)
         for head in cutlass.range(first_head, last_head, unroll=1):
@@ -82,65 +89,85 @@ class Producers:
                             shared.place[slot, 1] = schedule.runs[run, 2]
                             shared.place[slot, 2] = schedule.runs[run, 3]
                             shared.place[slot, 3] = Int32(0)  # read along with the others
+                    bounds_bytes = 8 * self.products.staged_layers * self.m if masked else 0
                     barrier = ring.expect(use, self.m * (2 * self.dim + 4) + bounds_bytes)
                     cute.copy(tma.q_atom, of_q[None, tile], to_q[None, slot], tma_bar_ptr=barrier)
                     with cute.arch.elect_one():
                         shift = tensors.statistics[item.batch, head, tile, 0, None]
                         load_bulk(shift.iterator, shared.shift[None, slot].iterator, 4 * self.m, barrier)
-                        if const_expr(staged):
+                        if const_expr(bounds_bytes > 0):
                             bounds = tensors.bounds[item.mask_batch, tile, None, None, None]
-                            load_bulk(
-                                bounds.iterator, shared.bounds[None, None, None, slot].iterator, bounds_bytes, barrier
-                            )
+                            target = shared.bounds[None, None, None, slot]
+                            load_bulk(bounds.iterator, target.iterator, bounds_bytes, barrier)
                     use += 1
         return use
 
+    # ------------------------------------------------------------------ dO
+
     @cute.jit
-    def load_grads(self, tma, tensors, schedule, item, shared, ring):
+    def load_grads(self, tma, tensors, schedule, scalars, shared, ring):
         """Tiles of dO with their delta, in the order of the tiles of Q."""
-        first_head, last_head = query_heads(tensors, item)
+        begin, end, step = items_of_cta(tensors, schedule, scalars)
         use = Int32(0)
-        for begin, end in ((item.partial_begin, item.full_begin), (item.full_begin, item.end)):
-            for head in cutlass.range(first_head, last_head, unroll=1):
-                do = cute.local_tile(tma.dout[None, None, head, item.batch], (self.m, self.dim_v), (None, 0))
-                to_do, of_do = partition(tma.dout_atom, shared.do, do)
-                for run in cutlass.range(begin, end, unroll=1):
-                    for tile in cutlass.range(schedule.runs[run, 0], schedule.runs[run, 1], unroll=1):
-                        slot = ring.slot(use)
-                        ring.wait_empty(use)
-                        barrier = ring.expect(use, self.m * (2 * self.dim_v + 4))
-                        cute.copy(tma.dout_atom, of_do[None, tile], to_do[None, slot], tma_bar_ptr=barrier)
-                        with cute.arch.elect_one():
-                            delta = tensors.statistics[item.batch, head, tile, 1, None]
-                            load_bulk(delta.iterator, shared.delta[None, slot].iterator, 4 * self.m, barrier)
-                        use += 1
-
-    # ------------------------------------------------------------------ sums of dQ
+        for index in cutlass.range(begin, end, step, unroll=1):
+            item = item_of(index, tensors, schedule, scalars)
+            use = self.load_grad_tiles(
+                tma, tensors, schedule, item, shared, ring, use, item.partial_begin, item.full_begin
+            )
+            use = self.load_grad_tiles(tma, tensors, schedule, item, shared, ring, use, item.full_begin, item.end)
 
     @cute.jit
-    def add_dq(self, tensors, schedule, item, shared, group):
-        """Adds what consumer warpgroup `group` leaves of each tile's dQ to the sums in global memory."""
+    def load_grad_tiles(self, tma, tensors, schedule, item, shared, ring, use: Int32, begin, end):
+        """Those of the runs [begin, end), of all heads."""
         first_head, last_head = query_heads(tensors, item)
-        size = self.products.dq_group_size // self.tile.dq_chunks
-        turns: Any = Turns(tensors, schedule, item, group) if const_expr(self.spec.deterministic) else None
-        source = shared.dq[None, None, None, group].iterator
-        for begin, end in ((item.partial_begin, item.full_begin), (item.full_begin, item.end)):
-            for head in cutlass.range(first_head, last_head, unroll=1):
-                for run in cutlass.range(begin, end, unroll=1):
-                    for tile in cutlass.range(schedule.runs[run, 0], schedule.runs[run, 1], unroll=1):
-                        sums = tensors.dq_sum[item.batch, head, tile, None].iterator
-                        for chunk in range_constexpr(self.tile.dq_chunks):
-                            target = sums + (group * self.tile.dq_chunks + chunk) * size
-                            dq_empty(group).arrive()
-                            dq_full(group).sync()
-                            if const_expr(turns is not None and chunk == 0):
-                                turns.wait(head, tile)
-                            with cute.arch.elect_one():
-                                reduce_add_bulk(source, target, 4 * size)
-                                cute.arch.cp_async_bulk_commit_group()
-                                cute.arch.cp_async_bulk_wait_group(0, read=True)
-                            cute.arch.sync_warp()
-                        if const_expr(turns is not None):
-                            turns.done(head, tile)
+        for head in cutlass.range(first_head, last_head, unroll=1):
+            do = cute.local_tile(tma.dout[None, None, head, item.batch], (self.m, self.dim_v), (None, 0))
+            to_do, of_do = partition(tma.dout_atom, shared.do, do)
+            for run in cutlass.range(begin, end, unroll=1):
+                for tile in cutlass.range(schedule.runs[run, 0], schedule.runs[run, 1], unroll=1):
+                    slot = ring.slot(use)
+                    ring.wait_empty(use)
+                    barrier = ring.expect(use, self.m * (2 * self.dim_v + 4))
+                    cute.copy(tma.dout_atom, of_do[None, tile], to_do[None, slot], tma_bar_ptr=barrier)
+                    with cute.arch.elect_one():
+                        delta = tensors.statistics[item.batch, head, tile, 1, None]
+                        load_bulk(delta.iterator, shared.delta[None, slot].iterator, 4 * self.m, barrier)
+                    use += 1
+        return use
+
+    # ------------------------------------------------------------------ dQ
+
+    @cute.jit
+    def add_dq(self, tensors, schedule, scalars, shared, group: cutlass.Constexpr):
+        """Adds what consumer warpgroup `group` leaves of each tile's dQ to the sums in global memory."""
+        begin, end, step = items_of_cta(tensors, schedule, scalars)
+        for index in cutlass.range(begin, end, step, unroll=1):
+            item = item_of(index, tensors, schedule, scalars)
+            self.add_dq_tiles(tensors, schedule, item, shared, group, item.partial_begin, item.full_begin)
+            self.add_dq_tiles(tensors, schedule, item, shared, group, item.full_begin, item.end)
         with cute.arch.elect_one():
             cute.arch.cp_async_bulk_wait_group(0)
+
+    @cute.jit
+    def add_dq_tiles(self, tensors, schedule, item, shared, group: cutlass.Constexpr, begin, end):
+        """Those of the runs [begin, end), of all heads."""
+        first_head, last_head = query_heads(tensors, item)
+        chunks, size = self.tile.dq_chunks, self.products.dq_group_size // self.tile.dq_chunks
+        turns: Any = Turns(tensors, schedule, item, group) if const_expr(self.spec.deterministic) else None
+        source = shared.dq[None, None, None, group].iterator
+        for head in cutlass.range(first_head, last_head, unroll=1):
+            for run in cutlass.range(begin, end, unroll=1):
+                for tile in cutlass.range(schedule.runs[run, 0], schedule.runs[run, 1], unroll=1):
+                    sums = tensors.dq_sum[item.batch, head, tile, None].iterator
+                    for chunk in range_constexpr(chunks):
+                        dq_empty(group).arrive()
+                        dq_full(group).sync()
+                        if const_expr(turns is not None and chunk == 0):
+                            turns.wait(head, tile)
+                        with cute.arch.elect_one():
+                            reduce_add_bulk(source, sums + (group * chunks + chunk) * size, 4 * size)
+                            cute.arch.cp_async_bulk_commit_group()
+                            cute.arch.cp_async_bulk_wait_group(0, read=True)
+                        cute.arch.sync_warp()
+                    if const_expr(turns is not None):
+                        turns.done(head, tile)

@@ -33,6 +33,8 @@ class Shared:
     v: cute.Tensor
     p: cute.Tensor | None  # P^T, where it goes through shared memory
     ds: cute.Tensor  # dS^T
+    p_data: cute.Pointer  # where both begin
+    ds_data: cute.Pointer
     dq: cute.Tensor  # fp32 (vector, thread, 4, warpgroup)
     shift: cute.Tensor  # (m, stages): -lse * log2(e) of the rows
     delta: cute.Tensor  # (m, stages)
@@ -97,6 +99,8 @@ def shared_tiles(p: Products, storage: Any) -> Shared:
         v=tiles(storage.v, p.layout_v())[None, None, 0],
         p=tiles(storage.p, p.layout_p()) if p.share_p else None,
         ds=tiles(storage.ds, p.layout_ds()),
+        p_data=storage.p.data_ptr(),
+        ds_data=storage.ds.data_ptr(),
         dq=storage.dq.get_tensor(cute.make_ordered_layout((4, WARPGROUP, vectors, GROUPS), (0, 1, 2, 3))),
         shift=storage.shift.get_tensor(cute.make_layout((m, tile.q_stages))),
         delta=storage.delta.get_tensor(cute.make_layout((m, tile.do_stages))),

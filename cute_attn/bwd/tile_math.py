@@ -13,7 +13,7 @@ import cutlass.cute as cute
 from cutlass import Boolean, Float32, Int32, Uint32, const_expr, range_constexpr
 
 from cute_attn.jit.backward_spec import BackwardSpec
-from cute_attn.sm90.ptx import exp2, fma, pack, tanh
+from cute_attn.sm90.ptx import exp2, fma, keep_inside, pack, tanh
 
 __all__ = ["TileMath"]
 
@@ -45,6 +45,9 @@ class TileMath:
         flags: Any = None
         if const_expr(masked and self.spec.layers == "many"):
             flags = self.flags_of_many(bounds, layers)
+        if const_expr(softcap):
+            for k in range_constexpr(cute.size(scores)):
+                scores[k] = tanh(scores[k] * self.score_factor)
         for i in range_constexpr(self.queries // 16):
             shifts = self.of_thread(shift, i)
             limits = []
@@ -55,14 +58,13 @@ class TileMath:
                     pair = []
                     for e in range_constexpr(2):
                         k = 8 * i + 4 * b + 2 * h + e
-                        x = tanh(scores[k] * self.score_factor) if softcap else scores[k]
+                        x = scores[k]
                         exponent = fma(x, self.exp2_factor, shifts[2 * b + e])
-                        if const_expr(masked):
-                            if const_expr(flags is not None):
-                                keep = Boolean(flags[i // 4] & (Uint32(1) << (8 * (i % 4) + 4 * b + 2 * h + e)))
-                            else:
-                                keep = self.keep(limits, h, 2 * b + e)
+                        if const_expr(flags is not None):
+                            keep = Boolean(flags[i // 4] & (Uint32(1) << (8 * (i % 4) + 4 * b + 2 * h + e)))
                             exponent = exponent if keep else -Float32.inf
+                        elif const_expr(masked):
+                            exponent = keep_inside(exponent, self.keys[h], self.intervals(limits, 2 * b + e))
                         p = exp2(exponent)
                         scores[k] = p * fma(-x, x, Float32(1.0)) if softcap else p
                         pair.append(p)
@@ -85,17 +87,12 @@ class TileMath:
         view = cute.make_tensor(rows.iterator, cute.make_layout((4, 4, self.spec.tile.m // 16)))
         return view[None, cute.arch.lane_idx() % 4, self.first + i].load()
 
-    def keep(self, limits: Any, h: int, row: int) -> Boolean:
-        """Whether a row attends key h: up to two intervals, or all keys."""
-        key = self.keys[h]
+    def intervals(self, limits: Any, row: int) -> Any:
+        """Those of a row, with the bounds that are tested: up to two, or that of a dense mask."""
         if not limits:
-            return key < self.seqlen_k
-        inside = [
-            ([lo[row] <= key] if self.spec.has_lower else []) + ([key < hi[row]] if self.spec.has_upper else [])
-            for lo, hi in limits
-        ]
-        layers = [tests[0] & tests[1] if len(tests) == 2 else tests[0] for tests in inside]
-        return layers[0] | layers[1] if len(layers) == 2 else layers[0]
+            return [(None, self.seqlen_k)]
+        spec = self.spec
+        return [(lo[row] if spec.has_lower else None, hi[row] if spec.has_upper else None) for lo, hi in limits]
 
     @cute.jit
     def flags_of_many(self, bounds, layers):

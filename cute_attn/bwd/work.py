@@ -7,7 +7,7 @@ from cutlass import Int32
 
 from .arguments import Scalars, Schedule, Tensors
 
-__all__ = ["Item", "item_of_cta", "query_heads"]
+__all__ = ["Item", "item_of", "items_in_all", "items_of_cta", "query_heads"]
 
 
 class Item(NamedTuple):
@@ -24,10 +24,18 @@ class Item(NamedTuple):
     n_full: Int32
 
 
-def item_of_cta(tensors: Tensors, schedule: Schedule, scalars: Scalars) -> Item:
-    """The work of this CTA: heads fastest, so that neighbours share the runs; then batches."""
+def items_in_all(tensors: Tensors, schedule: Schedule, scalars: Scalars) -> Int32:
+    return schedule.items.shape[0] * scalars.batches * tensors.k.shape[2]
+
+
+def items_of_cta(tensors: Tensors, schedule: Schedule, scalars: Scalars) -> tuple[Int32, Int32, Int32]:
+    """The items of this CTA: the first, the end, the step. It has one, unless some multiprocessors are to stay free."""
+    return cute.arch.block_idx()[0], items_in_all(tensors, schedule, scalars), cute.arch.grid_dim()[0]
+
+
+def item_of(index: Int32, tensors: Tensors, schedule: Schedule, scalars: Scalars) -> Item:
+    """Number `index` of the work: heads fastest, so that neighbours share the runs; then batches."""
     heads = tensors.k.shape[2]
-    index = cute.arch.block_idx()[0]
     entry, rest = index // (heads * scalars.batches), index % (heads * scalars.batches)
     mask_batch, tile, partial_begin, full_begin, end, n_partial, n_full = (schedule.items[entry, i] for i in range(7))
     return Item(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..bwd.config import default_tile as backward_tile
+from ..bwd.launch import backward_mask_kind
 from ..fwd.config import default_tile
 from ..fwd.launch import kernel_dims, mask_kind
 from ..inspect import Report, inspect, keep
@@ -80,9 +82,12 @@ def command(
     if op == "fwd":
         config = TileConfig(*tile, stages=stages) if tile else default_tile(*dims)
     else:
-        config = BackwardTile(*tile) if tile else backward_tile(*dims)
+        config = _backward_tile(tile, dims)
     schedule = from_spec(mask, seqlen).schedule((config.m, config.n))
-    layers, has_lower, has_upper = mask_kind(schedule.layers, schedule.has_lower, schedule.has_upper)
+    if op == "fwd":
+        layers, has_lower, has_upper = mask_kind(schedule.layers, schedule.has_lower, schedule.has_upper)
+    else:
+        layers, has_lower, has_upper = backward_mask_kind(schedule, softcap)
     common: dict[str, Any] = {
         "dtype": dtype,
         "head_dim": dims[0],
@@ -111,6 +116,16 @@ def command(
     console.print(_loops(report))
     for path in kept:
         click.echo(f"kept: {path}")
+
+
+def _backward_tile(tile: tuple[int, int] | None, dims: tuple[int, int]) -> BackwardTile:
+    """The default with another number of keys."""
+    default = backward_tile(*dims)
+    if tile is None:
+        return default
+    if tile[0] != default.m:
+        raise click.UsageError(f"--tile {tile[0]}x{tile[1]}: the backward has tiles of {default.m} rows")
+    return replace(default, n=tile[1])
 
 
 def _summary(report: Report) -> Table:

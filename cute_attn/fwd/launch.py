@@ -16,7 +16,7 @@ from cute_attn.mask import IntervalMask
 
 from .config import default_tile
 
-__all__ = ["forward", "in_kernel_form", "kernel_dims", "mask_kind"]
+__all__ = ["forward", "in_kernel_form", "kernel_dims", "mask_kind", "multiprocessors"]
 
 LOG2_E = math.log2(math.e)
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -40,6 +40,7 @@ def forward(
     sm_margin: int = 0,
     runtime: Runtime = "sm90",
     softmax: Softmax = "stale",
+    fp32_out: bool = False,
     tile: TileConfig | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Attention forward on the kernel.
@@ -51,15 +52,16 @@ def forward(
         softmax_scale: any finite number; zero and negative ones take a variant that scales the scores first.
         sink_lse: fp32, broadcastable to (batch, heads_q, seqlen_q): logsumexp of the sinks of a row.
         softmax: how the maximum is kept, see `cute_attn.fwd.softmax`; with return_max_logits always "exact".
+        fp32_out: whether out is fp32, unrounded, to be merged with that over other keys.
         tile: None takes what was measured fastest for such a problem, else the default.
 
     Returns:
-        out (batch, seqlen_q, heads_q, head_dim_v) like q, lse (batch, heads_q, seqlen_q) fp32 with sinks included, and
-        max_logits (batch, heads_q) fp32 or None.
+        out (batch, seqlen_q, heads_q, head_dim_v) like q or fp32, lse (batch, heads_q, seqlen_q) fp32 with sinks
+        included, and max_logits (batch, heads_q) fp32 or None.
     """
     batch, seqlen_q, heads_q, head_dim = q.shape
     seqlen_k, head_dim_v = v.shape[1], v.shape[3]
-    out = q.new_empty(batch, seqlen_q, heads_q, head_dim_v)
+    out = q.new_empty(batch, seqlen_q, heads_q, head_dim_v, dtype=torch.float32 if fp32_out else q.dtype)
     lse = q.new_empty(batch, heads_q, seqlen_q, dtype=torch.float32)
     max_logits = q.new_full((batch, heads_q), -math.inf, dtype=torch.float32) if return_max_logits else None
     if sink_lse is not None:
@@ -90,13 +92,14 @@ def forward(
         sink=sink_lse is not None,
         max_logits=return_max_logits,
         softmax=softmax,
+        fp32_out=fp32_out,
         tile=tile,
     )
     q, k, v = (in_kernel_form(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     bounds = (mask.lo, mask.hi) if layers != 0 else (None, None)
     tensors = (q, k, v, out, lse, *bounds, sink_lse, max_logits)
     batches = batch if mask.batch == 1 else 1
-    scalars = (score_factor, exp2_factor, batches, max(1, _multiprocessors(q.device) - sm_margin))
+    scalars = (score_factor, exp2_factor, batches, max(1, multiprocessors(q.device) - sm_margin))
     arguments = (tensors, (schedule.forward.items, schedule.forward.runs), scalars)
     found = kernel(spec, runtime)
     if runtime == "sim":
@@ -159,7 +162,7 @@ def _spec(**fields: Any) -> KernelSpec:
 
 
 @functools.cache
-def _multiprocessors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return SIMULATED_SMS
     return torch.cuda.get_device_properties(device).multi_processor_count

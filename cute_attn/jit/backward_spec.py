@@ -120,6 +120,11 @@ class BackwardSpec:
             raise ValueError(f"BackwardSpec with layers=1 needs a bound to test, {bounds}; a mask without is layers=0")
         if self.layers in (2, "many") and not (self.has_lower and self.has_upper):
             raise ValueError(f"BackwardSpec with layers={self.layers!r} tests both bounds, {bounds}")
+        if self.score == "softcap" and self.layers in (1, 2):
+            raise ValueError(
+                f"BackwardSpec with score='softcap' has no registers for the bounds of layers={self.layers}; "
+                "layers='many' reads them layer by layer"
+            )
 
     def canonical(self) -> str:
         """JSON with sorted keys: equal for equal specs, in every process, and unlike that of any forward."""

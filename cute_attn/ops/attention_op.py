@@ -113,7 +113,7 @@ def _backward(
     mask = find_mask(argument, q.shape[1], k.shape[1], q.device)
     if backend != "reference":
         grads = kernels.attention_backward(
-            dout, dlse, q, k, v, out, lse, mask, sink, softmax_scale, softcap, deterministic, backend, needs
+            dout, dlse, q, k, v, out, lse, mask, sink, softmax_scale, softcap, deterministic, sm_margin, backend, needs
         )
     else:
         grads = reference.attention_backward(

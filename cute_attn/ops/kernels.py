@@ -63,6 +63,7 @@ def attention_backward(
     softmax_scale: float,
     softcap: float,
     deterministic: bool,
+    sm_margin: int,
     backend: str,
     needs: list[bool],
 ) -> Gradients:
@@ -85,6 +86,7 @@ def attention_backward(
             dlse=dlse,
             needs=(needs[0], needs[1], needs[2]),
             deterministic=deterministic,
+            sm_margin=sm_margin,
             runtime="sim" if backend == "sim" else "sm90",
         )
     else:

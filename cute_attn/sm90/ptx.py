@@ -7,7 +7,7 @@ from cutlass import Float32, Int32, Uint32
 from cutlass._mlir.dialects import llvm
 from cutlass.cutlass_dsl import T, dsl_user_op
 
-__all__ = ["exp2", "fma", "opaque_zero", "pack", "shift_left", "tanh"]
+__all__ = ["exp2", "fma", "keep_inside", "not_before", "opaque_zero", "pack", "shift_left", "store_matrices", "tanh"]
 
 
 def _asm(
@@ -34,6 +34,41 @@ def shift_left(x: Uint32, n: Uint32, *, loc: Any = None, ip: Any = None) -> Uint
 
 
 @dsl_user_op
+def not_before(x: Int32, *, loc: Any = None, ip: Any = None) -> Int32:
+    """x, computed here: what depends on it is not hoisted out of a loop, to wait in registers that are short there."""
+    operand = Int32(x).ir_value(loc=loc, ip=ip)
+    return Int32(
+        llvm.inline_asm(
+            T.i32(),
+            [operand],
+            "mov.b32 $0, $1;",
+            "=r,r",
+            has_side_effects=True,
+            is_align_stack=False,
+            asm_dialect=llvm.AsmDialect.AD_ATT,
+            loc=loc,
+            ip=ip,
+        )
+    )
+
+
+@dsl_user_op
+def store_matrices(address: Int32, a: Int32, b: Int32, c: Int32, d: Int32, *, loc: Any = None, ip: Any = None) -> None:
+    """Four 8 x 8 matrices of 16-bit elements to shared memory; lane 8i + j gives the address of row j of matrix i."""
+    llvm.inline_asm(
+        None,
+        [Int32(v).ir_value(loc=loc, ip=ip) for v in (address, a, b, c, d)],
+        "stmatrix.sync.aligned.m8n8.x4.shared.b16 [$0], {$1, $2, $3, $4};",
+        "r,r,r,r,r",
+        has_side_effects=True,
+        is_align_stack=False,
+        asm_dialect=llvm.AsmDialect.AD_ATT,
+        loc=loc,
+        ip=ip,
+    )
+
+
+@dsl_user_op
 def pack(low: Float32, high: Float32, bf16: bool, *, loc: Any = None, ip: Any = None) -> Int32:
     """Two fp32 rounded to one register of bf16 or fp16."""
     operands = [Float32(v).ir_value(loc=loc, ip=ip) for v in (low, high)]
@@ -45,6 +80,26 @@ def pack(low: Float32, high: Float32, bf16: bool, *, loc: Any = None, ip: Any = 
 def opaque_zero(*, loc: Any = None, ip: Any = None) -> Float32:
     """0.0 where it is asked for: a constant that the compiler neither knows nor moves."""
     return Float32(_asm(T.f32(), [], "mov.f32 $0, 0f00000000;", "=f", loc, ip, has_side_effects=True))
+
+
+@dsl_user_op
+def keep_inside(x: Float32, key: Int32, intervals: Any, *, loc: Any = None, ip: Any = None) -> Float32:
+    """x if `lo <= key < hi` for one of the (lo, hi), None for no bound, else -inf.
+
+    One select and one comparison a bound: the compiler, left to itself, makes a select of each bound.
+    """
+    operands, lines = [x, key], []
+    for number, (lo, hi) in enumerate(intervals):
+        both = lo is not None and hi is not None
+        for bound, test in ((lo, "ge"), (hi, "lt")):
+            if bound is not None:
+                operands.append(bound)
+                combine, old = (".and", ", p") if both and test == "lt" else ("", "")
+                lines.append(f"setp.{test}{combine}.s32 p, $2, ${len(operands)}{old};")
+        lines.append("mov.pred q, p;" if number == 0 else "or.pred q, q, p;")
+    values = [Float32(x).ir_value(loc=loc, ip=ip)] + [Int32(v).ir_value(loc=loc, ip=ip) for v in operands[1:]]
+    text = "{ .reg .pred p, q; " + " ".join(lines) + " selp.f32 $0, $1, 0fFF800000, q; }"
+    return Float32(_asm(T.f32(), values, text, ",".join(["=f", "f"] + ["r"] * (len(operands) - 1)), loc, ip))
 
 
 def _float_instruction(text: str, operands: int) -> Callable[..., Float32]:

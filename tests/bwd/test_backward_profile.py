@@ -1,0 +1,56 @@
+"""What the backward's machine code must look like, seen without running it."""
+
+import pytest
+
+from cute_attn.bwd.config import default_tile
+from cute_attn.inspect import inspect
+from cute_attn.jit import HEAD_DIMS
+from cute_attn.jit.backward_spec import BackwardSpec
+from cute_attn.jit.compile import compile
+
+
+def profile(**fields):
+    report = inspect(compile(BackwardSpec(**fields)))
+    assert (report.spill_bytes, report.warnings) == (0, ())
+    return report.loops
+
+
+def test_the_causal_backward_issues_little_beside_its_products():
+    partial, full = profile(layers=1)
+    assert full.slots_per_cycle < 0.221
+    assert partial.slots_per_cycle <= 0.259
+
+
+MASKS = {
+    "dense": {},
+    "causal": {"layers": 1},
+    "window": {"layers": 1, "has_lower": True},
+    "two layers": {"layers": 2, "has_lower": True},
+    "many layers": {"layers": "many", "has_lower": True},
+    "softcap": {"score": "softcap"},
+    "causal softcap": {"score": "softcap", "layers": "many", "has_lower": True},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("dims", HEAD_DIMS)
+def test_no_default_tile_spills_or_serialises(dims, mask):
+    profile(head_dim=dims[0], head_dim_v=dims[1], tile=default_tile(*dims), **MASKS[mask])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dims", [(128, 128), (256, 256)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": "fp16"},
+        {"deterministic": True},
+        {"dlse": True},
+        {"dk": False, "dv": False},
+        {"dq": False, "dv": False},
+        {"dq": False, "dk": False},
+    ],
+)
+def test_no_option_makes_a_default_tile_spill_or_serialise(dims, options):
+    profile(head_dim=dims[0], head_dim_v=dims[1], tile=default_tile(*dims), layers=1, has_lower=True, **options)
