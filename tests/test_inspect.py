@@ -104,6 +104,7 @@ def test_no_default_tile_spills_or_serialises(dims, mask, dtype):
         {"softmax": "exact", "max_logits": True, "sink": True},
         {"score": "softcap", "sink": True},
         {"score": "scaled"},
+        {"fp32_out": True},
     ],
 )
 def test_no_option_makes_a_default_tile_spill_or_serialise(dims, options):

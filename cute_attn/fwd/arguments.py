@@ -21,7 +21,7 @@ class Tensors:
     q: cute.Tensor  # (batch, seqlen_q, heads_q, head_dim), bf16 or fp16
     k: cute.Tensor  # (batch, seqlen_k, heads_k, head_dim)
     v: cute.Tensor  # (batch, seqlen_k, heads_k, head_dim_v)
-    out: cute.Tensor  # (batch, seqlen_q, heads_q, head_dim_v)
+    out: cute.Tensor  # (batch, seqlen_q, heads_q, head_dim_v), like q or fp32
     lse: cute.Tensor  # (batch, heads_q, seqlen_q), fp32, natural logarithm
     lo: Any  # (batch of the mask, layers, seqlen_q), int32; None for a dense mask
     hi: Any
@@ -60,12 +60,12 @@ class TmaTensors:
     k: cute.Tensor
     v_atom: cute.CopyAtom
     v: cute.Tensor
-    out_atom: cute.CopyAtom
-    out: cute.Tensor
+    out_atom: cute.CopyAtom | None  # None if the output leaves from registers
+    out: cute.Tensor | None
 
     def prefetch(self) -> None:
         for f in fields(self):
-            if f.name.endswith("_atom"):
+            if f.name.endswith("_atom") and getattr(self, f.name) is not None:
                 cute.nvgpu.cpasync.prefetch_descriptor(getattr(self, f.name))
 
 
@@ -75,7 +75,7 @@ def fake_arguments(spec: KernelSpec) -> tuple[Any, ...]:
     dims = [cute.sym_int(divisibility=8) for _ in range(2)]
     dtype = DTYPES[spec.dtype]
 
-    def activation(seqlen, heads, dim):
+    def activation(seqlen, heads, dim, dtype=dtype):
         strides = [cute.sym_int64(divisibility=8) for _ in range(3)]
         return cute.runtime.make_fake_tensor(dtype, (batch, seqlen, heads, dim), (*strides, 1), assumed_align=16)
 
@@ -92,7 +92,7 @@ def fake_arguments(spec: KernelSpec) -> tuple[Any, ...]:
         q=activation(seqlen_q, heads_q, dims[0]),
         k=activation(seqlen_k, heads_k, dims[0]),
         v=activation(seqlen_k, heads_k, dims[1]),
-        out=activation(seqlen_q, heads_q, dims[1]),
+        out=activation(seqlen_q, heads_q, dims[1], Float32 if spec.fp32_out else dtype),
         lse=array(Float32, batch, heads_q, seqlen_q),
         lo=intervals[0],
         hi=intervals[1],

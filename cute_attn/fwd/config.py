@@ -19,7 +19,7 @@ def _tiles(rows: int, columns: int) -> int:
 
 def _bytes(spec: KernelSpec, share: bool) -> int:
     tile = spec.tile
-    q, out = _tiles(tile.m, spec.head_dim), _tiles(tile.m, spec.head_dim_v)
+    q, out = _tiles(tile.m, spec.head_dim), 0 if spec.fp32_out else _tiles(tile.m, spec.head_dim_v)
     rings = _tiles(tile.n * tile.stages, spec.head_dim) + _tiles(tile.n * tile.stages, spec.head_dim_v)
     return ALIGNMENT + rings + (max(q, out) if share else q + out)
 

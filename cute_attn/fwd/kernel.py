@@ -22,6 +22,7 @@ from cute_attn.sm90.barriers import BARRIER_EPILOGUE, Turns
 from cute_attn.sm90.fragments import pack_fragment
 from cute_attn.sm90.mask import RowBounds
 from cute_attn.sm90.ptx import tanh
+from cute_attn.sm90.store import store_fragment
 from cute_attn.sm90.tiles import gemm, load_atom, partition, store_atom, tiled_mma
 
 from .arguments import DTYPES, Scalars, Schedule, Tensors, TmaTensors
@@ -77,7 +78,7 @@ class ForwardKernel:
             *load_atom(q, layouts.q, (ROWS, self.dim)),
             *load_atom(k, layouts.k, (self.n, self.dim)),
             *load_atom(v, layouts.v, (self.n, self.dim_v)),
-            *store_atom(out, layouts.out, (ROWS, self.dim_v)),
+            *((None, None) if self.spec.fp32_out else store_atom(out, layouts.out, (ROWS, self.dim_v))),
         )
         arguments = Arguments(tma, tensors, schedule, scalars)
         self.kernel(arguments).launch(
@@ -208,7 +209,10 @@ class ForwardKernel:
                 if const_expr(not self.out_shares_queries):
                     shared.queries.release(item_count)
             write_rows(tensors, item, row, softmax, out)
-            self.store_out(arguments.tma, item, out, mma_pv, shared.out[None, None, group], warp, lane, group)
+            if const_expr(self.spec.fp32_out):
+                store_fragment(out, tensors.out[item.batch, None, item.head, None], row, lane % 4 * 2)
+            else:
+                self.store_out(arguments.tma, item, out, mma_pv, shared.out[None, None, group], warp, lane, group)
             if const_expr(self.out_shares_queries):
                 if warp == 0:
                     cute.arch.cp_async_bulk_wait_group(0, read=True)

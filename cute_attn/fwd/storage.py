@@ -49,7 +49,7 @@ class Shared:
     q: Any  # tensors with the layouts above
     k: Any
     v: Any
-    out: Any
+    out: Any  # None if the output leaves from registers
     place: Any  # (stages, 4), int32
     queries: Ring
     keys: Ring
@@ -63,9 +63,10 @@ class Shared:
             part.get_tensor(layout.outer, swizzle=layout.inner)
             for part, layout in ((storage.q, layouts.q), (storage.k, layouts.k), (storage.v, layouts.v))
         )
+        out: Any = None
         if out_shares_queries(spec):  # each warpgroup in its own rows of Q: the others may still be reading theirs
             out = cute.local_tile(q, (ROWS, spec.head_dim_v), (0, 0, None))
-        else:
+        elif not spec.fp32_out:
             out = storage.out.get_tensor(layouts.out.outer, swizzle=layouts.out.inner)
         return cls(
             q=q,
@@ -98,7 +99,7 @@ def _storage(spec: KernelSpec, layouts: Layouts) -> Any:
         v_barriers: cute.struct.MemRange[cutlass.Int64, 2 * stages]
         place: cute.struct.MemRange[Int32, 4 * stages]
         q: tiles(cute.cosize(layouts.q))  # type: ignore[valid-type]
-        out: tiles(0 if out_shares_queries(spec) else cute.cosize(layouts.out))  # type: ignore[valid-type]
+        out: tiles(0 if spec.fp32_out or out_shares_queries(spec) else cute.cosize(layouts.out))  # type: ignore[valid-type]
         k: tiles(cute.cosize(layouts.k))  # type: ignore[valid-type]
         v: tiles(cute.cosize(layouts.v))  # type: ignore[valid-type]
 

@@ -62,7 +62,7 @@ class KernelSpec:
     """The configuration of one kernel: equal specs have equal machine code, and no run-time value is in it.
 
     op: which kernel; "fwd".
-    dtype: of q, k, v and the output.
+    dtype: of q, k, v and, without fp32_out, the output.
     head_dim, head_dim_v: one of HEAD_DIMS.
     layers: intervals of a row; 0 for a dense mask (only the end of the keys is tested), "many" for three and more.
     has_lower, has_upper: whether a partial tile needs the test `lo <= key`, `key < hi`.
@@ -71,6 +71,7 @@ class KernelSpec:
     sink: whether a sink joins the softmax in the epilogue (per head or per row is a matter of strides).
     max_logits: whether the largest score of each head is returned; needs softmax="exact".
     softmax: "stale" keeps an old row maximum while it serves; "exact" looks for the maximum in every tile.
+    fp32_out: whether the output is left in fp32, to be merged with that over other keys.
     tile: see TileConfig.
 
     Raises TypeError or ValueError for a combination that no kernel serves.
@@ -87,6 +88,7 @@ class KernelSpec:
     sink: bool = False
     max_logits: bool = False
     softmax: Softmax = "stale"
+    fp32_out: bool = False
     tile: TileConfig = TileConfig()
 
     def __post_init__(self) -> None:
@@ -100,7 +102,7 @@ class KernelSpec:
             value = getattr(self, name)
             if not any(value == a and type(value) is type(a) for a in allowed):
                 raise ValueError(f"KernelSpec.{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-        for name in ("has_lower", "has_upper", "sink", "max_logits"):
+        for name in ("has_lower", "has_upper", "sink", "max_logits", "fp32_out"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"KernelSpec.{name} must be a bool, got {getattr(self, name)!r}")
         if not isinstance(self.tile, TileConfig):
@@ -147,6 +149,7 @@ class KernelSpec:
         dims = f"{self.head_dim}" if self.head_dim == self.head_dim_v else f"{self.head_dim}/{self.head_dim_v}"
         bounds = "".join(s for s, on in (("lower", self.has_lower), ("+", self.has_lower and self.has_upper)) if on)
         bounds += "upper" if self.has_upper else ""
-        extras = [self.score] * (self.score != "plain") + ["sink"] * self.sink + ["max_logits"] * self.max_logits
+        extras: list[str] = [self.score] * (self.score != "plain")
+        extras += [name for name in ("sink", "max_logits", "fp32_out") if getattr(self, name)]
         parts = [f"{self.op} {self.dtype} head_dim {dims}", f"layers {self.layers} ({bounds})", *extras, self.softmax]
         return f"{', '.join(parts)}; {self.tile}"

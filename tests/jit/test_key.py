@@ -28,6 +28,7 @@ CHANGES = {
         "sink": {"sink": True},
         "max_logits": {"max_logits": True, "softmax": "exact"},
         "softmax": {"softmax": "exact"},
+        "fp32_out": {"fp32_out": True},
         "tile": {"tile": TileConfig(n=112)},
     },
     BACKWARD: {

@@ -1,0 +1,63 @@
+"""Outputs left in fp32, to be merged with those over other keys."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from forward_case import Case, check, random_inputs, run, with_gaps
+from oracle import assert_close
+
+from cute_attn.jit.spec import HEAD_DIMS
+from cute_attn.mask import causal, sliding_window
+
+FP32 = {"fp32_out": True}
+
+
+def check_unrounded(case, runtime):
+    """Queries of zero weigh all their keys alike, and weights of one have no rounding: nothing but that of the output
+    could be more than some ulps of fp32."""
+    _, k, v = (x.to(case.dtype) for x in random_inputs(case))
+    q = torch.zeros(case.batch, case.mask.seqlen_q, case.heads[0], case.dims[0], dtype=case.dtype)
+    out, lse, _ = run(case, runtime, q, k, v, 0.1, None)
+    dense = case.mask.to_dense().double()
+    count = dense.sum(2)[:, :, None, None]
+    values = v.double().repeat_interleave(case.heads[0] // case.heads[1], 2)
+    assert out.dtype == torch.float32
+    assert_close("out", out, torch.einsum("bqk,bkhd->bqhd", dense, values) / count.clamp(min=1), 2e-6)
+    assert_close("lse", lse, count[..., 0].log().mT.expand_as(lse), 2e-6)
+
+
+def check_rounds_to_what_the_other_kernel_gives(case, runtime):
+    q, k, v = (x.to(case.dtype) for x in random_inputs(case))
+    unrounded, lse, _ = run(replace(case, options=FP32), runtime, q, k, v, 0.1, None)
+    rounded, same_lse, _ = run(case, runtime, q, k, v, 0.1, None)
+    assert torch.equal(unrounded.to(case.dtype), rounded)
+    assert torch.equal(lse, same_lse)
+
+
+def test_outputs_have_the_precision_of_fp32(runtime):
+    check_unrounded(Case(causal(200, 150), options=FP32), runtime)
+
+
+def test_rounded_they_are_what_the_other_kernel_gives(runtime):
+    check_rounds_to_what_the_other_kernel_gives(Case(causal(200, 150)), runtime)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dims", HEAD_DIMS)
+def test_every_head_dim(dims, runtime):
+    check_unrounded(Case(causal(130, 200), batch=2, dims=dims, options=FP32), runtime)
+    check_rounds_to_what_the_other_kernel_gives(Case(causal(130, 200), dims=dims), runtime)
+
+
+@pytest.mark.slow
+def test_odd_head_dims_of_fp16_leave_the_columns_beyond_alone(runtime):
+    case = Case(sliding_window(150, left=60, right=9), heads=(4, 2), dims=(72, 56), dtype=torch.float16, options=FP32)
+    check_unrounded(case, runtime)
+    check(case, runtime)
+
+
+@pytest.mark.slow
+def test_sinks_largest_logits_and_many_layers_go_along(runtime):
+    case = Case(with_gaps(200, 400, 20), dims=(64, 64), sink="ssh", options={**FP32, "return_max_logits": True})
+    check(case, runtime)
