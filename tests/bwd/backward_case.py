@@ -1,4 +1,4 @@
-"""One case of the backward: random inputs, the kernels on a runtime, and fp64 and plain low precision to compare with."""
+"""One case of the backward: random inputs, the kernels on a runtime, fp64 and plain low precision to compare with."""
 
 import math
 from dataclasses import dataclass, field

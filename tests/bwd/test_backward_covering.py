@@ -1,5 +1,7 @@
 """The backward on a covering set: every feature once, in few kernels. The whole matrix is in test_backward_matrix."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from backward_case import Case, block_sparse, check, make_problem, one_hot, random_inputs, run, with_gaps
@@ -53,7 +55,7 @@ def test_strided_inputs_run_without_a_copy(runtime, caplog):
 def test_deterministic_gradients_have_the_same_bits_in_every_schedule(runtime):
     case = Case(causal(300), heads=(4, 2), options={"deterministic": True})
     problem = make_problem(case)
-    runs = [run(Case(**{**vars(case), "mode": m, "seed": s}), runtime, problem) for m, s in DETERMINISTIC_RUNS]
+    runs = [run(replace(case, mode=m, seed=s), runtime, problem) for m, s in DETERMINISTIC_RUNS]
     for gradients in runs[1:]:
         for name in ("dq", "dk", "dv"):
             assert torch.equal(getattr(gradients, name), getattr(runs[0], name)), name
