@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
-from . import blas
+from . import blas, side_by_side
 from .block import MAX_DYNAMIC_SHARED
 from .errors import Place, SharedMemoryExceeded
 from .launch import Buffer, Launch, Report, Schedule
@@ -15,8 +16,10 @@ from .program import program_of
 from .scheduler import Scheduler
 
 
-def execute(launch: Launch, buffers: Sequence[Buffer], schedule: Schedule) -> Report:
+def execute(launch: Launch, buffers: Sequence[Buffer], schedule: Schedule, workers: int | None = None) -> Report:
     """Runs one launch on the CPU; writes the buffers.
+
+    Eager launches use up to `workers` processes where that pays; None: as many as PyTorch uses threads.
 
     Raises:
         SimError: for everything that the kernel does wrong, or that is not modelled.
@@ -25,7 +28,12 @@ def execute(launch: Launch, buffers: Sequence[Buffer], schedule: Schedule) -> Re
     _check(launch)
     program = program_of(launch.ptx, launch.kernel)
     with np.errstate(all="ignore"), blas.one_thread():
-        return Scheduler(launch, program, GlobalMemory(buffers), schedule).run()
+        scheduler = Scheduler(launch, program, GlobalMemory(buffers), schedule)
+        scheduler.unstarted = scheduler.clusters()
+        if schedule.mode == "eager":  # in the others, clusters share one order of events
+            side_by_side.advance(scheduler, torch.get_num_threads() if workers is None else workers)
+        scheduler.advance()
+        return scheduler.report()
 
 
 def _check(launch: Launch) -> None:

@@ -19,12 +19,13 @@ from .errors import (
     UninitializedRead,
 )
 from .launch import Buffer
+from .rounding import Additions
 
 # shadow codes of a byte of shared memory
 UNWRITTEN, WRITTEN, IN_FLIGHT, BARRIER = range(4)
-_WORD = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
-_WRITTEN = {n: np.frombuffer(bytes([WRITTEN] * n), _WORD[n])[0] for n in (1, 2, 4, 8)}
-_BUSY = {n: np.frombuffer(bytes([IN_FLIGHT] * n), _WORD[n])[0] for n in (1, 2, 4, 8)}
+WORD = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
+_WRITTEN = {n: np.frombuffer(bytes([WRITTEN] * n), WORD[n])[0] for n in (1, 2, 4, 8)}
+_BUSY = {n: np.frombuffer(bytes([IN_FLIGHT] * n), WORD[n])[0] for n in (1, 2, 4, 8)}
 _SHIFT = {1: 0, 2: 1, 4: 2, 8: 3, 16: 4}
 
 
@@ -40,7 +41,7 @@ class Fault(Exception):
 
 
 def _word_view(array: np.ndarray, size: int) -> np.ndarray:
-    return array.view(_WORD[size])
+    return array.view(WORD[size])
 
 
 class SharedMemory:
@@ -61,8 +62,8 @@ class SharedMemory:
         self.readers = np.empty(size // 16, np.int16)
         self.stamp = np.empty(size // 16, np.int64)
         self.clock = 0
-        self.words = {n: _word_view(self.data, n) for n in _WORD}
-        self.codes = {n: _word_view(self.code, n) for n in _WORD}
+        self.words = {n: _word_view(self.data, n) for n in WORD}
+        self.codes = {n: _word_view(self.code, n) for n in WORD}
         self.granule_codes = self.code.view(np.uint64).reshape(-1, 2)
         self.pending: list[Any] = []  # asynchronous copies into or out of here, for messages
         self.clear()
@@ -239,7 +240,16 @@ class GlobalMemory:
                 )
         self.starts = [b.address for b in self.buffers]
         self.views: dict[tuple[int, int], np.ndarray | None] = {}
+        self.additions: dict[int, Additions] = {}  # by buffer, for those that receive floating-point additions
         self.last = 0
+
+    def note_additions(self, address: np.ndarray, old: np.ndarray, new: np.ndarray, kind: str) -> None:
+        """Numbers of a type ("f4", "bf16", ...) are added at these addresses, all in one buffer or each in its own."""
+        which = np.searchsorted(self.starts, address, side="right") - 1
+        for index in np.unique(which).tolist():
+            b, here = self.buffers[index], which == index
+            noted = self.additions.setdefault(index, Additions(b.data.size, kind))
+            noted.note(address[here] - b.address, old[here], new[here])
 
     def find(self, low: int, high: int) -> int | None:
         """The buffer that holds [low, high), None if no single one does."""
@@ -287,7 +297,7 @@ class GlobalMemory:
         if key not in self.views:
             b = self.buffers[index]
             whole = b.data[: b.data.size // size * size]
-            self.views[key] = whole.view(_WORD[size]) if b.address % size == 0 and b.data.flags.c_contiguous else None
+            self.views[key] = whole.view(WORD[size]) if b.address % size == 0 and b.data.flags.c_contiguous else None
         return self.views[key]
 
     def load(self, address: np.ndarray, size: int) -> np.ndarray:
@@ -306,7 +316,7 @@ class GlobalMemory:
         if words is not None:
             return words[offset >> _SHIFT[size]]
         raw = b.data[offset[..., None] + np.arange(size)]
-        return raw.view(_WORD[size])[..., 0]
+        return raw.view(WORD[size])[..., 0]
 
     def store(self, address: np.ndarray, size: int, values: np.ndarray) -> None:
         index, offset = self.locate(address, size)
@@ -323,10 +333,25 @@ class GlobalMemory:
             raw = np.ascontiguousarray(np.broadcast_to(values, offset.shape))[..., None].view(np.uint8)
             b.data[offset[..., None] + np.arange(size)] = raw
 
+    def window(
+        self, first: int, shape: Sequence[int], element: int, strides: Sequence[int], *, writes: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """What a bulk or tensor copy reads or writes: its elements as a view, and the shadow of their bytes, if any."""
+        last = first + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + element
+        index = self.find(first, last)
+        if index is None:
+            raise self.outside(first, last)
+        b = self.buffers[index]
+        offset = first - b.address
+        view = np.ndarray(shape, f"u{element}", b.data, offset, strides)
+        if b.unwritten is None:
+            return view, None
+        return view, np.ndarray((*shape, element), bool, b.unwritten, offset, (*strides, 1))
+
     def _apart(self, address: np.ndarray, size: int, values: np.ndarray | None) -> np.ndarray:
         """Lanes in several buffers: buffer by buffer."""
         which = np.searchsorted(self.starts, address, side="right")
-        result: Any = np.empty(address.shape, _WORD[size])
+        result: Any = np.empty(address.shape, WORD[size])
         for index in np.unique(which).tolist():
             here = which == index
             if values is None:

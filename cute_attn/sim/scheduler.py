@@ -17,18 +17,21 @@ RESIDENT = {"eager": 1, "late": 2, "random": 3}  # clusters that run side by sid
 class Scheduler(Flow):
     """A machine that runs."""
 
-    def run(self) -> Report:
-        """Every CTA to its end."""
-        self.unstarted = self.clusters()
-        while self.unstarted or self.resident:
-            while self.unstarted and len(self.resident) < RESIDENT[self.mode]:
+    def advance(self, leave: int = 0) -> None:
+        """Runs until nothing is resident and at most the last `leave` clusters have not started."""
+        while self.resident or len(self.unstarted) > leave:
+            while len(self.unstarted) > leave and len(self.resident) < RESIDENT[self.mode]:
                 self.start_cluster()
             g = self._pick()
             if g is not None:
                 self._advance(g)
             else:
                 self._unblock()
-        return Report(frozenset(self.reduced), tuple(self.warnings), dict(self.statistics))
+
+    def report(self) -> Report:
+        noted = [(self.memory.buffers[i], additions) for i, additions in self.memory.additions.items()]
+        rounding = {b.name: additions.bound(b.data) for b, additions in noted if b.name in self.reduced}
+        return Report(frozenset(self.reduced), tuple(self.warnings), dict(self.statistics), rounding)
 
     def _pick(self) -> Group | None:
         """The next group to run, taken off its CTA's list and merged with others at the same place."""

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .atomics import combine_values
-from .errors import Misaligned, OutOfBounds, UnsupportedDescriptor
+from .errors import Misaligned, OutOfBounds, UninitializedRead, UnsupportedDescriptor
 from .functions import bf16_bits, bf16_values
 from .memory import IN_FLIGHT, Fault, GlobalMemory, SharedMemory
+from .rounding import UNIT
 
 if TYPE_CHECKING:
     from .barriers import MBarrier
@@ -91,38 +92,26 @@ class Box:
     def __str__(self) -> str:
         return f"box {self.map.box} at {self.coordinates} of a tensor {self.map.sizes}"
 
-    def _window(self, memory: GlobalMemory) -> tuple[np.ndarray, tuple[slice, ...]] | None:
-        """The part of the box inside the tensor, as a view of global memory, and where it lies in the box."""
+    def _inside(self) -> tuple[int, list[int], tuple[slice, ...]] | None:
+        """The part inside the tensor: its address, its extents, where it lies in the box; slowest axis first."""
         m = self.map
         low = [max(0, -c) for c in self.coordinates]
         high = [min(b, s - c) for b, s, c in zip(m.box, m.sizes, self.coordinates, strict=True)]
         if any(h <= lo for lo, h in zip(low, high, strict=True)):
             return None
-        extent = [h - lo for lo, h in zip(low, high, strict=True)]
         first = m.address + sum((c + lo) * s for c, lo, s in zip(self.coordinates, low, m.strides, strict=True))
-        last = first + sum((e - 1) * s for e, s in zip(extent, m.strides, strict=True)) + m.element
-        index = memory.find(first, last)
-        if index is None:
-            raise memory.outside(first, last)
-        b = memory.buffers[index]
-        view = np.ndarray(extent[::-1], f"u{m.element}", b.data, first - b.address, m.strides[::-1])
-        self.unwritten = None
-        if b.unwritten is not None:
-            self.unwritten = np.ndarray(extent[::-1], bool, b.unwritten, first - b.address, m.strides[::-1])
-        return view, tuple(slice(lo, h) for lo, h in zip(low[::-1], high[::-1], strict=True))
-
-    unwritten: np.ndarray | None = field(default=None, repr=False)
+        where = tuple(slice(lo, h) for lo, h in zip(low[::-1], high[::-1], strict=True))
+        return first, [s.stop - s.start for s in where], where
 
     def read(self, memory: GlobalMemory) -> np.ndarray:
         """The box as bytes; elements outside the tensor are zero."""
-        window = self._window(memory)
+        inside = self._inside()
         shape = self.map.box[::-1]
-        if window is None:
+        if inside is None:
             return np.zeros(self.map.box_bytes, np.uint8)
-        view, where = window
-        if self.unwritten is not None and self.unwritten.any():
-            from .errors import UninitializedRead
-
+        first, extent, where = inside
+        view, unwritten = memory.window(first, extent, self.map.element, self.map.strides[::-1], writes=False)
+        if unwritten is not None and unwritten.any():
             raise Fault(UninitializedRead, f"tensor copy of {self} reads elements that nobody wrote")
         if view.shape == shape:
             return np.ascontiguousarray(view).reshape(-1).view(np.uint8)
@@ -132,17 +121,26 @@ class Box:
 
     def write(self, memory: GlobalMemory, raw: np.ndarray, operation: str | None) -> None:
         """Puts the box's bytes into the tensor, or combines them with it; elements outside are dropped."""
-        window = self._window(memory)
-        if window is None:
+        inside = self._inside()
+        if inside is None:
             return
-        view, where = window
+        first, extent, where = inside
+        view, unwritten = memory.window(first, extent, self.map.element, self.map.strides[::-1], writes=True)
         values = raw.view(view.dtype).reshape(self.map.box[::-1])[where]
         if operation is None:
             view[...] = values
         else:
+            if operation == "add" and self.map.type in UNIT:
+                memory.note_additions(self._addresses(where), view, values, self.map.type)
             view[...] = combine_bits(view, values, operation, self.map.type)
-        if self.unwritten is not None:
-            self.unwritten[...] = False
+        if unwritten is not None:
+            unwritten[...] = False
+
+    def _addresses(self, where: tuple[slice, ...]) -> np.ndarray:
+        """Of the elements of this part of the box."""
+        corners, strides = self.coordinates[::-1], self.map.strides[::-1]
+        axes = [(c + np.arange(w.start, w.stop)) * s for c, s, w in zip(corners, strides, where, strict=True)]
+        return self.map.address + np.asarray(sum(np.ix_(*axes)))
 
     def address(self) -> int:
         return self.map.address + sum(max(c, 0) * s for c, s in zip(self.coordinates, self.map.strides, strict=True))
@@ -172,34 +170,30 @@ class Span:
     def __str__(self) -> str:
         return f"{self.size} bytes at global {self.first:#x}"
 
-    def _view(self, memory: GlobalMemory) -> tuple[Any, int]:
-        index = memory.find(self.first, self.first + self.size)
-        if index is None:
-            raise memory.outside(self.first, self.first + self.size)
+    def _window(self, memory: GlobalMemory, *, writes: bool) -> tuple[np.ndarray, np.ndarray | None]:
         if self.first % 16 or self.size % 16:
             raise Fault(Misaligned, f"a bulk copy of {self}: both must be multiples of 16", f"global {self.first:#x}")
-        b = memory.buffers[index]
-        return b, self.first - b.address
+        return memory.window(self.first, (self.size,), 1, (1,), writes=writes)
 
     def read(self, memory: GlobalMemory) -> np.ndarray:
-        b, offset = self._view(memory)
-        if b.unwritten is not None and b.unwritten[offset : offset + self.size].any():
-            from .errors import UninitializedRead
-
+        view, unwritten = self._window(memory, writes=False)
+        if unwritten is not None and unwritten.any():
             raise Fault(UninitializedRead, f"bulk copy of {self} reads bytes that nobody wrote")
-        return b.data[offset : offset + self.size].copy()
+        return view.copy()
 
     def write(self, memory: GlobalMemory, raw: np.ndarray, operation: str | None) -> None:
-        b, offset = self._view(memory)
-        target = b.data[offset : offset + self.size]
+        target, unwritten = self._window(memory, writes=True)
         if operation is None:
             target[...] = raw
         else:
             width = 2 if self.type == "bf16" else int(self.type[1:])
             whole = target.copy().view(f"u{width}")
+            if operation == "add" and self.type in UNIT:
+                addresses = np.arange(self.first, self.first + self.size, width)
+                memory.note_additions(addresses, whole, raw.view(f"u{width}"), self.type)
             target[...] = combine_bits(whole, raw.view(f"u{width}"), operation, self.type).view(np.uint8)
-        if b.unwritten is not None:
-            b.unwritten[offset : offset + self.size] = False
+        if unwritten is not None:
+            unwritten[...] = False
 
     def address(self) -> int:
         return self.first
