@@ -57,7 +57,10 @@ def command(
         for problem in problems:
             _list_candidates(console, problem, effort)
         return
-    found = decided_by_rank_0(lambda: _run(console, problems, effort, budget, workers))
+    try:
+        found = decided_by_rank_0(lambda: _run(console, problems, effort, budget, workers))
+    except RuntimeError as error:
+        raise click.ClickException(str(error)) from error
     if found["entries"]:
         tuned.install(found)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
 from typing import Any, NamedTuple
 
 __all__ = ["Outcome", "in_processes"]
@@ -34,25 +35,42 @@ def in_processes(
     """
     if not items:
         return
-    own = executor is None
-    if executor is None:
-        context = multiprocessing.get_context("spawn")  # a forked child of a process with CUDA or threads may hang
-        executor = ProcessPoolExecutor(min(workers, len(items)), mp_context=context)
-    try:
-        futures = {executor.submit(_timed, function, item): item for item in items}
+    orphans: list[Any] = []
+    with contextlib.ExitStack() as stack:
+        pool = executor or stack.enter_context(_pool(min(workers, len(items))))
+        futures = {pool.submit(_timed, function, item): item for item in items}
+        stack.callback(_cancel, futures)
         for future in as_completed(futures):
             if future.cancelled():
                 continue
             try:
                 yield Outcome(futures[future], *future.result())
-            except BrokenExecutor:
-                yield Outcome(futures[future], None, "its process died", 0.0)
+            except BrokenExecutor:  # a process died, and with it the pool: of all that was left it is not known whose
+                orphans.append(futures[future])
             if until():
-                for other in futures:
-                    other.cancel()
-    finally:
-        if own:
-            executor.shutdown(cancel_futures=True)
+                _cancel(futures)
+    for item in orphans:
+        if not until():
+            yield _alone(function, item)
+
+
+def _alone(function: Callable[[Any], Any], item: Any) -> Outcome:
+    """In a process of its own: if that dies, it was for this item."""
+    with _pool(1) as pool:
+        try:
+            return Outcome(item, *pool.submit(_timed, function, item).result())
+        except BrokenExecutor:
+            return Outcome(item, None, "its process died", 0.0)
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")  # a forked child of a process with CUDA or threads may hang
+    return ProcessPoolExecutor(workers, mp_context=context)
+
+
+def _cancel(futures: Iterable[Future[Any]]) -> None:
+    for future in futures:
+        future.cancel()
 
 
 def _timed(function: Callable[[Any], Any], item: Any) -> tuple[Any, str, float]:

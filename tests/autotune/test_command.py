@@ -109,6 +109,12 @@ def test_a_preset_is_tuned_in_both_operations(autotune):
     assert [(spec.op, spec.head_dim) for spec in compiler.specs] == [("fwd", 64), ("bwd", 64)]
 
 
+def test_a_default_that_cannot_run_ends_with_a_message(autotune):
+    result, _ = autotune(FakeGpu(broken=[TileConfig()]))
+    assert result.exit_code == 1
+    assert "Error: the default tile 128x128, 2 stages, ping-pong cannot run" in result.stderr
+
+
 def test_nothing_to_tune_is_refused(autotune, tmp_path):
     result = CliRunner().invoke(module.command, [])
     assert result.exit_code == 2
@@ -144,3 +150,25 @@ def test_rank_0_decides_and_all_ranks_have_its_answer():
 def test_a_failure_of_rank_0_reaches_every_rank():
     failed = "RuntimeError: rank 0 could not tune: ValueError: no shapes"
     assert run_ranks(2, _decide, True) == ["ValueError: no shapes", failed]
+
+
+# ---------------------------------------------------------------- doctor
+
+
+def test_doctor_says_which_table_gave_a_tile(autotune, monkeypatch):
+    import torch
+
+    from cute_attn.commands import doctor
+
+    autotune(FakeGpu({FAST: 50e-6}), "--effort", "full")
+    monkeypatch.setattr(doctor, "best_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(doctor, "backends", lambda: [])
+    monkeypatch.setattr(tuned, "gpu_of", lambda device: ("Fake GPU", 100))
+    result = CliRunner().invoke(doctor.command, [], env={"COLUMNS": "160"})
+    lines = {line.split("  ")[0]: line for line in result.output.splitlines()}
+    assert "static default" in lines["fwd 64"]
+    assert "static default" in lines["fwd 128"], "3 buckets of both lengths from 1,024 to 8,192 are too far"
+    assert "2 in" in lines["tables"]
+    autotune(FakeGpu({FAST: 50e-6}), "--effort", "full", "--preset", "causal")
+    result = CliRunner().invoke(doctor.command, [], env={"COLUMNS": "160"})
+    assert "128x96, 2 stages, ping-pong: exact" in result.output
