@@ -8,7 +8,7 @@ from cutlass import Float32, const_expr, range_constexpr
 
 from cute_attn.sm90.ptx import exp2
 
-from .softmax import NO_KEY, quad_max, quad_sum, rescale
+from .softmax import quad_max, quad_sum, rescale
 
 __all__ = ["write_rows"]
 
@@ -46,13 +46,13 @@ def write_rows(tensors, item, row, softmax, out):
 @cute.jit
 def write_max_logits(tensors, item, row, softmax):
     """The largest score of the rows of this warp, by an atomic maximum: its order does not matter."""
-    largest = Float32(NO_KEY)
+    largest = Float32(softmax.no_key)
     for h in range_constexpr(2):
         if row + 8 * h < tensors.lse.shape[2]:
             largest = cute.arch.fmax(largest, softmax.top[h])
     largest = quad_max(largest)
     for offset in (4, 8, 16):
         largest = cute.arch.fmax(largest, cute.arch.shuffle_sync_bfly(largest, offset=offset))
-    if cute.arch.lane_idx() == 0 and largest > NO_KEY:
+    if cute.arch.lane_idx() == 0 and largest > softmax.no_key:
         target = tensors.max_logits.iterator + cute.crd2idx((item.batch, item.head), tensors.max_logits.layout)
         cute.arch.atomic_fmax(target.llvm_ptr, largest * (softmax.factor * LN_2))

@@ -21,14 +21,14 @@ from cute_attn.jit.spec import KernelSpec
 from cute_attn.sm90.barriers import BARRIER_EPILOGUE, Turns
 from cute_attn.sm90.fragments import pack_fragment
 from cute_attn.sm90.mask import RowBounds
-from cute_attn.sm90.ptx import tanh
+from cute_attn.sm90.ptx import not_before, tanh
 from cute_attn.sm90.store import store_fragment
 from cute_attn.sm90.tiles import gemm, load_atom, partition, store_atom, tiled_mma
 
 from .arguments import DTYPES, Scalars, Schedule, Tensors, TmaTensors
 from .config import out_shares_queries
 from .epilogue import write_rows
-from .softmax import OnlineSoftmax, clear, rescale
+from .softmax import NO_KEY, OnlineSoftmax, clear, rescale
 from .storage import ROWS, Layouts, Shared
 from .work import Arguments, Item
 
@@ -169,7 +169,8 @@ class ForwardKernel:
         qk, pv = mma_qk.get_slice(0), mma_pv.get_slice(0)
         transposed = cute.make_ordered_layout((self.dim_v, self.n, self.tile.stages), order=(1, 0, 2))
         out = cute.make_rmem_tensor(pv.partition_shape_C((ROWS, self.dim_v)), Float32)
-        softmax = OnlineSoftmax.make(self.n, self.bf16, arguments.scalars.exp2_factor, self.spec.max_logits)
+        factor, no_key = arguments.scalars.exp2_factor, NO_KEY[self.spec.score]
+        softmax = OnlineSoftmax.make(self.n, self.bf16, factor, no_key, self.spec.max_logits)
         turns = Turns(group, self.consumers, self.tile.ping_pong)
         c = Consumer(
             shared=shared,
@@ -210,7 +211,8 @@ class ForwardKernel:
                     shared.queries.release(item_count)
             write_rows(tensors, item, row, softmax, out)
             if const_expr(self.spec.fp32_out):
-                store_fragment(out, tensors.out[item.batch, None, item.head, None], row, lane % 4 * 2)
+                column = not_before(cute.arch.lane_idx()) % 4 * 2
+                store_fragment(out, tensors.out[item.batch, None, item.head, None], row, column)
             else:
                 self.store_out(arguments.tma, item, out, mma_pv, shared.out[None, None, group], warp, lane, group)
             if const_expr(self.out_shares_queries):

@@ -96,7 +96,7 @@ def forward(
         tile=tile,
     )
     q, k, v = (in_kernel_form(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
-    bounds = (mask.lo, mask.hi) if layers != 0 else (None, None)
+    bounds = (None, None) if layers == 0 else (_rows_contiguous(mask.lo), _rows_contiguous(mask.hi))
     tensors = (q, k, v, out, lse, *bounds, sink_lse, max_logits)
     batches = batch if mask.batch == 1 else 1
     scalars = (score_factor, exp2_factor, batches, max(1, multiprocessors(q.device) - sm_margin))
@@ -125,6 +125,11 @@ def in_kernel_form(name: str, x: torch.Tensor) -> torch.Tensor:
         log.info("copying %s of shape %s: strides %s do not fit TMA", name, tuple(x.shape), x.stride())
         return x.clone(memory_format=torch.contiguous_format)
     return x.as_strided(x.shape, wanted)
+
+
+def _rows_contiguous(x: torch.Tensor) -> torch.Tensor:
+    """Bounds of a mask as the kernel reads them, row after row."""
+    return x if x.stride(-1) == 1 else x.clone(memory_format=torch.contiguous_format)
 
 
 def kernel_dims(head_dim: int, head_dim_v: int) -> tuple[int, int]:

@@ -105,6 +105,18 @@ def test_any_finite_scale(scale, softcap, runtime):
     check(Case(causal(300), scale=scale, softcap=softcap), runtime)
 
 
+@pytest.mark.parametrize("softcap", [1e-3, 1.0, 1e6, 1e12])
+def test_any_softcap(softcap, runtime):
+    check(Case(with_gaps(300, 400, 2), softcap=softcap), runtime)
+
+
+def test_bounds_that_lie_row_by_row_in_memory(runtime):
+    mask = causal(200)
+    lo, hi = (x.transpose(1, 2).repeat(1, 1, 2).transpose(1, 2)[:, :1] for x in (mask.lo, mask.hi))
+    assert hi.stride(-1) != 1
+    check(Case(IntervalMask(lo, hi, 200)), runtime)
+
+
 @pytest.mark.parametrize("mask", [causal(300, 200), full(130, 200), with_gaps(200, 300, 5)])
 @pytest.mark.parametrize("softcap", [0.0, 10.0])
 def test_the_largest_logit_of_every_head(mask, softcap, runtime):
