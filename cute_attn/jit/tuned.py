@@ -135,12 +135,14 @@ def tuned_tile(
 
 def lookup(key: TunedKey, default: Tile) -> Found:
     """The entry for exactly this key in the user's table, else its nearest, else the shipped ones', else `default`."""
-    for table in tables():
-        if key in table.tiles:
-            return Found(table.tiles[key], "shipped table" if table.shipped else "exact", key)
-        near = min(table.tiles, key=key.distance, default=None)
+    known = tables()
+    for shipped in (False, True):
+        tiles = {k: tile for table in reversed(known) if table.shipped == shipped for k, tile in table.tiles.items()}
+        if key in tiles:
+            return Found(tiles[key], "shipped table" if shipped else "exact", key)
+        near = min(tiles, key=key.distance, default=None)
         if near is not None and key.distance(near) <= NEAREST:
-            return Found(table.tiles[near], "shipped table" if table.shipped else "nearest bucket", near)
+            return Found(tiles[near], "shipped table" if shipped else "nearest bucket", near)
     return Found(default, "static default", None)
 
 

@@ -97,6 +97,13 @@ def test_an_installed_table_comes_first():
     assert lookup(KEY, DEFAULT).tile == MEASURED
 
 
+def test_an_installed_table_for_a_near_problem_does_not_hide_the_exact_entry_of_the_users():
+    user_table((KEY, SHIPPED))
+    near = dataclasses.asdict(moved(seqlen_q=1))
+    tuned.install({"format": 1, "entries": [{"key": near, "tile": dataclasses.asdict(MEASURED)}]})
+    assert lookup(KEY, DEFAULT).tile == SHIPPED
+
+
 def test_backward_entries_hold_backward_tiles():
     key, tile = dataclasses.replace(KEY, op="bwd"), BackwardTile(64, 4)
     user_table((key, tile))
