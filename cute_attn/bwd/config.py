@@ -36,13 +36,15 @@ def check(spec: BackwardSpec) -> None:
         )
 
 
+# Rows are 64: S, dP, P and dS of 128 spill beside dK and dV, at head_dim 64 too. There are as many keys as
+# registers hold dK and dV of: 128, and 64 beyond head_dim 128. Two stages, where shared memory has them.
 _DEFAULT = {
     (64, 64): BackwardTile(128),
     (96, 96): BackwardTile(128),
     (128, 128): BackwardTile(128),
     (192, 128): BackwardTile(64),
     (192, 192): BackwardTile(64),
-    (256, 256): BackwardTile(64, do_stages=1, dq_chunks=2),
+    (256, 256): BackwardTile(64, do_stages=1, dq_chunks=2),  # 32 KiB a tile of Q or dO, 64 KiB of dQ
 }
 
 
