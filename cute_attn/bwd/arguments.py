@@ -32,9 +32,9 @@ class Tensors:
     statistics: cute.Tensor  # workspace (batch, heads_q, q_tiles, 2, m), fp32 in `order`: -lse * log2(e), then delta
     dq_sum: cute.Tensor | None  # workspace (batch, heads_q, q_tiles, m * head_dim), fp32 in fragment order
     turns: cute.Tensor | None  # workspace (batch, heads_q, q_tiles, 2), int32: key tiles added to dq_sum so far
-    dq: cute.Tensor | None  # like q
-    dk: cute.Tensor | None  # like k
-    dv: cute.Tensor | None  # like v
+    dq: cute.Tensor | None  # like q, or fp32
+    dk: cute.Tensor | None  # like k, or fp32
+    dv: cute.Tensor | None  # like v, or fp32
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def fake_arguments(spec: BackwardSpec) -> tuple[Any, ...]:
     dims = [cute.sym_int(divisibility=8) for _ in range(2)]
     dtype, m = DTYPES[spec.dtype], spec.tile.m
 
-    def activation(seqlen, heads, dim):
+    def activation(seqlen, heads, dim, dtype=dtype):
         strides = [cute.sym_int64(divisibility=8) for _ in range(3)]
         return cute.runtime.make_fake_tensor(dtype, (batch, seqlen, heads, dim), (*strides, 1), assumed_align=16)
 
@@ -104,6 +104,7 @@ def fake_arguments(spec: BackwardSpec) -> tuple[Any, ...]:
         strides = [cute.sym_int64(divisibility=4) for _ in shape[1:]]
         return cute.runtime.make_fake_tensor(of, shape, (*strides, 1), assumed_align=16)
 
+    gradient = Float32 if spec.fp32_gradients else dtype
     layers = cute.sym_int() if spec.layers == "many" else spec.layers
     dlse = None
     if spec.dlse:
@@ -121,9 +122,9 @@ def fake_arguments(spec: BackwardSpec) -> tuple[Any, ...]:
         statistics=workspace(Float32, batch, heads_q, q_tiles, 2, m),
         dq_sum=workspace(Float32, batch, heads_q, q_tiles, m * spec.head_dim) if spec.dq else None,
         turns=array(Int32, batch, heads_q, q_tiles, 2) if spec.deterministic else None,
-        dq=activation(seqlen_q, heads_q, dims[0]) if spec.dq else None,
-        dk=activation(seqlen_k, heads_k, dims[0]) if spec.dk else None,
-        dv=activation(seqlen_k, heads_k, dims[1]) if spec.dv else None,
+        dq=activation(seqlen_q, heads_q, dims[0], gradient) if spec.dq else None,
+        dk=activation(seqlen_k, heads_k, dims[0], gradient) if spec.dk else None,
+        dv=activation(seqlen_k, heads_k, dims[1], gradient) if spec.dv else None,
     )
     schedule = Schedule(
         items=array(Int32, cute.sym_int(), 7),

@@ -25,6 +25,7 @@ from cutlass.cute.nvgpu import warpgroup
 from cute_attn.jit.backward_spec import BackwardSpec
 from cute_attn.sm90.fragments import pack_fragment, row_address, write_fragment, write_rows
 from cute_attn.sm90.ptx import not_before
+from cute_attn.sm90.store import store_fragment
 from cute_attn.sm90.tiles import gemm, load_atom, partition, store_atom
 
 from .arguments import DTYPES, Scalars, Schedule, Tensors, TmaTensors
@@ -86,9 +87,9 @@ class MainKernel:
 
         p = self.products
         store_k, store_v = (None, None), (None, None)
-        if const_expr(tensors.dk is not None):
+        if const_expr(self.spec.dk and not self.spec.fp32_gradients):
             store_k = store_atom(reordered(tensors.dk), p.layout_k(), (self.n, self.dim))
-        if const_expr(tensors.dv is not None):
+        if const_expr(self.spec.dv and not self.spec.fp32_gradients):
             store_v = store_atom(reordered(tensors.dv), p.layout_v(), (self.n, self.dim_v))
         tma = TmaTensors(
             *load_atom(reordered(tensors.q), p.layout_q(), (self.m, self.dim)),
@@ -154,7 +155,10 @@ class MainKernel:
                 self.tile_step(c, cute.arch.make_warp_uniform(use), True)
             for use in cutlass.range(last_partial, last, unroll=1):
                 self.tile_step(c, cute.arch.make_warp_uniform(use), False)
-            self.store(tma, scalars, item, c, shared, warp, group)
+            if const_expr(self.spec.fp32_gradients):
+                self.store_unrounded(tensors, scalars, item, c)
+            else:
+                self.store(tma, scalars, item, c, shared, warp, group)
             rings.keys_values.release(item_count)
             item_count, first = item_count + 1, last
 
@@ -337,6 +341,20 @@ class MainKernel:
             self.store_tile(tma.dk_atom, tma.dk, shared.k, item, (self.n, self.dim))
         if warp == 0 and group == 1:
             self.store_tile(tma.dv_atom, tma.dv, shared.v, item, (self.n, self.dim_v))
+
+    @cute.jit
+    def store_unrounded(self, tensors, scalars, item, c):
+        """Writes dK and dV from registers."""
+        p = self.products
+        keys, dims = (c.group, 0) if const_expr(p.split_keys) else (0, c.group)
+        thread = not_before(c.thread)
+        row = item.tile * self.n + keys * KEYS + thread // 32 * 16 + thread % 32 // 4
+        column = thread % 4 * 2
+        if const_expr(self.spec.dk):
+            c.dk.store(c.dk.load() * scalars.scale)
+            store_fragment(c.dk, tensors.dk[item.batch, None, item.head_k, None], row, dims * p.columns_k + column)
+        if const_expr(self.spec.dv):
+            store_fragment(c.dv, tensors.dv[item.batch, None, item.head_k, None], row, dims * p.columns_v + column)
 
     @cute.jit
     def round(self, sums, mma, tile, thread):

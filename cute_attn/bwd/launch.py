@@ -24,7 +24,7 @@ LOG2_E = math.log2(math.e)
 
 
 class KernelGradients(NamedTuple):
-    """dq, dk, dv like q, k, v, None where not asked for.
+    """dq, dk, dv like q, k, v (or fp32), None where not asked for.
 
     delta: rowsum(dout * out) - dlse, (batch, heads_q, seqlen_q) fp32, zero in rows whose lse is -inf.
     """
@@ -60,6 +60,7 @@ def backward(
     needs: tuple[bool, bool, bool] = (True, True, True),
     deterministic: bool = False,
     sm_margin: int = 0,
+    fp32_gradients: bool = False,
     runtime: Runtime = "sm90",
     tile: BackwardTile | None = None,
 ) -> KernelGradients:
@@ -72,6 +73,8 @@ def backward(
         needs: which of dq, dk and dv are wanted; at least one.
         deterministic: whether two runs give the same bits.
         sm_margin: how many multiprocessors the main kernel leaves free.
+        fp32_gradients: whether dq, dk and dv are fp32, unrounded, to be added to what other keys and queries
+            contribute.
         tile: None takes what was measured fastest for such a problem, else the default.
 
     Allocates, beside the results, 4 bytes for every element of q (none without dq) and 8 bytes for every row of every
@@ -82,7 +85,8 @@ def backward(
     if tile is None:
         heads = (heads_q, k.shape[2])
         tile = tuned_tile("bwd", DTYPES[q.dtype], dims, heads, mask, q.device, default_tile(*dims))
-    dq, dk, dv = (x.new_empty(x.shape) if need else None for x, need in zip((q, k, v), needs, strict=True))
+    dtype = torch.float32 if fp32_gradients else q.dtype
+    dq, dk, dv = (x.new_empty(x.shape, dtype=dtype) if need else None for x, need in zip((q, k, v), needs, strict=True))
     schedule = mask.schedule((tile.m, tile.n))
     if q.numel() == 0 or k.numel() == 0 or schedule.backward.runs.shape[0] == 0:
         for gradient in (dq, dk, dv):
@@ -103,6 +107,7 @@ def backward(
         dv=needs[2],
         dlse=dlse is not None,
         deterministic=deterministic and needs[0],
+        fp32_gradients=fp32_gradients,
         tile=tile,
     )
     named = (("q", q), ("k", k), ("v", v), ("out", out), ("dout", dout))

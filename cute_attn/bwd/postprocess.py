@@ -1,4 +1,4 @@
-"""After the main kernel: the fp32 sums of dQ, scaled and rounded.
+"""After the main kernel: the fp32 sums of dQ, scaled, and rounded unless fp32 is asked for.
 
 The sums lie in the order of the fragments of the main kernel's dQ product. The same product, built by the same
 function, says here which row and column each belongs to.
@@ -9,10 +9,11 @@ from typing import Any
 import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, range_constexpr
+from cutlass import Float32, const_expr, range_constexpr
 
 from cute_attn.jit.backward_spec import BackwardSpec
 from cute_attn.sm90.fragments import pack_fragment, write_fragment
+from cute_attn.sm90.store import store_fragment
 from cute_attn.sm90.tiles import partition, store_atom
 
 from .arguments import DTYPES, Scalars, Tensors
@@ -32,22 +33,17 @@ class Postprocess:
     def launch(self, tensors: Tensors, scalars: Scalars, stream: cuda.CUstream):
         dq: Any = tensors.dq
         dq = cute.make_tensor(dq.iterator, cute.select(dq.layout, mode=[1, 3, 2, 0]))
-        atom, dq = store_atom(dq, self.products.layout_dq(), self.shape)
+        atom: Any = None
+        if const_expr(not self.products.spec.fp32_gradients):
+            atom, dq = store_atom(dq, self.products.layout_dq(), self.shape)
         tiles = tensors.statistics.shape
         self.kernel(atom, dq, tensors.dq_sum, scalars).launch(
             grid=(tiles[2], tiles[1], tiles[0]), block=(GROUPS * WARPGROUP, 1, 1), stream=stream
         )
 
     @cute.kernel
-    def kernel(self, atom: cute.CopyAtom, dq: cute.Tensor, dq_sum: cute.Tensor, scalars: Scalars):
-        p, layout = self.products, self.products.layout_dq()
-
-        @cute.struct
-        class Storage:
-            dq: cute.struct.Align[cute.struct.MemRange[p.dtype, cute.cosize(layout)], 1024]
-
-        storage = cutlass.memory.SmemAllocator().allocate(Storage)
-        rounded = storage.dq.get_tensor(layout.outer, swizzle=layout.inner)[None, None, 0]
+    def kernel(self, atom: cute.CopyAtom | None, dq: cute.Tensor, dq_sum: cute.Tensor, scalars: Scalars):
+        p = self.products
         thread = cute.arch.thread_idx()[0]
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         tile, head, batch = cute.arch.block_idx()
@@ -61,13 +57,31 @@ class Postprocess:
         for j in range_constexpr(p.dq_vectors):
             cute.autovec_copy(sums[None, thread, j, group], vectors[None, j])
         mine.store(mine.load() * scalars.scale)
+        if const_expr(p.spec.fp32_gradients):
+            row = tile * p.spec.tile.m + thread // 32 * 16 + thread % 32 // 4
+            store_fragment(mine, dq[None, None, head, batch], row, group * p.columns_q + thread % 4 * 2)
+        else:
+            self.store_rounded(atom, dq[None, None, head, batch], mine, tile, warp, thread)
+
+    @cute.jit
+    def store_rounded(self, atom, dq, mine, tile, warp, thread):
+        """Writes dQ through shared memory by TMA, which drops what lies outside the tensor."""
+        p, layout = self.products, self.products.layout_dq()
+
+        @cute.struct
+        class Storage:
+            dq: cute.struct.Align[cute.struct.MemRange[p.dtype, cute.cosize(layout)], 1024]
+
+        storage = cutlass.memory.SmemAllocator().allocate(Storage)
+        rounded = storage.dq.get_tensor(layout.outer, swizzle=layout.inner)[None, None, 0]
         packed = cute.make_rmem_tensor_like(mine, p.dtype)
         pack_fragment(mine, packed, self.bf16)
-        write_fragment(mma, packed, cute.local_tile(rounded, (p.spec.tile.m, p.columns_q), (0, group)), thread)
+        half = cute.local_tile(rounded, (p.spec.tile.m, p.columns_q), (0, warp // 4))
+        write_fragment(p.queries_gradient(), packed, half, thread)
         cute.arch.fence_view_async_shared()
         cute.arch.sync_threads()
         if warp == 0:
-            target = cute.local_tile(dq[None, None, head, batch], self.shape, (tile, 0))
+            target = cute.local_tile(dq, self.shape, (tile, 0))
             source, target = partition(atom, rounded, target)
             cute.copy(atom, source, target)
             cute.arch.cp_async_bulk_commit_group()

@@ -56,12 +56,13 @@ class BackwardTile:
 class BackwardSpec:
     """The configuration of one backward: preprocess, main kernel and postprocess. Equal specs have equal machine code.
 
-    dtype: of q, k, v, the output and the gradients.
+    dtype: of q, k, v, the output and, without fp32_gradients, the gradients.
     head_dim, head_dim_v, layers, has_lower, has_upper: as in KernelSpec.
     score: "softcap" if scores are `softcap * tanh(scale * q.k / softcap)`; "plain" takes any finite scale.
     dq, dk, dv: which gradients are computed; at least one.
     dlse: whether the log-sum-exp has a gradient.
     deterministic: whether the sums of dQ have a fixed order.
+    fp32_gradients: whether dq, dk and dv are left in fp32, to be added to what other keys and queries contribute.
     tile: see BackwardTile.
 
     Raises TypeError or ValueError for a combination that no kernel serves.
@@ -79,6 +80,7 @@ class BackwardSpec:
     dv: bool = True
     dlse: bool = False
     deterministic: bool = False
+    fp32_gradients: bool = False
     tile: BackwardTile = BackwardTile()
 
     @property
@@ -94,7 +96,7 @@ class BackwardSpec:
             value = getattr(self, name)
             if not any(value == a and type(value) is type(a) for a in allowed):
                 raise ValueError(f"BackwardSpec.{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-        for name in ("has_lower", "has_upper", "dq", "dk", "dv", "dlse", "deterministic"):
+        for name in ("has_lower", "has_upper", "dq", "dk", "dv", "dlse", "deterministic", "fp32_gradients"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"BackwardSpec.{name} must be a bool, got {getattr(self, name)!r}")
         if not isinstance(self.tile, BackwardTile):
@@ -142,6 +144,7 @@ class BackwardSpec:
         dims = f"{self.head_dim}" if self.head_dim == self.head_dim_v else f"{self.head_dim}/{self.head_dim_v}"
         bounds = "+".join(["lower"] * self.has_lower + ["upper"] * self.has_upper)
         gradients = " ".join(["dq"] * self.dq + ["dk"] * self.dk + ["dv"] * self.dv)
-        extras = [self.score] * (self.score != "plain") + ["dlse"] * self.dlse + ["deterministic"] * self.deterministic
+        extras: list[str] = [self.score] * (self.score != "plain")
+        extras += [name for name in ("dlse", "deterministic", "fp32_gradients") if getattr(self, name)]
         parts = [f"bwd {self.dtype} head_dim {dims}", f"layers {self.layers} ({bounds})", gradients, *extras]
         return f"{', '.join(parts)}; {self.tile}"

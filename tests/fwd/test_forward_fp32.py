@@ -36,16 +36,12 @@ def check_rounds_to_what_the_other_kernel_gives(case, runtime):
 
 
 def test_outputs_have_the_precision_of_fp32(runtime):
-    check_unrounded(Case(causal(200, 150), options=FP32), runtime)
-
-
-def test_rounded_they_are_what_the_other_kernel_gives(runtime):
-    check_rounds_to_what_the_other_kernel_gives(Case(causal(200, 150)), runtime)
+    check_unrounded(Case(causal(200, 150), dims=(64, 64), options=FP32), runtime)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dims", HEAD_DIMS)
-def test_every_head_dim(dims, runtime):
+def test_every_head_dim_has_it_and_rounds_to_what_the_other_kernel_gives(dims, runtime):
     check_unrounded(Case(causal(130, 200), batch=2, dims=dims, options=FP32), runtime)
     check_rounds_to_what_the_other_kernel_gives(Case(causal(130, 200), dims=dims), runtime)
 

@@ -44,6 +44,7 @@ CHANGES = {
         "dv": {"dv": False},
         "dlse": {"dlse": True},
         "deterministic": {"deterministic": True},
+        "fp32_gradients": {"fp32_gradients": True},
         "tile": {"tile": BackwardTile(n=64)},
     },
 }
