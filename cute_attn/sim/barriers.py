@@ -22,6 +22,7 @@ class MBarrier:
     phase: int = 0
     waiters: list[Any] = field(default_factory=list)  # groups of lanes that are blocked on the current phase
     copies: int = 0  # asynchronous copies in flight that will report here
+    expecting: tuple[int, tuple[int, ...]] | None = None  # who expected bytes last: instruction, warps
 
     def __post_init__(self) -> None:
         self.pending = self.expected

@@ -7,7 +7,6 @@ from .cta import CTA, Cluster
 from .errors import AccumulatorInFlight, CopyInFlight, Place, TransactionCount
 from .groups import Group
 from .machine import Machine
-from .memory import Fault
 
 
 class Lifecycle(Machine):
@@ -41,9 +40,11 @@ class Lifecycle(Machine):
         for barrier in cta.mbarriers.values():
             if barrier.transaction:
                 what = f"the CTA ends with {barrier.transaction} transaction bytes outstanding"
-                raise Fault(TransactionCount, what, barrier.subject, [str(barrier)]).at(
-                    Place(self.launch.kernel, cta=cta.index)
-                )
+                place = Place(self.launch.kernel, cta=cta.index)
+                if barrier.expecting is not None:
+                    site, warps = barrier.expecting
+                    place = self.program.place(site, cta.index, warps)
+                raise TransactionCount(what, place, subject=barrier.subject, notes=[str(barrier)])
         for wg in cta.warpgroups:
             for warp, state in enumerate(wg.state):
                 if state.accumulators:

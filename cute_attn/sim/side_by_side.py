@@ -144,7 +144,8 @@ def _work(scheduler: Scheduler, worker: int, workers: int, send: int) -> None:
     """A child: every so many clusters, from memory of its own. It ends here, whatever happens."""
     try:
         gc.disable()  # objects of the parent's libraries must not be finalised here
-        memory = NotedMemory(scheduler.memory.buffers)
+        # copies: forking does not part memory that is shared between processes, as tensors may be
+        memory = NotedMemory([b._replace(data=b.data.copy()) for b in scheduler.memory.buffers])
         scheduler.memory = memory
         scheduler.statistics = dict.fromkeys(scheduler.statistics, 0)
         warned: list[tuple[int, str]] = []

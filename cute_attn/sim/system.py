@@ -238,6 +238,8 @@ def mbarrier_arrive(c: CTA, g: Group, node: Node) -> bool:
             peer, barrier = mbarrier_at(c, one)
             here = where == one
             lanes, total = int(np.count_nonzero(here)), int(numbers[here].sum())
+            if action in ("bytes", "expect_tx"):
+                barrier.expecting = (site, g.warps)
             if token is not None:
                 g.wg.files["d"][token][g.lanes.lanes[here]] = barrier.phase
             if action == "expect_tx":

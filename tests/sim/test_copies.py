@@ -78,13 +78,22 @@ def test_elements_outside_the_tensor_are_zero(column, row):
 
 
 @pytest.mark.parametrize("rank", [1, 3, 4, 5])
-def test_boxes_of_every_rank_and_free_strides(rank):
+def test_boxes_of_every_rank(rank):
     full = RANDOM.random((3, 4, 5, 6, 16)[5 - rank :] if rank > 1 else (64,)).astype(np.float32)
     box = (2, 2, 3, 2, 8)[5 - rank :] if rank > 1 else (32,)
     at = tuple(1 if i else 4 for i in range(rank))
     got = load(tensor_map(full, box), rank, rank, int(np.prod(box)) * 4, "eager", at=at, keep=[full])
     where = tuple(slice(a, a + b) for a, b in zip(at[::-1], box, strict=True))
     np.testing.assert_array_equal(got.view(np.float32).reshape(box), full[where])
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 0, 2)])
+def test_boxes_of_tensors_with_gaps_and_in_any_order_of_axes(axes):
+    whole = RANDOM.random((6, 10, 24)).astype(np.float32)
+    tensor = whole[1:, ::2, 4:20].transpose(axes)
+    box = (3, 2, 8)
+    got = load(tensor_map(tensor, box), 3, 3, 192, "eager", at=(4, 1, 2), keep=[whole])
+    np.testing.assert_array_equal(got.view(np.float32).reshape(box), tensor[2:5, 1:3, 4:12])
 
 
 def stored(array, box, at, span, line, mode, source, fence=True, before="", after=""):
@@ -101,13 +110,14 @@ def stored(array, box, at, span, line, mode, source, fence=True, before="", afte
 
 
 @every_mode
-@pytest.mark.parametrize("span", [0, 128])
-def test_tensor_stores_drop_what_lies_outside(span, mode):
-    array, before = (np.full((20, 64), 7, np.uint16) for _ in range(2))
-    tile = RANDOM.integers(0, 2**16, (8, 64)).astype(np.uint16)
+@pytest.mark.parametrize("span", [0, 32, 64, 128])
+def test_tensor_stores_with_every_swizzle_drop_what_lies_outside(span, mode):
+    columns = (span or 128) // 2
+    array, before = (np.full((20, columns), 7, np.uint16) for _ in range(2))
+    tile = RANDOM.integers(0, 2**16, (8, columns)).astype(np.uint16)
     source = swizzle(tile.view(np.uint8).reshape(-1), span).view(np.uint32)
     line = STORE.format(2) + " [%d1, {%r20, %r21}], [%r8];"
-    stored(array, (8, 64), (0, 15), span, line, mode, source)
+    stored(array, (8, columns), (0, 15), span, line, mode, source)
     before[15:20] = tile[:5]
     np.testing.assert_array_equal(array, before)
 
@@ -226,6 +236,49 @@ def test_bulk_reductions_add_floats(mode):
     report = run(body, out, source, smem=2048, mode=mode, grid=2)
     np.testing.assert_allclose(out, 1 + 2 * source, rtol=1e-6)
     assert report.reduced == {"argument 0"}
+
+
+@pytest.mark.parametrize(
+    ("operation", "combine"),
+    [
+        ("add.u32", np.add),
+        ("add.s32", np.add),
+        ("add.u64", np.add),
+        ("min.s32", np.minimum),
+        ("max.u32", np.maximum),
+        ("and.b32", np.bitwise_and),
+        ("or.b32", np.bitwise_or),
+        ("xor.b32", np.bitwise_xor),
+        ("add.noftz.f16", np.add),
+        ("add.noftz.bf16", None),
+    ],
+)
+def test_bulk_reductions_of_every_kind(operation, combine):
+    kind = operation.split(".")[-1]
+    dtype = {"s32": np.int32, "u64": np.uint64, "f16": np.float16, "bf16": np.uint16}.get(kind, np.uint32)
+    body = (
+        BULK.format(256, WAIT).split("mov.u32 %r1, %t;")[0]
+        + f"""
+    @%p9 bra END; cp.reduce.async.bulk.global.shared::cta.bulk_group.{operation} [%a0], [%r8], 256;
+    cp.async.bulk.commit_group; cp.async.bulk.wait_group 0; END:"""
+    )
+    if kind == "bf16":
+        out, source = (bf16(RANDOM.standard_normal(128)) for _ in range(2))
+        expected = bf16(from_bf16(out) + from_bf16(source))
+    elif kind == "f16":
+        out, source = (RANDOM.standard_normal(128).astype(dtype) for _ in range(2))
+        expected = combine(out, source)
+    else:
+        out, source = (np.frombuffer(RANDOM.bytes(256), dtype).copy() for _ in range(2))
+        expected = combine(out, source)
+    run(body, out, source, smem=2048)
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_reductions_without_a_meaning_are_refused():
+    line = BULK.format(256, WAIT) + "cp.reduce.async.bulk.global.shared::cta.bulk_group.inc.u32 [%a0], [%r8], 256;"
+    with pytest.raises(UnsupportedDescriptor, match="inc"):
+        run(line, np.zeros(64, np.uint32), np.zeros(64, np.uint32), smem=2048)
 
 
 @every_mode

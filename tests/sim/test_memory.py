@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from snippet import run
+from snippet import run, tensor_map
 
 from cute_attn.sim.errors import Misaligned, OutOfBounds, SharedMemoryExceeded, UninitializedRead
 
@@ -112,6 +112,18 @@ def test_outputs_that_nobody_wrote_may_be_marked():
         run(body.format(""), out, unwritten=[0])
 
 
+def test_what_a_tensor_store_wrote_may_be_read():
+    out = np.zeros((8, 8), np.uint32)
+    body = """
+    mov.u32 %r9, smem; mov.u32 %r1, 7; mad.lo.u32 %r8, %t, 8, %r9; st.shared.v2.u32 [%r8], {%r1, %t};
+    fence.proxy.async.shared::cta; bar.sync 0; mov.b64 %d1, p1; mov.u32 %r2, 0; setp.ne.u32 %p1, %t, 0; @%p1 bra STORED;
+    cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%d1, {%r2, %r2}], [%r9];
+    cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;
+    STORED: bar.sync 0; mad.wide.u32 %o, %t, 8, %a0; ld.global.u32 %r3, [%o+4]; st.global.u32 [%o], %r3;"""
+    run(body, out, tensor_map(out, (8, 8)), smem=256, unwritten=[0])
+    np.testing.assert_array_equal(out.reshape(32, 2), np.arange(32)[:, None].repeat(2, 1))
+
+
 @pytest.mark.parametrize("space", ["global", "shared"])
 def test_atomic_sums_of_equal_addresses_add_up(space):
     out = np.zeros(4, np.uint32)
@@ -193,6 +205,28 @@ def test_matrices_travel_between_fragments_and_rows():
     st.global.b32 [%d2+256], %r23; st.global.b32 [%d2+384], %r24;"""
     run(body, out, source, smem=512)
     np.testing.assert_array_equal(out, source.transpose(0, 2, 1))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("instruction", ["ldmatrix", "stmatrix"])
+def test_matrix_accesses_of_every_count_take_rows_from_the_addresses_of_their_lanes(instruction, transposed, count):
+    """Lane 8 m + r names row r of matrix m; register m of lane l holds row l / 4, columns 2 (l % 4) and the next."""
+    source = RANDOM.integers(0, 2**16, (count, 8, 8)).astype(np.uint16)
+    out = np.zeros_like(source)
+    registers = [f"%r{10 + m}" for m in range(count)]
+    words = "mov.u32 %r9, smem; mad.lo.u32 %r8, %lane, 16, %r9; mad.lo.u32 %r7, %lane, 4, %r9;"
+    words += "mad.wide.u32 %d1, %lane, 4, %a1; mad.wide.u32 %d2, %lane, 4, %a0;"
+    load = "".join(f"ld.global.b32 {r}, [%d1+{128 * m}];" for m, r in enumerate(registers))
+    store = "".join(f"st.global.b32 [%d2+{128 * m}], {r};" for m, r in enumerate(registers))
+    into = "".join(f"st.shared.b32 [%r7+{128 * m}], {r};" for m, r in enumerate(registers)) + "bar.sync 0;"
+    out_of = "bar.sync 0;" + "".join(f"ld.shared.b32 {r}, [%r7+{128 * m}];" for m, r in enumerate(registers))
+    form = f"{instruction}.sync.aligned.m8n8.x{count}{'.trans' if transposed else ''}.shared.b16"
+    vector = f"{{{', '.join(registers)}}}"
+    line = f"{form} {vector}, [%r8];" if instruction == "ldmatrix" else f"{form} [%r8], {vector};"
+    body = words + load + (into + line if instruction == "ldmatrix" else line + out_of) + store
+    run(body, out, source, smem=128 * count)
+    np.testing.assert_array_equal(out, source.transpose(0, 2, 1) if transposed else source)
 
 
 def test_stmatrix_transposed_writes_columns():

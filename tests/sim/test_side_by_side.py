@@ -1,5 +1,6 @@
 """Several processes leave what one leaves, bit by bit, whatever the kernel does; where CTAs meet, they run in turn."""
 
+import mmap
 import os
 
 import numpy as np
@@ -102,6 +103,15 @@ def test_the_last_of_several_writers_wins_as_in_one_process(forks):
     out = np.zeros(1, np.uint32)
     run("mov.u32 %r1, %ctaid.x; st.global.u32 [%a0], %r1;", out, grid=CTAS, workers=2)
     assert out[0] == CTAS - 1
+    assert len(forks) == 2
+
+
+def test_memory_that_processes_share_is_not_touched_before_all_is_well(forks):
+    """Each CTA adds to the same sum, without atomics: had the processes done so already, it would count double."""
+    out = np.frombuffer(mmap.mmap(-1, 4096), np.uint32)
+    run("mov.u32 %r1, %ctaid.x; ld.global.u32 %r2, [%a0]; add.u32 %r2, %r2, %r1; st.global.u32 [%a0], %r2;",
+        out, grid=CTAS, workers=2)  # fmt: skip
+    assert out[0] == CTAS * (CTAS - 1) / 2
     assert len(forks) == 2
 
 

@@ -172,7 +172,7 @@ def test_k_major_operands_in_rows_wider_than_a_step(span):
     check(d, a, b, kinds)
 
 
-@pytest.mark.parametrize("n", [8, 24, 96, 256])
+@pytest.mark.parametrize("n", range(8, 257, 8))
 def test_widths_from_8_to_256(n):
     kinds = ("bf16", "bf16")
     a, b = operands(kinds, n, 16)
@@ -188,9 +188,9 @@ def test_every_type(kinds):
 
 
 @every_mode
-@pytest.mark.parametrize("kinds", [("bf16", "bf16"), ("f16", "f16"), ("e4m3", "e4m3")])
+@pytest.mark.parametrize("kinds", [("bf16", "bf16"), ("f16", "f16"), ("e4m3", "e4m3"), ("e5m2", "e4m3")])
 def test_a_from_registers(kinds, mode):
-    a, b = operands(kinds, 64, 32 if kinds[0] == "e4m3" else 16)
+    a, b = operands(kinds, 64, 16 if kinds[0] in ("bf16", "f16") else 32)
     check(multiply(a, b, kinds=kinds, spans=(32, 32), from_registers=True, mode=mode), a, b, kinds)
 
 
