@@ -38,7 +38,7 @@ CHANGES = {
         "layers": {"layers": 2},
         "has_lower": {"has_lower": False},
         "has_upper": {"has_upper": False},
-        "score": {"score": "softcap"},
+        "score": {"score": "softcap", "layers": "many"},
         "dq": {"dq": False},
         "dk": {"dk": False},
         "dv": {"dv": False},
