@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from cute_attn.mask import IntervalMask
@@ -30,13 +31,17 @@ def spec_for(
 
     Raises ValueError or TypeError for head dims, tiles or variants that no kernel serves.
     """
+    from cute_attn.bwd.launch import backward_mask_kind
     from cute_attn.fwd.launch import kernel_dims, mask_kind
 
     dims = kernel_dims(head_dim, head_dim_v)
     tile = tile or default_tile(op, *dims)
     schedule = mask.schedule((tile.m, tile.n))
-    layers, has_lower, has_upper = mask_kind(schedule.layers, schedule.has_lower, schedule.has_upper)
-    kind: type[Any] = BackwardSpec if op == "bwd" else KernelSpec
+    if op == "bwd":
+        layers, has_lower, has_upper = backward_mask_kind(schedule, variant.get("score") == "softcap")
+    else:
+        layers, has_lower, has_upper = mask_kind(schedule.layers, schedule.has_lower, schedule.has_upper)
+    kind: Callable[..., Spec] = BackwardSpec if op == "bwd" else KernelSpec
     return kind(
         dtype=dtype,
         head_dim=dims[0],

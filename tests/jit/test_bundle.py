@@ -173,6 +173,31 @@ def test_build_makes_the_specs_that_its_flags_name(compiles, tmp_path, in_thread
     assert all(s.sink for s in compiles if s.op == "fwd")
 
 
+@pytest.mark.parametrize("softcap", [False, True])
+@pytest.mark.parametrize(
+    "mask", ["full", "causal", "sliding_window:left=64,right=0", "global_tokens:positions=0/7/200,left=32,right=0"]
+)
+def test_what_flags_build_is_what_launches_ask_for(mask, softcap, compiles, tmp_path, in_threads, monkeypatch):
+    import torch
+
+    from cute_attn import sim
+    from cute_attn.bwd.launch import backward
+    from cute_attn.fwd.launch import forward
+    from cute_attn.mask import from_spec
+
+    flags = ["--softcap"] * softcap
+    result = run("build", "--mask", mask, "--seqlen", 512, "--head-dim", 64, *flags, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path / "empty"))
+    monkeypatch.setenv("CUTE_ATTN_CACHE_MODE", "cached-only")
+    load_bundle(tmp_path / "out")
+    monkeypatch.setattr(sim, "run", lambda *arguments, **options: None)
+    q, k, v = torch.randn(3, 1, 512, 2, 64, dtype=torch.bfloat16)
+    options = {"softmax_scale": 0.1, "softcap": 5.0 * softcap, "runtime": "sim"}
+    out, lse, _ = forward(q, k, v, from_spec(mask, 512), **options)
+    backward(out, q, k, v, out, lse, from_spec(mask, 512), **options)
+
+
 def test_a_kernel_that_cannot_be_built_is_named_and_the_others_are_built(compiles, tmp_path, in_threads, monkeypatch):
     from cute_attn.jit import obtain as module
 
