@@ -10,15 +10,17 @@ from snippet import run
 from cute_attn.sim import side_by_side
 from cute_attn.sim.errors import OutOfBounds
 
-# Each CTA squares 32 numbers, stores them by a bulk copy that every lane issues (a warning; from CTA 5 on at another
-# line), and the first of them, as 16 bits, by an ordinary store.
+# Each CTA squares 32 numbers, stores them by a bulk copy that every lane issues (a warning; CTA 5 and those behind at
+# other lines), and the first of them, as 16 bits, by an ordinary store.
 SQUARES = """
     mov.u32 %r1, %ctaid.x; mad.lo.u32 %r2, %r1, 32, %t; mad.wide.u32 %o, %r2, 4, %a1; ld.global.f32 %r3, [%o];
     mul.f32 %r3, %r3, %r3; mov.u32 %r9, smem; mad.lo.u32 %r8, %t, 4, %r9; st.shared.f32 [%r8], %r3;
     fence.proxy.async.shared::cta; bar.warp.sync -1;
     mad.wide.u32 %d2, %r1, 128, %a0; setp.ge.u32 %p1, %r1, 5; @%p1 bra LATER;
     cp.async.bulk.global.shared::cta.bulk_group [%d2], [%r9], 128; bra.uni DONE;
-    LATER: cp.async.bulk.global.shared::cta.bulk_group [%d2], [%r9], 128;
+    LATER: setp.ge.u32 %p1, %r1, 6; @%p1 bra LAST;
+    cp.async.bulk.global.shared::cta.bulk_group [%d2], [%r9], 128; bra.uni DONE;
+    LAST: cp.async.bulk.global.shared::cta.bulk_group [%d2], [%r9], 128;
     DONE: cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;
     setp.ne.u32 %p2, %t, 0; @%p2 bra END; mad.wide.u32 %d3, %r1, 2, %a2; cvt.u16.u32 %h1, %r3; st.global.b16 [%d3], %h1;
     END:"""
@@ -38,7 +40,9 @@ def forks(monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_results_shadows_and_reports_are_those_of_one_process(forks, workers):
+def test_results_and_reports_are_put_together_as_those_of_one_process(monkeypatch, forks, workers):
+    merged, merge = [], side_by_side._merge
+    monkeypatch.setattr(side_by_side, "_merge", lambda *outcomes: merged.append(1) or merge(*outcomes))
     source = np.random.default_rng().random((CTAS, 32)).astype(np.float32)
     left = []
     for n in (1, workers):
@@ -46,10 +50,11 @@ def test_results_shadows_and_reports_are_those_of_one_process(forks, workers):
         report = run(SQUARES, out, source, halves, grid=CTAS, smem=128, workers=n)
         left.append((out.tobytes(), halves.tobytes(), report))
     assert left[0] == left[1]
-    assert len(report.warnings) == 2
+    assert len(report.warnings) == 3
     assert report.statistics["ctas"] == CTAS
     np.testing.assert_array_equal(out, source * source)
     assert len(forks) == workers
+    assert merged == [1]
 
 
 def test_bytes_that_another_process_wrote_count_as_written(monkeypatch, forks):
@@ -96,6 +101,19 @@ def test_what_one_reads_of_another_is_as_in_one_process(forks):
     out = np.zeros(CTAS + 1, np.uint32)
     run(INDEX + "ld.global.u32 %r2, [%o]; add.u32 %r2, %r2, 3; st.global.u32 [%o+4], %r2;", out, grid=CTAS, workers=2)
     np.testing.assert_array_equal(out, 3 * np.arange(CTAS + 1))
+    assert len(forks) == 2
+
+
+@pytest.mark.parametrize("reader", [0, 1])
+def test_what_one_only_reads_of_another_counts_too(forks, reader):
+    """Every other CTA writes, those between read what the one before them wrote."""
+    out, copy = np.zeros(CTAS, np.uint32), np.zeros(CTAS, np.uint32)
+    body = f"""{INDEX} and.b32 %r2, %r1, 1; setp.eq.u32 %p1, %r2, {reader}; @%p1 bra READ; st.global.u32 [%o], %r1; ret;
+    READ: setp.eq.u32 %p2, %r1, 0; @%p2 ret; ld.global.u32 %r3, [%o+-4]; mad.wide.u32 %d1, %r1, 4, %a1;
+    st.global.u32 [%d1], %r3;"""
+    run(body, out, copy, grid=CTAS, workers=2)
+    reads = (np.arange(CTAS) % 2 == reader) & (np.arange(CTAS) > 0)
+    np.testing.assert_array_equal(copy, np.where(reads, np.arange(CTAS) - 1, 0))
     assert len(forks) == 2
 
 
