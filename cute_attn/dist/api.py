@@ -192,7 +192,8 @@ def calc_attn(
     Padding and rows without keys: out 0, lse -inf (of the sinks alone if there are sinks).
 
     Every rank must run the backward, with gradients asked for by the same inputs. Raises TypeError or ValueError naming
-    the argument, before any communication; ValueError for an unknown key and for heads that the mover cannot split.
+    the argument, before any communication; ValueError for an unknown key and for heads that the mover cannot split;
+    NotImplementedError for a dtype, head dim or device that the backend has no kernels for.
     """
     manager = registry.manager(key)
     check_qkv(q, k, v, "(rows, heads, head_dim)")
@@ -206,7 +207,7 @@ def calc_attn(
         softcap=check_softcap(softcap),
         deterministic=deterministic,
         sm_margin=manager.config.overlap_config.sm_margin,
-        backend=check_backend(resolve(q.device)),
+        backend=check_backend(resolve(q.device), q, v),
     )
     shape = CostModel(q.shape[1], k.shape[1], q.shape[2], v.shape[2], q.element_size())
     route = manager.route(shape, q.device)

@@ -23,11 +23,12 @@ class Merger:
         self.lse = torch.full((heads, rows), -torch.inf, dtype=dtype, device=device)
         self.max_logits = torch.full((heads,), -torch.inf, dtype=dtype, device=device)
 
-    def add(self, out: torch.Tensor, lse: torch.Tensor, max_logits: torch.Tensor) -> None:
-        """Adds the result over other keys; tensors as above."""
+    def add(self, out: torch.Tensor, lse: torch.Tensor, max_logits: torch.Tensor | None) -> None:
+        """Adds the result over other keys; tensors as above. Without max_logits that of this object stays."""
         mine, theirs = self._join(lse)
         self.out.mul_(mine).addcmul_(out, theirs)
-        self.max_logits = torch.maximum(self.max_logits, max_logits)
+        if max_logits is not None:
+            self.max_logits = torch.maximum(self.max_logits, max_logits)
 
     def add_sinks(self, sink: torch.Tensor) -> None:
         """Adds logits `(sinks, heads_q)` whose value is zero, once for every row. max_logits leaves them out."""

@@ -64,7 +64,7 @@ class _Attention(torch.autograd.Function):
         for block in route.mover.forward(kv):
             if block.mask is not None:
                 keys, values = block.kv[..., :head_dim], block.kv[..., head_dim:]
-                merger.add(*attend(q, keys, values, block.mask, settings))
+                merger.add(*attend(q, keys, values, block.mask, settings, return_max_logits))
         if sink is not None:
             merger.add_sinks(_own(sink, exchange))
         here = merger.out.to(q.dtype), merger.lse
