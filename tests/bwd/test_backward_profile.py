@@ -47,6 +47,7 @@ def test_no_default_tile_spills_or_serialises(dims, mask):
         {"dtype": "fp16"},
         {"deterministic": True},
         {"dlse": True},
+        {"dlse": True, "fp32_gradients": True},
         {"dk": False, "dv": False},
         {"dq": False, "dv": False},
         {"dq": False, "dk": False},
