@@ -3,72 +3,22 @@
 import pytest
 import torch
 import torch.distributed as dist
-from oracle import assert_close
-from problems import NAMES, Problem, config, documents, results
+from low_precision import CHUNK, LowPrecision, check_low_precision, on_kernels
+from problems import NAMES, config, documents
 from ranks import error_of, run_ranks
 
 import cute_attn
 from cute_attn import TileSchedule
 from cute_attn import mask as masks
-from cute_attn.dist import calc_attn, compute_pad_size, dispatch, magi_attn_flex_key, undispatch
+from cute_attn.dist import calc_attn, magi_attn_flex_key
 
-CHUNK = 32
 DEADLINE = 300.0  # simulating takes some of it
-
-
-class LowPrecision(Problem):
-    """A problem in bf16, what it must lead to, and `plain`: what PyTorch makes of it with every tensor in bf16."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        *qkv, sink = self.inputs
-        dout, dlse = self.gradients
-        self.inputs = *(x.bfloat16() for x in qkv), None if sink is None else sink.float()
-        self.gradients = dout.bfloat16(), dlse.bfloat16().float()
-        wide = [x if x is None else x.double() for x in self.inputs]
-        self.wanted = results(wide, [x.double() for x in self.gradients], self.on_one_device)
-        self.plain = results(self.inputs, self.gradients, self._plain)
-
-    def _plain(self, q, k, v, sink):
-        k, v = (x.repeat_interleave(self.heads_q // self.heads_k, 1) for x in (k, v))
-        scores = torch.einsum("qhd,khd->hqk", q, k) * self.head_dim**-0.5
-        if self.softcap:
-            scores = self.softcap * torch.tanh(scores / self.softcap)
-        scores = scores.masked_fill(~self.mask.to_dense(), -torch.inf)
-        keys = scores.shape[2]
-        if sink is not None:
-            extra = sink.to(q.dtype).T[:, None].expand(-1, scores.shape[1], -1)
-            scores = torch.cat([scores, extra], 2)
-        out = torch.einsum("hqk,khd->qhd", scores.softmax(2)[..., :keys], v)
-        return out, scores.float().logsumexp(2), scores[..., :keys].amax((1, 2))
-
-
-def on_kernels(rank, problem, settings, options=None):
-    """For `run_ranks`: the results of a problem; the backward runs outside of `with`, on the forward's backend."""
-    rows, world = problem.mask.seqlen_q, dist.get_world_size()
-    pad_size = compute_pad_size(rows, world, CHUNK)
-    key = magi_attn_flex_key(problem.mask, None, None, rows, rows, pad_size, CHUNK, dist.group.WORLD, settings)
-
-    def attention(q, k, v, sink):
-        local = (dispatch(x, key) for x in (q, k, v))
-        with cute_attn.backend("sim"):
-            out, lse, *largest = calc_attn(*local, key, sink, softcap=problem.softcap, **(options or {}))
-        return undispatch(out, key), undispatch(lse.T, key).T, *(largest or [None])
-
-    return results(problem.inputs, problem.gradients, attention)
-
-
-def check(problem, got):
-    for name in NAMES:
-        if got[name] is not None:
-            wanted, rough = problem.wanted[name], problem.plain[name]
-            assert_close(name, got[name], wanted, 2 * (rough.double() - wanted).abs().max().item() + 1e-6)
 
 
 def test_two_ranks_are_as_precise_as_plain_attention_on_one_device():
     problem = LowPrecision(masks.causal(250), heads_q=2, heads_k=1, head_dim=64, head_dim_v=64)
     for got in run_ranks(2, on_kernels, problem, config("group_cast", degree=1), deadline=DEADLINE):
-        check(problem, got)
+        check_low_precision(problem, got)
 
 
 @pytest.mark.slow
@@ -78,14 +28,14 @@ def test_documents_with_sinks_and_the_largest_logit_by_every_mover(mover):
     ranks = run_ranks(2, on_kernels, problem, config(mover), {"return_max_logits": True}, deadline=DEADLINE)
     for got in ranks:
         assert got["max_logits"] is not None
-        check(problem, got)
+        check_low_precision(problem, got)
 
 
 @pytest.mark.slow
 def test_softcap_and_values_of_another_width():
     problem = LowPrecision(masks.sliding_window(190, left=70, right=0), 2, 1, head_dim=64, head_dim_v=40, softcap=2.0)
     for got in run_ranks(2, on_kernels, problem, config("group_cast"), deadline=DEADLINE):
-        check(problem, got)
+        check_low_precision(problem, got)
 
 
 @pytest.mark.slow

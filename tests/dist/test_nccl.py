@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+from low_precision import LowPrecision, check_low_precision, on_kernels
 from problems import NAMES, Problem, check, config, documents, on_ranks
 
 import cute_attn
@@ -26,3 +27,11 @@ def test_tensors_on_a_gpu_give_what_they_give_on_the_cpu(nccl, mover):
     with cute_attn.backend("reference"):
         got = on_ranks(on_gpu, config(mover))
     check(mover, {name: got[name].cpu() for name in NAMES}, problem.wanted)
+
+
+@pytest.mark.parametrize("mover", ["group_cast", "ring", "ulysses"])
+def test_the_kernels_are_as_precise_as_plain_attention(nccl, mover):
+    problem = LowPrecision(documents(37, 141, 22), 4, 2, head_dim=64, head_dim_v=64, sinks=2)
+    problem.inputs, problem.gradients = ([x.cuda() for x in tensors] for tensors in (problem.inputs, problem.gradients))
+    got = on_kernels(0, problem, config(mover), {"return_max_logits": True}, "sm90")
+    check_low_precision(problem, {name: got[name].cpu() for name in NAMES})
