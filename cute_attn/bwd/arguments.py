@@ -53,12 +53,14 @@ class Scalars:
     exp2_factor: what the exponential multiplies scores with; it contains log2(e).
     scale: what dQ and dK are multiplied with.
     batches: how many batches share an item of the schedule.
+    group: how many query heads share a key head.
     ctas: how many CTAs to launch at most."""
 
     score_factor: Float32
     exp2_factor: Float32
     scale: Float32
     batches: Int32
+    group: Int32
     ctas: Int32
 
 
@@ -99,6 +101,11 @@ def fake_arguments(spec: BackwardSpec) -> tuple[Any, ...]:
         strides = [cute.sym_int64() for _ in shape[1:]]
         return cute.runtime.make_fake_tensor(of, shape, (*strides, 1))
 
+    def rows_of(of, *shape):
+        """Compact; the stride of the last dimension but one is known."""
+        strides = [cute.sym_int64() for _ in shape[2:]]
+        return cute.runtime.make_fake_tensor(of, shape, (*strides, shape[-1], 1))
+
     def workspace(of, *shape):
         """Compact, with strides that cannot overflow."""
         strides = [cute.sym_int64(divisibility=4) for _ in shape[1:]]
@@ -121,16 +128,16 @@ def fake_arguments(spec: BackwardSpec) -> tuple[Any, ...]:
         bounds=workspace(Int32, cute.sym_int(), q_tiles, layers, 2, m) if spec.layers != 0 else None,
         statistics=workspace(Float32, batch, heads_q, q_tiles, 2, m),
         dq_sum=workspace(Float32, batch, heads_q, q_tiles, m * spec.head_dim) if spec.dq else None,
-        turns=array(Int32, batch, heads_q, q_tiles, 2) if spec.deterministic else None,
+        turns=rows_of(Int32, batch, heads_q, q_tiles, 2) if spec.deterministic else None,
         dq=activation(seqlen_q, heads_q, dims[0], gradient) if spec.dq else None,
         dk=activation(seqlen_k, heads_k, dims[0], gradient) if spec.dk else None,
         dv=activation(seqlen_k, heads_k, dims[1], gradient) if spec.dv else None,
     )
     schedule = Schedule(
-        items=array(Int32, cute.sym_int(), 7),
-        runs=array(Int32, cute.sym_int(), 4),
-        query_runs=array(Int32, cute.sym_int(), q_tiles, 2) if spec.deterministic else None,
-        key_runs=array(Int32, cute.sym_int(), 4) if spec.deterministic else None,
+        items=rows_of(Int32, cute.sym_int(), 7),
+        runs=rows_of(Int32, cute.sym_int(), 4),
+        query_runs=rows_of(Int32, cute.sym_int(), q_tiles, 2) if spec.deterministic else None,
+        key_runs=rows_of(Int32, cute.sym_int(), 4) if spec.deterministic else None,
     )
-    scalars = Scalars(Float32(1.0), Float32(1.0), Float32(1.0), Int32(1), Int32(1))
+    scalars = Scalars(Float32(1.0), Float32(1.0), Float32(1.0), Int32(1), Int32(1), Int32(1))
     return tensors, schedule, scalars, cute.runtime.make_fake_stream(use_tvm_ffi_env_stream=True)

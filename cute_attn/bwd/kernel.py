@@ -35,7 +35,7 @@ from .storage import Rings, Shared, rings_of, shared_tiles, storage_type
 from .tile_math import TileMath
 from .work import item_of, items_in_all, items_of_cta
 
-PRODUCER_REGISTERS, CONSUMER_REGISTERS = 24, 240  # after setmaxnreg
+PRODUCER_REGISTERS, CONSUMER_REGISTERS = 32, 240  # after setmaxnreg; together all that a multiprocessor has
 BARRIER_CONSUMERS = 1  # named barrier of both consumer warpgroups; 3 to 6 are those of `producers`
 
 
@@ -140,7 +140,6 @@ class MainKernel:
 
     @cute.jit
     def consume(self, tma, tensors, schedule, scalars, shared, rings, warp, group):
-        heads = tensors.q.shape[2] // tensors.k.shape[2]
         begin, end, step = items_of_cta(tensors, schedule, scalars)
         item_count, first = Int32(0), Int32(0)
         for index in cutlass.range(begin, end, step, unroll=1):
@@ -148,8 +147,8 @@ class MainKernel:
             c = self.consumer(tensors, scalars, item, shared, rings, warp, group)
             c.dk.fill(0.0)
             c.dv.fill(0.0)
-            last_partial = first + heads * item.n_partial
-            last = last_partial + heads * item.n_full
+            last_partial = first + item.group * item.n_partial
+            last = last_partial + item.group * item.n_full
             rings.keys_values.wait_full(item_count)
             for use in cutlass.range(first, last_partial, unroll=1):
                 self.tile_step(c, cute.arch.make_warp_uniform(use), True)

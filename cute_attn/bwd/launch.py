@@ -128,6 +128,7 @@ def backward(
         *_factors(softmax_scale, softcap),
         softmax_scale,
         batch if mask.batch == 1 else 1,
+        heads_q // k.shape[2],
         _ctas(q.device, sm_margin),
     )
     found = kernel(spec, runtime)

@@ -75,7 +75,7 @@ class Producers:
     def load_query_tiles(self, tma, tensors, schedule, item, shared, ring, use: Int32, masked: cutlass.Constexpr):
         """The partial or the full tiles of all heads: Q, -lse and, where bounds are tested and few, these."""
         begin, end = (item.partial_begin, item.full_begin) if masked else (item.full_begin, item.end)
-        first_head, last_head = query_heads(tensors, item)
+        first_head, last_head = query_heads(item)
         for head in cutlass.range(first_head, last_head, unroll=1):
             q = cute.local_tile(tma.q[None, None, head, item.batch], (self.m, self.dim), (None, 0))
             to_q, of_q = partition(tma.q_atom, shared.q, q)
@@ -119,7 +119,7 @@ class Producers:
     @cute.jit
     def load_grad_tiles(self, tma, tensors, schedule, item, shared, ring, use: Int32, begin, end):
         """Those of the runs [begin, end), of all heads."""
-        first_head, last_head = query_heads(tensors, item)
+        first_head, last_head = query_heads(item)
         for head in cutlass.range(first_head, last_head, unroll=1):
             do = cute.local_tile(tma.dout[None, None, head, item.batch], (self.m, self.dim_v), (None, 0))
             to_do, of_do = partition(tma.dout_atom, shared.do, do)
@@ -151,7 +151,7 @@ class Producers:
     @cute.jit
     def add_dq_tiles(self, tensors, schedule, item, shared, group: cutlass.Constexpr, begin, end):
         """Those of the runs [begin, end), of all heads."""
-        first_head, last_head = query_heads(tensors, item)
+        first_head, last_head = query_heads(item)
         chunks, size = self.tile.dq_chunks, self.products.dq_group_size // self.tile.dq_chunks
         turns: Any = Turns(tensors, schedule, item, group) if const_expr(self.spec.deterministic) else None
         source = shared.dq[None, None, None, group].iterator

@@ -13,6 +13,8 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Int32
 
+from cute_attn.sm90.ptx import not_before
+
 __all__ = ["Turns"]
 
 
@@ -28,6 +30,7 @@ class Turns:
     @cute.jit
     def wait(self, head, tile):
         """Until the key tiles before this one have been added to query tile `tile`."""
+        tile = not_before(tile)  # addresses are computed here: the warp has few registers to keep them in
         before = self.key_tiles_behind(tile)
         counter = self.counter(head, tile)
         added = cute.arch.load(counter, Int32, sem="acquire", scope="gpu")
@@ -38,6 +41,7 @@ class Turns:
     @cute.jit
     def done(self, head, tile):
         """Lets the next one go, when what this warp added has arrived."""
+        tile = not_before(tile)
         with cute.arch.elect_one():
             cute.arch.cp_async_bulk_wait_group(0)
             cute.arch.fence_proxy("async.global")
@@ -53,9 +57,7 @@ class Turns:
         """How many key tiles behind this one the query tile attends."""
         runs = self.schedule.query_runs[self.item.mask_batch, tile, None]
         count = Int32(0)
-        for run in cutlass.range(runs[0] + cute.arch.lane_idx(), runs[1], 32, unroll=1):
+        for run in cutlass.range(runs[0], runs[1], unroll=1):
             first, last = self.schedule.key_runs[run, 0], self.schedule.key_runs[run, 1]
             count += cutlass.max(last - cutlass.max(first, self.item.tile + 1), 0)
-        for offset in (16, 8, 4, 2, 1):
-            count += cute.arch.shuffle_sync_bfly(count, offset=offset)
         return count

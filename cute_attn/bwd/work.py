@@ -16,6 +16,7 @@ class Item(NamedTuple):
     batch: Int32
     mask_batch: Int32
     head_k: Int32
+    group: Int32  # query heads that share it
     tile: Int32
     partial_begin: Int32
     full_begin: Int32
@@ -42,6 +43,7 @@ def item_of(index: Int32, tensors: Tensors, schedule: Schedule, scalars: Scalars
         batch=mask_batch + rest // heads,  # one of the two is zero: a mask is shared or per batch
         mask_batch=mask_batch,
         head_k=rest % heads,
+        group=scalars.group,
         tile=tile,
         partial_begin=partial_begin,
         full_begin=full_begin,
@@ -51,7 +53,6 @@ def item_of(index: Int32, tensors: Tensors, schedule: Schedule, scalars: Scalars
     )
 
 
-def query_heads(tensors: Tensors, item: Item) -> tuple[Int32, Int32]:
+def query_heads(item: Item) -> tuple[Int32, Int32]:
     """The query heads of the item's key head: the first, and the one past the last."""
-    group = tensors.q.shape[2] // tensors.k.shape[2]
-    return item.head_k * group, (item.head_k + 1) * group
+    return item.head_k * item.group, (item.head_k + 1) * item.group
