@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cute_attn.directories import cache_directory
 from cute_attn.jit import cache
 from cute_attn.jit.compile import Spec, compile
 from cute_attn.jit.entry import BrokenEntry, link
@@ -42,7 +43,7 @@ class Profile:
 
 def compile_profile(spec: Spec) -> Profile:
     """Compiles a spec into the cache and profiles it; a profile is kept beside the cache and not made twice."""
-    path = cache.cache_directory() / "profiles" / f"{key(spec)}.json"
+    path = cache_directory() / "profiles" / f"{key(spec)}.json"
     if path.exists() and _has_entry(spec):
         return _parsed(path)
     compiled = compile(spec)

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from cute_attn.jit.cache import cache_directory
+from cute_attn.directories import cache_directory
 from cute_attn.jit.tuned import table_path, tile_to_json
 
 from .model import ASSUMPTIONS

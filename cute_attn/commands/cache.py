@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from ..directories import cache_directory
 from ..jit import cache
 from ..jit.build import rebuild, verify
 from ..jit.entry import BrokenEntry, read_manifest
@@ -31,7 +32,7 @@ def command() -> None:
 @ROOT
 def ls(root: Path | None) -> None:
     """The kernels of a cache or bundle."""
-    root = root or cache.cache_directory()
+    root = root or cache_directory()
     console = Console()
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("key", "state", "age", "size", "registers", "spills", "kernel"):
@@ -52,7 +53,7 @@ def ls(root: Path | None) -> None:
 @click.option("--workers", type=click.IntRange(1), default=os.cpu_count(), show_default="one a core")
 def verify_command(root: Path | None, anew: bool, workers: int) -> int:
     """Whether every file is the one that was written; with --rebuild, whether the sources lead to it."""
-    root = root or cache.cache_directory()
+    root = root or cache_directory()
     console = Console()
     paths = cache.entry_directories(root)
     wrong = {path: problem for path in paths if (problem := verify(path))}
@@ -77,7 +78,7 @@ def verify_command(root: Path | None, anew: bool, workers: int) -> int:
 @click.option("--outdated", is_flag=True, help="Also kernels that this installation does not use.")
 def prune(root: Path | None, days: float | None, outdated: bool) -> None:
     """Removes broken entries that were set aside and what dead writers left; more with the options."""
-    root = root or cache.cache_directory()
+    root = root or cache_directory()
     removed = cache.prune(root, None if days is None else days * DAY, outdated)
     click.echo(f"removed {len(removed)} director{'y' if len(removed) == 1 else 'ies'} from {root}")
 

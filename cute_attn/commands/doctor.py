@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import __version__
+from ..directories import cache_directory
 from ..jit import HEAD_DIMS, tuned
-from ..jit.cache import cache_directory
 from ..jit.shapes import default_tile
 from ..mask import causal
 from .machine import backends, best_device

@@ -14,8 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import platformdirs
-
+from ..directories import cache_directory
 from . import entry as entries
 from .compile import Spec
 from .entry import BrokenEntry, Entry
@@ -23,7 +22,6 @@ from .fingerprint import key
 
 __all__ = [
     "MODES",
-    "cache_directory",
     "cache_mode",
     "commit",
     "entry_directories",
@@ -38,11 +36,6 @@ MODES = ("jit", "prefer-cached", "cached-only")
 _ABANDONED_AFTER = 3600.0  # seconds: a directory that is being written for so long has lost its writer
 
 log = logging.getLogger("cute_attn.cache")
-
-
-def cache_directory() -> Path:
-    """Where compiled kernels are kept: `CUTE_ATTN_CACHE_DIR`, or the user's cache directory."""
-    return Path(os.environ.get("CUTE_ATTN_CACHE_DIR") or platformdirs.user_cache_dir("cute_attn"))
 
 
 def cache_mode() -> str:

@@ -166,7 +166,7 @@ _installed: list[Table] = []
 
 def tables() -> list[Table]:
     """In the order in which they are asked: installed in this process, the user's, the shipped ones."""
-    from .cache import cache_directory
+    from ..directories import cache_directory
 
     return [*_installed, *_read_all(cache_directory() / "tuned", False), *_read_all(SHIPPED, True)]
 
@@ -186,7 +186,7 @@ def forget() -> None:
 
 def table_path(gpu: str) -> Path:
     """The user's table for a GPU."""
-    from .cache import cache_directory
+    from ..directories import cache_directory
 
     return cache_directory() / "tuned" / f"{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}.json"
 

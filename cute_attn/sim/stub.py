@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import platformdirs
+from ..directories import cache_directory
 
 # What host code compiled by the DSL needs of its runtime.
 SYMBOLS = (
@@ -56,11 +56,6 @@ class LaunchAttribute(ctypes.Structure):
     """cudaLaunchAttribute: an id, and 64 bytes whose meaning depends on it."""
 
     _fields_ = (("id", ctypes.c_int32), ("padding", ctypes.c_int32), ("value", ctypes.c_int32 * 16))
-
-
-def cache_directory() -> Path:
-    """Where compiled things are kept: `CUTE_ATTN_CACHE_DIR`, or the user's cache directory."""
-    return Path(os.environ.get("CUTE_ATTN_CACHE_DIR") or platformdirs.user_cache_dir("cute_attn"))
 
 
 def path() -> Path:

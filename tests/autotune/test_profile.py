@@ -4,6 +4,7 @@ import pytest
 
 from autotune import profile as module
 from autotune.profile import Loop, Profile, compile_profile
+from cute_attn.directories import cache_directory
 from cute_attn.jit import KernelSpec, cache
 from cute_attn.jit.compile import Compiled
 from cute_attn.jit.entry import Entry
@@ -35,7 +36,7 @@ def test_a_profile_is_made_once_and_kept_beside_the_cache(compiles):
     assert first == Profile(168, 24, (), (Loop(1024, 351),))
     assert compile_profile(SPEC) == first
     assert compiles == [SPEC]
-    assert list((cache.cache_directory() / "profiles").iterdir())
+    assert list((cache_directory() / "profiles").iterdir())
 
 
 def test_a_profile_whose_kernel_is_gone_is_made_again(compiles, monkeypatch):
