@@ -76,7 +76,10 @@ sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *sys.arg
 def test_importing_and_collecting_gpu_tests_needs_torch_numpy_and_pytest_alone():
     allowed = with_dependencies("torch", "numpy", "pytest") | {"cute_attn"}
     allowed |= {path.stem for path in TESTS.rglob("*.py")} | {path.name for path in TESTS.rglob("*") if path.is_dir()}
-    marked = [path for path in TESTS.rglob("test_*.py") if "mark." + "gpu" in path.read_text()]
+    folders = {path.parent for path in TESTS.rglob("conftest.py") if "marks=pytest.mark." + "gpu" in path.read_text()}
+    marked = [
+        path for path in TESTS.rglob("test_*.py") if path.parent in folders or "mark." + "gpu" in path.read_text()
+    ]
     result = run(
         BLOCK_AND_COLLECT, ",".join(sorted(allowed)), str(TESTS / "test_backend.py"), *map(str, marked),
         PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
