@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -12,7 +13,8 @@ __all__ = ["BackendRequest", "backend", "current", "resolve"]
 
 ENVIRONMENT = "CUTE_ATTN_BACKEND"
 # name -> the options that `backend(name, **options)` takes
-OPTIONS: dict[str, tuple[str, ...]] = {"reference": (), "sim": ("mode", "seed"), "sm90": ()}
+OPTIONS: dict[str, tuple[str, ...]] = {"reference": (), "sim": ("mode", "seed", "softmax"), "sm90": ("softmax",)}
+SOFTMAXES = ("stale", "exact")
 AUTO = "auto"  # nothing was asked for: the device decides
 
 
@@ -21,7 +23,7 @@ class BackendRequest:
     """What was asked for: a name, `auto` if nothing was, and the options given with it."""
 
     name: str
-    options: dict[str, object] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 _request: ContextVar[BackendRequest | None] = ContextVar("cute_attn_backend", default=None)
@@ -36,13 +38,14 @@ class backend:
     Args:
         name: "sm90" (kernels, on a Hopper GPU), "sim" (the same kernels, interpreted on the CPU) or "reference"
             (blocked PyTorch, on any device).
-        options: for "sim", `mode` and `seed`.
+        options: for "sim", `mode` and `seed`; for "sim" and "sm90", `softmax`: "stale" (the default) keeps a row
+            maximum until sums say that it must move, "exact" computes it in every tile. Both are exact attention.
 
     Holds for the current thread or task, in compiled functions for the process; enter it outside of a function that
     `torch.compile` compiles. A backward uses the backend that its forward used, wherever it runs. The environment
     variable CUTE_ATTN_BACKEND asks for a backend where no `with` does.
 
-    Raises ValueError for an unknown name, TypeError for an option that the backend does not take.
+    Raises ValueError for an unknown name or softmax, TypeError for an option that the backend does not take.
     """
 
     def __init__(self, name: str, **options: object) -> None:
@@ -51,6 +54,8 @@ class backend:
             if option not in OPTIONS[name]:
                 allowed = ", ".join(OPTIONS[name]) or "no options"
                 raise TypeError(f"backend {name!r} got an unknown option {option!r}; it takes {allowed}")
+        if options.get("softmax", "stale") not in SOFTMAXES:
+            raise ValueError(f"softmax must be 'stale' or 'exact', got {options['softmax']!r}")
         self._wanted = BackendRequest(name, options)
         self._entered: list[tuple[Token[BackendRequest | None], str | None]] = []
 

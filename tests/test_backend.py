@@ -54,6 +54,8 @@ def test_unknown_names_and_options_are_refused():
         cute_attn.backend("gpu")
     with pytest.raises(TypeError, match="backend 'reference' got an unknown option 'seed'; it takes no options"):
         cute_attn.backend("reference", seed=1)
+    with pytest.raises(ValueError, match="softmax must be 'stale' or 'exact', got 'online'"):
+        cute_attn.backend("sm90", softmax="online")
     with pytest.raises(TypeError, match="'sim' got an unknown option 'speed'; it takes mode, seed"):
         cute_attn.backend("sim", speed=1)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cute_attn.backend import current
 from cute_attn.jit.load import Runtime, kernel
 from cute_attn.jit.spec import HEAD_DIMS, KernelSpec, Layers, Score, Softmax, TileConfig
 from cute_attn.jit.tuned import tuned_tile
@@ -39,7 +40,7 @@ def forward(
     return_max_logits: bool = False,
     sm_margin: int = 0,
     runtime: Runtime = "sm90",
-    softmax: Softmax = "stale",
+    softmax: Softmax | None = None,
     fp32_out: bool = False,
     tile: TileConfig | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -51,7 +52,8 @@ def forward(
         mask: over (seqlen_q, seqlen_k), its batch 1 or the tensors'.
         softmax_scale: any finite number; zero and negative ones take a variant that scales the scores first.
         sink_lse: fp32, broadcastable to (batch, heads_q, seqlen_q): logsumexp of the sinks of a row.
-        softmax: how the maximum is kept, see `cute_attn.fwd.softmax`; with return_max_logits always "exact".
+        softmax: how the maximum is kept, see `cute_attn.fwd.softmax`; None takes what `backend(..., softmax=)` asks
+            for, else "stale"; with return_max_logits always "exact".
         fp32_out: whether out is fp32, unrounded, to be merged with that over other keys.
         tile: None takes what was measured fastest for such a problem, else the default.
 
@@ -69,7 +71,7 @@ def forward(
     if out.numel() == 0:
         return out, lse, max_logits
     dims = kernel_dims(head_dim, head_dim_v)
-    softmax = "exact" if return_max_logits else softmax
+    softmax = "exact" if return_max_logits else softmax or current().options.get("softmax", "stale")
     if tile is None:
         tile = default_tile(*dims)
         if softmax == "stale":  # tables hold what was measured with it

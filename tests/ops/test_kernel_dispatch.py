@@ -57,6 +57,20 @@ def test_what_the_kernels_do_not_take_is_refused_before_compiling(q, message):
     assert compile_count() == before
 
 
+@pytest.mark.parametrize(("options", "softmax"), [({}, "stale"), ({"softmax": "exact"}, "exact")])
+def test_the_backend_says_how_the_softmax_keeps_its_maximum(monkeypatch, options, softmax):
+    class Asked(Exception):
+        pass
+
+    def kernel(spec, runtime):
+        raise Asked(spec.softmax)
+
+    monkeypatch.setattr("cute_attn.fwd.launch.kernel", kernel)
+    q = torch.randn(4, 1, 64).half()
+    with cute_attn.backend("sim", **options), pytest.raises(Asked, match=softmax):
+        flex_flash_attn_func(q, q, q, [[0, 4]], [[0, 4]])
+
+
 def test_no_queries_and_no_keys_are_valid(backend):
     some, none = on(backend, torch.randn(3, 1, 64).half(), torch.randn(0, 1, 64).half())
     with cute_attn.backend(backend):
