@@ -30,6 +30,12 @@ __all__ = [
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
+# What every backend carries; other dtypes travel as bytes.
+_CARRIED = frozenset(
+    {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8}
+)
+
+
 class Arrival:
     """Rows that are on their way. Keeps what is sent alive until they are here."""
 
@@ -51,7 +57,9 @@ def send_rows(
     """
     rows = rows.contiguous()
     received = rows.new_empty(sum(receive_splits), *rows.shape[1:])
-    work = dist.all_to_all_single(received, rows, list(receive_splits), list(send_splits), group=group, async_op=True)
+    work = dist.all_to_all_single(
+        _carried(received), _carried(rows), list(receive_splits), list(send_splits), group=group, async_op=True
+    )
     return Arrival(received, rows, work)
 
 
@@ -93,7 +101,7 @@ def gather_rows(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """`(world * rows, ...)`: the rows of every rank, rank 0's first."""
     x = x.contiguous()
     out = x.new_empty(group.size() * x.shape[0], *x.shape[1:])
-    _all_gather(out, x, group=group)
+    _all_gather(_carried(out), _carried(x), group=group)
     return out
 
 
@@ -117,3 +125,8 @@ def max_over_ranks(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     x = x.clone()
     dist.all_reduce(x, dist.ReduceOp.MAX, group=group)
     return x
+
+
+def _carried(x: torch.Tensor) -> torch.Tensor:
+    """A view of contiguous x, as many rows, in a dtype that every backend carries."""
+    return x if x.dtype in _CARRIED else x[..., None].view(torch.uint8)

@@ -61,7 +61,7 @@ def place(
             return placed
         return nearest_keys(mask, placed, key) if is_k_permutable and groups > 1 else key
 
-    if is_q_permutable and groups > 1:
+    if is_q_permutable and groups > 1 and q_chunks:
         areas = chunk_areas(mask, chunk_size, query.chunks.numel())
         key_owner = None if is_same_source or is_k_permutable else key.owner()
         problem = DispatchProblem(areas, chunk_needs(mask, chunk_size), query, keys_for, is_same_source, key_owner)

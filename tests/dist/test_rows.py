@@ -7,6 +7,8 @@ from problems import config, documents, slices
 from ranks import run_ranks
 
 from cute_attn.dist import (
+    DistAttnConfig,
+    calc_attn,
     compute_pad_size,
     dispatch,
     get_position_ids,
@@ -52,6 +54,12 @@ def _there_and_back(rank):
     for dtype in (torch.int64, torch.int32, torch.uint8, torch.bool):
         x = torch.randint(0, 2, (LENGTH, 4)).to(dtype)
         assert torch.equal(undispatch(dispatch(x, key), key), x)
+    for dtype in (torch.int16, torch.int8, torch.complex128, torch.float8_e4m3fn):  # some backend carries them not
+        for shape in ((LENGTH,), (LENGTH, 4), (LENGTH, 0)):
+            x = torch.randint(0, 2, shape).to(dtype)
+            whole = undispatch(dispatch(x, key), key)
+            assert whole.dtype == dtype
+            assert torch.equal(whole.to(torch.complex128), x.to(torch.complex128))
     x = torch.randn(41, 2)
     assert torch.equal(undispatch(dispatch(x, cross, side="k"), cross, side="k"), x)
 
@@ -145,3 +153,21 @@ def _padding(rank):
     assert (local[padding] == 0).all()
     (local * padding[:, None] * 7.0).sum().backward()
     assert (x.grad == 0).all()
+
+
+@pytest.mark.parametrize("mover", ["group_cast", "ring", "ulysses"])
+def test_a_sequence_without_tokens_needs_no_padding(mover):
+    run_ranks(2, _no_tokens, mover)
+
+
+def _no_tokens(rank, mover):
+    group = dist.group.WORLD
+    pad = compute_pad_size(0, group.size(), 16)
+    key = magi_attn_flex_key([], [], None, 0, 0, pad, 16, group, DistAttnConfig(mover=mover))
+    x = torch.randn(0, 4, 8, requires_grad=True)
+    local = dispatch(x, key)
+    out, lse = calc_attn(local, local, local, key)
+    assert out.shape == (0, 4, 8)
+    assert lse.shape == (4, 0)
+    undispatch(out, key).sum().backward()
+    assert x.grad.shape == x.shape
