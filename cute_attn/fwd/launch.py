@@ -137,7 +137,7 @@ def _rows_contiguous(x: torch.Tensor) -> torch.Tensor:
 def kernel_dims(head_dim: int, head_dim_v: int) -> tuple[int, int]:
     """The smallest pair of HEAD_DIMS that holds the tensors' head dims."""
     for dims in HEAD_DIMS:
-        if head_dim <= dims[0] and head_dim_v <= dims[1] and head_dim % 8 == 0 and head_dim_v % 8 == 0:
+        if 0 < head_dim <= dims[0] and 0 < head_dim_v <= dims[1] and head_dim % 8 == 0 and head_dim_v % 8 == 0:
             return dims
     raise ValueError(
         f"head_dim and head_dim_v must be multiples of 8 up to 256 for the kernels, got {head_dim} and {head_dim_v}"

@@ -93,7 +93,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of the entry in a directory. Raises BrokenEntry if it is missing or altered."""
     try:
         return _unsealed((path / MANIFEST).read_text())
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise BrokenEntry(f"{path / MANIFEST} cannot be read: {error}") from error
 
 
@@ -146,6 +146,8 @@ def _sealed(manifest: dict[str, Any]) -> str:
 def _unsealed(text: str) -> dict[str, Any]:
     """The inverse of `_sealed`. Raises ValueError if the text was altered."""
     manifest = json.loads(text)
+    if not isinstance(manifest, dict):
+        raise ValueError("the manifest is not a JSON object")
     if manifest.pop("seal", None) is None:
         raise ValueError("the manifest holds no hash of itself")
     if _sealed(manifest) != text:

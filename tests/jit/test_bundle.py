@@ -323,3 +323,11 @@ def test_a_bundle_runs_in_a_process_in_which_importing_the_compiler_fails(tmp_pa
     proved = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert proved.returncode == 0, proved.stdout + proved.stderr
     assert "built anew with equal hashes" in " ".join(proved.stdout.split())
+
+
+@pytest.mark.parametrize("dims", ["0", "128/0"])
+def test_build_refuses_a_head_dim_of_nothing(dims, tmp_path):
+    arguments = ["build", "--output", str(tmp_path), "--mask", "causal", "--head-dim", dims]
+    result = CliRunner().invoke(cli.main, arguments)
+    assert result.exit_code == 2
+    assert "multiples of 8 up to 256" in result.output

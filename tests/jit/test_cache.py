@@ -81,6 +81,14 @@ def test_no_byte_of_an_entry_can_change_unseen(name):
     assert cache.read(SPEC) is not None
 
 
+@pytest.mark.parametrize("text", ["[]", "3", '"kernel"', "null"])
+def test_a_manifest_that_is_no_object_is_broken(text):
+    cache.commit(link(compiled(SPEC)))
+    (cache.entry_path(SPEC) / entry.MANIFEST).write_text(text)
+    with pytest.raises(cache.BrokenEntry, match="not a JSON object"):
+        cache.read(SPEC)
+
+
 def test_an_entry_of_another_spec_is_broken():
     cache.commit(link(compiled(SPEC)))
     cache.entry_path(KernelSpec()).parent.mkdir()
