@@ -1,5 +1,7 @@
 """`python -m autotune`."""
 
-from .command import command
+import sys
 
-command(prog_name="python -m autotune")
+from cute_attn.cli import main
+
+main(["autotune", *sys.argv[1:]], prog_name="python -m")

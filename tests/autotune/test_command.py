@@ -127,6 +127,16 @@ def test_it_runs_as_a_module():
     assert "python -m autotune" in result.stdout
 
 
+def test_as_a_module_it_ends_bad_input_with_one_line_and_code_2(tmp_path):
+    path = tmp_path / "shapes.json"
+    path.write_text('[{"heads_q": 7, "heads_k": 2}]')
+    command = [sys.executable, "-m", "autotune", "--shapes", str(path), "--dry-run"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "heads_q must be a multiple of heads_k" in result.stderr
+
+
 # ---------------------------------------------------------------- ranks
 
 
