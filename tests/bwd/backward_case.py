@@ -15,6 +15,10 @@ from cute_attn.reference import attention_backward, attention_forward, sink_grad
 NAMES = ("dq", "dk", "dv", "dsink")
 
 
+# Rounding of delta and dP in fp32: where one key takes all weight, plain gradients of q and k are exactly zero.
+FP32 = 1e-5
+
+
 @dataclass(frozen=True)
 class Case:
     """What varies. `inputs` makes q, k, v from the others; `options` go to the launch."""
@@ -90,7 +94,7 @@ def check(case: Case, runtime: str) -> KernelGradients:
     dsink = None if problem.sink is None else sink_gradient(problem.sink, problem.lse, gradients.delta)
     for name, got, wanted, rough in zip(NAMES, (*gradients[:3], dsink), exact, plain, strict=True):
         if got is not None:
-            assert_close(name, got, wanted, 2 * (rough.double() - wanted).abs().max().item() + 1e-6)
+            assert_close(name, got, wanted, 2 * (rough.double() - wanted).abs().max().item() + FP32)
     return gradients
 
 
