@@ -153,8 +153,9 @@ def test_a_process_that_dies_costs_time_only(monkeypatch, forks):
         "cp.async.bulk.commit_group; cp.async.bulk.wait_group 0; END:",
     ],
 )
-def test_kernels_whose_ctas_may_wait_for_each_other_or_add_up_run_in_turn(forks, meeting):
-    run(INDEX + meeting, np.zeros(CTAS + 4, np.uint32), grid=CTAS, smem=128, workers=2)
+@pytest.mark.parametrize("mode", ["eager", "late", "random"])
+def test_kernels_whose_ctas_may_wait_for_each_other_or_add_up_run_in_turn(forks, meeting, mode):
+    run(INDEX + meeting, np.zeros(CTAS + 4, np.uint32), grid=CTAS, smem=128, mode=mode, workers=2)
     assert forks == []
 
 
@@ -166,10 +167,64 @@ def test_atomics_in_shared_memory_are_a_cta_s_own(forks):
     assert len(forks) == 2
 
 
+# Warps take tickets in shared memory: the order in which they come, and the CTA's number, are left behind.
+TICKETS = """
+    mov.u32 %r1, %ctaid.x; mov.u32 %r9, smem; setp.ne.u32 %p1, %t, 0; @%p1 bra WAIT; st.shared.u32 [%r9], 0;
+    WAIT: bar.sync 0; shr.u32 %r3, %t, 5; and.b32 %r4, %t, 31; setp.ne.u32 %p2, %r4, 0; @%p2 bra END;
+    atom.shared.add.u32 %r5, [%r9], 1; mad.lo.u32 %r6, %r1, 4, %r3; mad.wide.u32 %o, %r6, 4, %a0;
+    mad.lo.u32 %r7, %r1, 16, %r5; st.global.u32 [%o], %r7; END:"""
+
+
+@pytest.mark.parametrize(("mode", "seed"), [("late", 0), ("random", 1), ("random", 2)])
+def test_what_happens_in_a_cta_follows_from_mode_and_seed_on_any_number_of_cores(forks, mode, seed):
+    left = []
+    for workers in (1, 2, 3):
+        order, squares = np.zeros((CTAS, 4), np.uint32), np.full((CTAS, 32), np.nan, np.float32)
+        source, halves = np.arange(CTAS * 32, dtype=np.float32).reshape(CTAS, 32) % 7, np.zeros(CTAS + 1, np.uint16)
+        tickets = run(TICKETS, order, grid=CTAS, block=128, smem=16, mode=mode, seed=seed, workers=workers)
+        report = run(SQUARES, squares, source, halves, grid=CTAS, smem=128, mode=mode, seed=seed, workers=workers)
+        left.append((order.tolist(), squares.tobytes(), halves.tobytes(), tickets, report))
+    assert left[1:] == left[:1] * 2
+    assert (np.sort(order, 1) == np.arange(CTAS)[:, None] * 16 + np.arange(4)).all()
+    assert len(forks) >= 2 * (2 + 2)
+
+
+def test_seeds_and_ctas_differ_in_their_order_of_warps():
+    orders = []
+    for seed in (1, 2):
+        order = np.zeros((CTAS, 4), np.uint32)
+        run(TICKETS, order, grid=CTAS, block=128, smem=16, mode="random", seed=seed)
+        orders.append(order % 16)
+    assert (orders[0] != orders[1]).any()
+    assert len(np.unique(orders[0], axis=0)) > 1
+
+
 @pytest.mark.parametrize("mode", ["late", "random"])
-def test_hostile_schedules_stay_in_one_process(forks, mode):
-    run(INDEX + "st.global.u32 [%o], %r1;", np.zeros(CTAS, np.uint32), grid=CTAS, mode=mode, workers=2)
-    assert forks == []
+def test_an_error_in_a_hostile_schedule_is_the_error_of_one_process(forks, mode):
+    body = (
+        INDEX + "setp.ne.u32 %p1, %r1, 7; @%p1 bra RIGHT; st.global.u32 [%o+64], %r1; RIGHT: st.global.u32 [%o], %r1;"
+    )
+    found = []
+    for workers in (1, 2):
+        out = np.zeros(CTAS, np.uint32)
+        with pytest.raises(OutOfBounds) as caught:
+            run(body, out, grid=CTAS, mode=mode, seed=5, workers=workers)
+        found.append((out.tolist(), caught.value.place))
+    assert found[0] == found[1]
+    assert caught.value.place.cta == (7, 0, 0)
+
+
+def test_a_late_schedule_does_not_find_what_an_earlier_cta_leaves(forks):
+    """A race on a GPU: each reads what the one before it wrote."""
+    left = {}
+    for mode in ("eager", "late"):
+        for workers in (1, 2):
+            out = np.zeros(CTAS + 1, np.uint32)
+            body = INDEX + "ld.global.u32 %r2, [%o]; add.u32 %r2, %r2, 3; st.global.u32 [%o+4], %r2;"
+            run(body, out, grid=CTAS, mode=mode, workers=workers)
+            left[mode, workers] = out.tolist()
+    assert left["late", 1] == left["late", 2]
+    assert left["eager", 1] != left["late", 1]
 
 
 def test_little_work_stays_in_one_process(monkeypatch):
