@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from cute_attn.bwd.launch import _last_tile_first
+from cute_attn.bwd.order import in_turns
 from cute_attn.mask import TileSchedule
 
 __all__ = ["ctas_of", "makespan"]
@@ -24,11 +24,10 @@ def ctas_of(schedule: TileSchedule, heads_k: int, group: int, deterministic: boo
 
     A sum is numbered `query head * q_tiles + query tile`. group: query heads a key head. One batch element.
     """
-    items = schedule.backward.items
-    items = _last_tile_first(items) if deterministic else items
-    runs = schedule.backward.runs.tolist()
+    table = in_turns(schedule) if deterministic else schedule.backward
+    runs = table.runs.tolist()
     ctas = []
-    for _, _, partial_begin, full_begin, end, _, _ in items.tolist():
+    for _, _, partial_begin, full_begin, end, _, _ in table.items.tolist():
         partial, full = (_tiles(runs[begin:stop]) for begin, stop in ((partial_begin, full_begin), (full_begin, end)))
         for head_k in range(heads_k):
             heads = np.arange(head_k * group, (head_k + 1) * group)[:, None] * schedule.q_tiles
