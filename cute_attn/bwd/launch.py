@@ -137,8 +137,7 @@ def backward(
     if runtime == "sim":
         from cute_attn.sim import run
 
-        fresh = (statistics, dq_sum, turns, *outputs)
-        run(found.function, *arguments, ptx=found.ptx, fresh=[x for x in fresh if x is not None])
+        run(found.function, *arguments, ptx=found.ptx)
     else:
         found.function(*arguments)
     return KernelGradients(dq, dk, dv, unpack_rows(statistics[:, :, :, 1], seqlen_q))

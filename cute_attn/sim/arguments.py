@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from cute_attn.sim.fresh import bytes_of, shadow_of
 from cute_attn.sim.launch import Buffer
 
 
@@ -49,18 +47,14 @@ def cuda_view(tensor: torch.Tensor) -> Any:
     return tvm_ffi.from_dlpack(CudaView(tensor))
 
 
-def buffers_of(tensors: dict[str, torch.Tensor], shadows: Mapping[int, np.ndarray]) -> list[Buffer]:
-    """The memory that each tensor spans; tensors that share memory become one buffer.
-
-    shadows: of what nobody wrote yet, besides what is noted of it; see `cute_attn.sim.fresh`.
-    """
+def buffers_of(tensors: dict[str, torch.Tensor]) -> list[Buffer]:
+    """The memory that each tensor spans; tensors that share memory become one buffer."""
     spans = []
     for name, tensor in tensors.items():
         if tensor.numel():
             extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-            start = tensor.data_ptr()
-            spans.append([start, start + extent * tensor.element_size(), name, tensor])
-    spans.sort(key=lambda span: span[:3])
+            spans.append([tensor.data_ptr(), tensor.data_ptr() + extent * tensor.element_size(), name])
+    spans.sort()
     merged: list[list] = []
     for span in spans:
         if merged and span[0] < merged[-1][1]:
@@ -68,22 +62,7 @@ def buffers_of(tensors: dict[str, torch.Tensor], shadows: Mapping[int, np.ndarra
             merged[-1][2] += f"+{span[2]}"
         else:
             merged.append(span)
-    buffers = []
-    for start, end, name, tensor in merged:
-        shadow, first = shadow_of(tensor, shadows), start - tensor.untyped_storage().data_ptr()
-        unwritten = shadow[first : first + end - start] if shadow is not None and shadow.any() else None
-        buffers.append(Buffer(start, _bytes_at(start, end - start), name, unwritten))
-    return buffers
-
-
-def unwritten_bytes(tensors: dict[str, torch.Tensor], shadows: Mapping[int, np.ndarray]) -> dict[str, int]:
-    """How many bytes of each tensor nobody has written, where there are any."""
-    counts = {}
-    for name, tensor in tensors.items():
-        shadow = shadow_of(tensor, shadows) if tensor.numel() else None
-        if shadow is not None and (count := int(bytes_of(shadow, tensor).sum())):
-            counts[name] = count
-    return counts
+    return [Buffer(start, _bytes_at(start, end - start), name) for start, end, name in merged]
 
 
 def _bytes_at(address: int, size: int) -> np.ndarray:

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 
 from cute_attn.sim import stub
-from cute_attn.sim.arguments import buffers_of, converted, unwritten_bytes
+from cute_attn.sim.arguments import buffers_of, converted
 from cute_attn.sim.engine import execute
 from cute_attn.sim.errors import Place, SharedMemoryExceeded
-from cute_attn.sim.fresh import declared
 from cute_attn.sim.launch import Buffer, Launch, Report, Schedule
 from cute_attn.sim.program import program_of
 
@@ -42,20 +41,12 @@ _current: contextvars.ContextVar[_Call | None] = contextvars.ContextVar("cute_at
 collected: contextvars.ContextVar[list[Report] | None] = contextvars.ContextVar("cute_attn_sim_reports", default=None)
 
 
-def simulate(
-    function: Callable,
-    names: Sequence[str],
-    values: Sequence[Any],
-    ptx: str,
-    schedule: Schedule,
-    fresh: Sequence[torch.Tensor] = (),
-) -> Report:
+def simulate(function: Callable, names: Sequence[str], values: Sequence[Any], ptx: str, schedule: Schedule) -> Report:
     """Calls host code that is linked to the stub, with its launches executed; the report of all of them."""
     _hook()
     tensors: dict[str, torch.Tensor] = {}
     arguments = [converted(value, name, tensors) for value, name in zip(values, names, strict=True)]
-    shadows = declared(fresh, tensors)
-    call = _Call(ptx, schedule, buffers_of(tensors, shadows))
+    call = _Call(ptx, schedule, buffers_of(tensors))
     token = _current.set(call)
     try:
         function(*arguments)
@@ -64,7 +55,6 @@ def simulate(
     if call.error is not None:
         raise call.error
     report = merged(call.reports)
-    report.unwritten = unwritten_bytes(tensors, shadows)
     reports = collected.get()
     if reports is not None:
         reports.append(report)
@@ -81,8 +71,7 @@ def merged(reports: Sequence[Report]) -> Report:
     for report in reports:
         rounding.update(report.rounding)
     warnings = tuple(warning for report in reports for warning in report.warnings)
-    unwritten = {name: count for report in reports for name, count in report.unwritten.items()}
-    return Report(reduced, warnings, dict(statistics), dict(rounding), unwritten)
+    return Report(reduced, warnings, dict(statistics), dict(rounding))
 
 
 def _on_launch(kernel: bytes, image: int, config_address: int, arguments: Any) -> int:

@@ -19,20 +19,12 @@ from cute_attn.sim import stub
 from cute_attn.sim.arguments import CudaView
 from cute_attn.sim.capture import collected, simulate
 from cute_attn.sim.errors import Place, UntestedVersion
-from cute_attn.sim.fresh import FreshMemory
 from cute_attn.sim.launch import Report, Schedule
 
 TESTED_VERSIONS = ("4.8.1",)  # of nvidia-cutlass-dsl: the stub leans on symbols and layouts that nobody documents
 
 
-def run(
-    function: Any,
-    *args: Any,
-    mode: str | None = None,
-    seed: int | None = None,
-    ptx: str | None = None,
-    fresh: Sequence[torch.Tensor] = (),
-) -> Report:
+def run(function: Any, *args: Any, mode: str | None = None, seed: int | None = None, ptx: str | None = None) -> Report:
     """Calls a compiled function on CPU tensors and executes the kernels that it launches.
 
     Args:
@@ -41,8 +33,6 @@ def run(
         mode: "eager", "late" or "random"; None takes the active backend's mode, "eager" by default.
         seed: of the mode "random"; None takes the active backend's seed, 0 by default.
         ptx: what to execute; a compiled function brings its own, a loaded one needs it.
-        fresh: those of the tensors that nobody has written yet. To read of them what no kernel of this call wrote is
-            an error; the report says how much of them was left unwritten.
 
     Returns:
         The report of all launches together.
@@ -53,10 +43,10 @@ def run(
     """
     schedule = _schedule(mode, seed)
     if hasattr(function, "ir_module"):
-        return _simulate_compiled(function, args, {}, schedule, ptx, fresh)
+        return _simulate_compiled(function, args, {}, schedule, ptx)
     if ptx is None:
         raise ValueError("ptx=None: a function loaded from a shared object does not carry its PTX, pass it")
-    return simulate(function, argument_names(function, args), args, ptx, schedule, fresh)
+    return simulate(function, argument_names(function, args), args, ptx, schedule)
 
 
 def load(path: Path, name: str) -> Any:
@@ -80,9 +70,7 @@ def simulated(mode: str | None = None, seed: int | None = None) -> Iterator[list
 
     CPU tensors say `is_cuda` and reach the DSL as CUDA tensors, compiled functions keep their PTX, a call simulates
     them, and cute_attn's own functions use backend "sim". The yielded list receives the report of each call. Functions
-    compiled before keep working if they kept their PTX. Memory that PyTorch
-    allocates within it and nobody wrote counts as unwritten, as if it were `fresh` in `run`. Not for several threads at
-    once: it patches torch and the DSL.
+    compiled before keep working if they kept their PTX. Not for several threads at once: it patches torch and the DSL.
     """
     from cutlass.cute import runtime
     from cutlass.cutlass_dsl import CuTeDSL, tvm_ffi_provider
@@ -102,7 +90,6 @@ def simulated(mode: str | None = None, seed: int | None = None) -> Iterator[list
         dump = stack.enter_context(tempfile.TemporaryDirectory())
         stack.enter_context(backend("sim", mode=schedule.mode, seed=schedule.seed))
         stack.callback(collected.reset, collected.set(reports))
-        stack.enter_context(FreshMemory())
         for owner, name, value in (
             (settings, "keep_ptx", True),
             (settings, "dump_dir", dump),
@@ -147,14 +134,7 @@ def _check_version(function: str) -> None:
 # ---------------------------------------------------------------------------- calling compiled host code
 
 
-def _simulate_compiled(
-    compiled: Any,
-    args: tuple,
-    kwargs: dict,
-    schedule: Schedule,
-    ptx: str | None = None,
-    fresh: Sequence[torch.Tensor] = (),
-) -> Report:
+def _simulate_compiled(compiled: Any, args: tuple, kwargs: dict, schedule: Schedule, ptx: str | None = None) -> Report:
     """Calls a compiled function under its own calling convention (keywords, defaults, dataclasses)."""
     _check_version(compiled.function_name)
     ptx = ptx or getattr(compiled, "__ptx__", None)
@@ -164,7 +144,7 @@ def _simulate_compiled(
     reports: list[Report] = []
 
     def positional(*values: Any) -> None:
-        reports.append(simulate(linked, argument_names(compiled, values), values, ptx, schedule, fresh))
+        reports.append(simulate(linked, argument_names(compiled, values), values, ptx, schedule))
 
     wrapper = _wrapper(compiled)
     call = _rebound(wrapper, compiled._tvm_ffi_function, positional) if wrapper else positional

@@ -64,5 +64,3 @@ class Report:
     )  # counts: ctas, segments, lane_instructions, wgmmas, copies
     # of each buffer in `reduced`: the largest rounding error of an element, relative to the largest element
     rounding: dict[str, float] = field(default_factory=dict)
-    # of each tensor that came unwritten, the bytes that nobody has written when the call ends; none where that is zero
-    unwritten: dict[str, int] = field(default_factory=dict)

@@ -306,20 +306,17 @@ class GlobalMemory:
             return self._apart(address, size, None)
         b = self.buffers[index]
         if b.unwritten is not None:
-            bad = b.unwritten[offset[..., None] + np.arange(size)]
-            if bad.any():
-                *at, byte = np.argwhere(bad)[0].tolist()
-                raise self.unreadable(index, int(offset[tuple(at)]) + byte)
+            for k in range(size):
+                bad = b.unwritten[offset + k]
+                if bad.any():
+                    first = int(offset[bad].flat[0]) + k
+                    what = f"read of byte {first} of {b.name} that nobody wrote"
+                    raise Fault(UninitializedRead, what, f"global {b.address + first:#x}")
         words = self._words(index, size)
         if words is not None:
             return words[offset >> _SHIFT[size]]
         raw = b.data[offset[..., None] + np.arange(size)]
         return raw.view(WORD[size])[..., 0]
-
-    def unreadable(self, index: int, byte: int) -> Fault:
-        b = self.buffers[index]
-        what = f"read of byte {byte} of {b.name} that nobody wrote"
-        return Fault(UninitializedRead, what, f"global {b.address + byte:#x}")
 
     def store(self, address: np.ndarray, size: int, values: np.ndarray) -> None:
         index, offset = self.locate(address, size)
@@ -337,23 +334,19 @@ class GlobalMemory:
             b.data[offset[..., None] + np.arange(size)] = raw
 
     def window(
-        self, first: int, shape: Sequence[int], element: int, strides: Sequence[int], *, reads: bool, writes: bool
-    ) -> np.ndarray:
-        """The elements that a bulk or tensor copy reads, writes, or both, as a view."""
+        self, first: int, shape: Sequence[int], element: int, strides: Sequence[int], *, writes: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """What a bulk or tensor copy reads or writes: its elements as a view, and the shadow of their bytes, if any."""
         last = first + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + element
         index = self.find(first, last)
         if index is None:
             raise self.outside(first, last)
         b = self.buffers[index]
         offset = first - b.address
-        if b.unwritten is not None:
-            unwritten = np.ndarray((*shape, element), bool, b.unwritten, offset, (*strides, 1))
-            if reads and unwritten.any():
-                *at, byte = np.argwhere(unwritten)[0].tolist()
-                raise self.unreadable(index, offset + byte + sum(n * s for n, s in zip(at, strides, strict=True)))
-            if writes:
-                unwritten[...] = False
-        return np.ndarray(shape, f"u{element}", b.data, offset, strides)
+        view = np.ndarray(shape, f"u{element}", b.data, offset, strides)
+        if b.unwritten is None:
+            return view, None
+        return view, np.ndarray((*shape, element), bool, b.unwritten, offset, (*strides, 1))
 
     def _apart(self, address: np.ndarray, size: int, values: np.ndarray | None) -> np.ndarray:
         """Lanes in several buffers: buffer by buffer."""

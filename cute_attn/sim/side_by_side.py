@@ -66,12 +66,11 @@ class NotedMemory(GlobalMemory):
         super().store(address, size, values)
 
     def window(
-        self, first: int, shape: Sequence[int], element: int, strides: Sequence[int], *, reads: bool, writes: bool
-    ) -> np.ndarray:
-        for notes, noted in ((self.read, reads), (self.written, writes)):
-            if noted:
-                notes.window(first, shape, element, strides, reads=False, writes=True)[...] = _ONES[element]
-        return super().window(first, shape, element, strides, reads=reads, writes=writes)
+        self, first: int, shape: Sequence[int], element: int, strides: Sequence[int], *, writes: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        notes = self.written if writes else self.read
+        notes.window(first, shape, element, strides, writes=True)[0][...] = _ONES[element]
+        return super().window(first, shape, element, strides, writes=writes)
 
     def changes(self) -> list[Changes]:
         found = []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .atomics import combine_values
-from .errors import Misaligned, OutOfBounds, UnsupportedDescriptor
+from .errors import Misaligned, OutOfBounds, UninitializedRead, UnsupportedDescriptor
 from .functions import bf16_bits, bf16_values
 from .memory import IN_FLIGHT, Fault, GlobalMemory, SharedMemory
 from .rounding import UNIT
@@ -110,7 +110,9 @@ class Box:
         if inside is None:
             return np.zeros(self.map.box_bytes, np.uint8)
         first, extent, where = inside
-        view = memory.window(first, extent, self.map.element, self.map.strides[::-1], reads=True, writes=False)
+        view, unwritten = memory.window(first, extent, self.map.element, self.map.strides[::-1], writes=False)
+        if unwritten is not None and unwritten.any():
+            raise Fault(UninitializedRead, f"tensor copy of {self} reads elements that nobody wrote")
         if view.shape == shape:
             return np.ascontiguousarray(view).reshape(-1).view(np.uint8)
         full = np.zeros(shape, view.dtype)
@@ -123,8 +125,7 @@ class Box:
         if inside is None:
             return
         first, extent, where = inside
-        reads = operation is not None
-        view = memory.window(first, extent, self.map.element, self.map.strides[::-1], reads=reads, writes=True)
+        view, unwritten = memory.window(first, extent, self.map.element, self.map.strides[::-1], writes=True)
         values = raw.view(view.dtype).reshape(self.map.box[::-1])[where]
         if operation is None:
             view[...] = values
@@ -132,6 +133,8 @@ class Box:
             if operation == "add" and self.map.type in UNIT:
                 memory.note_additions(self._addresses(where), view, values, self.map.type)
             view[...] = combine_bits(view, values, operation, self.map.type)
+        if unwritten is not None:
+            unwritten[...] = False
 
     def _addresses(self, where: tuple[slice, ...]) -> np.ndarray:
         """Of the elements of this part of the box."""
@@ -167,16 +170,19 @@ class Span:
     def __str__(self) -> str:
         return f"{self.size} bytes at global {self.first:#x}"
 
-    def _window(self, memory: GlobalMemory, *, reads: bool, writes: bool) -> np.ndarray:
+    def _window(self, memory: GlobalMemory, *, writes: bool) -> tuple[np.ndarray, np.ndarray | None]:
         if self.first % 16 or self.size % 16:
             raise Fault(Misaligned, f"a bulk copy of {self}: both must be multiples of 16", f"global {self.first:#x}")
-        return memory.window(self.first, (self.size,), 1, (1,), reads=reads, writes=writes)
+        return memory.window(self.first, (self.size,), 1, (1,), writes=writes)
 
     def read(self, memory: GlobalMemory) -> np.ndarray:
-        return self._window(memory, reads=True, writes=False).copy()
+        view, unwritten = self._window(memory, writes=False)
+        if unwritten is not None and unwritten.any():
+            raise Fault(UninitializedRead, f"bulk copy of {self} reads bytes that nobody wrote")
+        return view.copy()
 
     def write(self, memory: GlobalMemory, raw: np.ndarray, operation: str | None) -> None:
-        target = self._window(memory, reads=operation is not None, writes=True)
+        target, unwritten = self._window(memory, writes=True)
         if operation is None:
             target[...] = raw
         else:
@@ -186,6 +192,8 @@ class Span:
                 addresses = np.arange(self.first, self.first + self.size, width)
                 memory.note_additions(addresses, whole, raw.view(f"u{width}"), self.type)
             target[...] = combine_bits(whole, raw.view(f"u{width}"), operation, self.type).view(np.uint8)
+        if unwritten is not None:
+            unwritten[...] = False
 
     def address(self) -> int:
         return self.first
