@@ -85,7 +85,8 @@ def simulated(mode: str | None = None, seed: int | None = None) -> Iterator[list
 
     Memory that torch.empty and its kin return within it is known to be unwritten until a kernel or an operator of
     PyTorch writes it; to read it in a kernel before is an error. A tensor handed out by `numpy` or DLPack counts as
-    written; writes through `data_ptr` are not seen, so what is filled that way must come from torch.zeros.
+    written; writes through `data_ptr` are not seen, so what is filled that way must come from torch.zeros. What
+    torch.compile compiled runs uncompiled.
     """
     from cutlass.cute import runtime
     from cutlass.cutlass_dsl import CuTeDSL, tvm_ffi_provider
@@ -120,6 +121,7 @@ def simulated(mode: str | None = None, seed: int | None = None) -> Iterator[list
             stack.enter_context(_replaced(owner, name, value))
         if outer is None:
             stack.callback(watching.reset, watching.set(fresh))
+            stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code would write unseen
             stack.enter_context(fresh)
         yield reports
 

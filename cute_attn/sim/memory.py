@@ -36,6 +36,9 @@ class Fault(Exception):
         super().__init__(what)
         self.error, self.what, self.subject, self.notes = error, what, subject, notes
 
+    def with_note(self, note: str) -> Fault:
+        return Fault(self.error, self.what, self.subject, (*self.notes, note))
+
     def at(self, place: Place) -> SimError:
         return self.error(self.what, place, subject=self.subject, notes=self.notes)
 

@@ -234,7 +234,10 @@ class Load:
 
     def deliver(self, memory: GlobalMemory, *, held: bool) -> list[Any]:
         """Moves the bytes; returns the groups that the barriers wake."""
-        raw = self.source.read(memory).view(np.complex128)
+        try:
+            raw = self.source.read(memory).view(np.complex128)
+        except Fault as fault:  # where it is noticed tells little: the copy may have been issued long before
+            raise fault.with_note(str(self)) from None
         woken = []
         for cta, first, barrier in self.targets:
             if self.swizzle:
@@ -315,7 +318,10 @@ class Store:
         self.read()
         if not self.written:
             assert self.raw is not None
-            self.target.write(memory, self.raw, self.operation)
+            try:
+                self.target.write(memory, self.raw, self.operation)
+            except Fault as fault:
+                raise fault.with_note(str(self)) from None
             self.written = True
 
 
