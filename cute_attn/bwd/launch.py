@@ -137,7 +137,7 @@ def backward(
     if runtime == "sim":
         from cute_attn.sim import run
 
-        run(found.function, *arguments, ptx=found.ptx)
+        run(found.function, *arguments, ptx=found.ptx, fresh=(statistics, dq_sum, turns, *outputs))
     else:
         found.function(*arguments)
     return KernelGradients(dq, dk, dv, unpack_rows(statistics[:, :, :, 1], seqlen_q))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.dlpack import to_dlpack
 
+from cute_attn.sim.fresh import bytes_of, watching
 from cute_attn.sim.launch import Buffer
 
 
@@ -33,7 +36,7 @@ class CudaView:
         return (2, 0)
 
     def __dlpack__(self, **_: Any) -> Any:
-        capsule = self.tensor.__dlpack__()
+        capsule = to_dlpack(self.tensor)  # not the method, which counts as a write: see `simulated`
         pointer = ctypes.pythonapi.PyCapsule_GetPointer
         pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
         # DLTensor: the data pointer, then the device type
@@ -47,8 +50,11 @@ def cuda_view(tensor: torch.Tensor) -> Any:
     return tvm_ffi.from_dlpack(CudaView(tensor))
 
 
-def buffers_of(tensors: dict[str, torch.Tensor]) -> list[Buffer]:
-    """The memory that each tensor spans; tensors that share memory become one buffer."""
+def buffers_of(tensors: dict[str, torch.Tensor], fresh: Sequence[torch.Tensor] = ()) -> list[Buffer]:
+    """The memory that each tensor spans; tensors that share memory become one buffer.
+
+    Nobody wrote the bytes of tensors in `fresh`, except those that another tensor holds too.
+    """
     spans = []
     for name, tensor in tensors.items():
         if tensor.numel():
@@ -62,7 +68,30 @@ def buffers_of(tensors: dict[str, torch.Tensor]) -> list[Buffer]:
             merged[-1][2] += f"+{span[2]}"
         else:
             merged.append(span)
-    return [Buffer(start, _bytes_at(start, end - start), name) for start, end, name in merged]
+    return [
+        Buffer(start, _bytes_at(start, end - start), name, _unwritten(start, end - start, tensors, fresh))
+        for start, end, name in merged
+    ]
+
+
+def _unwritten(
+    start: int, size: int, tensors: dict[str, torch.Tensor], fresh: Sequence[torch.Tensor]
+) -> np.ndarray | None:
+    """The shadow of a buffer, None if all of it is written."""
+    memory = watching.get()
+    shadow = None if memory is None else memory.shadow(start, size)
+    here = [t for t in tensors.values() if t.numel() and start <= t.data_ptr() < start + size]
+    blank = [t for t in here if any(t is x for x in fresh)]
+    if not blank:
+        return shadow
+    shadow = np.zeros(size, bool) if shadow is None else shadow
+    before = shadow.copy()
+    for tensor in blank:
+        bytes_of(tensor, start, shadow)[...] = True
+    for tensor in here:
+        if not any(tensor is x for x in blank):
+            bytes_of(tensor, start, shadow)[...] = bytes_of(tensor, start, before)
+    return shadow
 
 
 def _bytes_at(address: int, size: int) -> np.ndarray:

@@ -8,9 +8,10 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from cute_attn.sim import stub
@@ -41,12 +42,19 @@ _current: contextvars.ContextVar[_Call | None] = contextvars.ContextVar("cute_at
 collected: contextvars.ContextVar[list[Report] | None] = contextvars.ContextVar("cute_attn_sim_reports", default=None)
 
 
-def simulate(function: Callable, names: Sequence[str], values: Sequence[Any], ptx: str, schedule: Schedule) -> Report:
+def simulate(
+    function: Callable,
+    names: Sequence[str],
+    values: Sequence[Any],
+    ptx: str,
+    schedule: Schedule,
+    fresh: Sequence[torch.Tensor | None] = (),
+) -> Report:
     """Calls host code that is linked to the stub, with its launches executed; the report of all of them."""
     _hook()
     tensors: dict[str, torch.Tensor] = {}
     arguments = [converted(value, name, tensors) for value, name in zip(values, names, strict=True)]
-    call = _Call(ptx, schedule, buffers_of(tensors))
+    call = _Call(ptx, schedule, buffers_of(tensors, _checked_fresh(fresh, tensors)))
     token = _current.set(call)
     try:
         function(*arguments)
@@ -54,15 +62,36 @@ def simulate(function: Callable, names: Sequence[str], values: Sequence[Any], pt
         _current.reset(token)
     if call.error is not None:
         raise call.error
-    report = merged(call.reports)
+    report = replace(merged(call.reports), unwritten=_left_unwritten(call.buffers))
     reports = collected.get()
     if reports is not None:
         reports.append(report)
     return report
 
 
+def _checked_fresh(fresh: Sequence[torch.Tensor | None], tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    if isinstance(fresh, torch.Tensor):
+        raise TypeError("fresh is a tensor; it must be a sequence of tensors")
+    checked = []
+    for i, tensor in enumerate(fresh):
+        if tensor is None:
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"fresh[{i}] is a {type(tensor).__name__}; it must be a tensor or None")
+        if not any(tensor is argument for argument in tensors.values()):
+            allowed = ", ".join(tensors)
+            raise ValueError(f"fresh[{i}] of shape {tuple(tensor.shape)} is none of the tensors passed: {allowed}")
+        checked.append(tensor)
+    return checked
+
+
+def _left_unwritten(buffers: Sequence[Buffer]) -> dict[str, int]:
+    left = {b.name: int(np.count_nonzero(b.unwritten)) for b in buffers if b.unwritten is not None}
+    return {name: count for name, count in left.items() if count}
+
+
 def merged(reports: Sequence[Report]) -> Report:
-    """One report of several launches."""
+    """One report of several launches, or calls."""
     statistics: Counter[str] = Counter()
     for report in reports:
         statistics.update(report.statistics)
@@ -71,7 +100,10 @@ def merged(reports: Sequence[Report]) -> Report:
     for report in reports:
         rounding.update(report.rounding)
     warnings = tuple(warning for report in reports for warning in report.warnings)
-    return Report(reduced, warnings, dict(statistics), dict(rounding))
+    unwritten: Counter[str] = Counter()
+    for report in reports:
+        unwritten |= Counter(report.unwritten)
+    return Report(reduced, warnings, dict(statistics), dict(rounding), dict(unwritten))
 
 
 def _on_launch(kernel: bytes, image: int, config_address: int, arguments: Any) -> int:

@@ -325,13 +325,13 @@ class Classic:
     source: np.ndarray
     size: int
     taken: np.ndarray  # bytes that come from the source; the rest is zero
-    site: int
+    label: str
     warps: np.ndarray
     done: bool = False
     spans: list[tuple[int, int]] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return f"cp.async of {self.size} bytes a lane to shared {int(self.to.min()):#x}"
+        return f"cp.async of {self.size} bytes a lane to shared {int(self.to.min()):#x} ({self.label})"
 
 
 def _classic(program: Program, r: Reader) -> Node:
@@ -371,8 +371,9 @@ def _classic(program: Program, r: Reader) -> Node:
 def classic_copy(c: CTA, g: Group, node: Node) -> bool:
     site, (to, source, size, taken) = node.detail
     warps = g.lanes.warp + 4 * g.wg.index
+    label = f"PTX line {c.program.kernel.instructions[site].line}, warp {g.warps[0]}"
     taken_bytes = taken(c, g) if taken else np.full(g.lanes.count, size)
-    copy = Classic(to(c, g) - c.base, source(c, g), size, np.minimum(taken_bytes, size), site, warps)
+    copy = Classic(to(c, g) - c.base, source(c, g), size, np.minimum(taken_bytes, size), label, warps)
     try:
         c.shared.check(copy.to, size)
         copy.spans = [(int(a), int(a) + size) for a in copy.to]
@@ -400,12 +401,15 @@ def _finish_classic(c: CTA, copy: Classic) -> None:
         c.shared.code[copy.to[:, None] + np.arange(copy.size)] = 0
     raw = np.zeros((copy.to.size, copy.size), np.uint8)
     whole = copy.taken == copy.size
-    if whole.any():
-        words = np.ascontiguousarray(c.machine.memory.load(copy.source[whole], copy.size))
-        raw[whole] = words[:, None].view(np.uint8)
-    for lane in np.flatnonzero(~whole & (copy.taken > 0)).tolist():
-        n = int(copy.taken[lane])
-        raw[lane, :n] = c.machine.memory.load(copy.source[lane] + np.arange(n), 1)
+    try:
+        if whole.any():
+            words = np.ascontiguousarray(c.machine.memory.load(copy.source[whole], copy.size))
+            raw[whole] = words[:, None].view(np.uint8)
+        for lane in np.flatnonzero(~whole & (copy.taken > 0)).tolist():
+            n = int(copy.taken[lane])
+            raw[lane, :n] = c.machine.memory.load(copy.source[lane] + np.arange(n), 1)
+    except Fault as fault:
+        raise fault.with_note(str(copy)) from None
     words = raw.view({4: "u4", 8: "u8", 16: "c16"}[copy.size])[:, 0]
     c.shared.store(copy.to, copy.size, words, copy.warps, c.releases[copy.warps])
     c.machine.progress += 1

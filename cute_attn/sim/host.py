@@ -19,12 +19,20 @@ from cute_attn.sim import stub
 from cute_attn.sim.arguments import CudaView
 from cute_attn.sim.capture import collected, simulate
 from cute_attn.sim.errors import Place, UntestedVersion
+from cute_attn.sim.fresh import FreshMemory, watching
 from cute_attn.sim.launch import Report, Schedule
 
 TESTED_VERSIONS = ("4.8.1",)  # of nvidia-cutlass-dsl: the stub leans on symbols and layouts that nobody documents
 
 
-def run(function: Any, *args: Any, mode: str | None = None, seed: int | None = None, ptx: str | None = None) -> Report:
+def run(
+    function: Any,
+    *args: Any,
+    mode: str | None = None,
+    seed: int | None = None,
+    ptx: str | None = None,
+    fresh: Sequence[torch.Tensor | None] = (),
+) -> Report:
     """Calls a compiled function on CPU tensors and executes the kernels that it launches.
 
     Args:
@@ -33,6 +41,9 @@ def run(function: Any, *args: Any, mode: str | None = None, seed: int | None = N
         mode: "eager", "late" or "random"; None takes the active backend's mode, "eager" by default.
         seed: of the mode "random"; None takes the active backend's seed, 0 by default.
         ptx: what to execute; a compiled function brings its own, a loaded one needs it.
+        fresh: those tensors among the arguments whose contents nobody wrote yet, such as outputs and workspaces made by
+            torch.empty; None is skipped. To read them before a launch of this call wrote them is an error. What they
+            share with other arguments counts as written. Within `simulated` such tensors are found by themselves.
 
     Returns:
         The report of all launches together.
@@ -43,10 +54,10 @@ def run(function: Any, *args: Any, mode: str | None = None, seed: int | None = N
     """
     schedule = _schedule(mode, seed)
     if hasattr(function, "ir_module"):
-        return _simulate_compiled(function, args, {}, schedule, ptx)
+        return _simulate_compiled(function, args, {}, schedule, ptx, fresh)
     if ptx is None:
         raise ValueError("ptx=None: a function loaded from a shared object does not carry its PTX, pass it")
-    return simulate(function, argument_names(function, args), args, ptx, schedule)
+    return simulate(function, argument_names(function, args), args, ptx, schedule, fresh)
 
 
 def load(path: Path, name: str) -> Any:
@@ -71,6 +82,11 @@ def simulated(mode: str | None = None, seed: int | None = None) -> Iterator[list
     CPU tensors say `is_cuda` and reach the DSL as CUDA tensors, compiled functions keep their PTX, a call simulates
     them, and cute_attn's own functions use backend "sim". The yielded list receives the report of each call. Functions
     compiled before keep working if they kept their PTX. Not for several threads at once: it patches torch and the DSL.
+
+    Memory that torch.empty and its kin return within it is known to be unwritten until a kernel or an operator of
+    PyTorch writes it; to read it in a kernel before is an error. A tensor handed out by `numpy` or DLPack counts as
+    written; writes through `data_ptr` are not seen, so what is filled that way must come from torch.zeros. What
+    torch.compile compiled runs uncompiled.
     """
     from cutlass.cute import runtime
     from cutlass.cutlass_dsl import CuTeDSL, tvm_ffi_provider
@@ -86,6 +102,8 @@ def simulated(mode: str | None = None, seed: int | None = None) -> Iterator[list
 
     original_init = runtime._Tensor.__init__
     settings = CuTeDSL._get_dsl().envar
+    outer = watching.get()
+    fresh = outer or FreshMemory()
     with contextlib.ExitStack() as stack:
         dump = stack.enter_context(tempfile.TemporaryDirectory())
         stack.enter_context(backend("sim", mode=schedule.mode, seed=schedule.seed))
@@ -96,9 +114,15 @@ def simulated(mode: str | None = None, seed: int | None = None) -> Iterator[list
             (runtime._Tensor, "__init__", tensor_init),
             (tvm_ffi_provider.TVMFFIJitCompiledFunction, "__call__", call),
             (tvm_ffi_provider.TVMFFIJitCompiledFunctionWithKwargs, "__call__", call),
+            (torch.Tensor, "numpy", fresh.exported(torch.Tensor.numpy)),
+            (torch.Tensor, "__dlpack__", fresh.exported(torch.Tensor.__dlpack__)),
             (torch.Tensor, "is_cuda", property(lambda self: self.device.type in ("cpu", "cuda"))),
         ):
             stack.enter_context(_replaced(owner, name, value))
+        if outer is None:
+            stack.callback(watching.reset, watching.set(fresh))
+            stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code would write unseen
+            stack.enter_context(fresh)
         yield reports
 
 
@@ -134,7 +158,14 @@ def _check_version(function: str) -> None:
 # ---------------------------------------------------------------------------- calling compiled host code
 
 
-def _simulate_compiled(compiled: Any, args: tuple, kwargs: dict, schedule: Schedule, ptx: str | None = None) -> Report:
+def _simulate_compiled(
+    compiled: Any,
+    args: tuple,
+    kwargs: dict,
+    schedule: Schedule,
+    ptx: str | None = None,
+    fresh: Sequence[torch.Tensor | None] = (),
+) -> Report:
     """Calls a compiled function under its own calling convention (keywords, defaults, dataclasses)."""
     _check_version(compiled.function_name)
     ptx = ptx or getattr(compiled, "__ptx__", None)
@@ -144,7 +175,7 @@ def _simulate_compiled(compiled: Any, args: tuple, kwargs: dict, schedule: Sched
     reports: list[Report] = []
 
     def positional(*values: Any) -> None:
-        reports.append(simulate(linked, argument_names(compiled, values), values, ptx, schedule))
+        reports.append(simulate(linked, argument_names(compiled, values), values, ptx, schedule, fresh))
 
     wrapper = _wrapper(compiled)
     call = _rebound(wrapper, compiled._tvm_ffi_function, positional) if wrapper else positional

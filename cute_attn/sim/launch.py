@@ -64,3 +64,5 @@ class Report:
     )  # counts: ctas, segments, lane_instructions, wgmmas, copies
     # of each buffer in `reduced`: the largest rounding error of an element, relative to the largest element
     rounding: dict[str, float] = field(default_factory=dict)
+    # of each buffer with memory that nobody had written before the call: how many bytes of it nobody has written still
+    unwritten: dict[str, int] = field(default_factory=dict)

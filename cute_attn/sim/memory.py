@@ -36,6 +36,9 @@ class Fault(Exception):
         super().__init__(what)
         self.error, self.what, self.subject, self.notes = error, what, subject, notes
 
+    def with_note(self, note: str) -> Fault:
+        return Fault(self.error, self.what, self.subject, (*self.notes, note))
+
     def at(self, place: Place) -> SimError:
         return self.error(self.what, place, subject=self.subject, notes=self.notes)
 
@@ -240,6 +243,7 @@ class GlobalMemory:
                 )
         self.starts = [b.address for b in self.buffers]
         self.views: dict[tuple[int, int], np.ndarray | None] = {}
+        self.shadows: dict[tuple[int, int], np.ndarray] = {}
         self.additions: dict[int, Additions] = {}  # by buffer, for those that receive floating-point additions
         self.last = 0
 
@@ -300,18 +304,37 @@ class GlobalMemory:
             self.views[key] = whole.view(WORD[size]) if b.address % size == 0 and b.data.flags.c_contiguous else None
         return self.views[key]
 
+    def _shadow(
+        self, unwritten: np.ndarray, index: int, offset: np.ndarray, size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A buffer's shadow, and where in it accesses are: in words where they are aligned there too, else in bytes."""
+        if self.buffers[index].address % size:
+            return unwritten, offset[..., None] + np.arange(size)
+        key = (index, size)
+        if key not in self.shadows:
+            whole, word = unwritten[: unwritten.size // size * size], min(size, 8)
+            self.shadows[key] = whole.view(WORD[word]).reshape(-1, size // word)
+        return self.shadows[key], offset >> _SHIFT[size]
+
+    def _unread(self, index: int, offset: int, size: int, reader: str) -> Fault:
+        """Why an element may not be read: nobody wrote a byte of it."""
+        b = self.buffers[index]
+        assert b.unwritten is not None
+        offset += int(b.unwritten[offset : offset + size].argmax())
+        what = f"{reader} byte {offset} of {b.name} that nobody wrote"
+        return Fault(UninitializedRead, what, f"global {b.address + offset:#x}")
+
     def load(self, address: np.ndarray, size: int) -> np.ndarray:
         index, offset = self.locate(address, size)
         if index < 0:
             return self._apart(address, size, None)
         b = self.buffers[index]
         if b.unwritten is not None:
-            for k in range(size):
-                bad = b.unwritten[offset + k]
-                if bad.any():
-                    first = int(offset[bad].flat[0]) + k
-                    what = f"read of byte {first} of {b.name} that nobody wrote"
-                    raise Fault(UninitializedRead, what, f"global {b.address + first:#x}")
+            shadow, where = self._shadow(b.unwritten, index, offset, size)
+            unwritten = shadow[where]
+            if unwritten.any():
+                first = int(offset.reshape(-1)[unwritten.reshape(offset.size, -1).any(1)][0])
+                raise self._unread(index, first, size, "read of")
         words = self._words(index, size)
         if words is not None:
             return words[offset >> _SHIFT[size]]
@@ -325,7 +348,8 @@ class GlobalMemory:
             return
         b = self.buffers[index]
         if b.unwritten is not None:
-            b.unwritten[offset[..., None] + np.arange(size)] = False
+            shadow, where = self._shadow(b.unwritten, index, offset, size)
+            shadow[where] = 0
         words = self._words(index, size)
         if words is not None:
             words[offset >> _SHIFT[size]] = values
@@ -336,7 +360,7 @@ class GlobalMemory:
     def window(
         self, first: int, shape: Sequence[int], element: int, strides: Sequence[int], *, writes: bool
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """What a bulk or tensor copy reads or writes: its elements as a view, and the shadow of their bytes, if any."""
+        """What a bulk or tensor copy reads or writes: its elements as a view, and their shadow, if any, as another."""
         last = first + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + element
         index = self.find(first, last)
         if index is None:
@@ -346,7 +370,15 @@ class GlobalMemory:
         view = np.ndarray(shape, f"u{element}", b.data, offset, strides)
         if b.unwritten is None:
             return view, None
-        return view, np.ndarray((*shape, element), bool, b.unwritten, offset, (*strides, 1))
+        return view, np.ndarray(shape, f"u{element}", b.unwritten, offset, strides)
+
+    def demand_written(self, first: int, shadow: np.ndarray | None, reader: str) -> None:
+        """Refuses to read a window at `first` with this shadow if nobody wrote some of it."""
+        if shadow is not None and shadow.any():
+            at = first + sum(i * s for i, s in zip(np.argwhere(shadow)[0].tolist(), shadow.strides, strict=True))
+            index = self.find(at, at + 1)
+            assert index is not None
+            raise self._unread(index, at - self.buffers[index].address, shadow.itemsize, reader)
 
     def _apart(self, address: np.ndarray, size: int, values: np.ndarray | None) -> np.ndarray:
         """Lanes in several buffers: buffer by buffer."""

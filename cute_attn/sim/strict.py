@@ -19,7 +19,13 @@ class ScheduleDependence(SimError):
     """Two schedules left different results."""
 
 
-def strict(function: Any, *args: Any, deterministic: bool = False, ptx: str | None = None) -> Report:
+def strict(
+    function: Any,
+    *args: Any,
+    deterministic: bool = False,
+    ptx: str | None = None,
+    fresh: Sequence[torch.Tensor | None] = (),
+) -> Report:
     """Runs `function(*args)` in eager, late and three random schedules and compares what they leave behind.
 
     Args:
@@ -27,7 +33,7 @@ def strict(function: Any, *args: Any, deterministic: bool = False, ptx: str | No
             own, which then runs in `simulated`, and whose returned tensors are compared too.
         args: its arguments. Tensors start every run with the same contents, and end with those of the eager run.
         deterministic: whether the function claims the same bits in every run, whatever the order of its reductions.
-        ptx: as for `run`.
+        ptx, fresh: as for `run`; fresh is for compiled functions only.
 
     Returns:
         The report of the eager run.
@@ -37,8 +43,11 @@ def strict(function: Any, *args: Any, deterministic: bool = False, ptx: str | No
             reductions from several CTAs and the function does not claim to be deterministic, by more than another order
             of summation explains. In Python code every floating-point tensor counts as reduced if any was.
         SimError: whatever a run finds.
+        ValueError: fresh tensors for Python code, whose own are found by themselves.
     """
     is_kernel = hasattr(function, "ir_module") or ptx is not None
+    if fresh and not is_kernel:
+        raise ValueError(f"fresh has {len(fresh)} tensors; Python code takes none, it is watched as it allocates")
     tensors = dict(_tensors(args, argument_names(function, args)))
     before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     outcomes: list[tuple[Report, dict[str, torch.Tensor]]] = []
@@ -47,7 +56,7 @@ def strict(function: Any, *args: Any, deterministic: bool = False, ptx: str | No
             tensor.detach().copy_(before[name])
         returned: dict[str, torch.Tensor] = {}
         if is_kernel:
-            report = run(function, *args, mode=schedule.mode, seed=schedule.seed, ptx=ptx)
+            report = run(function, *args, mode=schedule.mode, seed=schedule.seed, ptx=ptx, fresh=fresh)
         else:
             with simulated(schedule.mode, schedule.seed) as reports:
                 returned = dict(_tensors([function(*args)], ["result"]))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .atomics import combine_values
-from .errors import Misaligned, OutOfBounds, UninitializedRead, UnsupportedDescriptor
+from .errors import Misaligned, OutOfBounds, UnsupportedDescriptor
 from .functions import bf16_bits, bf16_values
 from .memory import IN_FLIGHT, Fault, GlobalMemory, SharedMemory
 from .rounding import UNIT
@@ -111,8 +111,7 @@ class Box:
             return np.zeros(self.map.box_bytes, np.uint8)
         first, extent, where = inside
         view, unwritten = memory.window(first, extent, self.map.element, self.map.strides[::-1], writes=False)
-        if unwritten is not None and unwritten.any():
-            raise Fault(UninitializedRead, f"tensor copy of {self} reads elements that nobody wrote")
+        memory.demand_written(first, unwritten, f"tensor copy of {self} reads")
         if view.shape == shape:
             return np.ascontiguousarray(view).reshape(-1).view(np.uint8)
         full = np.zeros(shape, view.dtype)
@@ -130,11 +129,12 @@ class Box:
         if operation is None:
             view[...] = values
         else:
+            memory.demand_written(first, unwritten, f"tensor {operation} to {self} reads")
             if operation == "add" and self.map.type in UNIT:
                 memory.note_additions(self._addresses(where), view, values, self.map.type)
             view[...] = combine_bits(view, values, operation, self.map.type)
         if unwritten is not None:
-            unwritten[...] = False
+            unwritten[...] = 0
 
     def _addresses(self, where: tuple[slice, ...]) -> np.ndarray:
         """Of the elements of this part of the box."""
@@ -177,8 +177,7 @@ class Span:
 
     def read(self, memory: GlobalMemory) -> np.ndarray:
         view, unwritten = self._window(memory, writes=False)
-        if unwritten is not None and unwritten.any():
-            raise Fault(UninitializedRead, f"bulk copy of {self} reads bytes that nobody wrote")
+        memory.demand_written(self.first, unwritten, f"bulk copy of {self} reads")
         return view.copy()
 
     def write(self, memory: GlobalMemory, raw: np.ndarray, operation: str | None) -> None:
@@ -186,6 +185,7 @@ class Span:
         if operation is None:
             target[...] = raw
         else:
+            memory.demand_written(self.first, unwritten, f"bulk {operation} to {self} reads")
             width = 2 if self.type == "bf16" else int(self.type[1:])
             whole = target.copy().view(f"u{width}")
             if operation == "add" and self.type in UNIT:
@@ -193,7 +193,7 @@ class Span:
                 memory.note_additions(addresses, whole, raw.view(f"u{width}"), self.type)
             target[...] = combine_bits(whole, raw.view(f"u{width}"), operation, self.type).view(np.uint8)
         if unwritten is not None:
-            unwritten[...] = False
+            unwritten[...] = 0
 
     def address(self) -> int:
         return self.first
@@ -234,7 +234,10 @@ class Load:
 
     def deliver(self, memory: GlobalMemory, *, held: bool) -> list[Any]:
         """Moves the bytes; returns the groups that the barriers wake."""
-        raw = self.source.read(memory).view(np.complex128)
+        try:
+            raw = self.source.read(memory).view(np.complex128)
+        except Fault as fault:  # where it is noticed tells little: the copy may have been issued long before
+            raise fault.with_note(str(self)) from None
         woken = []
         for cta, first, barrier in self.targets:
             if self.swizzle:
@@ -315,7 +318,10 @@ class Store:
         self.read()
         if not self.written:
             assert self.raw is not None
-            self.target.write(memory, self.raw, self.operation)
+            try:
+                self.target.write(memory, self.raw, self.operation)
+            except Fault as fault:
+                raise fault.with_note(str(self)) from None
             self.written = True
 
 
