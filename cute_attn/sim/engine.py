@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from . import blas, side_by_side
+from .batches import cut
 from .block import MAX_DYNAMIC_SHARED
 from .errors import Place, SharedMemoryExceeded
 from .launch import Buffer, Launch, Report, Schedule
@@ -19,7 +20,7 @@ from .scheduler import Scheduler
 def execute(launch: Launch, buffers: Sequence[Buffer], schedule: Schedule, workers: int | None = None) -> Report:
     """Runs one launch on the CPU; writes the buffers.
 
-    Eager launches use up to `workers` processes where that pays; None: as many as PyTorch uses threads.
+    Uses up to `workers` processes where that pays, which changes no result; None: as many as PyTorch uses threads.
 
     Raises:
         SimError: for everything that the kernel does wrong, or that is not modelled.
@@ -29,10 +30,9 @@ def execute(launch: Launch, buffers: Sequence[Buffer], schedule: Schedule, worke
     program = program_of(launch.ptx, launch.kernel)
     with np.errstate(all="ignore"), blas.one_thread():
         scheduler = Scheduler(launch, program, GlobalMemory(buffers), schedule)
-        scheduler.unstarted = scheduler.clusters()
-        if schedule.mode == "eager":  # in the others, clusters share one order of events
-            side_by_side.advance(scheduler, torch.get_num_threads() if workers is None else workers)
-        scheduler.advance()
+        side_by_side.run(
+            scheduler, cut(launch, program, schedule.mode), torch.get_num_threads() if workers is None else workers
+        )
         return scheduler.report()
 
 

@@ -12,12 +12,6 @@ from .machine import Machine
 class Lifecycle(Machine):
     """The part of a machine that starts and ends CTAs."""
 
-    def clusters(self) -> list[tuple[int, int, int]]:
-        """The first CTA of each cluster, in the order in which they start, last first."""
-        (gx, gy, gz), (cx, cy, cz) = self.launch.grid, self.launch.cluster
-        order = [(x, y, z) for z in range(0, gz, cz) for y in range(0, gy, cy) for x in range(0, gx, cx)]
-        return order[::-1]
-
     def start_cluster(self) -> None:
         first = self.unstarted.pop()
         cluster = Cluster()

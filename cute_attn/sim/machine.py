@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .batches import Batch
 from .block import Block
 from .cta import CTA, Cluster
 from .errors import Place
@@ -25,15 +26,13 @@ class Machine:
     def __init__(self, launch: Launch, program: Program, memory: GlobalMemory, schedule: Schedule):
         self.launch, self.program, self.memory, self.mode = launch, program, memory, schedule.mode
         self.nodes = program.nodes
-        self.random = random.Random(schedule.seed)
+        self.seed, self.random = schedule.seed, random.Random()
         self.parameters = self._parameters()
         self.lanes: dict[int, dict[int, Lanes]] = {}
         self.files: list[dict[str, np.ndarray]] = []  # register files to use again
         self.spare: list[SharedMemory] = []
         self.resident: list[Cluster] = []
-        self.unstarted: list[
-            tuple[int, int, int]
-        ] = []  # first CTAs of clusters, in the order of their start, last first
+        self.unstarted: Batch = []  # of the batch that runs, last first
         self.pending: list[Load] = []
         self.stalled: list[Group] = []  # polls that wait for any progress
         self.progress = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .batches import RESIDENT, Batch
 from .deadlock import deadlock
 from .errors import AccumulatorInFlight
 from .flow import Flow
@@ -11,16 +12,17 @@ from .memory import Fault
 from .node import BRANCH, EXIT, SEGMENT, Node
 
 HEAVY = 48  # instructions from which it pays to run the warps of a warpgroup together
-RESIDENT = {"eager": 1, "late": 2, "random": 3}  # clusters that run side by side even if none has to wait
 
 
 class Scheduler(Flow):
     """A machine that runs."""
 
-    def advance(self, leave: int = 0) -> None:
-        """Runs until nothing is resident and at most the last `leave` clusters have not started."""
-        while self.resident or len(self.unstarted) > leave:
-            while len(self.unstarted) > leave and len(self.resident) < RESIDENT[self.mode]:
+    def run(self, number: int, batch: Batch) -> None:
+        """Runs a batch to its end: nothing is resident, in flight or waiting then."""
+        self.random.seed(self.seed + (number << 64))  # the first batch, often the only one, has the seed as it came
+        self.unstarted = batch[::-1]
+        while self.resident or self.unstarted:
+            while self.unstarted and len(self.resident) < RESIDENT[self.mode]:
                 self.start_cluster()
             g = self._pick()
             if g is not None:

@@ -1,8 +1,9 @@
-"""Runs the clusters of an eager launch in several processes where that pays; the results are those of one process.
+"""Runs the batches of a launch in several processes where that pays; the results are those of one process.
 
 Forked processes see memory as it was at the fork, and note which bytes they read and write. If none touched what
-another wrote, the order of the clusters did not matter, and what they wrote is put together. Otherwise, and when one of
-them meets an error, their work is thrown away and the clusters run in turn: no result depends on the number of cores.
+another wrote, the order of the batches did not matter, and what they wrote is put together. Otherwise, and when one of
+them meets an error, their work is thrown away and the batches run in turn: no result depends on the number of cores,
+nor on when processes are thought to pay.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from .batches import Batch
 from .launch import Buffer
 from .memory import WORD, GlobalMemory
 
 if TYPE_CHECKING:
-    from .program import Program
-    from .ptx import Instruction
     from .scheduler import Scheduler
 
 # What processes cost. Measured: two forks take 0.01 s of CPU time, noting, sending and comparing 7 ns for each byte of
 # the buffers. Both are taken as more, so that little work is never slower for it.
 FORKING, COMPARING = 0.3, 1e-8  # seconds; seconds a byte
+Numbered = Sequence[tuple[int, Batch]]  # batches with their numbers
 _ONES = {n: np.frombuffer(bytes([1] * n), word)[0] for n, word in WORD.items()}
 
 
@@ -44,7 +45,7 @@ class Outcome(NamedTuple):
     """What a process did."""
 
     changes: list[Changes]  # a buffer each
-    warnings: list[tuple[int, str]]  # with the number of the cluster that gave it first
+    warnings: list[tuple[int, str]]  # with the number of the batch that gave it, in order
     statistics: dict[str, int]
 
 
@@ -79,38 +80,37 @@ class NotedMemory(GlobalMemory):
         return found
 
 
-def advance(scheduler: Scheduler, workers: int) -> None:
-    """Runs the first clusters here and, if that pays, the others in up to `workers` processes; may leave some to do."""
-    if workers < 2 or not _independent(scheduler.program):
-        return
-    cost = float("inf")
-    for _ in range(2):  # the first translates
-        if scheduler.unstarted:
-            start = time.perf_counter()
-            scheduler.advance(leave=len(scheduler.unstarted) - 1)
-            cost = min(cost, time.perf_counter() - start)
-    workers = min(workers, len(scheduler.unstarted))
+def run(scheduler: Scheduler, batches: Sequence[Batch], workers: int) -> None:
+    """Runs batches in turn until it pays to run those left in up to `workers` processes."""
+    left = list(enumerate(batches))
+    last = 0.0  # seconds; says nothing before the second batch, for the first translates
+    while left:
+        start = time.perf_counter()
+        scheduler.run(*left.pop(0))
+        seconds = time.perf_counter() - start
+        processes = min(workers, len(left))
+        if processes > 1 and _pays(scheduler, min(last, seconds) * len(left), processes):
+            if _side_by_side(scheduler, left, processes):
+                return
+            workers = 1  # what came in their way would come again
+        last = seconds
+
+
+def _pays(scheduler: Scheduler, seconds: float, processes: int) -> bool:
     size = sum(b.data.size for b in scheduler.memory.buffers)
-    if workers > 1 and cost * len(scheduler.unstarted) * (1 - 1 / workers) > FORKING + COMPARING * size:
-        outcomes = _run(scheduler, workers)
-        if None not in outcomes and not _meet(outcomes):
-            _merge(scheduler, outcomes)
-            scheduler.unstarted = []
+    return seconds * (1 - 1 / processes) > FORKING + COMPARING * size
 
 
-def _independent(program: Program) -> bool:
-    """Whether the kernel has no way to wait for another CTA, or to add to what another adds to."""
-    return not any(_communicates(i) for i in program.kernel.instructions)
-
-
-def _communicates(i: Instruction) -> bool:
-    if any(m.startswith("shared") for m in i.modifiers) and i.name != "cp":
+def _side_by_side(scheduler: Scheduler, batches: Numbered, workers: int) -> bool:
+    """Runs batches in as many processes; false, and nothing is done, if they met or one met an error."""
+    outcomes = _outcomes(scheduler, batches, workers)
+    if None in outcomes or _meet(outcomes):
         return False
-    polls = i.name == "ld" and not {"acquire", "relaxed", "volatile", "mmio"}.isdisjoint(i.modifiers)
-    return i.name in ("atom", "red") or polls or (i.name == "cp" and "reduce" in i.modifiers)
+    _merge(scheduler, outcomes)
+    return True
 
 
-def _run(scheduler: Scheduler, workers: int) -> list[Outcome | None]:
+def _outcomes(scheduler: Scheduler, batches: Numbered, workers: int) -> list[Outcome | None]:
     """What each process did; None for one that met an error."""
     children: list[int] = []
     pipes: list[int] = []
@@ -122,7 +122,7 @@ def _run(scheduler: Scheduler, workers: int) -> list[Outcome | None]:
                 warnings.simplefilter("ignore", DeprecationWarning)
                 child = os.fork()
             if child == 0:
-                _work(scheduler, worker, workers, send)
+                _work(scheduler, batches[worker::workers], send)
             children.append(child)
             os.close(send)
         return [_receive(pipe) for pipe in pipes]
@@ -140,8 +140,8 @@ def _receive(pipe: int) -> Outcome | None:
     return pickle.loads(raw) if raw else None
 
 
-def _work(scheduler: Scheduler, worker: int, workers: int, send: int) -> None:
-    """A child: every so many clusters, from memory of its own. It ends here, whatever happens."""
+def _work(scheduler: Scheduler, batches: Numbered, send: int) -> None:
+    """A child: its share of the batches, in turn, on memory of its own. It ends here, whatever happens."""
     try:
         gc.disable()  # objects of the parent's libraries must not be finalised here
         # copies: forking does not part memory that is shared between processes, as tensors may be
@@ -149,10 +149,9 @@ def _work(scheduler: Scheduler, worker: int, workers: int, send: int) -> None:
         scheduler.memory = memory
         scheduler.statistics = dict.fromkeys(scheduler.statistics, 0)
         warned: list[tuple[int, str]] = []
-        for number, first in list(enumerate(reversed(scheduler.unstarted)))[worker::workers]:
+        for number, batch in batches:
             known = len(scheduler.warnings)
-            scheduler.unstarted = [first]
-            scheduler.advance()
+            scheduler.run(number, batch)
             warned += [(number, warning) for warning in list(scheduler.warnings)[known:]]
         raw = pickle.dumps(Outcome(memory.changes(), warned, scheduler.statistics), protocol=5)
         with os.fdopen(send, "wb") as file:
@@ -185,5 +184,5 @@ def _merge(scheduler: Scheduler, outcomes: Sequence[Outcome | None]) -> None:
         for name, count in outcome.statistics.items():
             scheduler.statistics[name] += count
         warned += outcome.warnings
-    for _, warning in sorted(warned):
+    for _, warning in sorted(warned, key=lambda numbered: numbered[0]):  # those of a batch stay in order
         scheduler.warnings.setdefault(warning)
