@@ -1,7 +1,8 @@
 """How fast the simulator is, as a ratio to the same arithmetic done directly in NumPy on the same cores.
 
 One forward tile of 128x128 and one backward step of 64x128 at head_dim 128, of flash-attn-4's kernels (extra `peers`),
-after compiling and translating. Run: `python benchmarks/sim_speed.py`.
+after compiling and translating; and a whole forward of our own, in one process and in two. Run:
+`python benchmarks/sim_speed.py`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ import torch
 from common import save
 from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd
 
-from cute_attn import sim
+from cute_attn import backend, flex_flash_attn_func, sim
+from cute_attn.mask import causal
 from cute_attn.sim import capture
 
 D = 128
+TOKENS, HEADS = 2048, 4
 MODES = ("eager", "late", "random")
 
 
@@ -60,6 +63,22 @@ def backward(tiles: int, mode: str) -> float:
     with sim.simulated(mode=mode), kernel_seconds() as times:
         _flash_attn_bwd(q, k, v, out, d_out, torch.randn(1, 1, 128 * tiles).abs() + 5, causal=True)
     return max(times)
+
+
+def launch(mode: str) -> tuple[float, float]:
+    """Seconds of a causal forward with one key head, wall-clock: on one thread, and on two."""
+    q, k, v = (torch.randn(TOKENS, heads, D).bfloat16() for heads in (HEADS, 1, 1))
+    mask, threads = causal(TOKENS), torch.get_num_threads()
+    times: dict[int, list[float]] = {1: [], 2: []}
+    try:
+        with backend("sim", mode=mode):
+            for _ in range(6):  # in turn, so that a slow moment of the machine meets both
+                for n in times:
+                    torch.set_num_threads(n)
+                    times[n].append(seconds(lambda: flex_flash_attn_func(q, k, v, mask)))
+    finally:
+        torch.set_num_threads(threads)
+    return min(times[1]), min(times[2])
 
 
 def best(run: Callable[[], float], repeats: int) -> float:
@@ -119,8 +138,25 @@ def main() -> None:
                     "NumPy ms": numpy * 1e3,
                     "ratio to NumPy": cost / numpy,
                     "ratio to eager": cost / costs["eager"],
+                    "gain of two processes": "",
                 }
             )
+    tiles = HEADS * (TOKENS // 128) * (TOKENS // 128 + 1) // 2
+    direct = numpy_forward()
+    numpy = tiles * best(lambda: seconds(direct), 500)
+    whole = {mode: launch(mode) for mode in MODES}
+    for mode, (one, two) in whole.items():
+        rows.append(
+            {
+                "what": f"causal forward, {TOKENS} tokens, {HEADS} heads",
+                "mode": mode,
+                "ms": one * 1e3,
+                "NumPy ms": numpy * 1e3,
+                "ratio to NumPy": one / numpy,
+                "ratio to eager": one / whole["eager"][0],
+                "gain of two processes": one / two,
+            }
+        )
     growth = {tiles: best(lambda: forward(tiles, "eager"), 5) / tiles * 1e3 for tiles in (8, 16, 32, 64)}  # noqa: B023
     save(
         "sim_speed",
