@@ -16,6 +16,7 @@ from cute_attn.jit.tuned import tuned_tile
 from cute_attn.mask import IntervalMask, TileSchedule
 
 from .config import default_tile
+from .order import in_turns
 from .rows import pack_bounds, unpack_rows
 
 __all__ = ["KernelGradients", "backward", "backward_mask_kind", "row_terms"]
@@ -120,10 +121,10 @@ def backward(
     outputs = [x if x is None else in_kernel_form("gradient", x) for x in (dq, dk, dv)]
     bounds = plan.bounds if layers != 0 else None
     tensors = (*inputs, lse, dlse, bounds, statistics, dq_sum, turns, *outputs)
-    items, runs = schedule.backward.items, schedule.backward.runs
+    table = schedule.backward
     ordered: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
     if spec.deterministic:
-        items, ordered = _last_tile_first(items), (plan.query_runs, schedule.forward.runs)
+        table, ordered = in_turns(schedule), (plan.query_runs, schedule.forward.runs)
     scalars = (
         *_factors(softmax_scale, softcap),
         softmax_scale,
@@ -132,7 +133,7 @@ def backward(
         _ctas(q.device, sm_margin),
     )
     found = kernel(spec, runtime)
-    arguments = (tensors, (items, runs, *ordered), scalars)
+    arguments = (tensors, (table.items, table.runs, *ordered), scalars)
     if runtime == "sim":
         from cute_attn.sim import run
 
@@ -174,8 +175,3 @@ def _plan(mask: IntervalMask, schedule: TileSchedule) -> _Plan:
         query_runs = items[order][:, [2, 4]].view(schedule.batch, schedule.q_tiles, 2).contiguous()
         plan = _plans[schedule] = _Plan(pack_bounds(mask, schedule.tile[0]), query_runs)
     return plan
-
-
-def _last_tile_first(items: torch.Tensor) -> torch.Tensor:
-    """The order in which key tiles are added to dQ, and must be started: see `cute_attn.bwd.turns`."""
-    return items[items[:, 1].argsort(descending=True, stable=True)]

@@ -1,30 +1,25 @@
-"""Every pair of features together in some case: a covering array, part of `make test-all`."""
+"""Every pair of features together in some case: a covering array.
 
-import itertools
+With narrow tiles, which compile in half the time, it is part of `make test`; with the default ones of `make test-all`.
+"""
 
 import pytest
 import torch
-from forward_case import Case, check, falling, random_inputs, with_gaps
+from covering import covering_array
+from forward_case import NARROW, Case, check, falling, random_inputs, with_gaps
 
 from cute_attn.mask import IntervalMask, causal, full, sliding_window
 
-pytestmark = pytest.mark.slow
-
-
-def several(rows: int, keys: int) -> IntervalMask:
-    each = [causal(rows, keys), sliding_window(rows, keys, left=50, right=30)]
-    return IntervalMask(*(torch.cat([getattr(m, side) for m in each]) for side in ("lo", "hi")), keys)
-
-
+BATCH = 2
 FACTORS = {
     "mask": [
-        lambda rows, keys: full(rows, keys),
-        lambda rows, keys: causal(rows, keys),
-        lambda rows, keys: sliding_window(rows, keys, left=70, right=10),
-        lambda rows, keys: with_gaps(rows, keys, 2),
-        lambda rows, keys: with_gaps(rows, keys, 6),
-        several,
+        lambda rows, keys, i: full(rows, keys),
+        lambda rows, keys, i: causal(rows, keys, offset=-30 * i),
+        lambda rows, keys, i: sliding_window(rows, keys, left=70 - 20 * i, right=10),
+        lambda rows, keys, i: with_gaps(rows, keys, 2),
+        lambda rows, keys, i: with_gaps(rows, keys, 6),
     ],
+    "masks": [1, BATCH],
     "dims": [(64, 64), (80, 96), (128, 128), (192, 128), (192, 192), (256, 256)],
     "dtype": [torch.bfloat16, torch.float16],
     "score": [{}, {"softcap": 8.0}, {"scale": -0.2}],
@@ -37,50 +32,25 @@ FACTORS = {
 }
 
 
-def covering_array(sizes: list[int]) -> list[tuple[int, ...]]:
-    """Rows of levels in which every two factors meet at every two levels: each row takes, factor by factor, the level
-    that covers most pairs not met so far."""
-    missing = {
-        (a, x, b, y)
-        for a, b in itertools.combinations(range(len(sizes)), 2)
-        for x, y in itertools.product(range(sizes[a]), range(sizes[b]))
-    }
-    rows = []
-    while missing:
-        a, x, b, y = min(missing)
-        row = {a: x, b: y}
-        for factor in sorted(set(range(len(sizes))) - {a, b}, key=lambda f: -sizes[f]):
-            row[factor] = max(range(sizes[factor]), key=lambda level: _new_pairs({**row, factor: level}, missing))
-        missing -= _pairs(row)
-        rows.append(tuple(row[f] for f in range(len(sizes))))
-    return rows
+ARRAY = covering_array([len(levels) for levels in FACTORS.values()])
 
 
-def _pairs(row: dict[int, int]) -> set[tuple[int, int, int, int]]:
-    return {(a, row[a], b, row[b]) for a, b in itertools.combinations(sorted(row), 2)}
-
-
-def _new_pairs(row: dict[int, int], missing: set[tuple[int, int, int, int]]) -> int:
-    return len(_pairs(row) & missing)
-
-
-@pytest.mark.parametrize(
-    "levels", covering_array([len(v) for v in FACTORS.values()]), ids=lambda r: "-".join(map(str, r))
-)
-def test_every_two_features_together(levels, runtime):
+@pytest.mark.parametrize("levels", ARRAY, ids=lambda row: "-".join(map(str, row)))
+@pytest.mark.parametrize("tile", [NARROW, pytest.param(None, marks=pytest.mark.slow)], ids=["narrow", "default"])
+def test_every_two_features_together(levels, tile, runtime):
     chosen = {name: values[level] for (name, values), level in zip(FACTORS.items(), levels, strict=True)}
-    mask = chosen["mask"](*chosen["lengths"])
+    masks = [chosen["mask"](*chosen["lengths"], i) for i in range(chosen["masks"])]
     mode, seed = chosen["schedule"]
     check(
         Case(
-            mask,
-            batch=2,
+            IntervalMask(*(torch.cat([getattr(m, side) for m in masks]) for side in ("lo", "hi")), masks[0].seqlen_k),
+            batch=BATCH,
             heads=chosen["heads"],
             dims=chosen["dims"],
             dtype=chosen["dtype"],
             sink=chosen["sink"],
             inputs=chosen["inputs"],
-            options=chosen["options"],
+            options={**chosen["options"], "tile": tile},
             mode=mode,
             seed=seed,
             **chosen["score"],

@@ -14,6 +14,7 @@ from cute_attn import sim
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # theirs
 
+MODES = ("eager", "late", "random")  # within a test: compiling takes longer than running
 UNIT = 2.0**-8  # relative error of rounding to bf16
 FP32 = 1e-4  # what fp32 sums, exponentials and reciprocals add for numbers of size one
 
@@ -99,19 +100,21 @@ def test_backward_with_grouped_heads_adds_dq_from_several_blocks(interface):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["eager", "late", "random"])
+@pytest.mark.parametrize("kv_heads", [2, 1])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_forward(interface, head_dim, causal, mode):
-    check_forward(interface, causal, mode, 2, 200, 300, 2, 2, head_dim)
+def test_forward(interface, head_dim, causal, kv_heads):
+    for mode in MODES:
+        check_forward(interface, causal, mode, 2, 200, 300, 2, kv_heads, head_dim)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["eager", "late", "random"])
+@pytest.mark.parametrize("kv_heads", [2, 1])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_backward(interface, head_dim, causal, mode):
-    check_backward(interface, causal, mode, 1, 200, 300, 2, 1, head_dim)
+def test_backward(interface, head_dim, causal, kv_heads):
+    for mode in MODES:
+        check_backward(interface, causal, mode, 1, 200, 300, 2, kv_heads, head_dim)
 
 
 @pytest.mark.slow
@@ -131,19 +134,19 @@ def test_schedules_change_the_backward_by_rounding_at_most_or_by_nothing_where_i
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["eager", "late", "random"])
-def test_autograd_through_the_public_function_with_packed_sequences(interface, mode):
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_autograd_through_the_public_function_with_packed_sequences(interface, head_dim, causal):
     lengths = [70, 200, 1, 130]
     offsets = torch.tensor([0, *lengths]).cumsum(0).int()
-    q, k, v, d_out = (x[0] for x in inputs(1, sum(lengths), sum(lengths), 2, 1, 64))
-    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-    with sim.simulated(mode=mode):
-        out, *_ = interface.flash_attn_varlen_func(
-            *leaves, cu_seqlens_q=offsets, cu_seqlens_k=offsets, max_seqlen_q=max(lengths), max_seqlen_k=max(lengths),
-            causal=True,
-        )  # fmt: skip
-        out.backward(d_out)
-    results = [out.detach(), *(leaf.grad for leaf in leaves)]
-    for piece in zip(*(x.split(lengths) for x in (q, k, v, d_out, *results)), strict=True):
-        expected = exact(*(x[None] for x in piece[:4]), True)
-        assert_allowed(expected, **dict(zip(("out", "dq", "dk", "dv"), (x[None] for x in piece[4:]), strict=True)))
+    packed = {"cu_seqlens_q": offsets, "cu_seqlens_k": offsets, "max_seqlen_q": 200, "max_seqlen_k": 200}
+    for mode in MODES:
+        q, k, v, d_out = (x[0] for x in inputs(1, sum(lengths), sum(lengths), 2, 1, head_dim))
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        with sim.simulated(mode=mode):
+            out, *_ = interface.flash_attn_varlen_func(*leaves, **packed, causal=causal)
+            out.backward(d_out)
+        results = [out.detach(), *(leaf.grad for leaf in leaves)]
+        for piece in zip(*(x.split(lengths) for x in (q, k, v, d_out, *results)), strict=True):
+            expected = exact(*(x[None] for x in piece[:4]), causal)
+            assert_allowed(expected, **dict(zip(("out", "dq", "dk", "dv"), (x[None] for x in piece[4:]), strict=True)))

@@ -228,7 +228,7 @@ def test_a_process_that_dies_costs_time_only(monkeypatch, forks):
         "cp.async.bulk.commit_group; cp.async.bulk.wait_group 0; END:",
     ],
 )
-def test_kernels_whose_ctas_may_wait_for_each_other_or_add_up_run_in_one_process(forks, meeting, mode):
+def test_kernels_whose_ctas_may_wait_for_each_other_or_add_up_run_in_turn(forks, meeting, mode):
     run(INDEX + meeting, np.zeros(CTAS + 4, np.uint32), grid=CTAS, smem=128, mode=mode, workers=2)
     assert forks == []
 
