@@ -43,21 +43,41 @@ def machine() -> dict[str, object]:
     }
 
 
-def save(name: str, title: str, rows: Sequence[Mapping[str, object]], notes: Sequence[str] = ()) -> None:
-    """Writes `results/name.json` and `results/name.md`, and prints the table."""
+Rows = Sequence[Mapping[str, object]]
+
+
+def save(
+    name: str,
+    title: str,
+    rows: Rows,
+    notes: Sequence[str] = (),
+    tables: Mapping[str, Rows] | None = None,
+    where: Mapping[str, object] | None = None,
+) -> None:
+    """Writes `results/name.json` and `results/name.md`, and prints the table.
+
+    tables: further ones, by heading; those without rows are left out. where: what to say besides `machine()`.
+    """
     RESULTS.mkdir(exist_ok=True)
-    where = machine()
-    (RESULTS / f"{name}.json").write_text(
-        json.dumps({"where": where, "notes": list(notes), "rows": rows}, indent=1) + "\n"
-    )
-    header = list(rows[0])
-    lines = [f"# {title}", "", *notes, ""] if notes else [f"# {title}", ""]
-    lines += ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    lines += ["| " + " | ".join(_shown(row[key]) for key in header) + " |" for row in rows]
-    lines += ["", *(f"- {key}: {value}" for key, value in where.items())]
+    where = {**machine(), **(where or {})}
+    tables = {heading: list(rows) for heading, rows in (tables or {}).items() if rows}
+    results = {"where": where, "notes": list(notes), "rows": list(rows), **({"tables": tables} if tables else {})}
+    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    lines = [f"# {title}", ""]
+    lines += [*notes, ""] if notes else []
+    lines += [*_table(rows), ""]
+    for heading, further in tables.items():
+        lines += [f"## {heading}", "", *_table(further), ""]
+    lines += [f"- {key}: {value}" for key, value in where.items()]
     text = "\n".join(lines) + "\n"
     (RESULTS / f"{name}.md").write_text(text)
     print(text)
+
+
+def _table(rows: Rows) -> list[str]:
+    header = list(rows[0])
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    return lines + ["| " + " | ".join(_shown(row[key]) for key in header) + " |" for row in rows]
 
 
 def _shown(value: object) -> str:
