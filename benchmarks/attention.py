@@ -58,8 +58,11 @@ class Bench:
 @click.option("--case", "names", type=click.Choice(list(CASES)), multiple=True, help="Default: all.")
 @click.option("--peer", "peers", type=click.Choice(list(PEERS)), multiple=True, help="Default: all.")
 @click.option("--quick", is_flag=True, help=f"Lengths divided by {QUICK}, fewer rounds.")
+@click.option("--name", "file", default="attention", show_default=True, help="Of the files in benchmarks/results.")
 @click.option("--list", "listing", is_flag=True, help="Print what would run and why peers are left out; needs no GPU.")
-def main(operations: Sequence[str], names: Sequence[str], peers: Sequence[str], quick: bool, listing: bool) -> None:
+def main(
+    operations: Sequence[str], names: Sequence[str], peers: Sequence[str], quick: bool, file: str, listing: bool
+) -> None:
     """cute_attn and its peers, side by side, on a Hopper GPU."""
     cases = {name: shrunk(CASES[name], QUICK) if quick else CASES[name] for name in names or CASES}
     operations, peers = operations or OPERATIONS, peers or list(PEERS)
@@ -73,17 +76,15 @@ def main(operations: Sequence[str], names: Sequence[str], peers: Sequence[str], 
         sys.exit(2)
     bench, limits = on_this_gpu(quick)
     results = Results()
-    try:
-        with Progress(console=Console(stderr=True)) as progress:
-            task = progress.add_task("attention", total=len(cases) * len(operations))
-            for name, problem in cases.items():
-                for operation in operations:
-                    progress.update(task, description=f"{name}, {operation}")
-                    measure(bench, name, problem, operation, peers, results)
-                    progress.advance(task)
-    finally:  # what was measured before an error is kept
-        if results.rows:
-            report(results, cases, limits)
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("attention", total=len(cases) * len(operations))
+        for name, problem in cases.items():
+            for operation in operations:
+                progress.update(task, description=f"{name}, {operation}")
+                measure(bench, name, problem, operation, peers, results)
+                report(file, results, cases, limits, show=False)  # a run that is cut short leaves what it has
+                progress.advance(task)
+    report(file, results, cases, limits, show=True)
     for wrong in results.wrong:
         click.echo(f"WRONG: {wrong['case']}, {wrong['operation']}, {wrong['with']}: {wrong['what']}", err=True)
     sys.exit(1 if results.wrong else 0)
@@ -174,7 +175,10 @@ def rows_of(
     ]
 
 
-def report(results: Results, cases: Mapping[str, Problem], limits: Mapping[str, float]) -> None:
+def report(file: str, results: Results, cases: Mapping[str, Problem], limits: Mapping[str, float], show: bool) -> None:
+    """Writes the results so far, if there are any."""
+    if not results.rows:
+        return
     notes = [
         "GPU time by CUDA events: median and middle half of many calls, in turns, over inputs that together exceed",
         "twice the L2. TFLOP/s count the products of exactly the attended pairs (`flops` in `attention_cases.py`); the",
@@ -188,7 +192,7 @@ def report(results: Results, cases: Mapping[str, Problem], limits: Mapping[str, 
         "Left out": results.left_out,
         "Wrong, and so not timed": results.wrong,
     }
-    save("attention", "Attention beside its peers", results.rows, notes, tables, versions())
+    save(file, "Attention beside its peers", results.rows, notes, tables, versions(), show)
 
 
 def versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from cute_attn.ops.plan_cache import MaskArgument, remember_mask
 
 __all__ = ["OURS", "PEERS", "Kernel", "Peer", "flash_attention_4", "flex", "ours", "prepared", "sdpa"]
 
+os.environ.setdefault("CUTE_DSL_ARCH", "sm_90a")  # of flash-attn-4; read when the DSL is first loaded, not here
 Tensor = torch.Tensor
 OURS = "cute_attn"
 

@@ -166,4 +166,5 @@ def test_a_whole_run_writes_json_and_a_table_and_fails_where_something_was_wrong
     assert found["tables"]["Wrong, and so not timed"][0]["with"] == "sdpa-cudnn"
     assert {"gpu", "torch", "command", "flash-attn-4"} <= set(found["where"])
     assert "## Left out" in (results / "attention.md").read_text()
-    assert run("--case", "causal", "--peer", "sdpa-cudnn")[0] == 0
+    assert run("--case", "causal", "--peer", "sdpa-cudnn", "--name", "other")[0] == 0
+    assert "## Wrong" not in (results / "other.md").read_text()

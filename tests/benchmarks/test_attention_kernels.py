@@ -44,7 +44,7 @@ def test_sdpa_with_its_math_backend(name, operation):
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["full", "window", "prefix"])
 def test_flex_attention_uncompiled(name):
     problem = small(name)
     assert_exact(flex(problem, CPU, False, compiler=None), problem, "forward")

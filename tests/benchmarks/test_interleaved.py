@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from interleaved import ceilings, interleaved, sets_needed, summary
+from interleaved import CudaClock, ceilings, interleaved, sets_needed, summary
 
 
 class FakeClock:
@@ -67,3 +67,42 @@ def test_ceilings_count_reads_and_writes_and_two_operations_a_product():
 
     limits = ceilings(OneSecond(), torch.device("cpu"), copied_bytes=1024, size=16, repeats=3)
     assert list(limits.values()) == [2048, 2 * 16**3]
+
+
+class FakeGpu:
+    """The parts of torch.cuda that the clock uses. The host takes `host` cycles to queue a call of 3 ms; the GPU begins
+    with it when its sleep has ended."""
+
+    def __init__(self, host):
+        self.host, self.sleeps = host, []
+
+    def _sleep(self, cycles):
+        self.sleeps.append(cycles)
+
+    def Event(self, enable_timing):
+        return self
+
+    def record(self):
+        pass
+
+    def query(self):
+        return self.host > self.sleeps[-1]
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return 3.0
+
+
+@pytest.mark.parametrize("host", [0, 1 << 20, (1 << 20) + 1, 1 << 23, 1 << 40])
+def test_the_gpu_is_kept_busy_until_the_host_has_queued_the_call_up_to_a_limit(host, monkeypatch):
+    gpu, runs = FakeGpu(host), []
+    for name in ("_sleep", "Event"):
+        monkeypatch.setattr(torch.cuda, name, getattr(gpu, name))
+    clock = CudaClock()
+    assert clock.seconds(lambda: runs.append(1)) == 3e-3
+    assert gpu.sleeps[-1] >= min(host, 1 << 25)
+    assert len(runs) == len(gpu.sleeps) == 1 or gpu.sleeps[-2] < host
+    clock.seconds(lambda: None)
+    assert gpu.sleeps[-1] == gpu.sleeps[-2]  # what was learnt stays
