@@ -108,13 +108,16 @@ def main() -> None:
         "bf16, all gradients. A pass of a loop is one query tile. Issue slots are instructions a warp issues on the",
         "path of every pass; registers are those at entry, before setmaxnreg moves them between warpgroups.",
     ]
-    problem = f"{TOKENS:,} tokens, {HEADS_Q} query heads"
-    tables = {
-        f"deterministic=True or not, static (extra bytes: {problem})": deterministic_or_not(),
-        f"Predicted by a model, not measured: time of the main kernel in steps; {problem}, {MULTIPROCESSORS} "
-        "multiprocessors with a CTA each": predicted_waiting(),
-    }
-    save("backward_profile", "Static profile of the backward", default_tiles(), notes, tables)
+    shape = f"{TOKENS} tokens and {HEADS_Q} query heads"
+    static = f"deterministic=True or not, static; bytes for {shape}"
+    model = f"Predicted by a model, not measured: steps of the main kernel, {shape} of up to 128 dims, an H100"
+    save(
+        "backward_profile",
+        "Static profile of the backward",
+        default_tiles(),
+        notes,
+        {static: deterministic_or_not(), model: predicted_waiting()},
+    )
 
 
 if __name__ == "__main__":

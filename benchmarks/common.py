@@ -53,8 +53,9 @@ def save(
     notes: Sequence[str] = (),
     tables: Mapping[str, Rows] | None = None,
     where: Mapping[str, object] | None = None,
+    show: bool = True,
 ) -> None:
-    """Writes `results/name.json` and `results/name.md`, and prints the table.
+    """Writes `results/name.json` and `results/name.md`, and prints the table unless `show` is False.
 
     tables: further ones, by heading; those without rows are left out. where: what to say besides `machine()`.
     """
@@ -71,7 +72,8 @@ def save(
     lines += [f"- {key}: {value}" for key, value in where.items()]
     text = "\n".join(lines) + "\n"
     (RESULTS / f"{name}.md").write_text(text)
-    print(text)
+    if show:
+        print(text)
 
 
 def _table(rows: Rows) -> list[str]:

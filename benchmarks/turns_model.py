@@ -41,7 +41,7 @@ def _tiles(runs: Sequence[Sequence[int]]) -> np.ndarray:
 
 def makespan(ctas: Sequence[np.ndarray], multiprocessors: int, turns: bool, addition: float) -> float:
     """Units of time until the last addition has ended."""
-    return max((end for end in _ends(ctas, multiprocessors, turns, addition)), default=0.0)
+    return max(_ends(ctas, multiprocessors, turns, addition), default=0.0)
 
 
 def _ends(ctas: Sequence[np.ndarray], multiprocessors: int, turns: bool, addition: float) -> Iterator[float]:

@@ -1,4 +1,4 @@
-"""The model of what turns cost, on cases computed by hand."""
+"""The model of deterministic=True against cases done by hand: CTAs are lists of the sums that their steps add to."""
 
 import numpy as np
 import pytest
@@ -6,42 +6,62 @@ from turns_model import ctas_of, makespan
 
 from cute_attn.mask import causal, full, sliding_window
 
-
-def ctas(*steps):
-    return [np.array(sums, np.int64) for sums in steps]
+TILE = (64, 128)
 
 
-@pytest.mark.parametrize("turns", [False, True])
-def test_a_cta_takes_a_unit_a_step_and_its_last_addition(turns):
-    assert makespan(ctas([0, 1, 2]), 4, turns, 0) == 3
-    assert makespan(ctas([0, 1, 2]), 4, turns, 0.5) == 3.5
-    assert makespan(ctas([0, 1, 2]), 4, turns, 2) == 7  # each step but the first waits for the addition before
+def ctas(*lists):
+    return [np.array(sums, dtype=np.int64) for sums in lists]
 
 
-def test_ctas_share_multiprocessors_in_the_order_of_their_start():
-    assert makespan(ctas([0, 1, 2], [3], [4], [5, 6]), 2, False, 0) == 4  # 3, then 1 + 1 + 2
-    assert makespan(ctas([], []), 2, True, 1) == 0
+def test_without_turns_ctas_fill_the_multiprocessors_in_their_order():
+    work = ctas(range(3), range(2), range(2), range(4))
+    assert makespan(work, 2, turns=False, addition=0) == 3 + 4  # beside 2 + 2
+    assert makespan(work, 1, turns=False, addition=0) == 11
+    assert makespan(work, 4, turns=False, addition=0) == 4
 
 
-def test_an_addition_waits_for_those_before_it():
-    assert makespan(ctas([0, 1], [0, 1]), 2, False, 0) == 2
-    assert makespan(ctas([0, 1], [0, 1]), 2, True, 1) == 4  # second CTA: computes until 1, adds 0 until 3, 1 until 4
-    # The second's first addition, of 2, is the first's last, at 3; its next step has ended by then, its last has not.
-    assert makespan(ctas([0, 1, 2], [2, 0, 1]), 2, True, 0) == 4
+@pytest.mark.parametrize(("addition", "expected"), [(0, 2), (0.5, 3), (1, 4), (2, 7)])
+def test_under_a_full_mask_each_cta_waits_for_the_additions_of_those_before_it(addition, expected):
+    # Two key tiles, two query tiles. The first CTA adds at [1, 1 + a] and, if a <= 1, [2, 2 + a]; the second after it.
+    # a = 0: at 1 and 2, and so does the second. a = 0.5: until 1.5 and 2.5; the second until 2 and 3.
+    # a = 1: until 2 and 3; the second until 3 and 4. a = 2: until 3 and 5; the second [3, 5] and, there is room for one
+    # dQ only, [5, 7].
+    both = ctas_of(full(128, 256).schedule(TILE), heads_k=1, group=1, deterministic=True)
+    assert [list(sums) for sums in both] == [[0, 1], [0, 1]]
+    assert makespan(both, 2, turns=True, addition=addition) == expected
 
 
-def test_ctas_add_to_the_sums_of_the_query_heads_that_share_their_key_head():
-    schedule = full(128, 256).schedule((64, 128))
-    steps = ctas_of(schedule, 2, 2, True)
-    assert [x.tolist() for x in steps] == [[0, 1, 2, 3], [4, 5, 6, 7]] * 2
+def test_a_cta_whose_first_sum_comes_last_to_another_waits_for_all_of_it():
+    # Sum 2 is added to at 3. Until then the second CTA holds its dQ and computes the next step, which ends at 3 too.
+    assert makespan(ctas([0, 1, 2], [2, 3, 4]), 2, turns=True, addition=0) == 3 + 1
+    assert makespan(ctas([0, 1, 2], [4, 3, 2]), 2, turns=True, addition=0) == 3
 
 
-def test_under_a_window_turns_cost_next_to_nothing():
-    schedule = sliding_window(4096, left=1023, right=0).schedule((64, 128))
-    without, with_turns = (ctas_of(schedule, 8, 1, turns) for turns in (False, True))
-    assert makespan(with_turns, 132, True, 1) <= 1.1 * makespan(without, 132, False, 1)
+def test_under_a_causal_mask_no_cta_waits():
+    work = ctas_of(causal(512).schedule(TILE), heads_k=1, group=1, deterministic=True)
+    assert [list(sums) for sums in work] == [[6, 7], [4, 5, 6, 7], [2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7]]
+    assert makespan(work, 4, turns=True, addition=1) == 8 + 1 == makespan(work, 4, turns=False, addition=1)
 
 
-def test_a_causal_mask_starts_with_its_shortest_ctas_where_there_are_turns():
-    lengths = [len(x) for x in ctas_of(causal(512).schedule((64, 128)), 1, 1, True)]
-    assert lengths == sorted(lengths)
+def test_ctas_walk_the_partial_tiles_of_all_heads_that_share_their_key_head_before_the_full_ones():
+    schedule = sliding_window(768, left=255, right=0).schedule(TILE)  # 12 query tiles, 6 key tiles
+    work = ctas_of(schedule, heads_k=2, group=2, deterministic=True)
+    partial, full_ = (0, 1, 4, 5), (2, 3)  # of the first key tile, which is started last
+    expected = [
+        [12 * head + tile for tiles in (partial, full_) for head in pair for tile in tiles] for pair in ((0, 1), (2, 3))
+    ]
+    assert [list(sums) for sums in work[-2:]] == expected
+
+
+def test_turns_never_save_time_and_work_bounds_them():
+    for mask in (causal(1024), full(1024), sliding_window(1024, left=255, right=0)):
+        work = ctas_of(mask.schedule(TILE), heads_k=2, group=2, deterministic=True)
+        steps = sum(map(len, work))
+        for addition in (0, 0.5, 1):
+            without, with_turns = (makespan(work, 3, turns, addition) for turns in (False, True))
+            assert steps / 3 <= without <= with_turns <= steps * (1 + addition)
+
+
+def test_no_work_takes_no_time():
+    assert makespan([], 132, turns=True, addition=1) == 0
+    assert makespan(ctas([]), 132, turns=True, addition=1) == 0
