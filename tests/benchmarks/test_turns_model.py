@@ -43,14 +43,20 @@ def test_under_a_causal_mask_no_cta_waits():
     assert makespan(work, 4, turns=True, addition=1) == 8 + 1 == makespan(work, 4, turns=False, addition=1)
 
 
-def test_ctas_walk_the_partial_tiles_of_all_heads_that_share_their_key_head_before_the_full_ones():
+def test_ctas_walk_all_heads_that_share_their_key_head_upwards_where_there_are_turns():
     schedule = sliding_window(768, left=255, right=0).schedule(TILE)  # 12 query tiles, 6 key tiles
     work = ctas_of(schedule, heads_k=2, group=2, deterministic=True)
-    partial, full_ = (0, 1, 4, 5), (2, 3)  # of the first key tile, which is started last
-    expected = [
-        [12 * head + tile for tiles in (partial, full_) for head in pair for tile in tiles] for pair in ((0, 1), (2, 3))
-    ]
+    # of the first key tile, which is started last
+    expected = [[12 * head + tile for head in pair for tile in range(6)] for pair in ((0, 1), (2, 3))]
     assert [list(sums) for sums in work[-2:]] == expected
+
+
+def test_turns_cost_next_to_nothing_under_a_window():
+    schedule = sliding_window(4096, left=1023, right=0).schedule(TILE)
+    without, with_turns = (
+        makespan(ctas_of(schedule, heads_k=8, group=1, deterministic=turns), 132, turns, 1) for turns in (False, True)
+    )
+    assert with_turns <= 1.1 * without
 
 
 def test_turns_never_save_time_and_work_bounds_them():
