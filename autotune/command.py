@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from cute_attn.jit import tuned
+from cute_attn.launch import tuned
 
 from .measure import EFFORTS, Device
 from .model import MODELLED_GPU, MODELLED_SMS, predict

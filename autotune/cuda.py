@@ -11,12 +11,10 @@ from typing import Any
 
 import torch
 
-from cute_attn.bwd.launch import backward
-from cute_attn.fwd.launch import forward
-from cute_attn.jit.backward_spec import BackwardTile
-from cute_attn.jit.shapes import Tile
-from cute_attn.jit.spec import TileConfig
+from cute_attn.launch.backward import backward
+from cute_attn.launch.forward import forward
 from cute_attn.mask import IntervalMask
+from cute_attn.spec.tiles import BackwardTile, Tile, TileConfig
 
 from .problem import Problem
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Protocol
 
-from cute_attn.jit.shapes import Tile
+from cute_attn.spec.tiles import Tile
 
 from .problem import Problem
 

@@ -9,8 +9,7 @@ multiprocessors without a gap.
 
 from __future__ import annotations
 
-from cute_attn.jit.shapes import Tile
-from cute_attn.jit.spec import TileConfig
+from cute_attn.spec.tiles import Tile, TileConfig
 
 from .problem import Problem
 from .profile import Loop, Profile

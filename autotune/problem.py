@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from cute_attn.jit.compile import Spec
-from cute_attn.jit.shapes import Tile, default_tile, spec_for
-from cute_attn.jit.tuned import TunedKey
+from cute_attn.launch.forms import kernel_dims
+from cute_attn.launch.shapes import spec_for
+from cute_attn.launch.tuned import TunedKey
 from cute_attn.mask import IntervalMask, from_spec
+from cute_attn.spec.operation import Spec, operation
+from cute_attn.spec.tiles import Tile
 
 __all__ = ["PRESETS", "Problem", "load_shapes"]
 
@@ -54,8 +56,7 @@ class Problem:
     @property
     def default(self) -> Tile:
         """The tile that it gets without tuning."""
-        spec = self.spec()
-        return default_tile(self.op, spec.head_dim, spec.head_dim_v)
+        return operation(self.op).default_tile(*kernel_dims(self.head_dim, self.head_dim_v))
 
     def intervals(self) -> IntervalMask:
         return _intervals(self.mask, self.seqlen_q, self.seqlen_k)
@@ -65,8 +66,7 @@ class Problem:
         return spec_for(self.op, self.dtype, self.head_dim, self.head_dim_v, self.intervals(), tile)
 
     def key(self, gpu: str, sms: int) -> TunedKey:
-        spec = self.spec()
-        dims = (spec.head_dim, spec.head_dim_v)
+        dims = kernel_dims(self.head_dim, self.head_dim_v)
         return TunedKey.of(gpu, sms, self.op, self.dtype, dims, (self.heads_q, self.heads_k), self.intervals())
 
     def to_json(self) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from cute_attn.directories import cache_directory
 from cute_attn.jit import cache
-from cute_attn.jit.compile import Spec, compile
+from cute_attn.jit.compile import compile
 from cute_attn.jit.entry import BrokenEntry, link
 from cute_attn.jit.fingerprint import key
+from cute_attn.spec.operation import Spec
 
 __all__ = ["Loop", "Profile", "compile_profile"]
 
@@ -68,7 +69,7 @@ def _parsed(path: Path) -> Profile:
 
 
 def _loops(compiled: object) -> tuple[Loop, ...]:
-    from cute_attn.inspect import inspect
+    from cute_attn.profile.inspect import inspect
 
     try:
         report = inspect(compiled)  # type: ignore[arg-type]

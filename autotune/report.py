@@ -8,7 +8,7 @@ from statistics import median
 
 from rich.table import Table
 
-from cute_attn.jit.shapes import Tile
+from cute_attn.spec.tiles import Tile
 
 from .model import ASSUMPTIONS
 from .tune import Tuning

@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 from cute_attn.directories import cache_directory
-from cute_attn.jit.tuned import table_path, tile_to_json
+from cute_attn.launch.tuned import table_path, tile_to_json
 
 from .model import ASSUMPTIONS
 from .tune import Tuning

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from cute_attn.jit.compile import Spec
 from cute_attn.jit.parallel import Outcome, in_processes
-from cute_attn.jit.shapes import Tile
+from cute_attn.spec.operation import Spec
+from cute_attn.spec.tiles import Tile
 
 from .measure import EFFORTS, Device, Timings, choose, measure
 from .model import MODELLED_GPU, MODELLED_SMS, predict

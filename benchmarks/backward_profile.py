@@ -12,11 +12,11 @@ from common import save
 from turns_model import ctas_of, makespan
 
 from cute_attn.bwd.config import default_tile
-from cute_attn.inspect import Report, inspect
-from cute_attn.jit import HEAD_DIMS
-from cute_attn.jit.backward_spec import BackwardSpec
 from cute_attn.jit.compile import compile
 from cute_attn.mask import from_spec
+from cute_attn.profile.inspect import Report, inspect
+from cute_attn.spec.backward import BackwardSpec
+from cute_attn.spec.forward import HEAD_DIMS
 
 LAYERS = {"causal": 1, "full": 0}  # of the mask, as specs name them
 TOKENS, HEADS_Q, MULTIPROCESSORS = 8192, 32, 132

@@ -14,16 +14,17 @@ import time
 
 from common import median_seconds, save
 
-from cute_attn.jit import KernelSpec, cache, load
+from cute_attn.jit import cache, load
 from cute_attn.jit.compile import compile
 from cute_attn.jit.entry import link
 from cute_attn.jit.obtain import obtain
+from cute_attn.spec.forward import ForwardSpec
 
-SPEC = KernelSpec(layers=1)
+SPEC = ForwardSpec(layers=1)
 FRESH = (
     "import time, torch, cute_attn\n"
-    "from cute_attn.jit import KernelSpec, load\n"
-    "start = time.perf_counter(); load.kernel(KernelSpec(layers=1), 'sim'); print(time.perf_counter() - start)"
+    "from cute_attn.jit import load; from cute_attn.spec.forward import ForwardSpec\n"
+    "start = time.perf_counter(); load.kernel(ForwardSpec(layers=1), 'sim'); print(time.perf_counter() - start)"
 )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from cute_attn.bwd.order import in_turns
+from cute_attn.launch.order import in_turns
 from cute_attn.mask import TileSchedule
 
 __all__ = ["ctas_of", "makespan"]

@@ -5,6 +5,7 @@ import os
 from typing import TYPE_CHECKING
 
 from .backend import backend
+from .launch import operations as _operations  # noqa: F401  (fills the table of operations)
 from .mask import AttnMaskType, AttnRange, AttnRanges, IntervalMask, TileSchedule
 from .ops.flex_flash import flex_flash_attn_func
 from .ops.sink import (

@@ -7,7 +7,7 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32
 
-from cute_attn.jit.backward_spec import BackwardSpec
+from cute_attn.spec.backward import BackwardSpec
 
 __all__ = ["DTYPES", "Scalars", "Schedule", "Tensors", "TmaTensors", "fake_arguments"]
 

@@ -4,7 +4,7 @@ import cuda.bindings.driver as cuda
 import cutlass.cute as cute
 from cutlass import const_expr
 
-from cute_attn.jit.backward_spec import BackwardSpec
+from cute_attn.spec.backward import BackwardSpec
 
 from .arguments import Scalars, Schedule, Tensors
 from .kernel import MainKernel

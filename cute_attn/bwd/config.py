@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cute_attn.jit.backward_spec import BackwardSpec, BackwardTile
+from cute_attn.spec.backward import BackwardSpec
+from cute_attn.spec.tiles import BackwardTile
 
 __all__ = ["check", "default_tile", "shared_memory_bytes"]
 

@@ -22,11 +22,11 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32, const_expr, range_constexpr
 from cutlass.cute.nvgpu import warpgroup
 
-from cute_attn.jit.backward_spec import BackwardSpec
 from cute_attn.sm90.fragments import pack_fragment, row_address, write_fragment, write_rows
 from cute_attn.sm90.ptx import not_before
 from cute_attn.sm90.store import store_fragment
 from cute_attn.sm90.tiles import gemm, load_atom, partition, store_atom
+from cute_attn.spec.backward import BackwardSpec
 
 from .arguments import DTYPES, Scalars, Schedule, Tensors, TmaTensors
 from .producers import Producers, dq_empty, dq_full

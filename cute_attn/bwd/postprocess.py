@@ -11,10 +11,10 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, const_expr, range_constexpr
 
-from cute_attn.jit.backward_spec import BackwardSpec
 from cute_attn.sm90.fragments import pack_fragment, write_fragment
 from cute_attn.sm90.store import store_fragment
 from cute_attn.sm90.tiles import partition, store_atom
+from cute_attn.spec.backward import BackwardSpec
 
 from .arguments import DTYPES, Scalars, Tensors
 from .products import GROUPS, WARPGROUP, Products

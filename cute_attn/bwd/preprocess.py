@@ -10,7 +10,7 @@ import cuda.bindings.driver as cuda
 import cutlass.cute as cute
 from cutlass import Float32, Int32, const_expr, range_constexpr
 
-from cute_attn.jit.backward_spec import BackwardSpec
+from cute_attn.spec.backward import BackwardSpec
 
 from .arguments import Tensors
 from .rows import place_of_row

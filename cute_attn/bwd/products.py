@@ -16,8 +16,8 @@ from typing import Any
 import cutlass.cute as cute
 from cutlass.cute.nvgpu import OperandMajorMode, warpgroup
 
-from cute_attn.jit.backward_spec import BackwardSpec
 from cute_attn.sm90.tiles import tile_layout, tiled_mma
+from cute_attn.spec.backward import BackwardSpec
 
 __all__ = ["GROUPS", "KEYS", "WARPGROUP", "Products"]
 

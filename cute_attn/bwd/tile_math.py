@@ -12,8 +12,8 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Boolean, Float32, Int32, Uint32, const_expr, range_constexpr
 
-from cute_attn.jit.backward_spec import BackwardSpec
 from cute_attn.sm90.ptx import exp2, fma, keep_inside, pack, tanh
+from cute_attn.spec.backward import BackwardSpec
 
 __all__ = ["TileMath"]
 

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..jit.build import build, load_specs, specs_of
-from ..jit.compile import Spec
 from ..mask import from_spec
+from ..spec.operation import Spec
 
 __all__ = ["HeadDim", "command", "progress"]
 
@@ -115,7 +115,7 @@ def _json(text: str) -> object:
 def _spec(
     op: str, dtype: str, dims: tuple[int, int], mask: str, seqlen: int, softcap: bool, sink: bool, deterministic: bool
 ) -> Spec:
-    from ..jit.shapes import spec_for
+    from ..launch.shapes import spec_for
 
     variant: dict[str, Any] = {"score": "softcap"} if softcap else {}
     variant |= {"deterministic": deterministic} if op == "bwd" else {"sink": sink}

@@ -14,7 +14,8 @@ from ..directories import cache_directory
 from ..jit import cache
 from ..jit.build import rebuild, verify
 from ..jit.entry import BrokenEntry, read_manifest
-from ..jit.fingerprint import key, parse_spec
+from ..jit.fingerprint import key
+from ..spec.operation import parse_spec
 from .build import progress
 
 __all__ = ["command"]

@@ -17,9 +17,10 @@ from rich.text import Text
 
 from .. import __version__
 from ..directories import cache_directory
-from ..jit import HEAD_DIMS, tuned
-from ..jit.shapes import default_tile
+from ..launch import tuned
 from ..mask import causal
+from ..spec.forward import HEAD_DIMS
+from ..spec.operation import operations
 from .machine import backends, best_device
 
 __all__ = ["command"]
@@ -57,10 +58,10 @@ def _tiles() -> list[tuple[str, str, str]]:
     gpu, sms = tuned.gpu_of(device) if device.type == "cuda" else ("", 0)
     mask = causal(8192)
     rows = []
-    for op, dims in product(("fwd", "bwd"), HEAD_DIMS):
-        key = tuned.TunedKey.of(gpu, sms, op, "bf16", dims, (32, 8), mask)
-        found = tuned.lookup(key, default_tile(op, *dims))
-        name = f"{op} {dims[0]}" if dims[0] == dims[1] else f"{op} {dims[0]}/{dims[1]}"
+    for row, dims in product(operations(), HEAD_DIMS):
+        key = tuned.TunedKey.of(gpu, sms, row.name, "bf16", dims, (32, 8), mask)
+        found = tuned.lookup(key, row.default_tile(*dims))
+        name = f"{row.name} {dims[0]}" if dims[0] == dims[1] else f"{row.name} {dims[0]}/{dims[1]}"
         rows.append((name, "ok", f"{found.tile}: {found.source}"))
     known = [f"{len(table.tiles)} in {table.origin}" for table in tuned.tables()]
     rows.append(("tables", "ok" if known else "no", "; ".join(known) or "none; `cute-attn autotune` writes one"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..bwd.config import default_tile as backward_tile
-from ..bwd.launch import backward_mask_kind
-from ..fwd.config import default_tile
-from ..fwd.launch import kernel_dims, mask_kind
-from ..inspect import Report, inspect, keep
-from ..jit.backward_spec import BackwardSpec, BackwardTile
-from ..jit.compile import Spec, compile
-from ..jit.spec import KernelSpec, Softmax, TileConfig
+from ..jit.compile import compile
+from ..launch.forms import kernel_dims
+from ..launch.shapes import spec_for
 from ..mask import from_spec
+from ..profile.inspect import Report, inspect, keep
+from ..spec.operation import operation
+from ..spec.tiles import Tile
 
 __all__ = ["command"]
 
 
-class Tile(click.ParamType):
+class TileSize(click.ParamType):
     """ROWSxKEYS."""
 
     name = "tile"
@@ -45,7 +43,7 @@ class Tile(click.ParamType):
 @click.option("--dtype", type=click.Choice(["bf16", "fp16"]), default="bf16", show_default=True)
 @click.option("--mask", "mask", default="causal", show_default=True, metavar="NAME[:key=value,...]")
 @click.option("--seqlen", type=click.IntRange(1), default=4096, show_default=True, help="That the mask is made for.")
-@click.option("--tile", type=Tile(), metavar="ROWSxKEYS", help="The default tile if not given.")
+@click.option("--tile", type=TileSize(), metavar="ROWSxKEYS", help="The default tile if not given.")
 @click.option("--stages", type=int, default=2, show_default=True, help="Of K and V, with --tile.")
 @click.option("--softmax", type=click.Choice(["stale", "exact"]), default="stale", show_default=True)
 @click.option("--softcap", is_flag=True, help="Scores are capped.")
@@ -77,33 +75,13 @@ def command(
     cute-attn inspect --head-dim 128 --mask causal
     cute-attn inspect --head-dim 64 --tile 128x176 --json --keep /tmp/kernel
     """
+    row = operation(op)
+    variant: dict[str, Any] = {"score": "softcap" if softcap else "plain"}
+    if op == "fwd":
+        variant |= {"sink": sink, "max_logits": max_logits, "softmax": "exact" if max_logits else softmax}
     dims = kernel_dims(head_dim, head_dim_v or head_dim)
-    config: TileConfig | BackwardTile
-    if op == "fwd":
-        config = TileConfig(*tile, stages=stages) if tile else default_tile(*dims)
-    else:
-        config = _backward_tile(tile, dims)
-    schedule = from_spec(mask, seqlen).schedule((config.m, config.n))
-    if op == "fwd":
-        layers, has_lower, has_upper = mask_kind(schedule.layers, schedule.has_lower, schedule.has_upper)
-    else:
-        layers, has_lower, has_upper = backward_mask_kind(schedule, softcap)
-    common: dict[str, Any] = {
-        "dtype": dtype,
-        "head_dim": dims[0],
-        "head_dim_v": dims[1],
-        "layers": layers,
-        "has_lower": has_lower,
-        "has_upper": has_upper,
-        "score": "softcap" if softcap else "plain",
-        "tile": config,
-    }
-    spec: Spec
-    if op == "fwd":
-        kind: Softmax = "exact" if max_logits or softmax == "exact" else "stale"
-        spec = KernelSpec(**common, sink=sink, max_logits=max_logits, softmax=kind)
-    else:
-        spec = BackwardSpec(**common)
+    config = _tile(row.default_tile(*dims), tile, stages)
+    spec = spec_for(op, dtype, *dims, from_spec(mask, seqlen), config, **variant)
     compiled = compile(spec)
     report = inspect(compiled)
     kept = keep(compiled, directory) if directory else []
@@ -118,14 +96,15 @@ def command(
         click.echo(f"kept: {path}")
 
 
-def _backward_tile(tile: tuple[int, int] | None, dims: tuple[int, int]) -> BackwardTile:
-    """The default with another number of keys."""
-    default = backward_tile(*dims)
+def _tile(default: Any, tile: tuple[int, int] | None, stages: int) -> Tile:
+    """The default with other numbers of rows, keys and stages, of those that such a tile has."""
     if tile is None:
         return default
-    if tile[0] != default.m:
+    own = {field.name for field in fields(default)}
+    if "m" not in own and tile[0] != default.m:
         raise click.UsageError(f"--tile {tile[0]}x{tile[1]}: the backward has tiles of {default.m} rows")
-    return replace(default, n=tile[1])
+    wanted = {"m": tile[0], "n": tile[1], "stages": stages}
+    return replace(default, **{name: value for name, value in wanted.items() if name in own})
 
 
 def _summary(report: Report) -> Table:

@@ -106,7 +106,7 @@ def _attend_on_kernels(
     settings: AttentionSettings,
     return_max_logits: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    from ..fwd.launch import forward
+    from ..launch.forward import forward
 
     out, lse, max_logits = forward(
         q[None],
@@ -136,7 +136,7 @@ def _attend_backward_on_kernels(
     needs_q: bool,
     needs_kv: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    from ..bwd.launch import backward
+    from ..launch.backward import backward
 
     dq, dk, dv, _ = backward(
         dout[None],

@@ -7,7 +7,7 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32
 
-from cute_attn.jit.spec import KernelSpec
+from cute_attn.spec.forward import ForwardSpec
 
 __all__ = ["DTYPES", "Scalars", "Schedule", "Tensors", "TmaTensors", "fake_arguments"]
 
@@ -69,7 +69,7 @@ class TmaTensors:
                 cute.nvgpu.cpasync.prefetch_descriptor(getattr(self, f.name))
 
 
-def fake_arguments(spec: KernelSpec) -> tuple[Any, ...]:
+def fake_arguments(spec: ForwardSpec) -> tuple[Any, ...]:
     """Stand-ins to compile with: dtypes, ranks and alignments, with every length and outer stride symbolic."""
     batch, seqlen_q, seqlen_k, heads_q, heads_k = (cute.sym_int() for _ in range(5))
     dims = [cute.sym_int(divisibility=8) for _ in range(2)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cute_attn.jit.spec import KernelSpec, TileConfig
+from cute_attn.spec.forward import ForwardSpec
+from cute_attn.spec.tiles import TileConfig
 
 __all__ = ["check", "default_tile", "out_shares_queries", "shared_memory_bytes"]
 
@@ -17,31 +18,31 @@ def _tiles(rows: int, columns: int) -> int:
     return -(-rows * columns * 2 // ALIGNMENT) * ALIGNMENT
 
 
-def _bytes(spec: KernelSpec, share: bool) -> int:
+def _bytes(spec: ForwardSpec, share: bool) -> int:
     tile = spec.tile
     q, out = _tiles(tile.m, spec.head_dim), 0 if spec.fp32_out else _tiles(tile.m, spec.head_dim_v)
     rings = _tiles(tile.n * tile.stages, spec.head_dim) + _tiles(tile.n * tile.stages, spec.head_dim_v)
     return ALIGNMENT + rings + (max(q, out) if share else q + out)
 
 
-def out_shares_queries(spec: KernelSpec) -> bool:
+def out_shares_queries(spec: ForwardSpec) -> bool:
     """Whether the output leaves through the memory of Q: no other place is left at large head_dim. The next Q is then
     loaded only after the output has left."""
     return _bytes(spec, share=False) > SHARED_MEMORY
 
 
-def shared_memory_bytes(spec: KernelSpec) -> int:
+def shared_memory_bytes(spec: ForwardSpec) -> int:
     """Dynamic shared memory of a CTA: barriers, Q, output, and the rings of K and V."""
     return _bytes(spec, out_shares_queries(spec))
 
 
-def fragment_registers(spec: KernelSpec) -> int:
+def fragment_registers(spec: ForwardSpec) -> int:
     """Registers of a consumer thread that hold S, O and P."""
     p = spec.tile.n // 4
     return spec.tile.n // 2 + spec.head_dim_v // 2 + (2 * p if spec.softmax == "stale" else p)
 
 
-def check(spec: KernelSpec) -> None:
+def check(spec: ForwardSpec) -> None:
     """Raises ValueError if no multiprocessor holds the spec's tile: compiled, it would spill or not launch."""
     have = FRAGMENT_REGISTERS[spec.tile.consumers]
     if (need := fragment_registers(spec)) > have:

@@ -17,13 +17,13 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32, const_expr, range_constexpr
 from cutlass.cute.nvgpu import OperandMajorMode, warpgroup
 
-from cute_attn.jit.spec import KernelSpec
 from cute_attn.sm90.barriers import BARRIER_EPILOGUE, Turns
 from cute_attn.sm90.fragments import pack_fragment
 from cute_attn.sm90.mask import RowBounds
 from cute_attn.sm90.ptx import not_before, tanh
 from cute_attn.sm90.store import store_fragment
 from cute_attn.sm90.tiles import gemm, load_atom, partition, store_atom, tiled_mma
+from cute_attn.spec.forward import ForwardSpec
 
 from .arguments import DTYPES, Scalars, Schedule, Tensors, TmaTensors
 from .config import out_shares_queries
@@ -58,7 +58,7 @@ class Consumer:
 class ForwardKernel:
     """Compiled by `cute_attn.jit` for a spec; see `arguments` for what it is called with."""
 
-    def __init__(self, spec: KernelSpec) -> None:
+    def __init__(self, spec: ForwardSpec) -> None:
         self.spec, self.tile, self.consumers = spec, spec.tile, spec.tile.consumers
         self.n, self.dim, self.dim_v = spec.tile.n, spec.head_dim, spec.head_dim_v
         self.dtype, self.bf16 = DTYPES[spec.dtype], spec.dtype == "bf16"

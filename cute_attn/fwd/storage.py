@@ -7,9 +7,9 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Int32
 
-from cute_attn.jit.spec import KernelSpec
 from cute_attn.sm90.barriers import Ring
 from cute_attn.sm90.tiles import tile_layout
+from cute_attn.spec.forward import ForwardSpec
 
 from .arguments import DTYPES
 from .config import out_shares_queries
@@ -29,7 +29,7 @@ class Layouts:
     out: Any  # (64, head_dim_v, consumers)
 
     @classmethod
-    def of(cls, spec: KernelSpec) -> "Layouts":
+    def of(cls, spec: ForwardSpec) -> "Layouts":
         dtype, tile = DTYPES[spec.dtype], spec.tile
         return cls(
             q=tile_layout(dtype, ROWS, spec.head_dim, tile.consumers),
@@ -56,7 +56,7 @@ class Shared:
     values: Ring
 
     @classmethod
-    def allocate(cls, spec: KernelSpec) -> "Shared":
+    def allocate(cls, spec: ForwardSpec) -> "Shared":
         layouts, stages, readers = Layouts.of(spec), spec.tile.stages, 4 * spec.tile.consumers
         storage = cutlass.memory.SmemAllocator().allocate(_storage(spec, layouts))
         q, k, v = (
@@ -86,7 +86,7 @@ class Shared:
         cute.arch.mbarrier_init_fence()
 
 
-def _storage(spec: KernelSpec, layouts: Layouts) -> Any:
+def _storage(spec: ForwardSpec, layouts: Layouts) -> Any:
     dtype, stages = DTYPES[spec.dtype], spec.tile.stages
 
     def tiles(size: int) -> Any:

@@ -9,11 +9,12 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
+from ..spec.operation import Spec, parse_spec
 from . import cache
 from . import entry as entries
-from .compile import Spec, compile
+from .compile import compile
 from .entry import BrokenEntry, link
-from .fingerprint import key, key_of, parse_spec
+from .fingerprint import key, key_of
 from .obtain import cached_or_compiled
 from .parallel import Outcome, in_processes
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..spec.operation import Spec, parse_spec
 from . import cache
 from . import entry as entries
-from .compile import Spec
 from .entry import BrokenEntry, Entry
-from .fingerprint import FORMAT, made_from, parse_spec
+from .fingerprint import FORMAT, made_from
 
 __all__ = ["Bundle", "bundles", "find", "load_bundle"]
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..directories import cache_directory
+from ..spec.operation import Spec
 from . import entry as entries
-from .compile import Spec
 from .entry import BrokenEntry, Entry
 from .fingerprint import key
 

@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .backward_spec import BackwardSpec
-from .spec import KernelSpec
+from ..spec.operation import Spec, operation
 
-__all__ = ["ARCHITECTURE", "Compiled", "Spec", "compile", "compile_count"]
+__all__ = ["ARCHITECTURE", "Compiled", "compile", "compile_count"]
 
 ARCHITECTURE = "sm_90a"
-Spec = KernelSpec | BackwardSpec
 
 _count = 0
 
@@ -67,7 +65,9 @@ def compile(spec: Spec) -> Compiled:
     not thread-safe.
     """
     global _count
-    kernel, arguments = _kernel(spec)
+    kind = operation(spec.op)
+    kind.check(spec)
+    kernel, arguments = kind.program(spec)
     import cutlass.cute as cute
 
     _count += 1
@@ -81,27 +81,6 @@ def compile(spec: Spec) -> Compiled:
 def compile_count() -> int:
     """How many kernels this process has compiled."""
     return _count
-
-
-def _kernel(spec: Spec) -> tuple[Any, tuple[Any, ...]]:
-    """The kernel object of a spec and stand-ins for its arguments."""
-    if isinstance(spec, BackwardSpec):
-        return _backward(spec)
-    from cute_attn.fwd.arguments import fake_arguments
-    from cute_attn.fwd.config import check
-    from cute_attn.fwd.kernel import ForwardKernel
-
-    check(spec)
-    return ForwardKernel(spec), fake_arguments(spec)
-
-
-def _backward(spec: BackwardSpec) -> tuple[Any, tuple[Any, ...]]:
-    from cute_attn.bwd.arguments import fake_arguments
-    from cute_attn.bwd.backward import BackwardKernels
-    from cute_attn.bwd.config import check
-
-    check(spec)
-    return BackwardKernels(spec), fake_arguments(spec)
 
 
 @contextlib.contextmanager

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .compile import Compiled, Spec
-from .fingerprint import FORMAT, made_from, parse_spec
+from ..spec.operation import Spec, operation, parse_spec
+from .compile import Compiled
+from .fingerprint import FORMAT, made_from
 
 __all__ = ["MANIFEST", "SYMBOL", "BrokenEntry", "Entry", "link", "read", "read_manifest", "write"]
 
@@ -66,7 +67,7 @@ def link(compiled: Compiled) -> Entry:
         "made_from": made_from(compiled.spec.op),
         "symbol": SYMBOL,
         "registers": compiled.registers,
-        "shared_memory_bytes": _shared_memory_bytes(compiled.spec),
+        "shared_memory_bytes": operation(compiled.spec.op).shared_memory_bytes(compiled.spec),
         "spill_bytes": compiled.spill_bytes,
         "sha256": {
             name: hashlib.sha256(content).hexdigest()
@@ -128,13 +129,6 @@ def _link(built: Path, target: Path) -> None:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} to link a kernel", str(target))
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
-
-
-def _shared_memory_bytes(spec: Spec) -> int:
-    from cute_attn.bwd import config as bwd
-    from cute_attn.fwd import config as fwd
-
-    return bwd.shared_memory_bytes(spec) if spec.op == "bwd" else fwd.shared_memory_bytes(spec)
 
 
 def _sealed(manifest: dict[str, Any]) -> str:

@@ -9,11 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .backward_spec import BackwardSpec
-from .compile import ARCHITECTURE, Spec
-from .spec import KernelSpec
+from ..spec.operation import Spec, operation
+from .compile import ARCHITECTURE
 
-__all__ = ["FORMAT", "PACKAGES", "key", "key_of", "made_from", "parse_spec"]
+__all__ = ["FORMAT", "PACKAGES", "key", "key_of", "made_from"]
 
 FORMAT = 2  # of the entries; another number, another key
 # The distributions that machine code comes from; which of the last two is there depends on the CUDA of the machine.
@@ -25,11 +24,8 @@ PACKAGES = (
     "nvidia-cutlass-dsl-libs-cu12",
     "nvidia-cutlass-dsl-libs-cu13",
 )
-# Sources that the machine code of an operation is made from; the options of the compiler are in jit/compile.py. What
-# launches a kernel is left out: it hands over what the kernel's `arguments` module says.
-_SHARED_SOURCES = ("sm90", "jit/spec.py", "jit/compile.py")
-_SOURCES = {"fwd": ("fwd",), "bwd": ("bwd", "jit/backward_spec.py")}
-_HOST_ONLY = {"launch.py"}
+# Sources that the machine code of every operation is made from; the options of the compiler are in jit/compile.py.
+_SHARED_SOURCES = ("spec", "sm90", "jit/compile.py")
 
 
 def key(spec: Spec) -> str:
@@ -43,14 +39,6 @@ def key_of(spec: str, made_from: dict[str, Any], format: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def parse_spec(text: str) -> Spec:
-    """The spec, of any operation, whose `canonical()` this is. Raises ValueError or TypeError for anything else."""
-    fields = json.loads(text)
-    if not isinstance(fields, dict):
-        raise ValueError(f"a spec is a JSON object, got {text!r}")
-    return BackwardSpec.from_canonical(text) if fields.get("op") == "bwd" else KernelSpec.from_canonical(text)
-
-
 def made_from(op: str) -> dict[str, Any]:
     """The architecture, the hash of our sources, and the version of each of PACKAGES that is installed."""
     return {"architecture": ARCHITECTURE, "sources": _sources(op), "packages": _packages()}
@@ -60,12 +48,11 @@ def made_from(op: str) -> dict[str, Any]:
 def _sources(op: str) -> str:
     digest = hashlib.sha256()
     root = Path(__file__).parent.parent
-    for part in (*_SHARED_SOURCES, *_SOURCES[op]):
+    for part in (*_SHARED_SOURCES, *operation(op).sources):
         files = sorted((root / part).glob("**/*.py")) if (root / part).is_dir() else [root / part]
         for file in files:
-            if file.name not in _HOST_ONLY:
-                digest.update(f"{file.relative_to(root)}\n".encode())
-                digest.update(file.read_bytes())
+            digest.update(f"{file.relative_to(root)}\n".encode())
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

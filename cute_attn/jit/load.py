@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .compile import Spec
+from ..spec.operation import Spec
 from .entry import SYMBOL
 from .obtain import obtain
 from .record import note

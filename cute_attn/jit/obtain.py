@@ -7,8 +7,9 @@ import shlex
 import threading
 import warnings
 
+from ..spec.operation import Spec
 from . import bundle, cache
-from .compile import Spec, compile
+from .compile import compile
 from .entry import BrokenEntry, Entry, link
 
 __all__ = ["KernelNotBuilt", "cached_or_compiled", "obtain"]

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from .compile import Spec
+from ..spec.operation import Spec
 
 __all__ = ["Recorder", "note", "record_specs"]
 

@@ -30,7 +30,7 @@ def attention_forward(
 
     Raises NotImplementedError, naming what does serve them, for tensors that the kernels do not take.
     """
-    from ..fwd.launch import forward
+    from ..launch.forward import forward
 
     check_served(q, v, backend)
     out, lse, max_logits = forward(
@@ -68,7 +68,7 @@ def attention_backward(
     needs: list[bool],
 ) -> Gradients:
     """What `reference.attention_backward` computes, on backend "sm90" or "sim", for tensors whose forward ran there."""
-    from ..bwd.launch import backward, row_terms
+    from ..launch.backward import backward, row_terms
 
     if dout is None:
         dout = torch.zeros_like(out)

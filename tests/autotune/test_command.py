@@ -13,7 +13,8 @@ from autotune import command as module
 from autotune import tune
 from autotune.problem import Problem
 from autotune.ranks import decided_by_rank_0
-from cute_attn.jit import TileConfig, tuned
+from cute_attn.launch import tuned
+from cute_attn.spec.tiles import TileConfig
 
 sys.path.append(str(Path(__file__).parent.parent / "dist"))
 from ranks import run_ranks

@@ -5,11 +5,12 @@ import pytest
 from autotune import profile as module
 from autotune.profile import Loop, Profile, compile_profile
 from cute_attn.directories import cache_directory
-from cute_attn.jit import KernelSpec, cache
+from cute_attn.jit import cache
 from cute_attn.jit.compile import Compiled
 from cute_attn.jit.entry import Entry
+from cute_attn.spec.forward import ForwardSpec
 
-SPEC = KernelSpec(layers=1)
+SPEC = ForwardSpec(layers=1)
 LOG = "0 bytes stack frame, 8 bytes spill stores, 16 bytes spill loads ptxas info: Used 168 registers"
 
 
@@ -51,10 +52,10 @@ def test_a_real_kernel_has_loops_with_the_products_of_its_tile(tmp_path, monkeyp
     from shutil import which
 
     monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path))
-    found = compile_profile(KernelSpec(head_dim=64, head_dim_v=64, layers=1))
+    found = compile_profile(ForwardSpec(head_dim=64, head_dim_v=64, layers=1))
     assert found.refusal == ""
     assert found.registers == 168
-    assert cache.read(KernelSpec(head_dim=64, head_dim_v=64, layers=1)) is not None
+    assert cache.read(ForwardSpec(head_dim=64, head_dim_v=64, layers=1)) is not None
     if found.loops or which("nvdisasm"):
         tile = 64 * 128 * (64 + 64) // 2048  # cycles of one warpgroup's products for one tile of keys
         assert found.loops

@@ -10,9 +10,9 @@ from autotune import PRESETS, Problem, tune
 from autotune.measure import EFFORTS, choose
 from autotune.model import predict
 from autotune.profile import Loop, Profile
-from autotune.space import candidates, space
-from cute_attn.jit import TileConfig
-from cute_attn.jit.backward_spec import BackwardTile
+from autotune.space import candidates
+from cute_attn.spec.operation import operation
+from cute_attn.spec.tiles import BackwardTile, TileConfig
 
 FORWARD, BACKWARD = Problem(op="fwd", seqlen_q=1024, seqlen_k=1024), Problem(op="bwd", seqlen_q=1024, seqlen_k=1024)
 DEFAULT, FAST = FORWARD.default, TileConfig(128, 96)
@@ -29,7 +29,7 @@ def fake(device=None, problem=FORWARD, compiler=None, **options):
 def test_what_does_not_fit_is_refused_with_the_reason_before_anything_is_compiled(problem):
     kept, refused = candidates(problem)
     assert kept[0] == problem.default
-    assert set(kept) | {tile for tile, _ in refused} == {*space(problem.op), problem.default}
+    assert set(kept) | {tile for tile, _ in refused} == {*operation(problem.op).tiles(), problem.default}
     assert not set(kept) & {tile for tile, _ in refused}
     reasons = " ".join(reason for _, reason in refused)
     for resource in ("registers", "shared memory") if problem.op == "fwd" else ("shared memory",):

@@ -8,7 +8,7 @@ import torch
 from oracle import assert_close
 
 from cute_attn.backend import backend
-from cute_attn.bwd.launch import KernelGradients, backward
+from cute_attn.launch.backward import KernelGradients, backward
 from cute_attn.mask import IntervalMask
 from cute_attn.reference import attention_backward, attention_forward, sink_gradient
 

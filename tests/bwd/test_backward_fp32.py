@@ -7,9 +7,9 @@ import torch
 from backward_case import NAMES, Case, Problem, check, exact_gradients, make_problem, run, with_gaps
 from oracle import assert_close
 
-from cute_attn.jit.spec import HEAD_DIMS
 from cute_attn.mask import IntervalMask, causal
 from cute_attn.reference import attention_forward
+from cute_attn.spec.forward import HEAD_DIMS
 
 FP32 = {"fp32_gradients": True}
 # 64 keys for the first rows and 128 for the others

@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cute_attn.bwd.config import default_tile
-from cute_attn.bwd.launch import backward
+from cute_attn.launch.backward import backward
 from cute_attn.mask import causal
 
 

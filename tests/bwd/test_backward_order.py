@@ -5,7 +5,7 @@ import torch
 from backward_case import Case, block_sparse, check, make_problem, run, with_gaps
 from oracle import random_slices
 
-from cute_attn.bwd.order import in_turns, upwards
+from cute_attn.launch.order import in_turns, upwards
 from cute_attn.mask import IntervalMask, causal, full, sliding_window
 
 WINDOW = sliding_window(700, left=400, right=20)  # partial tiles at both ends of full ones

@@ -3,10 +3,10 @@
 import pytest
 
 from cute_attn.bwd.config import default_tile
-from cute_attn.inspect import inspect
-from cute_attn.jit import HEAD_DIMS
-from cute_attn.jit.backward_spec import BackwardSpec
 from cute_attn.jit.compile import compile
+from cute_attn.profile.inspect import inspect
+from cute_attn.spec.backward import BackwardSpec
+from cute_attn.spec.forward import HEAD_DIMS
 
 
 def profile(**fields):

@@ -8,10 +8,10 @@ import torch
 from oracle import assert_close
 
 from cute_attn.backend import backend
-from cute_attn.fwd.launch import forward
-from cute_attn.jit import TileConfig
+from cute_attn.launch.forward import forward
 from cute_attn.mask import IntervalMask
 from cute_attn.reference import attention_forward
+from cute_attn.spec.tiles import TileConfig
 
 NARROW = TileConfig(128, 32)  # has all code that other tiles have, and compiles in half the time
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from cute_attn.fwd.config import default_tile, fragment_registers, out_shares_queries, shared_memory_bytes
-from cute_attn.jit import HEAD_DIMS, KernelSpec
+from cute_attn.spec.forward import HEAD_DIMS, ForwardSpec
 
 TEXT = (Path(__file__).parents[2] / "docs" / "forward.md").read_text()
 
@@ -19,7 +19,7 @@ def test_the_table_of_tiles_is_true():
     }
     done = {}
     for dims in HEAD_DIMS:
-        spec = KernelSpec(head_dim=dims[0], head_dim_v=dims[1], tile=default_tile(*dims))
+        spec = ForwardSpec(head_dim=dims[0], head_dim_v=dims[1], tile=default_tile(*dims))
         numbers = spec.tile.m, spec.tile.n, fragment_registers(spec), shared_memory_bytes(spec) // 1024
         done[dims] = (*numbers, out_shares_queries(spec))
     assert said == done

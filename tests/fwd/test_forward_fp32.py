@@ -7,8 +7,8 @@ import torch
 from forward_case import Case, check, random_inputs, run, with_gaps
 from oracle import assert_close
 
-from cute_attn.jit.spec import HEAD_DIMS
 from cute_attn.mask import causal, sliding_window
+from cute_attn.spec.forward import HEAD_DIMS
 
 FP32 = {"fp32_out": True}
 

@@ -8,8 +8,8 @@ from forward_case import Case, block_sparse, check, falling, growing, one_hot, r
 from oracle import random_slices
 
 from cute_attn import mask as masks
-from cute_attn.jit import TileConfig
 from cute_attn.mask import IntervalMask, causal, full
+from cute_attn.spec.tiles import TileConfig
 
 pytestmark = pytest.mark.slow
 

@@ -4,8 +4,8 @@ import torch
 from forward_case import NARROW
 
 from cute_attn.backend import backend
-from cute_attn.fwd.launch import forward
 from cute_attn.jit.compile import compile_count
+from cute_attn.launch.forward import forward
 from cute_attn.mask import IntervalMask, causal
 
 

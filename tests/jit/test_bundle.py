@@ -12,13 +12,14 @@ from fake_compiler import compiled, forget
 
 import cute_attn
 from cute_attn import cli
-from cute_attn.jit import KernelSpec, build, cache, fingerprint, load
-from cute_attn.jit.backward_spec import BackwardSpec
+from cute_attn.jit import build, cache, fingerprint, load
 from cute_attn.jit.bundle import load_bundle
 from cute_attn.jit.entry import link
 from cute_attn.jit.obtain import KernelNotBuilt, obtain
+from cute_attn.spec.backward import BackwardSpec
+from cute_attn.spec.forward import ForwardSpec
 
-SPEC = KernelSpec(layers=1)
+SPEC = ForwardSpec(layers=1)
 OTHER = BackwardSpec(layers=1)
 
 
@@ -138,7 +139,7 @@ def test_a_recorder_lists_what_is_used_also_from_memory_and_only_while_it_is_ope
         load.kernel(SPEC, "sim")
         load.kernel(OTHER, "sim")
         load.kernel(SPEC, "sim")
-    load.kernel(KernelSpec(), "sim")
+    load.kernel(ForwardSpec(), "sim")
     assert recorder.specs == inner.specs == (SPEC, OTHER)
     recorder.save(tmp_path / "specs.json")
     assert build.load_specs(tmp_path / "specs.json") == [SPEC, OTHER]
@@ -181,8 +182,8 @@ def test_what_flags_build_is_what_launches_ask_for(mask, softcap, compiles, tmp_
     import torch
 
     from cute_attn import sim
-    from cute_attn.bwd.launch import backward
-    from cute_attn.fwd.launch import forward
+    from cute_attn.launch.backward import backward
+    from cute_attn.launch.forward import forward
     from cute_attn.mask import from_spec
 
     flags = ["--softcap"] * softcap
@@ -307,7 +308,7 @@ assert "cutlass" not in sys.modules
 
 @pytest.mark.slow
 def test_a_bundle_runs_in_a_process_in_which_importing_the_compiler_fails(tmp_path):
-    spec = {**json.loads(KernelSpec(head_dim=64, head_dim_v=64, layers=1).canonical())}
+    spec = {**json.loads(ForwardSpec(head_dim=64, head_dim_v=64, layers=1).canonical())}
     environment = {**os.environ, "CUTE_ATTN_CACHE_DIR": str(tmp_path / "cache")}
     environment.pop("CUTE_ATTN_CACHE_MODE", None)
     tool = [sys.executable, "-c", "from cute_attn.cli import main; main()"]

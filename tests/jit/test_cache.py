@@ -9,11 +9,12 @@ import zlib
 import pytest
 from fake_compiler import compiled, forget
 
-from cute_attn.jit import KernelSpec, cache, entry, load
+from cute_attn.jit import cache, entry, load
 from cute_attn.jit.entry import link
 from cute_attn.jit.obtain import KernelNotBuilt, obtain
+from cute_attn.spec.forward import ForwardSpec
 
-SPEC = KernelSpec(layers=1)
+SPEC = ForwardSpec(layers=1)
 FILES = ["kernel.ptx.z", "kernel.so", "manifest.json"]
 
 
@@ -91,10 +92,10 @@ def test_a_manifest_that_is_no_object_is_broken(text):
 
 def test_an_entry_of_another_spec_is_broken():
     cache.commit(link(compiled(SPEC)))
-    cache.entry_path(KernelSpec()).parent.mkdir()
-    shutil.copytree(cache.entry_path(SPEC), cache.entry_path(KernelSpec()))
+    cache.entry_path(ForwardSpec()).parent.mkdir()
+    shutil.copytree(cache.entry_path(SPEC), cache.entry_path(ForwardSpec()))
     with pytest.raises(cache.BrokenEntry, match="holds another spec"):
-        cache.read(KernelSpec())
+        cache.read(ForwardSpec())
 
 
 def test_whoever_commits_second_keeps_the_entry_of_the_first():
@@ -157,7 +158,7 @@ def test_cached_only_loads_what_is_there_and_raises_with_the_spec_and_the_comman
     obtain(SPEC)
     monkeypatch.setenv("CUTE_ATTN_CACHE_MODE", "cached-only")
     assert obtain(SPEC).ptx == "// ptx"
-    missing = KernelSpec(head_dim=64, head_dim_v=64)
+    missing = ForwardSpec(head_dim=64, head_dim_v=64)
     with pytest.raises(KernelNotBuilt) as raised:
         obtain(missing)
     assert raised.value.spec == missing
@@ -196,7 +197,7 @@ def test_prune_removes_what_dead_writers_and_broken_entries_left(empty_cache):
 
 
 def test_prune_removes_entries_by_age_and_those_of_other_sources(empty_cache, monkeypatch):
-    old, young = KernelSpec(), KernelSpec(sink=True)
+    old, young = ForwardSpec(), ForwardSpec(sink=True)
     paths = [cache.commit(link(compiled(spec))).directory for spec in (old, young)]
     os.utime(paths[0], (0, 0))
     assert cache.prune(empty_cache, older_than=86400.0) == [paths[0]]

@@ -8,16 +8,18 @@ import sys
 
 import pytest
 
-from cute_attn.jit import KernelSpec, TileConfig, fingerprint
-from cute_attn.jit.backward_spec import BackwardSpec, BackwardTile
-from cute_attn.jit.fingerprint import key, parse_spec
+from cute_attn.jit import fingerprint
+from cute_attn.jit.fingerprint import key
+from cute_attn.spec.backward import BackwardSpec
+from cute_attn.spec.forward import ForwardSpec
+from cute_attn.spec.operation import parse_spec
+from cute_attn.spec.tiles import BackwardTile, TileConfig
 
-FORWARD = KernelSpec(layers=1, has_lower=True)
+FORWARD = ForwardSpec(layers=1, has_lower=True)
 BACKWARD = BackwardSpec(layers=1, has_lower=True)
 # What to put in the place of each field of a spec, with what else must change for the spec to be valid.
 CHANGES = {
     FORWARD: {
-        "op": None,  # a forward's spec has one operation
         "dtype": {"dtype": "fp16"},
         "head_dim": {"head_dim": 192},
         "head_dim_v": {"head_dim": 192, "head_dim_v": 192},
@@ -65,7 +67,7 @@ def test_every_field_of_a_spec_changes_the_key(spec):
 @pytest.mark.parametrize("tile", list(TILES), ids=["forward", "backward"])
 def test_every_field_of_a_tile_changes_the_key(tile):
     assert set(TILES[tile]) == {field.name for field in dataclasses.fields(tile)}, "a field has no change listed"
-    base = KernelSpec(softmax="exact") if isinstance(tile, TileConfig) else BackwardSpec()
+    base = ForwardSpec(softmax="exact") if isinstance(tile, TileConfig) else BackwardSpec()
     tiles = [tile, *(dataclasses.replace(tile, **{name: value}) for name, value in TILES[tile].items())]
     keys = [key(dataclasses.replace(base, tile=t)) for t in tiles]
     assert len(set(keys)) == len(keys)
@@ -73,9 +75,9 @@ def test_every_field_of_a_tile_changes_the_key(tile):
 
 def test_specs_that_compare_equal_in_python_but_differ_in_type_are_refused_not_confused():
     with pytest.raises(ValueError, match="layers"):
-        KernelSpec(layers=True)
+        ForwardSpec(layers=True)
     with pytest.raises(TypeError, match="sink"):
-        KernelSpec(sink=1)
+        ForwardSpec(sink=1)
 
 
 @pytest.mark.parametrize("spec", [FORWARD, BACKWARD], ids=["forward", "backward"])
@@ -88,7 +90,7 @@ def test_a_spec_survives_the_way_through_json(spec):
 
 def test_keys_are_equal_across_processes_and_hash_seeds():
     program = (
-        "import sys; from cute_attn.jit.fingerprint import key, parse_spec; "
+        "import sys; from cute_attn.jit.fingerprint import key; from cute_attn.spec.operation import parse_spec; "
         "print(*[key(parse_spec(text)) for text in sys.argv[1:]])"
     )
     texts = [FORWARD.canonical(), BACKWARD.canonical()]
@@ -115,18 +117,9 @@ def test_the_sources_the_packages_and_the_architecture_change_the_key(monkeypatc
 
 
 def test_the_fingerprint_covers_the_sources_of_the_operation_and_no_launcher(monkeypatch, tmp_path):
-    files = {
-        "fwd": ["fwd/kernel.py", "fwd/arguments.py", "sm90/ptx.py", "jit/spec.py", "jit/compile.py"],
-        "bwd": [
-            "bwd/kernel.py",
-            "bwd/arguments.py",
-            "sm90/ptx.py",
-            "jit/spec.py",
-            "jit/backward_spec.py",
-            "jit/compile.py",
-        ],
-    }
-    names = sorted({"fwd/launch.py", "bwd/launch.py"}.union(*files.values()))
+    shared = ["spec/forward.py", "spec/backward.py", "sm90/ptx.py", "jit/compile.py"]
+    files = {op: [f"{op}/kernel.py", f"{op}/arguments.py", *shared] for op in ("fwd", "bwd")}
+    names = sorted({"launch/forward.py", "launch/operations.py"}.union(*files.values()))
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("before")
@@ -145,7 +138,7 @@ def test_run_time_values_compile_nothing_new(compiles, monkeypatch):
     import torch
 
     from cute_attn import sim
-    from cute_attn.fwd.launch import forward
+    from cute_attn.launch.forward import forward
     from cute_attn.mask import causal
 
     monkeypatch.setattr(sim, "run", lambda *arguments, **options: None)

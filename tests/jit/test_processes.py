@@ -13,10 +13,11 @@ import filelock
 import pytest
 from fake_compiler import compiled
 
-from cute_attn.jit import KernelSpec, cache, entry, load, obtain
+from cute_attn.jit import cache, entry, load, obtain
 from cute_attn.jit.entry import link
+from cute_attn.spec.forward import ForwardSpec
 
-SPEC = KernelSpec(layers=1)
+SPEC = ForwardSpec(layers=1)
 FORK = multiprocessing.get_context("fork")
 
 
@@ -63,7 +64,7 @@ def test_eight_processes_that_start_cold_on_one_spec_compile_it_once(slow_compil
 
 def test_processes_with_different_specs_do_not_wait_for_each_other():
     with cache.lock(SPEC):
-        process = in_child(lambda: cache.lock(KernelSpec()).__enter__())
+        process = in_child(lambda: cache.lock(ForwardSpec()).__enter__())
         process.join(30)
         assert process.exitcode == 0
 
@@ -157,7 +158,7 @@ def test_a_read_only_cache_is_read_and_what_it_lacks_lives_in_memory(read_only, 
             warnings.simplefilter("always")
             results.put(load.kernel(SPEC, "sim").ptx)
             results.put(len(seen))
-            results.put(load.kernel(KernelSpec(), "sim").ptx)
+            results.put(load.kernel(ForwardSpec(), "sim").ptx)
             results.put([str(w.message) for w in seen])
 
     process = in_child(work)
@@ -175,8 +176,8 @@ def test_a_read_only_cache_is_read_and_what_it_lacks_lives_in_memory(read_only, 
 def test_eight_cold_processes_compile_a_real_kernel_once_and_all_of_them_can_run_it(tmp_path):
     program = (
         "from cute_attn.jit.compile import compile_count; from cute_attn.jit.load import kernel\n"
-        "from cute_attn.jit import KernelSpec\n"
-        "found = kernel(KernelSpec(head_dim=64, head_dim_v=64), 'sim'); print(compile_count(), len(found.ptx))"
+        "from cute_attn.spec.forward import ForwardSpec\n"
+        "found = kernel(ForwardSpec(head_dim=64, head_dim_v=64), 'sim'); print(compile_count(), len(found.ptx))"
     )
     environment = {**os.environ, "CUTE_ATTN_CACHE_DIR": str(tmp_path)}
     processes = [

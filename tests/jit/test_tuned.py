@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from cute_attn.jit import TileConfig, tuned
-from cute_attn.jit.backward_spec import BackwardTile
-from cute_attn.jit.tuned import MaskClass, TunedKey, lookup, mask_class, tuned_tile
+from cute_attn.launch import tuned
+from cute_attn.launch.tuned import MaskClass, TunedKey, lookup, mask_class, tuned_tile
 from cute_attn.mask import causal, full, sliding_window
+from cute_attn.spec.tiles import BackwardTile, TileConfig
 
 DEFAULT, MEASURED, SHIPPED = TileConfig(), TileConfig(128, 96), TileConfig(128, 80)
 KEY = TunedKey.of("NVIDIA H200", 132, "fwd", "bf16", (128, 128), (32, 8), causal(8192))
@@ -148,8 +148,8 @@ def test_a_mask_is_looked_up_once_until_the_tables_change(monkeypatch):
 
 def test_launches_take_the_tuned_tile_unless_told_another_or_keeping_the_exact_maximum(compiles, monkeypatch):
     from cute_attn import sim
-    from cute_attn.bwd import launch as bwd
-    from cute_attn.fwd import launch as fwd
+    from cute_attn.launch import backward as bwd
+    from cute_attn.launch import forward as fwd
 
     monkeypatch.setattr(sim, "run", lambda *arguments, **options: None)
     asked = []

@@ -5,8 +5,8 @@ import torch
 
 from cute_attn import sim
 from cute_attn.backend import backend
-from cute_attn.bwd.launch import backward
-from cute_attn.fwd.launch import forward
+from cute_attn.launch.backward import backward
+from cute_attn.launch.forward import forward
 from cute_attn.mask import IntervalMask, causal
 
 ROWS_WITHOUT_KEYS = causal(300, 130)

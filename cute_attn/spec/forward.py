@@ -1,12 +1,14 @@
-"""What a kernel's machine code depends on, and nothing else."""
+"""What the machine code of a forward depends on, and nothing else."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
-__all__ = ["HEAD_DIMS", "KernelSpec", "Layers", "Score", "Softmax", "TileConfig"]
+from . import canonical as text_of
+from .tiles import TileConfig
+
+__all__ = ["HEAD_DIMS", "ForwardSpec", "Layers", "Score", "Softmax"]
 
 Dtype = Literal["bf16", "fp16"]
 Layers = Literal[0, 1, 2, "many"]
@@ -18,50 +20,9 @@ HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256))
 
 
 @dataclass(frozen=True)
-class TileConfig:
-    """How a kernel cuts its problem.
+class ForwardSpec:
+    """The configuration of one forward: equal specs have equal machine code, and no run-time value is in it.
 
-    m: query rows of a tile, 64 for each consumer warpgroup (two or three of them).
-    n: keys of a tile, a multiple of 16.
-    stages: depth of the rings of K and of V tiles, a power of two.
-    ping_pong: whether the consumer warpgroups take turns on the tensor cores, one's softmax under another's products.
-
-    Raises TypeError or ValueError for anything else.
-    """
-
-    m: int = 128
-    n: int = 128
-    stages: int = 2
-    ping_pong: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("m", "n", "stages"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"TileConfig.{name} must be an int, got {value!r}")
-        if not isinstance(self.ping_pong, bool):
-            raise TypeError(f"TileConfig.ping_pong must be a bool, got {self.ping_pong!r}")
-        if self.m not in (128, 192):
-            raise ValueError(f"TileConfig.m must be 128 or 192 (two or three warpgroups of 64 rows), got {self.m}")
-        if self.n % 16 or not 16 <= self.n <= 256:
-            raise ValueError(f"TileConfig.n must be a multiple of 16 in [16, 256], got {self.n}")
-        if self.stages not in (2, 4, 8):
-            raise ValueError(f"TileConfig.stages must be 2, 4 or 8, got {self.stages}")
-
-    @property
-    def consumers(self) -> int:
-        """Number of consumer warpgroups."""
-        return self.m // 64
-
-    def __str__(self) -> str:
-        return f"{self.m}x{self.n}, {self.stages} stages{', ping-pong' if self.ping_pong else ''}"
-
-
-@dataclass(frozen=True)
-class KernelSpec:
-    """The configuration of one kernel: equal specs have equal machine code, and no run-time value is in it.
-
-    op: which kernel; "fwd".
     dtype: of q, k, v and, without fp32_out, the output.
     head_dim, head_dim_v: one of HEAD_DIMS.
     layers: intervals of a row; 0 for a dense mask (only the end of the keys is tested), "many" for three and more.
@@ -77,7 +38,6 @@ class KernelSpec:
     Raises TypeError or ValueError for a combination that no kernel serves.
     """
 
-    op: Literal["fwd"] = "fwd"
     dtype: Dtype = "bf16"
     head_dim: int = 128
     head_dim_v: int = 128
@@ -89,11 +49,14 @@ class KernelSpec:
     max_logits: bool = False
     softmax: Softmax = "stale"
     fp32_out: bool = False
-    tile: TileConfig = TileConfig()
+    tile: TileConfig = field(default_factory=TileConfig)
+
+    @property
+    def op(self) -> Literal["fwd"]:
+        return "fwd"
 
     def __post_init__(self) -> None:
         for name, allowed in (
-            ("op", ("fwd",)),
             ("dtype", get_args(Dtype)),
             ("layers", get_args(Layers)),
             ("score", get_args(Score)),
@@ -101,15 +64,15 @@ class KernelSpec:
         ):
             value = getattr(self, name)
             if not any(value == a and type(value) is type(a) for a in allowed):
-                raise ValueError(f"KernelSpec.{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+                raise ValueError(f"ForwardSpec.{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
         for name in ("has_lower", "has_upper", "sink", "max_logits", "fp32_out"):
             if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"KernelSpec.{name} must be a bool, got {getattr(self, name)!r}")
+                raise TypeError(f"ForwardSpec.{name} must be a bool, got {getattr(self, name)!r}")
         if not isinstance(self.tile, TileConfig):
-            raise TypeError(f"KernelSpec.tile must be a TileConfig, got {self.tile!r}")
+            raise TypeError(f"ForwardSpec.tile must be a TileConfig, got {self.tile!r}")
         if (self.head_dim, self.head_dim_v) not in HEAD_DIMS:
             raise ValueError(
-                f"KernelSpec.head_dim and head_dim_v must be one of {', '.join(map(str, HEAD_DIMS))}, "
+                f"ForwardSpec.head_dim and head_dim_v must be one of {', '.join(map(str, HEAD_DIMS))}, "
                 f"got ({self.head_dim}, {self.head_dim_v})"
             )
         self._check_mask()
@@ -118,32 +81,29 @@ class KernelSpec:
     def _check_mask(self) -> None:
         bounds = f"got has_lower={self.has_lower}, has_upper={self.has_upper}"
         if self.layers == 0 and (self.has_lower or not self.has_upper):
-            raise ValueError(f"KernelSpec with layers=0 tests the end of the keys and nothing else, {bounds}")
+            raise ValueError(f"ForwardSpec with layers=0 tests the end of the keys and nothing else, {bounds}")
         if self.layers == 1 and not (self.has_lower or self.has_upper):
-            raise ValueError(f"KernelSpec with layers=1 needs a bound to test, {bounds}; a mask without is layers=0")
+            raise ValueError(f"ForwardSpec with layers=1 needs a bound to test, {bounds}; a mask without is layers=0")
         if self.layers in (2, "many") and not (self.has_lower and self.has_upper):
-            raise ValueError(f"KernelSpec with layers={self.layers!r} tests both bounds, {bounds}")
+            raise ValueError(f"ForwardSpec with layers={self.layers!r} tests both bounds, {bounds}")
 
     def _check_softmax(self) -> None:
         if self.max_logits and self.softmax != "exact":
-            raise ValueError(f"KernelSpec.max_logits needs softmax='exact', got softmax={self.softmax!r}")
+            raise ValueError(f"ForwardSpec.max_logits needs softmax='exact', got softmax={self.softmax!r}")
         if self.softmax == "stale" and self.tile.consumers != 2:
             raise ValueError(
-                "KernelSpec.softmax='stale' keeps two register sets for P, which fit two consumer warpgroups "
+                "ForwardSpec.softmax='stale' keeps two register sets for P, which fit two consumer warpgroups "
                 f"(tile.m = 128), got tile.m = {self.tile.m}"
             )
 
     def canonical(self) -> str:
         """JSON with sorted keys: equal for equal specs, in every process."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return text_of.canonical(self)
 
     @classmethod
-    def from_canonical(cls, text: str) -> KernelSpec:
+    def from_canonical(cls, text: str) -> ForwardSpec:
         """The inverse of `canonical`. Raises ValueError or TypeError for anything that is not a spec."""
-        fields: dict[str, Any] = json.loads(text)
-        if not isinstance(fields, dict) or not isinstance(fields.get("tile"), dict):
-            raise ValueError(f"not a kernel spec: {text!r}")
-        return cls(**{**fields, "tile": TileConfig(**fields["tile"])})
+        return text_of.parse(cls, "fwd", text)
 
     def __str__(self) -> str:
         dims = f"{self.head_dim}" if self.head_dim == self.head_dim_v else f"{self.head_dim}/{self.head_dim_v}"

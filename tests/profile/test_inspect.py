@@ -5,12 +5,13 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from cute_attn import sass
 from cute_attn.cli import main
 from cute_attn.fwd.config import default_tile
-from cute_attn.inspect import inspect
-from cute_attn.jit import HEAD_DIMS, KernelSpec, TileConfig
 from cute_attn.jit.compile import Compiled, compile
+from cute_attn.profile import sass
+from cute_attn.profile.inspect import inspect
+from cute_attn.spec.forward import HEAD_DIMS, ForwardSpec
+from cute_attn.spec.tiles import TileConfig
 
 CODE = """
 .text.kernel:
@@ -46,7 +47,7 @@ def test_a_loop_is_counted_by_what_every_pass_issues():
 def test_what_is_issued_before_the_wait_is_told_from_what_comes_after(monkeypatch):
     monkeypatch.setattr(sass, "disassemble", lambda cubin: CODE)
     log = "0 bytes stack frame, 0 bytes spill\n stores, 0 bytes spill loads; Used 168 registers"
-    (loop,) = inspect(Compiled(KernelSpec(), None, "", b"", log)).loops
+    (loop,) = inspect(Compiled(ForwardSpec(), None, "", b"", log)).loops
     assert (loop.tensor_cycles, loop.common, loop.conditional, loop.mufu_before_pv_wait) == (64, 9, 2, 1)
     assert loop.slots_per_cycle == 9 / 64
 
@@ -57,7 +58,7 @@ def test_the_assemblers_words_are_understood_though_they_are_wrapped():
         "      serialized due to insufficient register resources\n ptxas info : 16 bytes stack frame, 24 bytes spill\n"
         "  stores, 8 bytes spill loads\n ptxas info: Used 168 registers"
     )
-    compiled = Compiled(KernelSpec(), None, "", b"", log)
+    compiled = Compiled(ForwardSpec(), None, "", b"", log)
     assert (compiled.registers, compiled.spill_bytes) == (168, 32)
     (warning,) = compiled.warnings
     assert warning.startswith("(C7512)")
@@ -65,7 +66,7 @@ def test_the_assemblers_words_are_understood_though_they_are_wrapped():
 
 
 def profile(**fields):
-    report = inspect(compile(KernelSpec(**fields)))
+    report = inspect(compile(ForwardSpec(**fields)))
     assert (report.spill_bytes, report.warnings) == (0, ())
     for loop in report.loops:
         assert loop.mufu_before_pv_wait == loop.by_pipe["mufu"], "an exponential comes after the wait for PV"

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from cute_attn.fwd.config import check, default_tile, shared_memory_bytes
-from cute_attn.jit import HEAD_DIMS, KernelSpec, TileConfig
+from cute_attn.spec.forward import HEAD_DIMS, ForwardSpec
+from cute_attn.spec.tiles import TileConfig
 
 OTHER = {
     "dtype": "fp16",
@@ -26,24 +27,24 @@ def test_every_field_is_part_of_the_text(field):
     fields = {field: OTHER[field]}
     if field.startswith("head_dim"):
         fields = {"head_dim": 192, "head_dim_v": 192 if field == "head_dim_v" else 128}
-    assert KernelSpec(**fields).canonical() != KernelSpec().canonical()
+    assert ForwardSpec(**fields).canonical() != ForwardSpec().canonical()
 
 
 def test_the_text_gives_the_spec_back():
-    spec = KernelSpec(layers="many", has_lower=True, tile=TileConfig(128, 64, stages=4))
-    assert KernelSpec.from_canonical(spec.canonical()) == spec
-    with pytest.raises(ValueError, match="not a kernel spec"):
-        KernelSpec.from_canonical("{}")
+    spec = ForwardSpec(layers="many", has_lower=True, tile=TileConfig(128, 64, stages=4))
+    assert ForwardSpec.from_canonical(spec.canonical()) == spec
+    with pytest.raises(ValueError, match="not a spec of 'fwd'"):
+        ForwardSpec.from_canonical("{}")
 
 
 def test_the_text_is_the_same_in_another_process():
-    code = "from cute_attn.jit import KernelSpec; print(KernelSpec(layers=1).canonical())"
+    code = "from cute_attn.spec.forward import ForwardSpec; print(ForwardSpec(layers=1).canonical())"
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert there.strip() == KernelSpec(layers=1).canonical()
+    assert there.strip() == ForwardSpec(layers=1).canonical()
 
 
 def test_specs_print_what_they_are():
-    spec = KernelSpec(head_dim=192, layers=1, has_lower=True, sink=True)
+    spec = ForwardSpec(head_dim=192, layers=1, has_lower=True, sink=True)
     assert str(spec) == ("fwd bf16 head_dim 192/128, layers 1 (lower+upper), sink, stale; 128x128, 2 stages, ping-pong")
 
 
@@ -65,7 +66,7 @@ def test_specs_print_what_they_are():
 )
 def test_a_spec_refuses_what_no_kernel_serves(fields, error, message):
     with pytest.raises(error, match=message):
-        KernelSpec(**fields)
+        ForwardSpec(**fields)
 
 
 @pytest.mark.parametrize(
@@ -86,16 +87,16 @@ def test_a_tile_refuses_what_no_kernel_serves(fields, error, message):
 def test_every_default_tile_fits_a_multiprocessor():
     for dims in HEAD_DIMS:
         for softmax in ("stale", "exact"):
-            spec = KernelSpec(head_dim=dims[0], head_dim_v=dims[1], softmax=softmax, tile=default_tile(*dims))
+            spec = ForwardSpec(head_dim=dims[0], head_dim_v=dims[1], softmax=softmax, tile=default_tile(*dims))
             check(spec)
             assert shared_memory_bytes(spec) <= 232_448
 
 
 def test_a_tile_that_does_not_fit_is_refused_before_compiling():
-    wide = KernelSpec(head_dim=256, head_dim_v=256, tile=TileConfig(128, 128))
+    wide = ForwardSpec(head_dim=256, head_dim_v=256, tile=TileConfig(128, 128))
     with pytest.raises(ValueError, match=r"needs 256 registers for S, O and P; 2 consumer warpgroups have 208"):
         check(wide)
-    deep = KernelSpec(tile=TileConfig(128, 128, stages=4))
+    deep = ForwardSpec(tile=TileConfig(128, 128, stages=4))
     with pytest.raises(ValueError, match=r"needs 295936 bytes of shared memory; a CTA has 232448"):
         check(deep)
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cute_attn import sass
-from cute_attn.jit.backward_spec import BackwardSpec
-from cute_attn.jit.compile import Compiled, Spec
+from ..jit.compile import Compiled
+from ..spec.operation import operation
+from . import sass
 
 __all__ = ["LoopReport", "Report", "inspect", "keep"]
 
@@ -58,25 +58,16 @@ def inspect(compiled: Compiled) -> Report:
     return Report(
         registers=compiled.registers,
         spill_bytes=compiled.spill_bytes,
-        smem_bytes=_shared_memory_bytes(compiled.spec),
+        smem_bytes=operation(compiled.spec.op).shared_memory_bytes(compiled.spec),
         warnings=compiled.warnings,
         loops=tuple(_loop_report(loop) for blocks in functions for loop in sass.loops(blocks)),
     )
 
 
-def _shared_memory_bytes(spec: Spec) -> int:
-    """Of the kernel that has the products."""
-    from cute_attn.bwd import config as bwd
-    from cute_attn.fwd import config as fwd
-
-    return bwd.shared_memory_bytes(spec) if isinstance(spec, BackwardSpec) else fwd.shared_memory_bytes(spec)
-
-
 def keep(compiled: Compiled, directory: Path) -> list[Path]:
     """Writes the kernel's `.ptx` and `.cubin` into a directory; returns their paths."""
     directory.mkdir(parents=True, exist_ok=True)
-    spec = compiled.spec
-    stem = f"{spec.op}_{spec.dtype}_{spec.head_dim}_{spec.head_dim_v}_{spec.layers}_{spec.tile.m}x{spec.tile.n}"
+    stem = re.sub(r"[^a-zA-Z0-9_]+", "-", str(compiled.spec)).strip("-")
     paths = [directory / f"{stem}.ptx", directory / f"{stem}.cubin"]
     paths[0].write_text(compiled.ptx)
     paths[1].write_bytes(compiled.cubin)

@@ -20,10 +20,8 @@ from weakref import WeakKeyDictionary
 import torch
 
 from cute_attn.mask import IntervalMask
-
-from .backward_spec import BackwardTile
-from .shapes import Tile
-from .spec import TileConfig
+from cute_attn.spec.operation import operation
+from cute_attn.spec.tiles import Tile
 
 __all__ = [
     "Found",
@@ -42,7 +40,7 @@ __all__ = [
 
 NEAREST = 4  # buckets, summed over all axes, that a measured problem may lie away
 SHIPPED = Path(__file__).with_name("tuned_tables")
-AnyTile = TypeVar("AnyTile", TileConfig, BackwardTile)
+AnyTile = TypeVar("AnyTile", bound=Tile)
 Source = Literal["exact", "nearest bucket", "shipped table", "static default"]
 
 log = logging.getLogger("cute_attn.plan")
@@ -192,7 +190,7 @@ def table_path(gpu: str) -> Path:
 
 
 def tile_to_json(tile: Tile) -> dict[str, Any]:
-    return asdict(tile)
+    return asdict(cast(Any, tile))
 
 
 @functools.lru_cache(maxsize=8)
@@ -213,7 +211,7 @@ def _parsed(table: dict[str, Any]) -> dict[TunedKey, Tile]:
     tiles: dict[TunedKey, Tile] = {}
     for entry in table["entries"]:
         key = TunedKey(**entry["key"])
-        tiles[key] = BackwardTile(**entry["tile"]) if key.op == "bwd" else TileConfig(**entry["tile"])
+        tiles[key] = operation(key.op).tile(**entry["tile"])
     return tiles
 
 

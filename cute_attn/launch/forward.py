@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import functools
-import logging
 import math
 from typing import Any
 
 import torch
 
 from cute_attn.backend import current
+from cute_attn.fwd.config import default_tile
 from cute_attn.jit.load import Runtime, kernel
-from cute_attn.jit.spec import HEAD_DIMS, KernelSpec, Layers, Score, Softmax, TileConfig
-from cute_attn.jit.tuned import tuned_tile
 from cute_attn.mask import IntervalMask
+from cute_attn.spec.forward import ForwardSpec, Score, Softmax
+from cute_attn.spec.tiles import TileConfig
 
-from .config import default_tile
+from .forms import kernel_dims, mask_kind
+from .tensors import DTYPES, in_kernel_form, multiprocessors, rows_contiguous
+from .tuned import tuned_tile
 
-__all__ = ["forward", "in_kernel_form", "kernel_dims", "mask_kind", "multiprocessors"]
+__all__ = ["forward"]
 
 LOG2_E = math.log2(math.e)
-DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 # Scales that the exponential alone can carry: beyond them, and for scale <= 0, scores are multiplied before masking.
 PLAIN_SCALES = (1e-6, 1e6)
-SIMULATED_SMS = 132  # of the GPU that the simulator stands for
-
-log = logging.getLogger("cute_attn.copy")
 
 
 def forward(
@@ -82,7 +80,7 @@ def forward(
         lse.copy_(sink_lse) if sink_lse is not None else lse.fill_(-math.inf)
         return out.zero_(), lse, max_logits
     score, score_factor, exp2_factor = _score(softmax_scale, softcap)
-    layers, has_lower, has_upper = mask_kind(schedule.layers, schedule.has_lower, schedule.has_upper)
+    layers, has_lower, has_upper = mask_kind(schedule, softcap > 0.0)
     spec = _spec(
         dtype=DTYPES[q.dtype],
         head_dim=dims[0],
@@ -98,7 +96,7 @@ def forward(
         tile=tile,
     )
     q, k, v = (in_kernel_form(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
-    bounds = (None, None) if layers == 0 else (_rows_contiguous(mask.lo), _rows_contiguous(mask.hi))
+    bounds = (None, None) if layers == 0 else (rows_contiguous(mask.lo), rows_contiguous(mask.hi))
     tensors = (q, k, v, out, lse, *bounds, sink_lse, max_logits)
     batches = batch if mask.batch == 1 else 1
     scalars = (score_factor, exp2_factor, batches, max(1, multiprocessors(q.device) - sm_margin))
@@ -113,46 +111,6 @@ def forward(
     return out, lse, max_logits
 
 
-def in_kernel_form(name: str, x: torch.Tensor) -> torch.Tensor:
-    """The tensor as TMA takes it: the last stride 1, the others multiples of 8 elements, the base 16-byte aligned.
-
-    A tensor that is not so is copied once, which the log `cute_attn.copy` shows; strides of dimensions of size 1 never
-    matter.
-    """
-    *outer, last = x.stride()
-    if last == 1 and not any(stride % 8 for stride in outer) and x.data_ptr() % 16 == 0:
-        return x
-    wanted = (*(8 if size == 1 else stride for size, stride in zip(x.shape, outer, strict=False)), 1)
-    if last != 1 or any(stride % 8 for stride in wanted[:-1]) or x.data_ptr() % 16:
-        log.info("copying %s of shape %s: strides %s do not fit TMA", name, tuple(x.shape), x.stride())
-        return x.clone(memory_format=torch.contiguous_format)
-    return x.as_strided(x.shape, wanted)
-
-
-def _rows_contiguous(x: torch.Tensor) -> torch.Tensor:
-    """Bounds of a mask as the kernel reads them, row after row."""
-    return x if x.stride(-1) == 1 else x.clone(memory_format=torch.contiguous_format)
-
-
-def kernel_dims(head_dim: int, head_dim_v: int) -> tuple[int, int]:
-    """The smallest pair of HEAD_DIMS that holds the tensors' head dims."""
-    for dims in HEAD_DIMS:
-        if 0 < head_dim <= dims[0] and 0 < head_dim_v <= dims[1] and head_dim % 8 == 0 and head_dim_v % 8 == 0:
-            return dims
-    raise ValueError(
-        f"head_dim and head_dim_v must be multiples of 8 up to 256 for the kernels, got {head_dim} and {head_dim_v}"
-    )
-
-
-def mask_kind(layers: int, has_lower: bool, has_upper: bool) -> tuple[Layers, bool, bool]:
-    """A schedule's mask as specs name it."""
-    if layers == 0 or not (has_lower or has_upper):
-        return 0, False, True
-    if layers == 1:
-        return 1, has_lower, has_upper
-    return (2, True, True) if layers == 2 else ("many", True, True)
-
-
 def _score(scale: float, softcap: float) -> tuple[Score, float, float]:
     """The kind of score, what scores are multiplied with before masking, and what the exponential multiplies with."""
     if softcap > 0.0:
@@ -163,13 +121,6 @@ def _score(scale: float, softcap: float) -> tuple[Score, float, float]:
 
 
 @functools.cache
-def _spec(**fields: Any) -> KernelSpec:
+def _spec(**fields: Any) -> ForwardSpec:
     """A spec, checked once."""
-    return KernelSpec(**fields)
-
-
-@functools.cache
-def multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return SIMULATED_SMS
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return ForwardSpec(**fields)

@@ -2,54 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
-from .spec import HEAD_DIMS, Dtype, Layers
+from . import canonical as text_of
+from .forward import HEAD_DIMS, Dtype, Layers
+from .tiles import BackwardTile
 
-__all__ = ["BackwardScore", "BackwardSpec", "BackwardTile"]
+__all__ = ["BackwardScore", "BackwardSpec"]
 
 BackwardScore = Literal["plain", "softcap"]
-
-
-@dataclass(frozen=True)
-class BackwardTile:
-    """How a backward kernel cuts its problem; its two consumer warpgroups share a tile.
-
-    m: query rows of a tile, 64: more would need too many registers beside dK and dV.
-    n: keys of a tile: 128, of which each warpgroup takes half, or 64, each taking half of the queries and of the dims.
-    q_stages, do_stages: depths of the rings of Q and of dO tiles.
-    dq_chunks: in how many pieces the dQ of a tile goes through shared memory.
-
-    Raises TypeError or ValueError for anything else.
-    """
-
-    n: int = 128
-    q_stages: int = 2
-    do_stages: int = 2
-    dq_chunks: int = 1
-
-    @property
-    def m(self) -> int:
-        return 64
-
-    def __post_init__(self) -> None:
-        for name, allowed in (
-            ("n", (64, 128)),
-            ("q_stages", (2, 4)),
-            ("do_stages", (1, 2, 4)),
-            ("dq_chunks", (1, 2, 4)),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"BackwardTile.{name} must be an int, got {value!r}")
-            if value not in allowed:
-                raise ValueError(f"BackwardTile.{name} must be one of {', '.join(map(str, allowed))}, got {value}")
-
-    def __str__(self) -> str:
-        chunks = f", dQ in {self.dq_chunks} pieces" if self.dq_chunks > 1 else ""
-        return f"{self.m}x{self.n}, stages {self.q_stages} + {self.do_stages}{chunks}"
 
 
 @dataclass(frozen=True)
@@ -57,7 +19,7 @@ class BackwardSpec:
     """The configuration of one backward: preprocess, main kernel and postprocess. Equal specs have equal machine code.
 
     dtype: of q, k, v, the output and, without fp32_gradients, the gradients.
-    head_dim, head_dim_v, layers, has_lower, has_upper: as in KernelSpec.
+    head_dim, head_dim_v, layers, has_lower, has_upper: as in ForwardSpec.
     score: "softcap" if scores are `softcap * tanh(scale * q.k / softcap)`; "plain" takes any finite scale.
     dq, dk, dv: which gradients are computed; at least one.
     dlse: whether the log-sum-exp has a gradient.
@@ -81,7 +43,7 @@ class BackwardSpec:
     dlse: bool = False
     deterministic: bool = False
     fp32_gradients: bool = False
-    tile: BackwardTile = BackwardTile()
+    tile: BackwardTile = field(default_factory=BackwardTile)
 
     @property
     def op(self) -> Literal["bwd"]:
@@ -130,15 +92,12 @@ class BackwardSpec:
 
     def canonical(self) -> str:
         """JSON with sorted keys: equal for equal specs, in every process, and unlike that of any forward."""
-        return json.dumps({"op": self.op, **asdict(self)}, sort_keys=True, separators=(",", ":"))
+        return text_of.canonical(self)
 
     @classmethod
     def from_canonical(cls, text: str) -> BackwardSpec:
         """The inverse of `canonical`. Raises ValueError or TypeError for anything that is not a backward's spec."""
-        fields: dict[str, Any] = json.loads(text)
-        if not isinstance(fields, dict) or fields.pop("op", None) != "bwd" or not isinstance(fields.get("tile"), dict):
-            raise ValueError(f"not a backward's spec: {text!r}")
-        return cls(**{**fields, "tile": BackwardTile(**fields["tile"])})
+        return text_of.parse(cls, "bwd", text)
 
     def __str__(self) -> str:
         dims = f"{self.head_dim}" if self.head_dim == self.head_dim_v else f"{self.head_dim}/{self.head_dim_v}"

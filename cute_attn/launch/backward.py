@@ -8,18 +8,19 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from cute_attn.fwd.launch import DTYPES, in_kernel_form, kernel_dims, mask_kind, multiprocessors
-from cute_attn.jit.backward_spec import BackwardSpec, BackwardTile
+from cute_attn.bwd.config import default_tile
+from cute_attn.bwd.rows import pack_bounds, unpack_rows
 from cute_attn.jit.load import Runtime, kernel
-from cute_attn.jit.spec import Layers
-from cute_attn.jit.tuned import tuned_tile
 from cute_attn.mask import IntervalMask, TileSchedule
+from cute_attn.spec.backward import BackwardSpec
+from cute_attn.spec.tiles import BackwardTile
 
-from .config import default_tile
+from .forms import backward_mask_kind, kernel_dims
 from .order import in_turns
-from .rows import pack_bounds, unpack_rows
+from .tensors import DTYPES, in_kernel_form, multiprocessors
+from .tuned import tuned_tile
 
-__all__ = ["KernelGradients", "backward", "backward_mask_kind", "row_terms"]
+__all__ = ["KernelGradients", "backward", "row_terms"]
 
 LOG2_E = math.log2(math.e)
 
@@ -68,7 +69,7 @@ def backward(
     """Gradients of attention on the kernels.
 
     Args:
-        q, k, v, mask, softmax_scale, softcap: as for `cute_attn.fwd.launch.forward`, whose results out and lse are,
+        q, k, v, mask, softmax_scale, softcap: as for `cute_attn.launch.forward.forward`, whose results out and lse are,
             with the sinks in them if there are any.
         dout: gradient of out, like it. dlse: of lse, (batch, heads_q, seqlen_q) fp32, or None for zero.
         needs: which of dq, dk and dv are wanted; at least one.
@@ -146,13 +147,6 @@ def backward(
 def _ctas(device: torch.device, sm_margin: int) -> int:
     """One CTA an item is best balanced; where some multiprocessors are to stay free, each of the others has one CTA."""
     return 2**31 - 1 if sm_margin == 0 else max(1, multiprocessors(device) - sm_margin)
-
-
-def backward_mask_kind(schedule: TileSchedule, softcap: bool) -> tuple[Layers, bool, bool]:
-    """A schedule's mask as specs name it: layers, has_lower, has_upper."""
-    kind = mask_kind(schedule.layers, schedule.has_lower, schedule.has_upper)
-    # The arithmetic of a softcap leaves registers for one way to test bounds only.
-    return ("many", True, True) if softcap and kind[0] != 0 else kind
 
 
 def row_terms(dout: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, dlse: torch.Tensor | None) -> torch.Tensor:

@@ -1,0 +1,70 @@
+"""The table of operations: each kind of kernel as one row."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+from ..bwd import config as bwd
+from ..fwd import config as fwd
+from ..spec.backward import BackwardSpec
+from ..spec.forward import ForwardSpec
+from ..spec.operation import Operation, register
+from ..spec.tiles import BackwardTile, Tile, TileConfig
+from .forms import backward_mask_kind, mask_kind
+
+__all__ = ["BACKWARD", "FORWARD"]
+
+
+def _forward_program(spec: ForwardSpec) -> tuple[Any, tuple[Any, ...]]:
+    from ..fwd.arguments import fake_arguments
+    from ..fwd.kernel import ForwardKernel
+
+    return ForwardKernel(spec), fake_arguments(spec)
+
+
+def _forward_tiles() -> list[Tile]:
+    return [TileConfig(*values) for values in product((128, 192), range(48, 257, 16), (2, 4), (True, False))]
+
+
+def _backward_program(spec: BackwardSpec) -> tuple[Any, tuple[Any, ...]]:
+    from ..bwd.arguments import fake_arguments
+    from ..bwd.backward import BackwardKernels
+
+    return BackwardKernels(spec), fake_arguments(spec)
+
+
+def _backward_tiles() -> list[Tile]:
+    return [BackwardTile(*values) for values in product((64, 128), (2, 4), (1, 2, 4), (1, 2, 4))]
+
+
+FORWARD = Operation(
+    name="fwd",
+    title="attention",
+    sources=("fwd",),
+    spec=ForwardSpec,
+    parse=ForwardSpec.from_canonical,
+    check=fwd.check,
+    program=_forward_program,
+    shared_memory_bytes=fwd.shared_memory_bytes,
+    mask_kind=mask_kind,
+    tile=TileConfig,
+    default_tile=fwd.default_tile,
+    tiles=_forward_tiles,
+)
+BACKWARD = Operation(
+    name="bwd",
+    title="its gradients",
+    sources=("bwd",),
+    spec=BackwardSpec,
+    parse=BackwardSpec.from_canonical,
+    check=bwd.check,
+    program=_backward_program,
+    shared_memory_bytes=bwd.shared_memory_bytes,
+    mask_kind=backward_mask_kind,
+    tile=BackwardTile,
+    default_tile=bwd.default_tile,
+    tiles=_backward_tiles,
+)
+for row in (FORWARD, BACKWARD):
+    register(row)

@@ -1,0 +1,43 @@
+"""Tensors as kernels take them, and the multiprocessors that are there to take them."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch
+
+__all__ = ["DTYPES", "in_kernel_form", "multiprocessors", "rows_contiguous"]
+
+DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+SIMULATED_SMS = 132  # of the GPU that the simulator stands for
+
+log = logging.getLogger("cute_attn.copy")
+
+
+def in_kernel_form(name: str, x: torch.Tensor) -> torch.Tensor:
+    """The tensor as TMA takes it: the last stride 1, the others multiples of 8 elements, the base 16-byte aligned.
+
+    A tensor that is not so is copied once, which the log `cute_attn.copy` shows; strides of dimensions of size 1 never
+    matter.
+    """
+    *outer, last = x.stride()
+    if last == 1 and not any(stride % 8 for stride in outer) and x.data_ptr() % 16 == 0:
+        return x
+    wanted = (*(8 if size == 1 else stride for size, stride in zip(x.shape, outer, strict=False)), 1)
+    if last != 1 or any(stride % 8 for stride in wanted[:-1]) or x.data_ptr() % 16:
+        log.info("copying %s of shape %s: strides %s do not fit TMA", name, tuple(x.shape), x.stride())
+        return x.clone(memory_format=torch.contiguous_format)
+    return x.as_strided(x.shape, wanted)
+
+
+def rows_contiguous(x: torch.Tensor) -> torch.Tensor:
+    """Bounds of a mask as the kernel reads them, row after row."""
+    return x if x.stride(-1) == 1 else x.clone(memory_format=torch.contiguous_format)
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return SIMULATED_SMS
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,1 @@
+"""What kernels cost, read off their machine code."""

@@ -1,0 +1,1 @@
+"""What the machine code of kernels depends on, and nothing else: a leaf, which imports nothing of ours."""

@@ -1,0 +1,26 @@
+"""Specs as text: equal for equal specs, in every process."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, is_dataclass
+from typing import Any, TypeVar, get_type_hints
+
+__all__ = ["canonical", "parse"]
+
+Spec = TypeVar("Spec")
+
+
+def canonical(spec: Any) -> str:
+    """JSON with sorted keys, the operation among them."""
+    return json.dumps({"op": spec.op, **asdict(spec)}, sort_keys=True, separators=(",", ":"))
+
+
+def parse(kind: type[Spec], op: str, text: str) -> Spec:
+    """The spec of a kind whose `canonical` this is. Raises ValueError or TypeError for anything else."""
+    fields: dict[str, Any] = json.loads(text)
+    parts: dict[str, Any] = {name: hint for name, hint in get_type_hints(kind).items() if is_dataclass(hint)}
+    whole = isinstance(fields, dict) and fields.pop("op", None) == op
+    if not whole or not all(isinstance(fields.get(name), dict) for name in parts):
+        raise ValueError(f"not a spec of {op!r}: {text!r}")
+    return kind(**{**fields, **{name: part(**fields[name]) for name, part in parts.items()}})
