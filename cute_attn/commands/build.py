@@ -16,7 +16,7 @@ from ..jit.build import build, load_specs, specs_of
 from ..mask import from_spec
 from ..spec.operation import Spec
 
-__all__ = ["HeadDim", "command", "progress"]
+__all__ = ["HeadDim", "command", "json_object", "progress"]
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -84,7 +84,7 @@ def command(
     cute-attn build --output kernels --mask causal --head-dim 64 --head-dim 128
     """
     specs = [spec for file in files for spec in load_specs(file)]
-    specs += specs_of([_json(text) for text in texts], "--spec")
+    specs += specs_of([json_object(text) for text in texts], "--spec")
     for name, op, dtype, dim in product(masks, ops, dtypes, dims):
         specs.append(_spec(op, dtype, dim, name, seqlen, softcap, sink, deterministic))
     if not specs:
@@ -105,7 +105,8 @@ def command(
     return 1 if failures else 0
 
 
-def _json(text: str) -> object:
+def json_object(text: str) -> object:
+    """What --spec decodes to."""
     try:
         return json.loads(text)
     except ValueError as error:

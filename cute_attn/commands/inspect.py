@@ -13,13 +13,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ..jit.build import specs_of
 from ..jit.compile import compile
 from ..launch.forms import kernel_dims
 from ..launch.shapes import spec_for
 from ..mask import from_spec
 from ..profile.inspect import Report, inspect, keep
-from ..spec.operation import operation
+from ..spec.operation import Spec, operation
 from ..spec.tiles import Tile
+from .build import json_object
 
 __all__ = ["command"]
 
@@ -49,6 +51,7 @@ class TileSize(click.ParamType):
 @click.option("--softcap", is_flag=True, help="Scores are capped.")
 @click.option("--sink", is_flag=True, help="Sinks join the softmax.")
 @click.option("--max-logits", is_flag=True, help="The largest score of each head is returned; implies --softmax exact.")
+@click.option("--spec", "text", metavar="JSON", help="A spec of any operation, in place of the options above.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
 @click.option(
     "--keep", "directory", type=click.Path(file_okay=False, path_type=Path), help="Leave .ptx and .cubin there."
@@ -66,6 +69,7 @@ def command(
     softcap: bool,
     sink: bool,
     max_logits: bool,
+    text: str | None,
     as_json: bool,
     directory: Path | None,
 ) -> None:
@@ -75,13 +79,12 @@ def command(
     cute-attn inspect --head-dim 128 --mask causal
     cute-attn inspect --head-dim 64 --tile 128x176 --json --keep /tmp/kernel
     """
-    row = operation(op)
-    variant: dict[str, Any] = {"score": "softcap" if softcap else "plain"}
-    if op == "fwd":
-        variant |= {"sink": sink, "max_logits": max_logits, "softmax": "exact" if max_logits else softmax}
-    dims = kernel_dims(head_dim, head_dim_v or head_dim)
-    config = _tile(row.default_tile(*dims), tile, stages)
-    spec = spec_for(op, dtype, *dims, from_spec(mask, seqlen), config, **variant)
+    if text is None:
+        spec = _spec(
+            op, head_dim, head_dim_v or head_dim, dtype, mask, seqlen, tile, stages, softmax, softcap, sink, max_logits
+        )
+    else:
+        (spec,) = specs_of([json_object(text)], "--spec")
     compiled = compile(spec)
     report = inspect(compiled)
     kept = keep(compiled, directory) if directory else []
@@ -94,6 +97,29 @@ def command(
     console.print(_loops(report))
     for path in kept:
         click.echo(f"kept: {path}")
+
+
+def _spec(
+    op: str,
+    head_dim: int,
+    head_dim_v: int,
+    dtype: str,
+    mask: str,
+    seqlen: int,
+    tile: tuple[int, int] | None,
+    stages: int,
+    softmax: str,
+    softcap: bool,
+    sink: bool,
+    max_logits: bool,
+) -> Spec:
+    row = operation(op)
+    variant: dict[str, Any] = {"score": "softcap" if softcap else "plain"}
+    if op == "fwd":
+        variant |= {"sink": sink, "max_logits": max_logits, "softmax": "exact" if max_logits else softmax}
+    dims = kernel_dims(head_dim, head_dim_v)
+    config = _tile(row.default_tile(*dims), tile, stages)
+    return spec_for(op, dtype, *dims, from_spec(mask, seqlen), config, **variant)
 
 
 def _tile(default: Any, tile: tuple[int, int] | None, stages: int) -> Tile:

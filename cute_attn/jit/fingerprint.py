@@ -51,7 +51,8 @@ def _sources(op: str) -> str:
     for part in (*_SHARED_SOURCES, *operation(op).sources):
         files = sorted((root / part).glob("**/*.py")) if (root / part).is_dir() else [root / part]
         for file in files:
-            digest.update(f"{file.relative_to(root)}\n".encode())
+            name = file.relative_to(root) if file.is_relative_to(root) else file.name
+            digest.update(f"{name}\n".encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()
 

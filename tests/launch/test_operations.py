@@ -1,0 +1,68 @@
+"""A new operation is one row: compiled, cached, bundled, profiled and built by code that has never heard of it."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from toy_operation import TOY, ToySpec, ToyTile
+
+from cute_attn import load_bundle, sim
+from cute_attn.cli import main
+from cute_attn.jit import bundle, cache, load
+from cute_attn.jit.compile import compile
+from cute_attn.jit.obtain import obtain
+from cute_attn.spec.operation import operation, operations, parse_spec
+
+SPEC = ToySpec()
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("CUTE_ATTN_BUNDLES", raising=False)
+    monkeypatch.delenv("CUTE_ATTN_CACHE_MODE", raising=False)
+    monkeypatch.setattr(load, "_kernels", {})
+    monkeypatch.setattr(bundle, "_loaded", [])
+
+
+def run():
+    x, out = torch.randn(300), torch.full((300,), torch.nan)
+    found = load.kernel(SPEC, "sim")
+    sim.run(found.function, x, out, 3.0, ptx=found.ptx, fresh=(out,))
+    torch.testing.assert_close(out, 3.0 * x, rtol=0, atol=0)
+
+
+def test_the_table_names_what_it_holds():
+    assert {"fwd", "bwd", "toy"} <= {row.name for row in operations()}
+    assert operation("toy") is TOY
+    with pytest.raises(ValueError, match="op must be one of 'fwd', 'bwd', 'toy', got 'decode'"):
+        operation("decode")
+    assert parse_spec(SPEC.canonical()) == SPEC
+    with pytest.raises(ValueError, match="threads must be at most 1024, got 2048"):
+        compile(ToySpec(tile=ToyTile(2048)))
+
+
+def test_a_new_operation_is_compiled_cached_and_run(empty_cache):
+    entry = obtain(SPEC)
+    assert (entry.spec, entry.manifest["shared_memory_bytes"]) == (SPEC, 0)
+    assert cache.read(SPEC).directory == cache.entry_path(SPEC)
+    run()
+
+
+def test_the_command_builds_it_into_a_bundle_that_runs_without_a_compiler(empty_cache, tmp_path, monkeypatch):
+    arguments = ["build", "--spec", SPEC.canonical(), "--output", str(tmp_path / "kernels"), "--workers", "1"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path / "another"))
+    monkeypatch.setenv("CUTE_ATTN_CACHE_MODE", "cached-only")
+    assert load_bundle(tmp_path / "kernels").specs == (SPEC,)
+    run()
+
+
+def test_the_command_inspects_it():
+    result = CliRunner().invoke(main, ["inspect", "--spec", SPEC.canonical(), "--json"])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.output)
+    assert (report["spill_bytes"], report["smem_bytes"], report["loops"]) == (0, 0, [])
+    assert report["registers"] > 0
