@@ -1,6 +1,7 @@
 """The documents tell the truth: their examples run and print what they say, their links lead somewhere."""
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import re
@@ -54,3 +55,10 @@ def test_the_readme_names_commands_that_exist():
 
     for command in re.findall(r"`cute-attn (\w+)", text):
         assert command in cli.COMMANDS
+
+
+@pytest.mark.parametrize("module", ["cute_attn", "cute_attn.mask", "cute_attn.dist", "cute_attn.sim", "autotune"])
+def test_every_public_name_is_documented(module):
+    code = re.compile(r"^```.*?^```|`[^`]+`", re.MULTILINE | re.DOTALL)
+    said = set(re.findall(r"\w+", " ".join(found for page in PAGES for found in code.findall(page.read_text()))))
+    assert set(importlib.import_module(module).__all__) <= said
