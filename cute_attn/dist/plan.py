@@ -164,7 +164,7 @@ def local_mask(mask: IntervalMask, positions: torch.Tensor, keys: int) -> Interv
     inside = positions < mask.seqlen_q
     lo[:, :, inside] = mask.lo.cpu()[:, :, positions[inside]]
     hi[:, :, inside] = mask.hi.cpu()[:, :, positions[inside]]
-    return IntervalMask(lo, hi, keys)
+    return IntervalMask._made(lo, hi, keys)
 
 
 def check_plan_arguments(mask: IntervalMask, query: Placement, key: Placement, rank: int) -> None:
