@@ -12,6 +12,7 @@ from dataclasses import astuple
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch._library.fake_impl import allocate_size
 
 from ..backend import current
 from ..mask import IntervalMask
@@ -267,7 +268,11 @@ def _fake_plan(
     backward: bool,
     deterministic: bool,
 ) -> list[Tensor]:
-    size = torch.library.get_ctx().new_dynamic_size
+    shapes = torch.library.get_ctx()._shape_env
+
+    def size() -> int | torch.SymInt:
+        """One that the mask decides. `new_dynamic_size` would break the graph where torch.compile may break graphs."""
+        return 1 if shapes is None else allocate_size(shapes)  # without shapes nobody reads them
 
     def integers(*shape: int | torch.SymInt) -> Tensor:
         return torch.empty(shape, dtype=torch.int32, device=device)
