@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from cute_attn.mask import TileSchedule
+from typing import Protocol
+
 from cute_attn.spec.forward import HEAD_DIMS, Layers
 
 __all__ = ["backward_mask_kind", "kernel_dims", "mask_kind"]
+
+
+class MaskFacts(Protocol):
+    """What a tile schedule, or a plan made of one, says of a mask."""
+
+    @property
+    def layers(self) -> int: ...
+
+    @property
+    def has_lower(self) -> bool: ...
+
+    @property
+    def has_upper(self) -> bool: ...
 
 
 def kernel_dims(head_dim: int, head_dim_v: int) -> tuple[int, int]:
@@ -18,17 +32,17 @@ def kernel_dims(head_dim: int, head_dim_v: int) -> tuple[int, int]:
     )
 
 
-def mask_kind(schedule: TileSchedule, softcap: bool) -> tuple[Layers, bool, bool]:
+def mask_kind(mask: MaskFacts, softcap: bool) -> tuple[Layers, bool, bool]:
     """A schedule's mask as specs of the forward name it: layers, has_lower, has_upper."""
-    if schedule.layers == 0 or not (schedule.has_lower or schedule.has_upper):
+    if mask.layers == 0 or not (mask.has_lower or mask.has_upper):
         return 0, False, True
-    if schedule.layers == 1:
-        return 1, schedule.has_lower, schedule.has_upper
-    return (2, True, True) if schedule.layers == 2 else ("many", True, True)
+    if mask.layers == 1:
+        return 1, mask.has_lower, mask.has_upper
+    return (2, True, True) if mask.layers == 2 else ("many", True, True)
 
 
-def backward_mask_kind(schedule: TileSchedule, softcap: bool) -> tuple[Layers, bool, bool]:
+def backward_mask_kind(mask: MaskFacts, softcap: bool) -> tuple[Layers, bool, bool]:
     """The same for specs of the backward."""
-    kind = mask_kind(schedule, softcap)
+    kind = mask_kind(mask, softcap)
     # The arithmetic of a softcap leaves registers for one way to test bounds only.
     return ("many", True, True) if softcap and kind[0] != 0 else kind

@@ -30,7 +30,7 @@ Device = torch.device | str | None
 def full(seqlen_q: int, seqlen_k: int | None = None, *, device: Device = None) -> IntervalMask:
     """Every row attends every key: `[0, seqlen_k)`."""
     seqlen_q, seqlen_k = check_lengths(seqlen_q, seqlen_k)
-    rows = torch.zeros(seqlen_q, dtype=torch.int64, device=device)
+    rows = torch.zeros(seqlen_q, dtype=torch.int64, device=device_of(device))
     return IntervalMask.from_intervals(rows, rows + seqlen_k, seqlen_k)
 
 
@@ -161,7 +161,7 @@ def block_diffusion(
     if seqlen_q % 2:
         raise ValueError(f"seqlen_q must be even (noisy half, clean half), got {seqlen_q}")
     n = seqlen_q // 2
-    start = _floor(torch.arange(n, device=device), block_size)
+    start = _floor(torch.arange(n, device=device_of(device)), block_size)
     end = (start + block_size).clamp(max=n)
     zero = torch.zeros_like(start)
     noisy = torch.stack([start, zero + n]), torch.stack([end, start + n])
@@ -209,7 +209,7 @@ def _positions(
     if align not in shift:
         raise ValueError(f"align must be 'bottom_right' or 'top_left', got {align!r}")
     first = shift[align] + check_number("offset", offset)
-    return torch.arange(first, first + seqlen_q, device=device), seqlen_k
+    return torch.arange(first, first + seqlen_q, device=device_of(device)), seqlen_k
 
 
 def _floor(x: torch.Tensor, multiple: int) -> torch.Tensor:

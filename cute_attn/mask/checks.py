@@ -55,7 +55,7 @@ def check_integers(
         if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
             raise TypeError(f"{name} must be an integer tensor or a list of ints, got {type(value).__name__}")
         try:
-            value = torch.tensor(value)
+            value = torch.tensor(value, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a number past int64
             raise TypeError(f"{name} must be an integer tensor or a list of ints: {error}") from None
         if value.numel() == 0:  # an empty list says nothing of its type

@@ -87,7 +87,7 @@ class AttnRanges(Sequence[AttnRange]):
 
     def to_tensor(self, device: torch.device | str | None = None) -> torch.Tensor:
         """int32 tensor `(n, 2)`."""
-        return torch.tensor(self.to_naive_ranges(), dtype=torch.int32, device=device).reshape(-1, 2)
+        return torch.tensor(self.to_naive_ranges(), dtype=torch.int32, device=device or "cpu").reshape(-1, 2)
 
     @property
     def total_seqlen(self) -> int:
@@ -180,16 +180,16 @@ def ranges_tensor(name: str, ranges: RangesLike, device: torch.device | str | No
 def types_tensor(name: str, types: object, count: int, device: torch.device | str | None = None) -> torch.Tensor:
     """Mask types in any accepted form (None, one type, a list, a tensor) as an int64 tensor `(count,)`."""
     if types is None:
-        return torch.zeros(count, dtype=torch.int64, device=device)
+        return torch.zeros(count, dtype=torch.int64, device=device or "cpu")
     if isinstance(types, torch.Tensor):
         if types.dtype.is_floating_point or types.dtype.is_complex or types.dtype == torch.bool:
             raise TypeError(f"{name} must hold integers, got {types.dtype}")
         tensor = types
     elif isinstance(types, (str, int, AttnMaskType)):
-        tensor = torch.full((count,), _read(name, types, AttnMaskType.parse).to_int_type())
+        tensor = torch.full((count,), _read(name, types, AttnMaskType.parse).to_int_type(), device="cpu")
     elif isinstance(types, Sequence):
         kinds = _each(name, types, AttnMaskType.parse)
-        tensor = torch.tensor([kind.to_int_type() for kind in kinds], dtype=torch.int64)
+        tensor = torch.tensor([kind.to_int_type() for kind in kinds], dtype=torch.int64, device="cpu")
     else:
         raise TypeError(f"{name} must be None, a tensor, a type or a list of types, got {type(types).__name__}")
     if tensor.shape != (count,):

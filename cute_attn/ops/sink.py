@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import torch
 
+from ..mask.source import MaskSource
 from .attention_op import attention
 from .checks import (
     check_count,
@@ -37,7 +38,6 @@ from .checks import (
     check_unsupported,
     check_window,
 )
-from .plan_cache import MaskArgument
 
 __all__ = [
     "fa2_func_with_sink",
@@ -309,9 +309,9 @@ def fa2_varlen_kvpacked_func_with_sink(
     return _attend(q, k, v, sink, sink_layout, softmax_scale, softcap, mask, deterministic, 0, return_attn_probs)
 
 
-def _window_mask(window_size: tuple[int, int], causal: bool) -> MaskArgument:
+def _window_mask(window_size: tuple[int, int], causal: bool) -> MaskSource:
     left, right = check_window(window_size, causal)
-    return MaskArgument("window", window_left=left, window_right=right)
+    return MaskSource("window", window_left=left, window_right=right)
 
 
 def _document_mask(
@@ -321,12 +321,12 @@ def _document_mask(
     max_seqlen_k: int,
     window_size: tuple[int, int],
     causal: bool,
-) -> MaskArgument:
+) -> MaskSource:
     check_cu_seqlens(cu_seqlens_q, cu_seqlens_k)
     check_count("max_seqlen_q", max_seqlen_q)
     check_count("max_seqlen_k", max_seqlen_k)
     left, right = check_window(window_size, causal)
-    return MaskArgument("documents", cu_seqlens_q, cu_seqlens_k, window_left=left, window_right=right)
+    return MaskSource("documents", cu_seqlens_q, cu_seqlens_k, window_left=left, window_right=right)
 
 
 def _attend(
@@ -337,7 +337,7 @@ def _attend(
     sink_layout: str,
     softmax_scale: float | None,
     softcap: float,
-    mask: MaskArgument,
+    mask: MaskSource,
     deterministic: bool,
     sm_margin: int,
     return_attn_probs: bool,
