@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..jit.build import build, load_specs, specs_of
 from ..jit.compile import Spec
+from ..jit.record import NOTHING_RECORDED
 from ..mask import from_spec
 
 __all__ = ["HeadDim", "command", "progress"]
@@ -83,7 +84,11 @@ def command(
     cute-attn build --output kernels --specs specs.json
     cute-attn build --output kernels --mask causal --head-dim 64 --head-dim 128
     """
-    specs = [spec for file in files for spec in load_specs(file)]
+    recorded = {file: load_specs(file) for file in files}
+    for file, found in recorded.items():
+        if not found:
+            raise click.UsageError(f"{file} holds no kernel: {NOTHING_RECORDED}")
+    specs = [spec for found in recorded.values() for spec in found]
     specs += specs_of([_json(text) for text in texts], "--spec")
     for name, op, dtype, dim in product(masks, ops, dtypes, dims):
         specs.append(_spec(op, dtype, dim, name, seqlen, softcap, sink, deterministic))
