@@ -10,10 +10,14 @@ from pathlib import Path
 
 from .errors import in_words
 
-__all__ = ["cache_directory", "expanded", "obstacle", "warn_unusable"]
+__all__ = ["CacheUnusable", "cache_directory", "expanded", "obstacle", "warn_unusable"]
 
 VARIABLE = "CUTE_ATTN_CACHE_DIR"
 _warned: set[str] = set()
+
+
+class CacheUnusable(UserWarning):
+    """The cache cannot be used as it should; nothing is lost by it but time."""
 
 
 def cache_directory() -> Path:
@@ -66,6 +70,7 @@ def warn_unusable(error: OSError) -> None:
         warnings.warn(
             f"the cache cannot be used, so that kernels made now live in memory only: {in_words(error)}; "
             f"{VARIABLE} names another place",
+            CacheUnusable,
             stacklevel=2,
         )
 
