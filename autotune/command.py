@@ -97,6 +97,7 @@ def _run(
     """Tunes, reports and writes; returns the table of what was measured."""
     device = find_device()
     about = metadata(device.metadata if device else None)
+    directory = new_directory()  # sooner than after the work: where it cannot be made, the work would be lost
     tunings: list[Tuning] = []
     each = None if budget is None else budget / len(problems)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -109,7 +110,6 @@ def _run(
         console.print(table(tuning))
         console.print(summary(tuning))
         console.print()
-    directory = new_directory()
     path = write_results(directory, results_to_json(tunings, about))
     draw(tunings, directory / "report.png")
     console.print(f"all timings: {path}\nplot: {directory / 'report.png'}", soft_wrap=True)

@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any
 
 from cute_attn.directories import cache_directory
+from cute_attn.errors import in_words
 from cute_attn.jit.tuned import table_path, tile_to_json
 
 from .model import ASSUMPTIONS
@@ -79,10 +80,15 @@ def update_table(gpu: str, table: dict[str, Any]) -> Path:
 
 
 def new_directory() -> Path:
-    """A fresh directory for the results of a run."""
+    """A fresh directory for the results of a run. Raises OSError, in a sentence, where none can be made."""
     parent = cache_directory() / "autotune"
-    parent.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S-"), dir=parent))
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S-"), dir=parent))
+    except OSError as error:
+        raise OSError(
+            f"results and tables cannot be kept: {in_words(error)}; CUTE_ATTN_CACHE_DIR names another place"
+        ) from error
 
 
 def write_results(directory: Path, results: dict[str, Any]) -> Path:

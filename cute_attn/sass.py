@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from .errors import Unavailable
+from .packages import folders_of
 
 __all__ = ["Block", "Instruction", "Loop", "disassemble", "disassembler", "loops", "parse"]
 
@@ -79,9 +78,7 @@ class Loop:
 
 def disassembler() -> str:
     """nvdisasm, from NVIDIA's wheel or the CUDA toolkit. Raises Unavailable if there is none."""
-    package = importlib.util.find_spec("nvidia")
-    roots = [Path(p) for p in (package.submodule_search_locations or [])] if package else []
-    found = sorted(path for root in roots for path in root.glob("cu*/bin/nvdisasm"))
+    found = sorted(path for root in folders_of("nvidia") for path in root.glob("cu*/bin/nvdisasm"))
     program = str(found[-1]) if found else shutil.which("nvdisasm")
     if program is None:
         raise Unavailable(

@@ -315,7 +315,7 @@ def test_what_a_machine_lacks_ends_in_one_line_and_exit_code_2(run, monkeypatch)
 
 def test_inspect_looks_for_the_disassembler_before_it_compiles(run, never, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr(sass.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sass, "folders_of", lambda package: [])
     result = run("inspect")
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1

@@ -36,6 +36,10 @@ class DistAttnRuntimeKey:
     placed_by: DistAttnRuntimeKey | None = None
     manager: Manager | None = field(default=None, compare=False, repr=False)
 
+    def __repr__(self) -> str:
+        lengths = f"{self.total_seqlen_q:,} x {self.total_seqlen_k:,} tokens in chunks of {self.chunk_size:,}"
+        return f"DistAttnRuntimeKey({lengths}, {self.groups!r}, mask {self.mask_digest[:8]})"
+
 
 class Registry:
     """Keys by content, the most recently asked for of each process group.

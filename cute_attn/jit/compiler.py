@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import Iterator
-from pathlib import Path
 
 from ..errors import Unavailable
+from ..packages import folders_of
 
 __all__ = ["missing_compiler", "needs_compiler"]
 
+_NOT_INSTALLED = "nvidia-cutlass-dsl, the compiler, is not installed"
 _LIBRARY = "_mlir/_mlir_libs/_cutlass_ir*"  # beside it, files of Python that the other half has too
 
 
 def missing_compiler() -> str:
     """What is missing to compile kernels; "" if nothing is. Loads nothing."""
-    try:
-        package = importlib.util.find_spec("cutlass")
-    except ImportError:
-        package = None
-    if package is None:
-        return "nvidia-cutlass-dsl, the compiler, is not installed"
-    found = [f for root in package.submodule_search_locations or () for f in Path(root).glob(_LIBRARY)]
+    roots = folders_of("cutlass")
+    if not roots:
+        return _NOT_INSTALLED
+    found = [file for root in roots for file in root.glob(_LIBRARY)]
     if any(file.suffix in (".so", ".pyd") for file in found):
         return ""
     return "of nvidia-cutlass-dsl only the half that runs kernels is installed, not the compiler"
@@ -36,7 +33,7 @@ def needs_compiler() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "cutlass":
             raise
-        raise Unavailable("nvidia-cutlass-dsl, the compiler, is not installed") from error
+        raise Unavailable(_NOT_INSTALLED) from error
     except (ImportError, RuntimeError) as error:
         if why := missing_compiler():
             raise Unavailable(why) from error

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
 from ..errors import Unavailable
+from ..packages import folders_of
 
 __all__ = ["runtime_library"]
 
@@ -19,9 +19,8 @@ def runtime_library() -> Path:
 
     Raises Unavailable, saying what was found, if there is none.
     """
-    package = importlib.util.find_spec("nvidia_cutlass_dsl")
-    roots = [Path(p) for p in (package.submodule_search_locations or [])] if package else []
-    found = [path for root in roots for path in sorted(root.glob(f"**/{NAME}")) if "stubs" not in path.parts]
+    found = [path for root in folders_of("nvidia_cutlass_dsl") for path in sorted(root.glob(f"**/{NAME}"))]
+    found = [path for path in found if "stubs" not in path.parts]
     here = _processor(Path(sys.executable))
     for path in found:
         if _processor(path) == here:

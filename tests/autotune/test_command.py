@@ -11,7 +11,7 @@ from fake_gpu import FakeCompiler, FakeGpu
 
 from autotune import command as module
 from autotune import tune
-from autotune.problem import Problem
+from autotune.problem import Problem, load_shapes
 from autotune.ranks import decided_by_rank_0
 from cute_attn.jit import TileConfig, tuned
 
@@ -119,6 +119,23 @@ def test_nothing_to_tune_is_refused(autotune, tmp_path):
     result = CliRunner().invoke(module.command, [])
     assert result.exit_code == 2
     assert "give --preset (causal, full, packed" in result.output
+
+
+def test_where_results_cannot_be_kept_it_says_so_before_the_work(autotune, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path / "file"))
+    monkeypatch.setattr(module, "tune", None)  # would fail if it were called
+    with pytest.raises(
+        OSError, match=f"results and tables cannot be kept: {tmp_path / 'file'}.*: Not a directory; CUTE"
+    ):
+        module._run(None, [Problem()], "quick", None, 1)
+
+
+def test_a_key_that_stands_twice_in_a_shape_is_refused(tmp_path):
+    path = tmp_path / "shapes.json"
+    path.write_text('[{"heads_q": 8, "heads_k": 2, "heads_q": 4}]')
+    with pytest.raises(ValueError, match="the key 'heads_q' stands more than once in an object"):
+        load_shapes(path)
 
 
 def test_it_runs_as_a_module():

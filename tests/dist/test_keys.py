@@ -53,6 +53,8 @@ def test_equal_content_gives_one_key_and_plans_once():
 
 def _one_key(rank):
     key = make_key()
+    assert repr(key).startswith("DistAttnRuntimeKey(40 x 40 tokens in chunks of 4, Groups(2 ranks), mask ")
+    assert len(repr(key)) < 100
     for same in (
         make_key(torch.tensor(Q), torch.tensor(K, dtype=torch.int32), ["causal", AttnMaskType.CAUSAL]),
         make_key(AttnRanges.from_ranges(Q), AttnRanges.from_ranges(K), torch.tensor([1, 1])),
