@@ -1,10 +1,12 @@
 """Where files are kept, and that a place which cannot be used costs one warning and a sentence, never an exception."""
 
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor as Threads
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from cute_attn.directories import cache_directory, obstacle
 
 ROOT = Path(__file__).parent.parent
 NOBODY = 65534
+FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(autouse=True)
@@ -132,15 +135,15 @@ print(*[str(w.message) for w in seen], sep="\\n", end="")
 """
 
 
-def as_somebody(tmp_path, *lines, **environment):
-    """Runs PROGRAM, after `lines`, as a user without rights; returns what it printed and the warnings it gave."""
+def as_somebody(tmp_path, *after, lines=(), **environment):
+    """Runs PROGRAM as a user without rights, `lines` before it has lost them, `after` after; returns its warnings."""
     become = [f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})"] if os.getuid() == 0 else []
     scratch = tmp_path / "scratch"
     scratch.mkdir(exist_ok=True)
     scratch.chmod(0o777)
     base = {k: v for k, v in os.environ.items() if k not in ("CUTE_ATTN_CACHE_DIR", "XDG_CACHE_HOME", "HOME")}
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(ROOT / "tests" / "jit"), *become, *lines],
+        [sys.executable, "-c", PROGRAM, str(ROOT / "tests" / "jit"), *lines, *become, *after],
         cwd=scratch, capture_output=True, text=True, timeout=300,
         env={**base, "TMPDIR": str(scratch), "PYTHONPATH": str(ROOT), **environment},
     )  # fmt: skip
@@ -198,3 +201,120 @@ def test_a_cache_that_can_be_written_costs_none(tmp_path):
     (tmp_path / "cache").chmod(0o777)
     assert as_somebody(tmp_path, CUTE_ATTN_CACHE_DIR=str(tmp_path / "cache")) == []
     assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == ["kernels", "locks", "sim"]
+
+
+def test_an_entry_that_may_not_be_read_costs_one_warning_and_stays(tmp_path):
+    cache = tmp_path / "cache"
+    lines = [
+        f"os.environ['CUTE_ATTN_CACHE_DIR'] = {str(cache)!r}; everything(); load._kernels.clear()",
+        f"for path in __import__('pathlib').Path({str(cache)!r}).rglob('kernel.so'): path.chmod(0)",
+    ]
+    (warning,) = as_somebody(tmp_path, lines=lines)
+    assert "kernel.so: Permission denied" in warning
+    assert len(list(cache.rglob("kernel.so"))) == 2
+    assert not list(cache.rglob(".broken-*"))
+
+
+def test_a_cache_from_which_nothing_may_be_executed_serves_all_the_same(tmp_path):
+    """Kernels and the stub are loaded from memory."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "noexec,mode=777", "tmpfs", cache], capture_output=True
+    ).returncode:
+        pytest.skip("only who may mount can make such a place")
+    try:
+        assert as_somebody(tmp_path, CUTE_ATTN_CACHE_DIR=str(cache)) == []
+        assert as_somebody(tmp_path, CUTE_ATTN_CACHE_DIR=str(cache)) == []
+        assert len(list(cache.rglob("*.so"))) == 3
+    finally:
+        subprocess.run(["umount", cache], check=True)
+
+
+# ---------------------------------------------------------------- what the commands say
+
+
+def said(environment, *arguments):
+    """Exit code, output and errors of a command that runs as somebody without rights."""
+    from click.testing import CliRunner
+
+    from cute_attn import cli
+    from cute_attn.commands import build, cache, doctor  # noqa: F401  while the files of Python can be read
+
+    def work():
+        if os.getuid() == 0:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+        result = CliRunner().invoke(cli.main, [str(a) for a in arguments], env={"COLUMNS": "300", **environment})
+        answers.put((result.exit_code, result.stdout, result.stderr))
+
+    answers = FORK.Queue()
+    process = FORK.Process(target=work)
+    process.start()
+    answer = answers.get(timeout=60)
+    process.join(60)
+    return answer
+
+
+@pytest.mark.parametrize("command", ["ls", "verify", "prune"])
+@pytest.mark.parametrize("how", ["by environment", "by argument"])
+def test_a_cache_that_may_not_be_entered_is_said_in_a_line(tmp_path, command, how):
+    path = closed(tmp_path)
+    arguments = ["cache", command] + [path] * (how == "by argument")
+    code, _, errors = said({"CUTE_ATTN_CACHE_DIR": str(path)}, *arguments)
+    path.chmod(0o700)
+    assert code == 2
+    assert errors.count("\n") == 1
+    assert str(path) in errors
+    assert "Permission denied" in errors
+    assert "Errno" not in errors
+
+
+def test_doctor_and_build_say_that_a_cache_or_a_bundle_may_not_be_entered(tmp_path):
+    path = closed(tmp_path)
+    code, output, errors = said({"CUTE_ATTN_CACHE_DIR": str(path / "cache")}, "doctor")
+    assert code == 0, errors
+    assert f"{path / 'cache'}: Permission denied, so that kernels live in memory only" in output
+    assert errors.count("the cache cannot be used") <= 1
+    code, _, errors = said({}, "build", "--mask", "causal", "--output", path / "cache")
+    path.chmod(0o700)
+    assert code == 2
+    assert errors.count("\n") == 1
+    assert "cannot be written to" in errors
+    assert "Permission denied" in errors
+
+
+def test_what_cannot_be_pruned_is_said(tmp_path):
+    kernels = tmp_path / "cache" / "kernels" / "00"
+    (kernels / ".broken-x").mkdir(parents=True)
+    kernels.chmod(0o555)
+    code, output, errors = said({}, "cache", "prune", tmp_path / "cache")
+    kernels.chmod(0o755)
+    assert (code, output) == (2, "")
+    assert "0 removed, 1 could not be, the first for " in errors
+    assert "Permission denied" in errors
+
+
+def test_a_bundle_is_built_where_the_cache_cannot_be_reached_with_one_line_about_it(tmp_path, monkeypatch, recwarn):
+    sys.path.append(str(ROOT / "tests" / "jit"))
+    from click.testing import CliRunner
+    from fake_compiler import compiled
+
+    from cute_attn import cli
+    from cute_attn.jit import KernelSpec, build, cache, obtain
+    from cute_attn.jit.parallel import in_processes
+
+    sys.path.remove(str(ROOT / "tests" / "jit"))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path / "file"))
+    monkeypatch.setattr(obtain, "compile", compiled)
+    monkeypatch.setattr(
+        build, "in_processes", lambda f, items, workers, executor: in_processes(f, items, 1, Threads(1))
+    )
+    specs = [a for sink in (False, True) for a in ("--spec", KernelSpec(sink=sink).canonical())]
+    result = CliRunner().invoke(cli.main, ["build", *specs, "--output", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert f"alone: the cache cannot be used: {tmp_path / 'file'} is a file, not a directory\n" in result.output
+    assert len(cache.entry_directories(tmp_path / "out")) == 2
+    assert not [w for w in recwarn if issubclass(w.category, directories.CacheUnusable)]

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from .. import __version__
 from ..directories import cache_directory, obstacle
-from ..errors import Unavailable
+from ..errors import Unavailable, in_words
 from ..jit import HEAD_DIMS, tuned
 from ..jit.compiler import missing_compiler
 from ..jit.runtime import runtime_library
@@ -98,6 +98,8 @@ def _found(find: Callable[[], object], purpose: str) -> tuple[str, str]:
         return "ok", f"{find()} ({purpose})"
     except Unavailable as error:
         return "missing", str(error)
+    except OSError as error:
+        return "no", in_words(error)
 
 
 def _compiler() -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import platform
 from pathlib import Path
 
 from ..errors import Unavailable
@@ -11,7 +11,7 @@ from ..packages import folders_of
 __all__ = ["runtime_library"]
 
 NAME = "libcute_dsl_runtime.so"
-_PROCESSORS = {0x3E: "x86-64", 0xB7: "AArch64"}
+_MACHINES = {"x86_64": 0x3E, "aarch64": 0xB7}  # as the system and as ELF names them
 
 
 def runtime_library() -> Path:
@@ -21,23 +21,23 @@ def runtime_library() -> Path:
     """
     found = [path for root in folders_of("nvidia_cutlass_dsl") for path in sorted(root.glob(f"**/{NAME}"))]
     found = [path for path in found if "stubs" not in path.parts]
-    here = _processor(Path(sys.executable))
+    here = _MACHINES.get(platform.machine(), 0)
     for path in found:
-        if _processor(path) == here:
+        if _machine(path) == here:
             return path
-    others = ", ".join(sorted({_named(_processor(path)) for path in found}))
-    here_only = f", there is one for {others}, and this is {_named(here)}" if others else ""
-    raise Unavailable(f"running kernels needs {NAME}, which nvidia-cutlass-dsl brings{here_only}")
+    others = ", ".join(sorted({_named(_machine(path)) for path in found}))
+    but = f"; there is one for {others}, and this is {platform.machine()}" if others else ""
+    raise Unavailable(f"running kernels needs {NAME}, which nvidia-cutlass-dsl brings{but}")
 
 
-def _processor(path: Path) -> tuple[int, int, int]:
-    """Word size, order of bytes and machine, from the header of an ELF file; zeros for another file."""
+def _machine(path: Path) -> int:
+    """For which machine an ELF file is; 0 for another file."""
     with path.open("rb") as file:
         header = file.read(20)
-    if len(header) < 20 or not header.startswith(b"\x7fELF"):
-        return 0, 0, 0
-    return header[4], header[5], int.from_bytes(header[18:20], "little" if header[5] == 1 else "big")
+    is_elf = len(header) == 20 and header.startswith(b"\x7fELF")
+    return int.from_bytes(header[18:], "little" if header[5] == 1 else "big") if is_elf else 0
 
 
-def _named(processor: tuple[int, int, int]) -> str:
-    return _PROCESSORS.get(processor[2], f"ELF machine {processor[2]}" if any(processor) else "no ELF file")
+def _named(machine: int) -> str:
+    names = [name for name, number in _MACHINES.items() if number == machine]
+    return names[0] if names else f"ELF machine {machine}"
