@@ -131,8 +131,10 @@ def main(
 def measure_guarded(
     guarded: Guarded, task: Task, until: float, limits: Mapping[str, float]
 ) -> tuple[Results, Mapping[str, float]]:
-    """A task measured in a process of its own, again without each peer that hangs, dies or spoils the GPU there; and the
-    ceilings, which are `limits` where nothing was measured."""
+    """A task measured in a process of its own, again without each peer that hangs, dies or spoils the GPU there.
+
+    Also returns the ceilings, which are `limits` where nothing was measured.
+    """
     results = Results()
     about: dict[str, object] = {"case": task.name, "operation": task.operation}
     while time.monotonic() < until:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Block", "Instruction", "Loop", "disassemble", "loops", "parse"]
+__all__ = ["Block", "Instruction", "Loop", "disassemble", "disassembler", "loops", "parse"]
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,18 @@ class Loop:
         return (i for b in self.blocks if (id(b) in chosen) == common for i in b.instructions)
 
 
-def disassemble(cubin: bytes) -> str:
-    """The text of `nvdisasm -c`, from NVIDIA's wheel or the CUDA toolkit. Raises RuntimeError if there is none."""
+def disassembler() -> str:
+    """The path of nvdisasm, from NVIDIA's wheel or the CUDA toolkit. Raises RuntimeError if there is none."""
     found = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin/nvdisasm"))
     program = str(found[-1]) if found else shutil.which("nvdisasm")
     if program is None:
         raise RuntimeError("inspecting machine code needs nvdisasm: pip install nvidia-cuda-nvdisasm")
+    return program
+
+
+def disassemble(cubin: bytes) -> str:
+    """The text of `nvdisasm -c`. Raises RuntimeError if there is none, or it refuses."""
+    program = disassembler()
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

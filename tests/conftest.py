@@ -24,7 +24,7 @@ def pytest_make_collect_report(collector):
 
 
 def library_that_is_missing(error):
-    """The one of OPTIONAL whose import failed: it is not there, or raised (the compiler without its half for a CUDA)."""
+    """The one of OPTIONAL whose import failed: it is not there, or raises, as the runtime half of cutlass does."""
     while error is not None:
         names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
         if isinstance(error, ModuleNotFoundError):
