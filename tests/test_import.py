@@ -76,13 +76,14 @@ sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *sys.arg
 """
 
 
-def collected(allowed, *paths, **environment):
-    """Collects tests where nothing but `allowed` and what is ours can be imported; returns what pytest prints."""
+def collected(allowed, *paths, before=""):
+    """What pytest prints that collects tests where nothing but `allowed` and what is ours can be imported."""
     folders = (TESTS, TESTS.parent / "benchmarks")
     ours = {path.stem for folder in folders for path in folder.rglob("*.py")}
     ours |= {path.name for folder in folders for path in folder.rglob("*") if path.is_dir()}
     names = ",".join(sorted(allowed | ours | {"cute_attn", "autotune"}))
-    result = run(BLOCK_AND_COLLECT, names, *map(str, paths), PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", **environment)
+    program = before + BLOCK_AND_COLLECT
+    result = run(program, names, "-rs", *map(str, paths), PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -92,7 +93,7 @@ def test_all_tests_are_collected_and_those_marked_gpu_found_with_torch_numpy_and
     marked = [
         path for path in TESTS.rglob("test_*.py") if path.parent in folders or "mark." + "gpu" in path.read_text()
     ]
-    found = collected(with_dependencies("torch", "numpy", "pytest"), "-rs", TESTS)
+    found = collected(with_dependencies("torch", "numpy", "pytest"), TESTS)
     for path in marked:
         assert path.name in found
     assert "click cannot be imported here" in found
@@ -102,7 +103,8 @@ def test_the_simulators_tests_are_collected_where_importing_the_compiler_raises(
     """As its runtime half without the compiler does."""
     (tmp_path / "cutlass.py").write_text("raise RuntimeError('No CTK flavor installed')")
     allowed = with_dependencies("torch", "numpy", "pytest", "hypothesis", "click", "cuda-python") | {"cutlass", "cuda"}
-    found = collected(allowed, "-rs", TESTS / "sim", PYTHONPATH=str(tmp_path))
+    files = [TESTS / "sim" / name for name in ("test_ptx.py", "test_kernels.py")]
+    found = collected(allowed, *files, before=f"import sys; sys.path.insert(0, {str(tmp_path)!r})")
     assert "cutlass cannot be imported here" in found
     assert "test_ptx.py: " in found
     assert "test_kernels.py: " not in found
