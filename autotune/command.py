@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from cute_attn.jit import tuned
 
 from .choice import choose_candidates, why_nothing_compiles
-from .measure import EFFORTS, Device
+from .measure import EFFORTS, Device, Lost
 from .model import MODELLED_SMS
 from .problem import PRESETS, Problem, load_shapes
 from .ranks import decided_by_rank_0
@@ -62,6 +63,10 @@ def command(
         found = decided_by_rank_0(lambda: _run(console, problems, effort, budget, workers))
     except RuntimeError as error:
         raise click.ClickException(str(error)) from error
+    except Lost as error:
+        click.echo(f"Error: the GPU is lost to this process: {error}. What was found before is written.", err=True)
+        sys.stderr.flush()
+        os._exit(1)  # to end in order would wait for the kernel
     if found["entries"]:
         tuned.install(found)
 

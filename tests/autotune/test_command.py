@@ -140,6 +140,21 @@ def test_what_was_measured_is_written_before_the_next_problem_is_begun(autotune,
     assert len(json.loads(tuned.table_path("Fake GPU").read_text())["entries"]) == 1
 
 
+def test_a_tile_that_hangs_is_named_and_what_was_found_before_is_written(autotune, tmp_path, monkeypatch):
+    class Exit(BaseException):
+        pass
+
+    def exit(code):
+        raise Exit(code)
+
+    monkeypatch.setattr(module.os, "_exit", exit)
+    gpu = FakeGpu({FAST: 50e-6}, hanging=[Problem(op="bwd").default])
+    with pytest.raises(Exit, match="1"):
+        autotune(gpu, "--effort", "full")
+    assert [p["tile"]["n"] for p in results(tmp_path)["problems"]] == [96]
+    assert len(json.loads(tuned.table_path("Fake GPU").read_text())["entries"]) == 1
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2, "entries": []}', '{"format": 1, "entries": [3]}'])
 def test_a_table_that_cannot_be_read_is_set_aside_and_a_new_one_written(autotune, content):
     path = tuned.table_path("Fake GPU")
