@@ -55,11 +55,11 @@ def command(
     if not problems:
         raise click.UsageError(f"give --preset ({', '.join(PRESETS)}, all) or --shapes FILE")
     console = Console()
-    if dry_run:
-        for problem in problems:
-            _list_candidates(console, problem, effort)
-        return
     try:
+        if dry_run:
+            for problem in problems:
+                _list_candidates(console, problem, effort)
+            return
         found = decided_by_rank_0(lambda: _run(console, problems, effort, budget, workers))
     except RuntimeError as error:
         raise click.ClickException(str(error)) from error

@@ -129,6 +129,8 @@ def _compile(
     now: Callable[[], float],
 ) -> None:
     """Compiles the default, if it is one of the tiles, then the others until the deadline."""
+    if not tiles:
+        return
     specs = {tuning.problem.spec(tile): tile for tile in tiles}
     first = [spec for spec, tile in specs.items() if tile == tuning.problem.default]
     others = [spec for spec, tile in specs.items() if tile != tuning.problem.default]

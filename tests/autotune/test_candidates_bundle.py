@@ -134,6 +134,21 @@ def test_without_its_default_a_problem_is_refused_with_what_builds_it(no_compile
         tune(PROBLEM, FakeGpu())
 
 
+def test_the_command_lists_what_is_built_and_refuses_in_words_what_has_no_default(build, tmp_path, monkeypatch):
+    from autotune import command
+
+    monkeypatch.setattr(command, "why_nothing_compiles", lambda: NO_COMPILER)
+    (tmp_path / "shapes.json").write_text('[{"seqlen_q": 1024, "head_dim": 64, "op": "bwd"}]')
+    arguments = ["autotune", "--shapes", str(tmp_path / "shapes.json"), "--dry-run"]
+    refused = CliRunner().invoke(cli.main, arguments)
+    assert isinstance(refused.exception, SystemExit)
+    assert f"{NO_COMPILER}, and no cache or bundle has the kernel bwd" in refused.stderr
+    bundle.load_bundle(build("--candidates", *OPTIONS, "--op", "bwd"))
+    listed = " ".join(CliRunner().invoke(cli.main, arguments).output.split())
+    assert "64x128, stages 2 + 2 (default, built)" in listed
+    assert f"0 would be compiled, 9 are built, 27 left out by --effort quick and because {NO_COMPILER}" in listed
+
+
 @pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'cutlass'"), RuntimeError("No CTK flavor")])
 def test_nothing_compiles_where_importing_the_compiler_raises_whatever_it_raises(error, monkeypatch):
     class Raises:
