@@ -22,7 +22,8 @@ def attention(tiny):
 
 
 def backward_profile(tiny):
-    tiny("backward_profile", HEAD_DIMS=[(64, 64)], LAYERS={"causal": 1}, DETERMINISTIC_DIMS=(64,), TOKENS=1024).main()
+    sizes = {"HEAD_DIMS": [(64, 64)], "LAYERS": {"causal": 1}, "DETERMINISTIC_DIMS": (64,), "TOKENS": 1024}
+    tiny("backward_profile", **sizes, MASKS={"causal": "causal"}).main()
 
 
 def dist_plan(tiny):
