@@ -15,6 +15,7 @@ from common import median_seconds, save
 from cute_attn.mask import IntervalMask, TileSchedule
 
 DOCUMENT = 256  # mean tokens a document: 4,096 documents at 1 Mi rows
+ROWS, BLOCK_SPARSE_ROWS = (1 << 16, 1 << 18, 1 << 20, 1 << 22), 1 << 14
 
 
 def packed_causal_documents(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -60,8 +61,9 @@ def main() -> None:
     numbers = torch.randint(0, 2**62, (1 << 20,))
     sort = median_seconds(lambda: numbers.sort())
     cases = [(f"packed causal documents, {rows >> 10} Ki rows", rows, packed_causal_documents(rows))
-             for rows in (1 << 16, 1 << 18, 1 << 20, 1 << 22)]  # fmt: skip
-    cases.append(("128-block-sparse, 10 %, 16 Ki rows", 1 << 14, block_sparse(1 << 14, 0.1)))
+             for rows in ROWS]  # fmt: skip
+    sparse = block_sparse(BLOCK_SPARSE_ROWS, 0.1)
+    cases.append((f"128-block-sparse, 10 %, {BLOCK_SPARSE_ROWS >> 10} Ki rows", BLOCK_SPARSE_ROWS, sparse))
     rows_out = []
     for name, rows, slices in cases:
         mask = IntervalMask.from_slices(*slices, rows, rows)

@@ -39,12 +39,20 @@ def test_links_and_pictures_exist(page):
             assert (page.parent / target).exists(), target
 
 
-def test_the_gallery_is_what_its_script_writes():
+def test_the_gallery_is_what_its_script_writes(tmp_path, monkeypatch):
     path = ROOT / "docs" / "make_gallery.py"
     spec = importlib.util.spec_from_file_location("make_gallery", path)
     gallery = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(gallery)
     assert (ROOT / "docs" / "gallery.md").read_text() == gallery.text(), f"run python {name(path)}"
+    monkeypatch.setattr(gallery, "DOCS", tmp_path)
+    monkeypatch.setattr(gallery, "ENTRIES", gallery.ENTRIES[:2])  # as many pictures as show that it draws
+    monkeypatch.setattr(gallery, "text", lambda: "the page")
+    gallery.main()
+    assert (tmp_path / "gallery.md").read_text() == "the page"
+    drawn = {path.name for path in (tmp_path / "images").iterdir()}
+    assert drawn == {gallery.file_name(title) for title, _, _ in gallery.ENTRIES}
+    assert drawn <= {path.name for path in (ROOT / "docs" / "images").iterdir()}
 
 
 def test_the_readme_names_commands_that_exist():

@@ -1,4 +1,4 @@
-"""`import cute_attn` is cheap, and it and the tests marked gpu need torch, NumPy and pytest alone."""
+"""`import cute_attn` is cheap, and it and collecting the tests need torch, NumPy and pytest alone."""
 
 import subprocess
 import sys
@@ -64,7 +64,10 @@ class Blocker(importlib.abc.MetaPathFinder):
     allowed = set(sys.argv[1].split(",")) | set(sys.stdlib_module_names) | {"cute_attn"}
 
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] not in self.allowed and not name.startswith(("_sysconfigdata", "__editable__")):
+        if name.partition(".")[0] in self.allowed or name.startswith(("_sysconfigdata", "__editable__")):
+            return None
+        others = [finder for finder in sys.meta_path if finder is not self]
+        if any(finder.find_spec(name, path, target) for finder in others):
             raise ModuleNotFoundError(f"{name} is blocked", name=name)
 
 sys.meta_path.insert(0, Blocker())
@@ -75,20 +78,47 @@ sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *sys.arg
 """
 
 
-def test_importing_and_collecting_gpu_tests_needs_torch_numpy_and_pytest_alone():
-    allowed = with_dependencies("torch", "numpy", "pytest") | {"cute_attn"}
-    allowed |= {path.stem for path in TESTS.rglob("*.py")} | {path.name for path in TESTS.rglob("*") if path.is_dir()}
+def collected(allowed, *paths, before=""):
+    """What pytest prints that collects tests where nothing but `allowed` and what is ours can be imported."""
+    folders = (TESTS, TESTS.parent / "benchmarks")
+    ours = {path.stem for folder in folders for path in folder.rglob("*.py")}
+    ours |= {path.name for folder in folders for path in folder.rglob("*") if path.is_dir()}
+    names = ",".join(sorted(allowed | ours | {"cute_attn", "autotune"}))
+    program = before + BLOCK + COLLECT
+    result = run(program, names, "-rs", *map(str, paths), PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_all_tests_are_collected_and_those_marked_gpu_found_with_torch_numpy_and_pytest_alone():
     folders = {path.parent for path in TESTS.rglob("conftest.py") if "marks=pytest.mark." + "gpu" in path.read_text()}
     marked = [
         path for path in TESTS.rglob("test_*.py") if path.parent in folders or "mark." + "gpu" in path.read_text()
     ]
-    result = run(
-        BLOCK + COLLECT, ",".join(sorted(allowed)), str(TESTS / "test_backend.py"), *map(str, marked),
-        PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout + result.stderr
+    found = collected(with_dependencies("torch", "numpy", "pytest"), TESTS)
     for path in marked:
-        assert path.name in result.stdout
+        assert path.name in found
+    assert "click cannot be imported here" in found
+
+
+def test_the_simulators_tests_are_collected_where_importing_the_compiler_raises(tmp_path):
+    """As its runtime half without the compiler does."""
+    (tmp_path / "cutlass.py").write_text("raise RuntimeError('No CTK flavor installed')")
+    allowed = with_dependencies("torch", "numpy", "pytest", "hypothesis", "click", "cuda-python") | {"cutlass", "cuda"}
+    files = [TESTS / "sim" / name for name in ("test_ptx.py", "test_kernels.py")]
+    found = collected(allowed, *files, before=f"import sys; sys.path.insert(0, {str(tmp_path)!r})")
+    assert "cutlass cannot be imported here" in found
+    assert "test_ptx.py: " in found
+    assert "test_kernels.py: " not in found
+
+
+def test_a_fault_of_a_test_file_is_no_missing_library(tmp_path):
+    (tmp_path / "test_faulty.py").write_text("import click, no_such_module")
+    (tmp_path / "conftest.py").write_text((TESTS / "conftest.py").read_text())
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-p", "no:cacheprovider", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode != 0
+    assert "No module named 'no_such_module'" in result.stdout
 
 
 @pytest.mark.parametrize("module", ["cutlass", "matplotlib"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..directories import cache_directory, obstacle
 from ..jit.build import build, load_specs, specs_of
 from ..jit.compile import Spec
+from ..jit.parallel import Outcome
 from ..jit.record import NOTHING_RECORDED
 from ..mask import from_spec
 from ..strict_json import loads
@@ -64,6 +67,13 @@ def progress(console: Console) -> Progress:
 @click.option("--softcap", is_flag=True, help="With scores capped by tanh.")
 @click.option("--sink", is_flag=True, help="With sinks (forward).")
 @click.option("--deterministic", is_flag=True, help="With sums of dQ in a fixed order (backward).")
+@click.option(
+    "--candidates",
+    type=click.Choice(["quick", "full"]),
+    is_flag=False,
+    flag_value="quick",
+    help="Also the tiles that `autotune` of this effort (quick) tries for each --mask, and all kernels' profiles.",
+)
 @click.option("--workers", type=click.IntRange(1), default=os.cpu_count(), show_default="one a core")
 @click.pass_context
 def command(
@@ -79,6 +89,7 @@ def command(
     softcap: bool,
     sink: bool,
     deterministic: bool,
+    candidates: str | None,
     workers: int,
 ) -> int:
     """Kernels compiled ahead into a bundle, which load_bundle or CUTE_ATTN_BUNDLES loads where no compiler is.
@@ -86,6 +97,7 @@ def command(
     \b
     cute-attn build --output kernels --specs specs.json
     cute-attn build --output kernels --mask causal --head-dim 64 --head-dim 128
+    cute-attn build --output kernels --mask causal --candidates
     """
     named = given(context)
     of_masks = ("seqlen", "ops", "dtypes", "dims", "softcap", "sink", "deterministic")
@@ -102,6 +114,7 @@ def command(
     specs += specs_of([_json(text) for text in texts], "--spec")
     for name, op, dtype, dim in product(masks, ops, dtypes, dims):
         specs.append(_spec(op, dtype, dim, name, seqlen, softcap, sink, deterministic))
+        specs += _tried(op, dtype, dim, name, seqlen, candidates) if candidates else []
     if not specs:
         raise click.UsageError("nothing to build: give --specs, --spec or --mask")
     console = Console()
@@ -110,7 +123,7 @@ def command(
     failures = []
     with progress(console) as bar:
         task = bar.add_task("building", total=len(set(specs)))
-        for outcome in build(specs, output, workers):
+        for outcome in _builder(bool(candidates))(specs, output, workers):
             bar.advance(task)
             if outcome.error:
                 failures.append(outcome)
@@ -128,6 +141,19 @@ def _not_kept() -> str:
         return obstacle(cache_directory())
     except OSError as error:
         return str(error)
+
+
+def _builder(profiled: bool) -> Callable[..., Iterator[Outcome]]:
+    builder: Callable[..., Iterator[Outcome]] = build
+    return importlib.import_module("autotune.build").build_candidates if profiled else builder
+
+
+def _tried(op: str, dtype: str, dims: tuple[int, int], mask: str, seqlen: int, effort: str) -> list[Spec]:
+    """Of the tiles that `autotune` tries."""
+    shape = {"head_dim": dims[0], "head_dim_v": dims[1], "seqlen_q": seqlen, "seqlen_k": seqlen}
+    problem = importlib.import_module("autotune").Problem(op=op, dtype=dtype, mask=mask, **shape)
+    specs: list[Spec] = importlib.import_module("autotune.build").specs_tried(problem, effort)
+    return specs
 
 
 def _json(text: str) -> object:
