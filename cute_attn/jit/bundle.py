@@ -66,8 +66,10 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     Only manifests are read now; a kernel is verified when it is first asked for. Imports no compiler. A bundle of which
     no kernel fits this installation gives a warning with the reason.
 
-    Raises FileNotFoundError or ValueError if there is no bundle at `path`.
+    Raises FileNotFoundError or ValueError if there is no bundle at `path`, TypeError for what is no path.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be the path of a bundle, got {path!r} of type {type(path).__name__}")
     found = _read_bundle(Path(path))
     _loaded[:] = [found, *(b for b in _loaded if b.path != found.path)]
     return found

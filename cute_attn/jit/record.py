@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,8 +28,10 @@ class Recorder:
     def add(self, spec: Spec) -> None:
         self._specs[spec] = None
 
-    def save(self, path: str | Path) -> None:
-        """Writes them as a JSON list, which `cute-attn build --specs` reads."""
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes them as a JSON list, which `cute-attn build --specs` reads. TypeError for what is no path."""
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"path must be the path of a file, got {path!r} of type {type(path).__name__}")
         text = json.dumps([json.loads(spec.canonical()) for spec in self.specs], indent=1)
         Path(path).write_text(text + "\n")
 
