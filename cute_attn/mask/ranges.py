@@ -144,7 +144,7 @@ class AttnMaskType(Enum):
         return _TYPES.index(self)
 
     @classmethod
-    def from_int_type(cls, value: int) -> AttnMaskType:
+    def from_int_type(cls, value: int | np.integer) -> AttnMaskType:
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise TypeError(f"AttnMaskType: expected an int 0..3, got {shown(value)}")
         if value not in range(4):
@@ -152,7 +152,7 @@ class AttnMaskType(Enum):
         return _TYPES[int(value)]
 
     @classmethod
-    def parse(cls, value: AttnMaskType | str | int) -> AttnMaskType:
+    def parse(cls, value: AttnMaskType | str | int | np.integer) -> AttnMaskType:
         """From an AttnMaskType, one of its names, or 0..3."""
         if isinstance(value, cls):
             return value
@@ -163,7 +163,7 @@ class AttnMaskType(Enum):
                 names = ", ".join(repr(t.value) for t in cls)
                 raise ValueError(f"AttnMaskType: unknown name {value!r}; allowed: {names}") from None
         if isinstance(value, (int, np.integer)):
-            return cls.from_int_type(int(value))
+            return cls.from_int_type(value)
         raise TypeError(f"AttnMaskType: expected an AttnMaskType, a name or 0..3, got {type(value).__name__}")
 
 
@@ -214,11 +214,11 @@ def _pairs(name: str, ranges: Iterable[AttnRange | Sequence[int]]) -> list[AttnR
     if isinstance(ranges, (str, bytes)) or not isinstance(ranges, Iterable):
         raise TypeError(f"{name} must be pairs [start, end], got {shown(ranges)}")
     if isinstance(ranges, (torch.Tensor, np.ndarray)):
-        ranges = check_integers(name, ranges).tolist()
-    return [AttnRange.from_range(pair) for pair in ranges]
+        ranges = ranges_tensor(name, ranges).tolist()
+    return _each(name, ranges, AttnRange.from_range)
 
 
-def _each(name: str, items: Sequence[Any], read: Callable[[Any], Value]) -> list[Value]:
+def _each(name: str, items: Iterable[Any], read: Callable[[Any], Value]) -> list[Value]:
     return [_read(f"{name}[{index}]", item, read) for index, item in enumerate(items)]
 
 

@@ -102,19 +102,21 @@ def check_max_seqlen(name: str, value: Any, bounds: torch.Tensor | None) -> None
     cumulative lengths or ranges `(n, 2)`, where both are on the host. Nothing is read off a GPU or while compiling."""
     if value is None:
         return
-    if isinstance(value, (torch.Tensor, np.ndarray)):
-        if value.ndim or (
-            value.dtype not in INTEGERS if isinstance(value, torch.Tensor) else value.dtype.kind not in "iu"
-        ):
+    if isinstance(value, torch.Tensor):
+        if value.ndim or value.dtype not in INTEGERS:
             raise TypeError(f"{name} must be None, an int >= 0 or a 0-d tensor of one, got {shown(value)}")
-        if isinstance(value, torch.Tensor) and not _is_readable(value):
+        if not _is_readable(value):
             return
-        value = int(value)
+        value = int(value.long())
+    elif isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
     most = check_count(name, value)
     if bounds is not None and _is_readable(bounds) and bounds.numel() > 1:
         lengths = bounds.long().diff()
-        if most < int(lengths.max()) and int(lengths.min()) >= 0:  # what falls is refused where it is read
-            raise ValueError(f"{name} must not be below the longest length, {int(lengths.max())}, got {most}")
+        longest = int(lengths.max())
+        # bounds that fall or are no positions are refused where they are read
+        if most < longest < END and int(lengths.min()) >= 0:
+            raise ValueError(f"{name} must not be below the longest length, {longest}, got {most}")
 
 
 def check_seqused(name: str, value: object, ends: torch.Tensor) -> None:
@@ -181,10 +183,8 @@ def _window_bound(bound: int | torch.Tensor | None, window_size: object) -> int:
         return -1
     if isinstance(bound, torch.Tensor) and bound.ndim == 0 and bound.dtype in INTEGERS:
         if bound.device.type != "cpu":
-            raise ValueError(
-                f"window_size must be ints or on the host, not on {bound.device}, where it had to be awaited"
-            )
-        bound = int(bound)
+            raise ValueError(f"window_size must be ints or on the host, got a tensor on {bound.device}")
+        bound = int(bound.long())
     elif isinstance(bound, np.integer):
         bound = int(bound)
     if isinstance(bound, bool) or not isinstance(bound, (int, torch.SymInt)):

@@ -127,7 +127,7 @@ BAD_CALLS = [
     (fa3, {"window_size": (3,)}, ValueError, "window_size must be (left, right), got (3,)"),
     (fa2, {"window_size": (1.0, 0)}, TypeError, "window_size must hold two ints, -1 or None for unlimited, got (1.0, 0)"),
     (fa2, {"window_size": torch.tensor([1.0, 0.0])}, TypeError, "window_size must hold two ints"),
-    (fa2, {"window_size": torch.tensor([1, 0], device="meta")}, ValueError, "window_size must be ints or on the host, not on meta"),
+    (fa2, {"window_size": torch.tensor([1, 0], device="meta")}, ValueError, "window_size must be ints or on the host, got a tensor on meta"),
     (fa2, {"causal": 1}, TypeError, "causal must be True or False, got 1 of type int"),
     (varlen2, {"cu_seqlens_q": [0, 2, 6]}, TypeError, "cu_seqlens_q must be a torch.Tensor, got list"),
     (varlen2, {"cu_seqlens_k": torch.tensor([0.0, 5.0, 8.0])}, TypeError, "cu_seqlens_k must hold integers, got torch.float32"),
