@@ -80,7 +80,7 @@ def _note_sixth(value: object) -> None:
         warnings.warn(
             f"the sixth argument, {value!r}, is max_seqlen_q, and without attn_type_map all slices are full; "
             "if it is meant for types, pass attn_type_map by keyword",
-            stacklevel=4,
+            stacklevel=3,
         )
 
 
