@@ -135,8 +135,7 @@ def check_device(device: object) -> torch.device:
 
 
 def device_of(device: object, *values: object) -> torch.device:
-    """The asked device, else that of the first tensor with values among the arguments, else the CPU."""
+    """The asked device, else that of the first tensor among the arguments, else the CPU."""
     if device is not None:
         return check_device(device)
-    tensors = (v for v in values if isinstance(v, torch.Tensor) and v.device.type != "meta")
-    return next((v.device for v in tensors), torch.device("cpu"))
+    return next((v.device for v in values if isinstance(v, torch.Tensor)), torch.device("cpu"))

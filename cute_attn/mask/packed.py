@@ -85,6 +85,7 @@ def bidirectional_runs(
     if (bidirectional_mask is None) == (runs is None):
         raise ValueError("bidirectional_runs takes exactly one of bidirectional_mask and runs")
     device = device_of(device, bidirectional_mask, runs, segment_ids)
+    ids = None if segment_ids is None else _per_token("segment_ids", segment_ids, seqlen_k, device)
     if runs is not None:
         member = _run_of_each_key(runs, seqlen_k, device)
     else:
@@ -93,9 +94,7 @@ def bidirectional_runs(
             raise ValueError("bidirectional_mask must hold zeros and ones")
     changes = torch.zeros_like(member, dtype=torch.bool)
     changes[:, 1:] = member[:, 1:] != member[:, :-1]
-    ids = None
-    if segment_ids is not None:
-        ids = _per_token("segment_ids", segment_ids, seqlen_k, device)
+    if ids is not None:
         member, changes, ids = (x.contiguous() for x in torch.broadcast_tensors(member, changes, ids))
         changes[:, 1:] |= ids[:, 1:] != ids[:, :-1]
     key = torch.arange(seqlen_k, device=device).expand_as(member)
