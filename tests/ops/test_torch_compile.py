@@ -130,13 +130,13 @@ def test_habits_of_other_libraries_compile_without_a_graph_break():
         longest = (ends[1:] - ends[:-1]).max()  # a tensor, as FlashAttention's callers have it
         sinks = sink.to(torch.bfloat16)
         return fa3_varlen_func_with_sink(
-            q + 1, k, v, ends, ends, longest, 3, sinks, num_splits=0, window_size=(None, 0), return_attn_probs=True
+            q + 1, k, v, ends, ends, longest, 7, sinks, num_splits=0, window_size=(None, 0), return_attn_probs=True
         )
 
     assert_compiles(varlen, [randn(ROWS, 4, 8), randn(ROWS, 2, 8), randn(ROWS, 2, 8), randn(4)])
 
     def flex(q, k, v, sink):
-        return flex_flash_attn_func(q * 2, k, v, pairs, pairs, ROWS, 3, pack_gqa=True, swap_ab=None, sink=sink)
+        return flex_flash_attn_func(q * 2, k, v, pairs, pairs, ROWS, ROWS, pack_gqa=True, swap_ab=None, sink=sink)
 
     assert_compiles(flex, [randn(ROWS, 4, 8), randn(ROWS, 2, 8), randn(ROWS, 2, 8), randn(4)])
 
