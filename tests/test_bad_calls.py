@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import cute_attn
-from cute_attn import AttnRange, AttnRanges, IntervalMask, TileSchedule, mask
+from cute_attn import AttnMaskType, AttnRange, AttnRanges, IntervalMask, TileSchedule, mask
+from cute_attn.jit import record
 from cute_attn.mask import draw
 
 
@@ -122,6 +123,12 @@ TAKEN = {
     "from_cu_seqlens.cu_seqlens": EMPTY,
     "title": {"text", "no text", "numpy text"},
     "draw_png.path": {"text", "numpy text"},
+    "save.path": {"text", "numpy text"},
+    "rows": {"slice"},
+    "coverage.rows": set(),
+    "pair": {"AttnRange"},
+    "item": {"AttnRange"},
+    "items": {"empty list", "empty tuple", "empty dict", "iterator"},
     "mask": {"other mask"},
     "other": {"other mask"},
     "ranges": {"empty list", "empty tuple", "empty dict", "iterator"},
@@ -133,6 +140,9 @@ ALIASES = {
     "backend.name": "backend",
     "from_spec.spec": "mask",
     "load_bundle.path": "bundle",
+    "pair": "AttnRange",
+    "item": "AttnRange",
+    "value": "AttnMaskType",
 }
 
 tokens = torch.zeros
@@ -201,15 +211,22 @@ CALLS = {
     "permute_rows": (six.permute_rows, {"order": torch.arange(6)}),
     "remap": (six.remap, {"positions": torch.arange(8)}),
     "to": (six.to, {"device": "cpu"}),
+    "__getitem__": (six.__getitem__, {"rows": slice(0, 2)}),
     "TileSchedule.from_mask": (TileSchedule.from_mask, {"mask": six}),
     "AttnRange": (AttnRange, {"start": 0, "end": 4}),
     "AttnRanges": (AttnRanges, {"ranges": [[0, 4]]}),
+    "from_range": (AttnRange.from_range, {"pair": [0, 4]}),
+    "append": (AttnRanges().append, {"item": [0, 4]}),
+    "extend": (AttnRanges().extend, {"items": [[0, 4]]}),
+    "from_int_type": (AttnMaskType.from_int_type, {"value": 1}),
+    "parse": (AttnMaskType.parse, {"value": "causal"}),
     "from_cu_seqlens": (AttnRanges.from_cu_seqlens, {"cu_seqlens": [0, 4]}),
     "to_tensor": (AttnRanges([[0, 4]]).to_tensor, {}),
     "draw_text": (draw.draw_text, {"mask": six}),
     "draw_png": (draw.draw_png, {"mask": six, "path": "mask.png"}),
     "coverage": (draw.coverage, {"mask": six, "rows": 2, "columns": 2}),
     "backend": (cute_attn.backend, {"name": "sim"}),
+    "save": (record.Recorder().save, {"path": "specs.json"}),
     "load_bundle": (cute_attn.load_bundle, {"path": "nowhere"}),
 }
 
@@ -242,6 +259,16 @@ def outcome(call, name, value):
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "taken"
+
+
+@pytest.mark.parametrize("option", ["mode", "seed", "softmax"])
+def test_rubbish_as_an_option_of_a_backend_is_refused_by_name(option):
+    for kind, value in RUBBISH.items():
+        if option == "seed" and isinstance(value, (int, np.integer)) and value >= 0 and value is not True:
+            cute_attn.backend("sim", seed=value)
+            continue
+        with pytest.raises((TypeError, ValueError), match=rf"^{option} must be"):
+            pytest.fail(f"{kind} was taken: {cute_attn.backend('sim', **{option: value})}")
 
 
 @pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")

@@ -112,10 +112,10 @@ def check_max_seqlen(name: str, value: Any, bounds: torch.Tensor | None) -> None
         value = value[()]
     most = check_count(name, value)
     if bounds is not None and _is_readable(bounds) and bounds.numel() > 1:
-        lengths = np.diff(bounds.numpy().astype(np.int64))  # a third of the time that torch takes
+        lengths = bounds.long().diff()
         longest = int(lengths.max())
         # bounds that fall or are no positions are refused where they are read
-        if most < longest < END and lengths.min() >= 0:
+        if most < longest < END and int(lengths.min()) >= 0:
             raise ValueError(f"{name} must not be below the longest length, {longest}, got {most}")
 
 
