@@ -59,7 +59,8 @@ def _as_newer_versions_call_it(function: Callable[Parameters, Result]) -> Callab
                 raise TypeError(
                     f"{name} is not supported: give the blocks that are attended as slices, q_ranges and k_ranges"
                 )
-        if len(args) > 5 and len(args) < 8 and keywords.get("attn_type_map") is None:
+        has_no_types = len(args) < 8 and keywords.get("attn_type_map") is None
+        if len(args) > 5 and has_no_types and not isinstance(args[3], IntervalMask):
             _note_sixth(args[5])
         for name in HINTS.intersection(keywords):
             del keywords[name]

@@ -20,6 +20,7 @@ from cute_attn import (
     fa3_qkvpacked_func_with_sink,
     fa3_varlen_func_with_sink,
     flex_flash_attn_func,
+    mask,
 )
 from cute_attn.ops import flex_flash
 
@@ -197,6 +198,7 @@ def test_nothing_is_warned_of_where_types_are_given_or_the_hint_is_named():
         flex_flash_attn_func(*PACKED, [[0, 12]], [[0, 12]], 12, 12, [1])
         flex_flash_attn_func(*PACKED, [[0, 12]], [[0, 12]], None)
         flex_flash_attn_func(*PACKED, [[0, 12]], [[0, 12]], max_seqlen_q=12)
+        flex_flash_attn_func(*PACKED, mask.causal(12), None, 12)
 
 
 @pytest.mark.parametrize("types", [torch.tensor([1]), [1], "causal", AttnMaskType.CAUSAL, ("causal",)])
