@@ -180,9 +180,8 @@ def calc_attn(
         q: `(rows of side q, heads_q, head_dim)`; k: `(rows of side k, heads_k, head_dim)`;
             v: `(rows of side k, heads_k, head_dim_v)`; bf16, fp16, fp32 or fp64, what `dispatch` and projections give.
         key: the mask and its placement.
-        sink: `(sinks, heads_q)` or, for one, `(heads_q,)`, bf16, fp16, fp32 or fp64, equal on every rank; logits
-            without values, taken to fp32 (fp64 with fp64 inputs). They count once; every rank gets their whole
-            gradient, summed over all rows and rounded to their dtype once.
+        sink: `(sinks, heads_q)` fp32 (fp64 with fp64 inputs), equal on every rank; logits without values. They count
+            once; every rank gets their whole gradient, summed over all rows.
         softmax_scale: None means `1 / sqrt(head_dim)`.
         softcap: c > 0 makes scores `c * tanh(score / c)`; 0 is off.
         deterministic: gradients of the local attention are bitwise equal from run to run; sums over ranks always are.
@@ -200,7 +199,7 @@ def calc_attn(
     check_qkv(q, k, v, "(rows, heads, head_dim)")
     for name, x, side in (("q", q, "q"), ("k and v", k, "k")):
         check_rows(name, x, manager.placement(side).rows_per_rank, f"the rows of side {side!r} on each rank")
-    sinks = check_sink(sink, "sh", q)
+    check_sink(sink, "sh", q)
     check_flag("deterministic", deterministic)
     check_flag("return_max_logits", return_max_logits)
     settings = AttentionSettings(
@@ -212,7 +211,7 @@ def calc_attn(
     )
     shape = CostModel(q.shape[1], k.shape[1], q.shape[2], v.shape[2], q.element_size())
     route = manager.route(shape, q.device)
-    results = run_attention(q, k, v, None if sinks is None else sinks[0, 0], route, settings, return_max_logits)
+    results = run_attention(q, k, v, sink, route, settings, return_max_logits)
     return results if return_max_logits else results[:2]
 
 
