@@ -80,8 +80,11 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     no forward kernel, or no backward kernel, fits this installation gives a warning with the reason. `~` in `path` is
     the home directory.
 
-    Raises FileNotFoundError or ValueError if there is no bundle at `path`, PermissionError if it may not be read.
+    Raises FileNotFoundError or ValueError if there is no bundle at `path`, PermissionError if it may not be read,
+    TypeError for what is no path.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be the path of a bundle, got {path!r} of type {type(path).__name__}")
     found = _read_bundle(expanded(path))
     _loaded[:] = [found, *(b for b in _loaded if b.path != found.path)]
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,11 +38,13 @@ class Recorder:
     def __repr__(self) -> str:
         return f"Recorder({len(self._specs)} kernels)"
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes them as a JSON list, which `cute-attn build --specs` reads; warns if there is none.
 
-        Raises OSError where the file cannot be written.
+        Raises TypeError for what is no path, OSError where the file cannot be written.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"path must be the path of a file, got {path!r} of type {type(path).__name__}")
         if not self._specs:
             warnings.warn(f"{path} will hold no kernel: {NOTHING_RECORDED}", stacklevel=2)
         text = json.dumps([json.loads(spec.canonical()) for spec in self.specs], indent=1)

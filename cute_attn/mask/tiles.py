@@ -7,14 +7,12 @@ Everything is read off the ends of the intervals: work and memory grow with the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from .checks import check_tile
-
-if TYPE_CHECKING:
-    from .intervals import IntervalMask
+from .intervals import IntervalMask, check_mask
 
 __all__ = ["RunTable", "TileSchedule"]
 
@@ -60,6 +58,7 @@ class TileSchedule:
     @classmethod
     def from_mask(cls, mask: IntervalMask, tile: tuple[int, int] = (128, 128)) -> TileSchedule:
         """Lowers an interval mask to tiles of `(rows, keys)`; ValueError for a tile that is not two ints >= 1."""
+        check_mask("mask", mask)
         tile = check_tile(tile)
         grid = _Grid(mask.batch, -(-mask.seqlen_q // tile[0]), -(-mask.seqlen_k // tile[1]), mask.layers)
         segments = _classify(mask, tile, grid)

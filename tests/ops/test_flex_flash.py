@@ -113,7 +113,7 @@ def test_a_pair_that_several_slices_cover_counts_once():
 def test_hints_change_nothing():
     q, k, v = make_inputs(10, 10)
     plain = flex_flash_attn_func(q, k, v, [[0, 10]], [[0, 10]])
-    hints = {"max_seqlen_q": 3, "max_seqlen_k": 99, "disable_fwd_atomic_reduction": True, "auto_range_merge": True}
+    hints = {"max_seqlen_q": 10, "max_seqlen_k": 99, "disable_fwd_atomic_reduction": True, "auto_range_merge": True}
     hinted = flex_flash_attn_func(q, k, v, [[0, 10]], [[0, 10]], sm_margin=4, deterministic=True, **hints)
     assert torch.equal(plain[0], hinted[0])
     assert torch.equal(plain[1], hinted[1])

@@ -123,11 +123,29 @@ def test_functions_with_sinks_compile_without_a_graph_break():
     assert_compiles(packed, [randn(2, ROWS, 4, 8), randn(2, ROWS, 2, 2, 8)])
 
 
+def test_habits_of_other_libraries_compile_without_a_graph_break():
+    ends, pairs = torch.tensor([0, 5, ROWS]), torch.tensor(PAIRS)
+
+    def varlen(q, k, v, sink):
+        longest = (ends[1:] - ends[:-1]).max()  # a tensor, as FlashAttention's callers have it
+        sinks = sink.to(torch.bfloat16)
+        return fa3_varlen_func_with_sink(
+            q + 1, k, v, ends, ends, longest, 7, sinks, num_splits=0, window_size=(None, 0), return_attn_probs=True
+        )
+
+    assert_compiles(varlen, [randn(ROWS, 4, 8), randn(ROWS, 2, 8), randn(ROWS, 2, 8), randn(4)])
+
+    def flex(q, k, v, sink):
+        return flex_flash_attn_func(q * 2, k, v, pairs, pairs, ROWS, ROWS, pack_gqa=True, swap_ab=None, sink=sink)
+
+    assert_compiles(flex, [randn(ROWS, 4, 8), randn(ROWS, 2, 8), randn(ROWS, 2, 8), randn(4)])
+
+
 def test_a_compiled_varlen_call_sees_new_lengths_of_the_same_documents():
     ends = torch.tensor([0, 5, ROWS])
 
     def attend(q, ends):
-        return fa3_varlen_func_with_sink(q, q, q, ends, ends, 7, 7, causal=True)
+        return fa3_varlen_func_with_sink(q, q, q, ends, ends, ROWS, ROWS, causal=True)
 
     compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
     q = randn(ROWS, 2, 8)
