@@ -145,7 +145,7 @@ def test_a_compiled_varlen_call_sees_new_lengths_of_the_same_documents():
     ends = torch.tensor([0, 5, ROWS])
 
     def attend(q, ends):
-        return fa3_varlen_func_with_sink(q, q, q, ends, ends, 7, 7, causal=True)
+        return fa3_varlen_func_with_sink(q, q, q, ends, ends, ROWS, ROWS, causal=True)
 
     compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
     q = randn(ROWS, 2, 8)
