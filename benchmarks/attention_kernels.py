@@ -19,7 +19,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from autotune.problem import Problem
 from cute_attn.ops.attention_op import attention
-from cute_attn.ops.plan_cache import MaskArgument, remember_mask
 
 __all__ = ["OURS", "PEERS", "Kernel", "Peer", "failure", "flash_attention_4", "flex", "ours", "prepared", "sdpa"]
 
@@ -86,9 +85,7 @@ def ours(problem: Problem, device: torch.device, deterministic: bool) -> Kernel:
     scale = problem.head_dim**-0.5
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        remember_mask(mask)
-        argument = MaskArgument("intervals", mask.lo, mask.hi)
-        return attention(q, k, v, None, argument, scale, 0.0, deterministic, 0, False)[0]
+        return attention(q, k, v, None, mask, scale, 0.0, deterministic, 0, False)[0]
 
     return Kernel(call)
 

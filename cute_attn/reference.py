@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import torch
 
+from .autocast import without_autocast
+
 __all__ = ["Gradients", "attention_backward", "attention_forward", "compute_dtype", "sink_gradient"]
 
 BLOCK_ROWS = 128
@@ -34,6 +36,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+@without_autocast
 def attention_forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -80,6 +83,7 @@ def attention_forward(
     return out.to(q.dtype), lse, max_logits
 
 
+@without_autocast
 def attention_backward(
     dout: torch.Tensor | None,
     dlse: torch.Tensor | None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 
@@ -19,7 +18,7 @@ from .config import default_tile
 from .order import in_turns
 from .rows import pack_bounds, unpack_rows
 
-__all__ = ["KernelGradients", "backward", "backward_mask_kind", "row_terms"]
+__all__ = ["BackwardPlan", "KernelGradients", "backward", "backward_mask_kind", "plan_backward", "row_terms"]
 
 LOG2_E = math.log2(math.e)
 
@@ -36,14 +35,61 @@ class KernelGradients(NamedTuple):
     delta: torch.Tensor
 
 
-class _Plan(NamedTuple):
-    """What the kernels read of a mask besides its transposed schedule; made once for a schedule."""
+class BackwardPlan(NamedTuple):
+    """What a backward reads of its mask, for one tile.
 
+    items, runs: the transposed table of the mask's schedule, whose layers, has_lower and has_upper these are; in the
+        order of turns where dQ has turns (see `cute_attn.bwd.order`).
+    bounds: the intervals, as `pack_bounds` lays them out.
+    turn_ranges, turn_runs: with turns, the runs of key tiles of each query tile, int32 `(batch, q_tiles, 2)`, and these
+        runs; else None.
+    """
+
+    tile: BackwardTile
+    layers: int
+    has_lower: bool
+    has_upper: bool
+    items: torch.Tensor
+    runs: torch.Tensor
     bounds: torch.Tensor
-    query_runs: torch.Tensor
+    turn_ranges: torch.Tensor | None
+    turn_runs: torch.Tensor | None
 
 
-_plans: WeakKeyDictionary[TileSchedule, _Plan] = WeakKeyDictionary()
+def plan_backward(
+    mask: IntervalMask,
+    dtype: torch.dtype,
+    head_dims: tuple[int, int],
+    heads: tuple[int, int],
+    has_turns: bool,
+    tile: BackwardTile | None = None,
+) -> BackwardPlan:
+    """The plan for tensors of such head dims (of q and v) and numbers of heads (of q and k) on the mask's device; made
+    once and kept with the mask.
+
+    has_turns: whether the sums of dQ have a fixed order. tile: None takes what was measured fastest for such a problem,
+    else the default.
+    """
+    if tile is None:
+        dims = kernel_dims(*head_dims)
+        tile = tuned_tile("bwd", DTYPES[dtype], dims, heads, mask, mask.device, default_tile(*dims))
+    key = tile, has_turns
+    if key not in mask._derived:
+        mask._derived[key] = _planned(mask, mask.schedule((tile.m, tile.n)), tile, has_turns)
+    return mask._derived[key]
+
+
+def _planned(mask: IntervalMask, schedule: TileSchedule, tile: BackwardTile, has_turns: bool) -> BackwardPlan:
+    facts = schedule.layers, schedule.has_lower, schedule.has_upper
+    bounds = mask._derived.get(("bounds", tile.m))
+    if bounds is None:
+        bounds = mask._derived["bounds", tile.m] = pack_bounds(mask, tile.m)
+    if not has_turns:
+        return BackwardPlan(tile, *facts, schedule.backward.items, schedule.backward.runs, bounds, None, None)
+    table, items = in_turns(schedule), schedule.forward.items
+    order = (items[:, 0].long() * schedule.q_tiles + items[:, 1]).argsort()
+    ranges = items[order][:, [2, 4]].view(schedule.batch, schedule.q_tiles, 2).contiguous()
+    return BackwardPlan(tile, *facts, table.items, table.runs, bounds, ranges, schedule.forward.runs)
 
 
 def backward(
@@ -53,7 +99,7 @@ def backward(
     v: torch.Tensor,
     out: torch.Tensor,
     lse: torch.Tensor,
-    mask: IntervalMask,
+    mask: IntervalMask | BackwardPlan,
     *,
     softmax_scale: float,
     softcap: float = 0.0,
@@ -69,32 +115,33 @@ def backward(
 
     Args:
         q, k, v, mask, softmax_scale, softcap: as for `cute_attn.fwd.launch.forward`, whose results out and lse are,
-            with the sinks in them if there are any.
+            with the sinks in them if there are any. A plan has turns where `deterministic` says so.
         dout: gradient of out, like it. dlse: of lse, (batch, heads_q, seqlen_q) fp32, or None for zero.
         needs: which of dq, dk and dv are wanted; at least one.
         deterministic: whether two runs give the same bits.
         sm_margin: how many multiprocessors the main kernel leaves free.
         fp32_gradients: whether dq, dk and dv are fp32, unrounded, to be added to what other keys and queries
             contribute.
-        tile: None takes what was measured fastest for such a problem, else the default.
+        tile: as in plan_backward, where mask is an IntervalMask.
 
     Allocates, beside the results, 4 bytes for every element of q (none without dq) and 8 bytes for every row of every
     head, rounded up to whole tiles.
     """
     batch, seqlen_q, heads_q, head_dim = q.shape
     dims = kernel_dims(head_dim, v.shape[3])
-    if tile is None:
+    plan = mask
+    if isinstance(plan, IntervalMask):
         heads = (heads_q, k.shape[2])
-        tile = tuned_tile("bwd", DTYPES[q.dtype], dims, heads, mask, q.device, default_tile(*dims))
+        plan = plan_backward(plan, q.dtype, (head_dim, v.shape[3]), heads, deterministic and needs[0], tile)
+    tile = plan.tile
     dtype = torch.float32 if fp32_gradients else q.dtype
     dq, dk, dv = (x.new_empty(x.shape, dtype=dtype) if need else None for x, need in zip((q, k, v), needs, strict=True))
-    schedule = mask.schedule((tile.m, tile.n))
-    if q.numel() == 0 or k.numel() == 0 or schedule.backward.runs.shape[0] == 0:
+    if q.numel() == 0 or k.numel() == 0 or plan.runs.shape[0] == 0:
         for gradient in (dq, dk, dv):
             if gradient is not None:
                 gradient.zero_()
         return KernelGradients(dq, dk, dv, row_terms(dout, out, lse, dlse))
-    layers, has_lower, has_upper = backward_mask_kind(schedule, softcap > 0.0)
+    layers, has_lower, has_upper = backward_mask_kind(plan, softcap > 0.0)
     spec = BackwardSpec(
         dtype=DTYPES[q.dtype],  # type: ignore[arg-type]
         head_dim=dims[0],
@@ -113,27 +160,23 @@ def backward(
     )
     named = (("q", q), ("k", k), ("v", v), ("out", out), ("dout", dout))
     inputs = [in_kernel_form(name, x) for name, x in named]
-    tiles = schedule.q_tiles
+    tiles = -(-seqlen_q // tile.m)
     statistics = q.new_empty(batch, heads_q, tiles, 2, tile.m, dtype=torch.float32)
     dq_sum = q.new_empty(batch, heads_q, tiles, tile.m * dims[0], dtype=torch.float32) if spec.dq else None
     turns = q.new_empty(batch, heads_q, tiles, 2, dtype=torch.int32) if spec.deterministic else None
-    plan = _plan(mask, schedule)
     outputs = [x if x is None else in_kernel_form("gradient", x) for x in (dq, dk, dv)]
     bounds = plan.bounds if layers != 0 else None
     tensors = (*inputs, lse, dlse, bounds, statistics, dq_sum, turns, *outputs)
-    table = schedule.backward
-    ordered: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
-    if spec.deterministic:
-        table, ordered = in_turns(schedule), (plan.query_runs, schedule.forward.runs)
+    ordered = (plan.turn_ranges, plan.turn_runs) if spec.deterministic else (None, None)
     scalars = (
         *_factors(softmax_scale, softcap),
         softmax_scale,
-        batch if mask.batch == 1 else 1,
+        batch if plan.bounds.shape[0] == 1 else 1,
         heads_q // k.shape[2],
         _ctas(q.device, sm_margin),
     )
     found = kernel(spec, runtime)
-    arguments = (tensors, (table.items, table.runs, *ordered), scalars)
+    arguments = (tensors, (plan.items, plan.runs, *ordered), scalars)
     if runtime == "sim":
         from cute_attn.sim import run
 
@@ -148,7 +191,7 @@ def _ctas(device: torch.device, sm_margin: int) -> int:
     return 2**31 - 1 if sm_margin == 0 else max(1, multiprocessors(device) - sm_margin)
 
 
-def backward_mask_kind(schedule: TileSchedule, softcap: bool) -> tuple[Layers, bool, bool]:
+def backward_mask_kind(schedule: TileSchedule | BackwardPlan, softcap: bool) -> tuple[Layers, bool, bool]:
     """A schedule's mask as specs name it: layers, has_lower, has_upper."""
     kind = mask_kind(schedule.layers, schedule.has_lower, schedule.has_upper)
     # The arithmetic of a softcap leaves registers for one way to test bounds only.
@@ -165,13 +208,3 @@ def row_terms(dout: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, dlse: to
 def _factors(scale: float, softcap: float) -> tuple[float, float]:
     """What scores are multiplied with before tanh, and what the exponential multiplies."""
     return (scale / softcap, softcap * LOG2_E) if softcap > 0.0 else (1.0, scale * LOG2_E)
-
-
-def _plan(mask: IntervalMask, schedule: TileSchedule) -> _Plan:
-    plan = _plans.get(schedule)
-    if plan is None:
-        items = schedule.forward.items
-        order = (items[:, 0].long() * schedule.q_tiles + items[:, 1]).argsort()
-        query_runs = items[order][:, [2, 4]].view(schedule.batch, schedule.q_tiles, 2).contiguous()
-        plan = _plans[schedule] = _Plan(pack_bounds(mask, schedule.tile[0]), query_runs)
-    return plan

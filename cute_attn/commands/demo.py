@@ -101,7 +101,7 @@ def _random_inputs(tokens: int, dtype: torch.dtype, device: torch.device) -> Inp
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int, of: torch.dtype = dtype) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, of)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu").to(device, of)
 
     q = normal(tokens, HEADS_Q, HEAD_DIM).requires_grad_()
     k, v = (normal(tokens, HEADS_K, HEAD_DIM).requires_grad_() for _ in range(2))

@@ -20,8 +20,8 @@ def ownership(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`(held, needed)`, float64 `(ranks, columns)` each: the share of every part of the key axis that a rank holds, and
     that its queries need. Columns are equal parts of `[0, key.padded_length)`."""
-    edges = torch.linspace(0, key.padded_length, columns + 1, dtype=torch.float64).round().long()
-    group = torch.arange(key.world).repeat_interleave(key.chunks.shape[1])
+    edges = torch.linspace(0, key.padded_length, columns + 1, dtype=torch.float64, device="cpu").round().long()
+    group = torch.arange(key.world, device="cpu").repeat_interleave(key.chunks.shape[1])
     starts = key.chunks.reshape(-1) * key.chunk_size
     held = Spans(group, starts, starts + key.chunk_size)
     needed = rank_needs(chunk_needs(mask, query.chunk_size), query, mask.seqlen_k)
@@ -48,7 +48,7 @@ def draw_png(mask: IntervalMask, query: Placement, key: Placement, path: str | P
 
     ranks = _chosen(query.world, 256)
     held, needed = ownership(mask, query, key, ranks, min(1024, key.padded_length))
-    none, received, owned = (torch.tensor(x, dtype=torch.float64) for x in (NONE, RECEIVED, OWNED))
+    none, received, owned = (torch.tensor(x, dtype=torch.float64, device="cpu") for x in (NONE, RECEIVED, OWNED))
     light = needed.clamp(max=1)[..., None]
     image = none + light * (received - none)
     image = image + (held > 0)[..., None] * (owned - image)
@@ -79,15 +79,15 @@ def _cell(held: float, needed: float) -> str:
 
 
 def _chosen(world: int, most: int) -> torch.Tensor:
-    return torch.arange(world) if world <= most else torch.arange(most) * world // most
+    return torch.arange(world, device="cpu") if world <= most else torch.arange(most, device="cpu") * world // most
 
 
 def _shares(spans: Spans, edges: torch.Tensor, ranks: torch.Tensor, world: int) -> torch.Tensor:
     columns = len(edges) - 1
-    line = torch.full((world,), -1)
-    line[ranks] = torch.arange(len(ranks))
+    line = torch.full((world,), -1, device="cpu")
+    line[ranks] = torch.arange(len(ranks), device="cpu")
     keep = line[spans.group] >= 0
     parts, column = meet(Spans(*[x[keep] for x in spans]), edges[:-1], edges[1:])
-    share = torch.zeros(len(ranks), columns, dtype=torch.float64)
+    share = torch.zeros(len(ranks), columns, dtype=torch.float64, device="cpu")
     share.view(-1).index_add_(0, line[parts.group] * columns + column, (parts.hi - parts.lo).double())
     return share / edges.diff()

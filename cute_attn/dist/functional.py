@@ -77,7 +77,7 @@ def infer_varlen_mask_from_batch(batch_size: int, seq_len: int) -> tuple[torch.T
     """`(cu_seqlens_q, cu_seqlens_k)`, int32 `(batch_size + 1,)` each: a batch of equal lengths as a packed sequence."""
     _check_int("batch_size", batch_size, 0)
     _check_int("seq_len", seq_len, 0)
-    cu_seqlens = torch.arange(batch_size + 1, dtype=torch.int32) * seq_len
+    cu_seqlens = torch.arange(batch_size + 1, dtype=torch.int32, device="cpu") * seq_len
     return cu_seqlens, cu_seqlens.clone()
 
 

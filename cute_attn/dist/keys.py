@@ -17,11 +17,11 @@ def nearest_keys(mask: IntervalMask, query: Placement, key: Placement) -> Placem
     Greedy over (chunk, rank) pairs by falling number of rows needed; ties go to the lower chunk, then the lower rank.
     """
     world, chunks, size = key.world, key.chunks.numel(), key.chunk_size
-    edges = torch.arange(chunks) * size
+    edges = torch.arange(chunks, device="cpu") * size
     parts, chunk = meet(rank_needs(chunk_needs(mask, query.chunk_size), query, mask.seqlen_k), edges, edges + size)
     pair = chunk * world + parts.group
     pairs, index = pair.unique(return_inverse=True)
-    rows = torch.zeros(len(pairs), dtype=torch.int64).index_add_(0, index, parts.hi - parts.lo)
+    rows = torch.zeros(len(pairs), dtype=torch.int64, device="cpu").index_add_(0, index, parts.hi - parts.lo)
     owner = [-1] * chunks
     room = [key.chunks.shape[1]] * world
     for best in pairs[rows.argsort(descending=True, stable=True)].tolist():
@@ -31,4 +31,4 @@ def nearest_keys(mask: IntervalMask, query: Placement, key: Placement) -> Placem
             room[rank] -= 1
     free = iter([rank for rank in range(world) for _ in range(room[rank])])
     owner = [rank if rank >= 0 else next(free) for rank in owner]
-    return Placement(key.length, size, torch.tensor(owner).argsort(stable=True).reshape(world, -1))
+    return Placement(key.length, size, torch.tensor(owner, device="cpu").argsort(stable=True).reshape(world, -1))

@@ -245,9 +245,9 @@ def _few_runs(needs: Spans, limit: int) -> Spans:
     widest = gap.argsort(descending=True, stable=True)
     widest = widest[group[widest].argsort(stable=True)]
     runs = torch.bincount(group)
-    place = torch.arange(len(group)) - (runs.cumsum(0) - runs)[group]
+    place = torch.arange(len(group), device="cpu") - (runs.cumsum(0) - runs)[group]
     begins = torch.zeros_like(starts)
     begins[widest[place < limit]] = True
     first = begins.nonzero().squeeze(1)
-    last = torch.cat([first[1:], torch.tensor([len(group)])]) - 1
+    last = torch.cat([first[1:], torch.tensor([len(group)], device="cpu")]) - 1
     return Spans(group[first], lo[first], hi[last])

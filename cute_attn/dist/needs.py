@@ -27,10 +27,10 @@ class Spans(NamedTuple):
 
     def rows_by_group(self, groups: int) -> torch.Tensor:
         """int64 `(groups,)`: number of positions of each group."""
-        return torch.zeros(groups, dtype=torch.int64).index_add_(0, self.group, self.hi - self.lo)
+        return torch.zeros(groups, dtype=torch.int64, device="cpu").index_add_(0, self.group, self.hi - self.lo)
 
     def of(self, group: int) -> Spans:
-        first, last = torch.searchsorted(self.group, torch.tensor([group, group + 1])).tolist()
+        first, last = torch.searchsorted(self.group, torch.tensor([group, group + 1], device="cpu")).tolist()
         return Spans(*[x[first:last] for x in self])
 
     def clip(self, low: torch.Tensor, high: torch.Tensor) -> Spans:
@@ -55,18 +55,18 @@ def rank_needs(needs: Spans, query: Placement, seqlen_k: int) -> Spans:
 def remote_needs(needs: Spans, key: Placement) -> Spans:
     """For each rank, the keys it needs and does not hold; `needs` is grouped by rank."""
     world, size = key.world, key.chunk_size
-    starts = torch.cat([torch.zeros(world, 1, dtype=torch.int64), (key.chunks + 1) * size], 1)
-    ends = torch.cat([key.chunks * size, torch.full((world, 1), key.padded_length)], 1)
-    group = torch.arange(world)[:, None].expand_as(starts)
+    starts = torch.cat([torch.zeros(world, 1, dtype=torch.int64, device="cpu"), (key.chunks + 1) * size], 1)
+    ends = torch.cat([key.chunks * size, torch.full((world, 1), key.padded_length, device="cpu")], 1)
+    group = torch.arange(world, device="cpu")[:, None].expand_as(starts)
     keep = starts < ends
     return intersect(needs, Spans(group[keep], starts[keep], ends[keep]), key.padded_length)
 
 
 def rows_sent(remote: Spans, key: Placement) -> torch.Tensor:
     """int64 `(world,)`: rows that each rank sends if every rank receives its `remote` rows from their owners."""
-    edges = torch.arange(key.chunks.numel()) * key.chunk_size
+    edges = torch.arange(key.chunks.numel(), device="cpu") * key.chunk_size
     parts, chunk = meet(remote, edges, edges + key.chunk_size)
-    return torch.zeros(key.world, dtype=torch.int64).index_add_(0, key.owner()[chunk], parts.hi - parts.lo)
+    return torch.zeros(key.world, dtype=torch.int64, device="cpu").index_add_(0, key.owner()[chunk], parts.hi - parts.lo)
 
 
 def intersect(a: Spans, b: Spans, bound: int) -> Spans:
@@ -86,7 +86,7 @@ def expand(lo: torch.Tensor, hi: torch.Tensor) -> torch.Tensor:
     """int64: all positions of the spans, span after span."""
     length = hi - lo
     offset = torch.repeat_interleave(lo - (length.cumsum(0) - length), length)
-    return torch.arange(offset.numel()) + offset
+    return torch.arange(offset.numel(), device="cpu") + offset
 
 
 def _overlaps(
@@ -96,6 +96,6 @@ def _overlaps(
     first = torch.searchsorted(b_hi, a_lo, right=True)
     last = torch.searchsorted(b_lo, a_hi)
     count = (last - first).clamp(min=0)
-    which = torch.repeat_interleave(torch.arange(len(a_lo)), count)
+    which = torch.repeat_interleave(torch.arange(len(a_lo), device="cpu"), count)
     other = expand(first, first + count)
     return torch.maximum(a_lo[which], b_lo[other]), torch.minimum(a_hi[which], b_hi[other]), which, other

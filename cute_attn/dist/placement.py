@@ -34,7 +34,7 @@ class Placement:
             raise TypeError(
                 f"chunks must be int64 of shape (world, chunks_per_rank), got {chunks.dtype} {chunks.shape}"
             )
-        if not torch.equal(chunks.reshape(-1).sort().values, torch.arange(chunks.numel())):
+        if not torch.equal(chunks.reshape(-1).sort().values, torch.arange(chunks.numel(), device="cpu")):
             raise ValueError("chunks must hold every chunk once")
         if not bool((chunks[:, 1:] > chunks[:, :-1]).all()):
             raise ValueError("the chunks of each rank must ascend")
@@ -59,24 +59,24 @@ class Placement:
 
     def owner(self) -> torch.Tensor:
         """int64 `(chunks,)`: the rank that holds each chunk."""
-        owner = torch.empty(self.chunks.numel(), dtype=torch.int64)
-        owner[self.chunks.reshape(-1)] = torch.arange(self.world).repeat_interleave(self.chunks.shape[1])
+        owner = torch.empty(self.chunks.numel(), dtype=torch.int64, device="cpu")
+        owner[self.chunks.reshape(-1)] = torch.arange(self.world, device="cpu").repeat_interleave(self.chunks.shape[1])
         return owner
 
     def positions(self, rank: int) -> torch.Tensor:
         """int64 `(rows_per_rank,)`: the global position of each of a rank's rows, ascending; padding `>= length`."""
-        return (self.chunks[rank, :, None] * self.chunk_size + torch.arange(self.chunk_size)).reshape(-1)
+        return (self.chunks[rank, :, None] * self.chunk_size + torch.arange(self.chunk_size, device="cpu")).reshape(-1)
 
     def order(self) -> torch.Tensor:
         """int64 `(padded_length,)`: global positions of all ranks' rows, rank 0's first: `padded_x[order]` is the
         concatenation of what the ranks hold."""
-        return (self.chunks.reshape(-1, 1) * self.chunk_size + torch.arange(self.chunk_size)).reshape(-1)
+        return (self.chunks.reshape(-1, 1) * self.chunk_size + torch.arange(self.chunk_size, device="cpu")).reshape(-1)
 
     def inverse(self) -> torch.Tensor:
         """int64 `(padded_length,)`: where each global position sits in the concatenation of what the ranks hold:
         `concatenation[inverse][:length]` is the sequence in global order without padding."""
-        inverse = torch.empty(self.padded_length, dtype=torch.int64)
-        inverse[self.order()] = torch.arange(self.padded_length)
+        inverse = torch.empty(self.padded_length, dtype=torch.int64, device="cpu")
+        inverse[self.order()] = torch.arange(self.padded_length, device="cpu")
         return inverse
 
     def position_ids(self, rank: int) -> torch.Tensor:
@@ -86,12 +86,12 @@ class Placement:
     @classmethod
     def contiguous(cls, length: int, chunk_size: int, world: int, chunks_per_rank: int) -> Placement:
         """Rank r holds the r-th consecutive part."""
-        return cls(length, chunk_size, torch.arange(world * chunks_per_rank).reshape(world, chunks_per_rank))
+        return cls(length, chunk_size, torch.arange(world * chunks_per_rank, device="cpu").reshape(world, chunks_per_rank))
 
 
 def chunk_areas(mask: IntervalMask, chunk_size: int, chunks: int) -> torch.Tensor:
     """int64 `(chunks,)`: attended pairs of each chunk of rows."""
-    area = torch.zeros(chunks * chunk_size, dtype=torch.int64)
+    area = torch.zeros(chunks * chunk_size, dtype=torch.int64, device="cpu")
     area[: mask.seqlen_q] = mask.row_area()[0].cpu()
     return area.view(chunks, chunk_size).sum(1)
 
@@ -99,4 +99,4 @@ def chunk_areas(mask: IntervalMask, chunk_size: int, chunks: int) -> torch.Tenso
 def rank_areas(mask: IntervalMask, query: Placement) -> torch.Tensor:
     """int64 `(world,)`: attended pairs of each rank's rows."""
     areas = chunk_areas(mask, query.chunk_size, query.chunks.numel())
-    return torch.zeros(query.world, dtype=torch.int64).index_add_(0, query.owner(), areas)
+    return torch.zeros(query.world, dtype=torch.int64, device="cpu").index_add_(0, query.owner(), areas)

@@ -135,12 +135,12 @@ def _stage(rows: IntervalMask, remote: Spans, key: Placement, rank: int, include
     sends, slot = meet(remote, mine, mine + size)
     shift = slot * size - mine[slot]  # from global position to local row
     send_index = expand(sends.lo + shift, sends.hi + shift)
-    edges = torch.arange(key.chunks.numel()) * size
+    edges = torch.arange(key.chunks.numel(), device="cpu") * size
     wanted, chunk = meet(remote.of(rank), edges, edges + size)
     owner = key.owner()[chunk]
     by_owner = owner.argsort(stable=True)
     positions = expand(wanted.lo[by_owner], wanted.hi[by_owner])
-    received = torch.zeros(world, dtype=torch.int64).index_add_(0, owner, wanted.hi - wanted.lo)
+    received = torch.zeros(world, dtype=torch.int64, device="cpu").index_add_(0, owner, wanted.hi - wanted.lo)
     if includes_local:
         positions = torch.cat([key.positions(rank), positions])
     key_index = None
@@ -160,11 +160,11 @@ def _stage(rows: IntervalMask, remote: Spans, key: Placement, rank: int, include
 
 def local_mask(mask: IntervalMask, positions: torch.Tensor, keys: int) -> IntervalMask:
     """The mask of the rows at some positions over `keys` keys; rows past the mask's end are padding, without keys."""
-    lo, hi = (torch.zeros(1, mask.layers, len(positions), dtype=torch.int32) for _ in range(2))
+    lo, hi = (torch.zeros(1, mask.layers, len(positions), dtype=torch.int32, device="cpu") for _ in range(2))
     inside = positions < mask.seqlen_q
     lo[:, :, inside] = mask.lo.cpu()[:, :, positions[inside]]
     hi[:, :, inside] = mask.hi.cpu()[:, :, positions[inside]]
-    return IntervalMask(lo, hi, keys)
+    return IntervalMask._made(lo, hi, keys)
 
 
 def check_plan_arguments(mask: IntervalMask, query: Placement, key: Placement, rank: int) -> None:

@@ -68,7 +68,7 @@ def predict_movers(
     remote = remote_needs(needs, key)
     areas = rank_areas(mask, query)
     compute = cost.compute_seconds(int(areas.max()))
-    everything = torch.full((world,), (world - 1) * key.rows_per_rank * cost.key_bytes)
+    everything = torch.full((world,), (world - 1) * key.rows_per_rank * cost.key_bytes, device="cpu")
     seconds = compute + cost.send_seconds(int(everything[0]))
     found = [MoverPrediction("all_gather", everything, everything, min(1, world - 1), seconds)]
     found.append(_group_cast(needs, remote, areas, key, overlap, cost))
@@ -102,11 +102,11 @@ def _ring(
     key_bytes = cost.key_bytes // cost.heads_k * heads.key
     query_bytes = cost.query_bytes // cost.heads_q * heads.query
     reach = ring_reach(mask, ring_query, ring_key)
-    rows = torch.zeros(ring_size, reach.steps + 2, dtype=torch.int64)
+    rows = torch.zeros(ring_size, reach.steps + 2, dtype=torch.int64, device="cpu")
     owner = ring_key.owner()[reach.edges[:-1] // key.chunk_size]
     rows.index_put_((owner, reach.distance), torch.diff(reach.edges), accumulate=True)
     travelling = rows.flip(1).cumsum(1).flip(1)[:, 1:]  # [owner, t]: rows that make step t + 1
-    ranks, step = torch.arange(ring_size)[:, None], torch.arange(travelling.shape[1])
+    ranks, step = torch.arange(ring_size, device="cpu")[:, None], torch.arange(travelling.shape[1], device="cpu")
     sent = travelling[(ranks - step) % ring_size, step].sum(1)
     received = travelling[(ranks - step - 1) % ring_size, step].sum(1)
     exchanged = (ulysses_size - 1) * (query.rows_per_rank * query_bytes + key.rows_per_rank * key_bytes)

@@ -153,13 +153,13 @@ class Reach(NamedTuple):
 def ring_reach(mask: IntervalMask, query: Placement, key: Placement) -> Reach:
     """The largest distance along the ring from each key's owner to a rank that needs it."""
     needs = rank_needs(chunk_needs(mask, query.chunk_size), query, mask.seqlen_k)
-    chunk_edges = torch.arange(key.chunks.numel() + 1) * key.chunk_size
+    chunk_edges = torch.arange(key.chunks.numel() + 1, device="cpu") * key.chunk_size
     edges = torch.cat([chunk_edges, needs.lo, needs.hi]).unique()
     owner = key.owner()[edges[:-1] // key.chunk_size]
-    distance = torch.zeros(len(edges) - 1, dtype=torch.int64)
+    distance = torch.zeros(len(edges) - 1, dtype=torch.int64, device="cpu")
     first, last = torch.searchsorted(edges, needs.lo), torch.searchsorted(edges, needs.hi)
     for rank in range(query.world):
-        begin, end = torch.searchsorted(needs.group, torch.tensor([rank, rank + 1])).tolist()
+        begin, end = torch.searchsorted(needs.group, torch.tensor([rank, rank + 1], device="cpu")).tolist()
         index = expand(first[begin:end], last[begin:end])
         distance[index] = torch.maximum(distance[index], (rank - owner[index]) % query.world)
     return Reach(edges, distance)
@@ -191,5 +191,5 @@ def ulysses_heads(heads_q: int, heads_k: int, ulysses_size: int) -> UlyssesHeads
     mine = heads_q // ulysses_size
     group = heads_q // heads_k
     together = math.gcd(mine, group)  # so many consecutive query heads always share one key head
-    first = torch.arange(0, heads_q, together)
+    first = torch.arange(0, heads_q, together, device="cpu")
     return UlyssesHeads(mine, mine // together, (first // group).reshape(ulysses_size, -1))

@@ -87,7 +87,7 @@ class RingGradients:
 
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
-        self._total = torch.empty(0)
+        self._total = torch.empty(0, device="cpu")
         self._under_way: tuple[int, Arrival] | None = None
 
     def add(self, number: int, grad: torch.Tensor) -> None:

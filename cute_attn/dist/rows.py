@@ -56,8 +56,8 @@ def plan_roll(placement: Placement, rank: int, shift: int) -> RollPlan:
     world, size, length = placement.world, placement.chunk_size, placement.length
     to = torch.stack([placement.positions(r) for r in range(world)])
     source = torch.where(to < length, (to - shift) % max(length, 1), to)
-    owner, slot = placement.owner(), torch.empty(placement.chunks.numel(), dtype=torch.int64)
-    slot[placement.chunks.reshape(-1)] = torch.arange(placement.chunks.shape[1]).repeat(world)
+    owner, slot = placement.owner(), torch.empty(placement.chunks.numel(), dtype=torch.int64, device="cpu")
+    slot[placement.chunks.reshape(-1)] = torch.arange(placement.chunks.shape[1], device="cpu").repeat(world)
     sender = owner[source // size]
     peer, row = (sender == rank).nonzero(as_tuple=True)
     leaving = source[peer, row]

@@ -34,7 +34,7 @@ def find_owner(
     of `chunk_size` rows where keys stay (ranks outside [0, world) are elsewhere); None where they follow queries.
     """
     if world == 1:
-        return torch.zeros(len(areas), dtype=torch.int64)
+        return torch.zeros(len(areas), dtype=torch.int64, device="cpu")
     groups = _divisor(world, MOST_RANKS // 2) if world > MOST_RANKS else 1
     if groups == 1:
         return _find_at_once(areas, needs, start, world, limit, key_owner, chunk_size)
@@ -73,7 +73,7 @@ def _find_at_once(
         blocks = _in_blocks(areas, needs, block)
         owner = local_search(*blocks, start(blocks[0], world), world, limit, key_owner, chunk_size)
         owner = owner.repeat_interleave(block)
-        if float(torch.zeros(world, dtype=torch.int64).index_add_(0, owner, areas).max()) <= limit:
+        if float(torch.zeros(world, dtype=torch.int64, device="cpu").index_add_(0, owner, areas).max()) <= limit:
             return owner
     else:
         owner = start(areas, world)

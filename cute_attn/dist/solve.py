@@ -53,7 +53,7 @@ class DispatchProblem:
         return Placement(self.contiguous.length, self.contiguous.chunk_size, chunks)
 
     def largest_area(self, query: Placement) -> int:
-        return int(torch.zeros(self.world, dtype=torch.int64).index_add_(0, query.owner(), self.areas).max())
+        return int(torch.zeros(self.world, dtype=torch.int64, device="cpu").index_add_(0, query.owner(), self.areas).max())
 
     def remote(self, query: Placement, key: Placement) -> Spans:
         """By rank, the keys that each rank needs and does not hold."""
@@ -109,21 +109,21 @@ def _locality(problem: DispatchProblem, epsilon: float) -> Placement:
 
 def contiguous(areas: torch.Tensor, world: int) -> torch.Tensor:
     """int64 `(chunks,)`: rank r holds the r-th consecutive part."""
-    return torch.arange(world).repeat_interleave(len(areas) // world)
+    return torch.arange(world, device="cpu").repeat_interleave(len(areas) // world)
 
 
 def zigzag(areas: torch.Tensor, world: int) -> torch.Tensor:
     """int64 `(chunks,)`: rank r holds the r-th part from the front and the r-th from the back."""
     back = len(areas) // world // 2
     front = len(areas) // world - back
-    ranks = torch.arange(world)
+    ranks = torch.arange(world, device="cpu")
     return torch.cat([ranks.repeat_interleave(front), ranks.flip(0).repeat_interleave(back)])
 
 
 def min_heap(areas: torch.Tensor, world: int) -> torch.Tensor:
     """int64 `(chunks,)`, the rank of each chunk: largest first, each to the rank with least area that has room."""
     capacity = len(areas) // world
-    owner = torch.empty(len(areas), dtype=torch.int64)
+    owner = torch.empty(len(areas), dtype=torch.int64, device="cpu")
     heap = [(0, 0, rank) for rank in range(world)]  # (area, chunks, rank)
     values = areas.tolist()
     for chunk in areas.argsort(descending=True, stable=True).tolist():

@@ -28,7 +28,7 @@ def stage_cuts(
     world = key.world
     rows = remote.rows_by_group(world)
     if int(rows.sum()) == 0:
-        return torch.zeros(1, world, dtype=torch.int64)
+        return torch.zeros(1, world, dtype=torch.int64, device="cpu")
     unit = (-(-rows // overlap.max_num_chunks)).clamp(min=overlap.min_chunk_size)
     units = -(-rows // unit)
     # Area spread evenly over the keys a rank needs: seconds to compute and to send one row.
@@ -40,14 +40,14 @@ def stage_cuts(
     else:
         degree = overlap.degree or 1
     degree = min(degree, int(units.max()))
-    growth = torch.ones(world, dtype=torch.float64)
+    growth = torch.ones(world, dtype=torch.float64, device="cpu")
     if overlap.alg is OverlapAlgType.GREEDY:  # a stage travels as long as the one before it is computed
         growth = (compute.double() / send).clamp(1 / MAX_GROWTH, MAX_GROWTH)
-    share = growth ** torch.arange(degree)[:, None]
-    share = torch.cat([torch.zeros(1, world, dtype=torch.float64), (share / share.sum(0)).cumsum(0)])
+    share = growth ** torch.arange(degree, device="cpu")[:, None]
+    share = torch.cat([torch.zeros(1, world, dtype=torch.float64, device="cpu"), (share / share.sum(0)).cumsum(0)])
     counts = torch.minimum((units * share - 1e-6).ceil().long() * unit, rows)
     counts[-1] = rows
-    counts = counts[torch.cat([torch.tensor([True]), (counts[1:] > counts[:-1]).any(1)])]
+    counts = counts[torch.cat([torch.tensor([True], device="cpu"), (counts[1:] > counts[:-1]).any(1)])]
     return _positions_of(remote, counts, key.padded_length)
 
 
@@ -73,7 +73,7 @@ def _positions_of(remote: Spans, counts: torch.Tensor, bound: int) -> torch.Tens
     world = counts.shape[1]
     length = remote.hi - remote.lo
     total = length.cumsum(0)
-    before = torch.zeros(world, dtype=torch.int64)
+    before = torch.zeros(world, dtype=torch.int64, device="cpu")
     before[1:] = remote.rows_by_group(world).cumsum(0)[:-1]
     target = before + counts
     span = torch.searchsorted(total, target).clamp(max=max(0, len(total) - 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,7 +17,16 @@ from cute_attn.mask import IntervalMask
 
 from .config import default_tile
 
-__all__ = ["forward", "in_kernel_form", "kernel_dims", "mask_kind", "multiprocessors"]
+__all__ = [
+    "ForwardPlan",
+    "forward",
+    "in_kernel_form",
+    "kernel_dims",
+    "mask_kind",
+    "multiprocessors",
+    "plan_forward",
+    "softmax_asked_for",
+]
 
 LOG2_E = math.log2(math.e)
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -28,11 +37,56 @@ SIMULATED_SMS = 132  # of the GPU that the simulator stands for
 log = logging.getLogger("cute_attn.copy")
 
 
+class ForwardPlan(NamedTuple):
+    """What a forward reads of its mask, for one tile.
+
+    lo, hi: of the mask.
+    items, runs: the forward table of its schedule, whose layers, has_lower and has_upper these are.
+    """
+
+    tile: TileConfig
+    layers: int
+    has_lower: bool
+    has_upper: bool
+    lo: torch.Tensor
+    hi: torch.Tensor
+    items: torch.Tensor
+    runs: torch.Tensor
+
+
+def plan_forward(
+    mask: IntervalMask,
+    dtype: torch.dtype,
+    head_dims: tuple[int, int],
+    heads: tuple[int, int],
+    softmax: Softmax,
+    tile: TileConfig | None = None,
+) -> ForwardPlan:
+    """The plan for tensors of such head dims (of q and v) and numbers of heads (of q and k) on the mask's device.
+
+    tile: None takes what was measured fastest for such a problem, else the default.
+    """
+    if tile is None:
+        dims = kernel_dims(*head_dims)
+        tile = default_tile(*dims)
+        if softmax == "stale":  # tables hold what was measured with it
+            tile = tuned_tile("fwd", DTYPES[dtype], dims, heads, mask, mask.device, tile)
+    schedule = mask.schedule((tile.m, tile.n))
+    facts = schedule.layers, schedule.has_lower, schedule.has_upper
+    table = schedule.forward
+    return ForwardPlan(tile, *facts, _rows_contiguous(mask.lo), _rows_contiguous(mask.hi), table.items, table.runs)
+
+
+def softmax_asked_for() -> Softmax:
+    """How the maximum is kept, as `backend(..., softmax=)` asks here."""
+    return current().options.get("softmax", "stale")
+
+
 def forward(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    mask: IntervalMask,
+    mask: IntervalMask | ForwardPlan,
     *,
     softmax_scale: float,
     softcap: float = 0.0,
@@ -49,13 +103,13 @@ def forward(
     Args:
         q: (batch, seqlen_q, heads_q, head_dim), bf16 or fp16; k, v: (batch, seqlen_k, heads_k, head_dim or head_dim_v).
             Checked by the caller; strides as in `in_kernel_form`, else a copy is made.
-        mask: over (seqlen_q, seqlen_k), its batch 1 or the tensors'.
+        mask: over (seqlen_q, seqlen_k), its batch 1 or the tensors'; or a plan made of it for such tensors.
         softmax_scale: any finite number; zero and negative ones take a variant that scales the scores first.
         sink_lse: fp32, broadcastable to (batch, heads_q, seqlen_q): logsumexp of the sinks of a row.
         softmax: how the maximum is kept, see `cute_attn.fwd.softmax`; None takes what `backend(..., softmax=)` asks
             for, else "stale"; with return_max_logits always "exact".
         fp32_out: whether out is fp32, unrounded, to be merged with that over other keys.
-        tile: None takes what was measured fastest for such a problem, else the default.
+        tile: as in plan_forward, where mask is an IntervalMask.
 
     Returns:
         out (batch, seqlen_q, heads_q, head_dim_v) like q or fp32, lse (batch, heads_q, seqlen_q) fp32 with sinks
@@ -71,18 +125,15 @@ def forward(
     if out.numel() == 0:
         return out, lse, max_logits
     dims = kernel_dims(head_dim, head_dim_v)
-    softmax = "exact" if return_max_logits else softmax or current().options.get("softmax", "stale")
-    if tile is None:
-        tile = default_tile(*dims)
-        if softmax == "stale":  # tables hold what was measured with it
-            heads = (heads_q, k.shape[2])
-            tile = tuned_tile("fwd", DTYPES[q.dtype], dims, heads, mask, q.device, tile)
-    schedule = mask.schedule((tile.m, tile.n))
-    if seqlen_k == 0 or schedule.forward.runs.shape[0] == 0:
+    softmax = "exact" if return_max_logits else softmax or softmax_asked_for()
+    plan = mask
+    if isinstance(plan, IntervalMask):
+        plan = plan_forward(plan, q.dtype, (head_dim, head_dim_v), (heads_q, k.shape[2]), softmax, tile)
+    if seqlen_k == 0 or plan.runs.shape[0] == 0:
         lse.copy_(sink_lse) if sink_lse is not None else lse.fill_(-math.inf)
         return out.zero_(), lse, max_logits
     score, score_factor, exp2_factor = _score(softmax_scale, softcap)
-    layers, has_lower, has_upper = mask_kind(schedule.layers, schedule.has_lower, schedule.has_upper)
+    layers, has_lower, has_upper = mask_kind(plan.layers, plan.has_lower, plan.has_upper)
     spec = _spec(
         dtype=DTYPES[q.dtype],
         head_dim=dims[0],
@@ -95,14 +146,14 @@ def forward(
         max_logits=return_max_logits,
         softmax=softmax,
         fp32_out=fp32_out,
-        tile=tile,
+        tile=plan.tile,
     )
     q, k, v = (in_kernel_form(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
-    bounds = (None, None) if layers == 0 else (_rows_contiguous(mask.lo), _rows_contiguous(mask.hi))
+    bounds = (None, None) if layers == 0 else (plan.lo, plan.hi)
     tensors = (q, k, v, out, lse, *bounds, sink_lse, max_logits)
-    batches = batch if mask.batch == 1 else 1
+    batches = batch if plan.lo.shape[0] == 1 else 1
     scalars = (score_factor, exp2_factor, batches, max(1, multiprocessors(q.device) - sm_margin))
-    arguments = (tensors, (schedule.forward.items, schedule.forward.runs), scalars)
+    arguments = (tensors, (plan.items, plan.runs), scalars)
     found = kernel(spec, runtime)
     if runtime == "sim":
         from cute_attn.sim import run

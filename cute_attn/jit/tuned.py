@@ -31,6 +31,7 @@ __all__ = [
     "MaskClass",
     "TunedKey",
     "forget",
+    "generation",
     "gpu_of",
     "install",
     "lookup",
@@ -163,6 +164,12 @@ def mask_class(mask: IntervalMask) -> MaskClass:
 _classes: WeakKeyDictionary[IntervalMask, MaskClass] = WeakKeyDictionary()
 _taken: WeakKeyDictionary[IntervalMask, dict[tuple[object, ...], Tile]] = WeakKeyDictionary()
 _installed: list[Table] = []
+_generation = 0
+
+
+def generation() -> int:
+    """A number that changes whenever other tables are asked: plans of another one may have other tiles."""
+    return _generation
 
 
 def tables() -> list[Table]:
@@ -177,14 +184,18 @@ def tables() -> list[Table]:
 
 def install(table: dict[str, Any]) -> None:
     """Puts a decoded table before all others in this process: what another rank measured. Raises as `_parsed` does."""
+    global _generation
     _installed.insert(0, Table("", False, _parsed(table)))
     _taken.clear()
+    _generation += 1
 
 
 def forget() -> None:
     """Reads the tables anew when they are asked next."""
+    global _generation
     _installed.clear()
     _taken.clear()
+    _generation += 1
     _read_all.cache_clear()
 
 

@@ -42,10 +42,10 @@ def coverage(mask: IntervalMask, rows: int, columns: int, batch: int = 0) -> tor
     _check_mask(mask, batch)
     rows, columns = check_number("rows", rows, 1), check_number("columns", columns, 1)
     row_edges, column_edges = (
-        torch.tensor(_edges(*pair)) for pair in ((mask.seqlen_q, rows), (mask.seqlen_k, columns))
+        torch.tensor(_edges(*pair), device="cpu") for pair in ((mask.seqlen_q, rows), (mask.seqlen_k, columns))
     )
-    line = torch.searchsorted(row_edges, torch.arange(mask.seqlen_q), right=True) - 1
-    left = torch.zeros(rows, columns + 1, dtype=torch.int64)
+    line = torch.searchsorted(row_edges, torch.arange(mask.seqlen_q, device="cpu"), right=True) - 1
+    left = torch.zeros(rows, columns + 1, dtype=torch.int64, device="cpu")
     for bound, sign in ((mask.lo, 1), (mask.hi, -1)):
         ends = bound[batch].cpu().long()
         cell = torch.searchsorted(column_edges, ends, right=True) - 1
@@ -227,7 +227,10 @@ def _colours(shares: torch.Tensor, grid: torch.Tensor | None, mask: IntervalMask
         background, attended = np.array([colours["none"][0], colours["full"][1]])
     else:
         rows, columns = (
-            torch.tensor([(first + last - 1) // 2 // size for first, last in itertools.pairwise(_edges(length, cells))])
+            torch.tensor(
+                [(first + last - 1) // 2 // size for first, last in itertools.pairwise(_edges(length, cells))],
+                device="cpu",
+            )
             for length, cells, size in zip((mask.seqlen_q, mask.seqlen_k), shares.shape, tile, strict=True)
         )
         kind = grid[rows[:, None], columns].numpy()

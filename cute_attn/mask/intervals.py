@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .checks import check_device, check_integer_tensor, check_length, check_tile, shown
+from .owned import owned_intervals
 from .ranges import RangesLike
 from .slices import expand_slices, union_of_slices
 from .union import stack_layers, unite
@@ -28,14 +30,17 @@ class IntervalMask:
         seqlen_k: number of keys; `0 <= lo <= hi <= seqlen_k`.
 
     Raises TypeError or ValueError for anything else; `IntervalMask.from_intervals` takes intervals in any order.
-    The tile schedules made from a mask are kept on it, so that every layer and step of a model shares them; lo and hi
-    are therefore never edited, another mask is another IntervalMask.
+    A mask owns its intervals: they are copied from the tensors given, which may change afterwards. The plans made from
+    a mask are kept on it, so that every layer and step of a model shares them; lo and hi are therefore never edited,
+    another mask is another IntervalMask.
     """
 
     lo: torch.Tensor
     hi: torch.Tensor
     seqlen_k: int
     _schedules: dict[tuple[int, int], TileSchedule] = field(default_factory=dict, init=False)
+    _derived: dict[Hashable, Any] = field(default_factory=dict, init=False)  # what kernels read besides schedules
+    _plans: dict[Hashable, Any] = field(default_factory=dict, init=False)  # what travels into ops, by kind of call
 
     def __post_init__(self) -> None:
         for name in ("lo", "hi"):
@@ -51,17 +56,21 @@ class IntervalMask:
                 f"got {tuple(lo.shape)} and {tuple(hi.shape)}"
             )
         object.__setattr__(self, "seqlen_k", check_length("seqlen_k", self.seqlen_k))
-        good = (lo >= 0).all() & (lo <= hi).all() & (hi <= self.seqlen_k).all()
-        if lo.shape[1] > 1:
-            follows_gap = (lo[:, :-1] < hi[:, :-1]) & (hi[:, :-1] < lo[:, 1:])
-            good &= (follows_gap | (lo[:, 1:] == hi[:, 1:])).all()
-        if not good:
-            raise ValueError(
-                f"lo and hi must satisfy 0 <= lo <= hi <= seqlen_k = {self.seqlen_k}, with the layers of each row "
-                "sorted, disjoint, not touching and empty ones last; IntervalMask.from_intervals takes any intervals"
-            )
+        for name, value in zip(("lo", "hi"), owned_intervals(lo, hi, self.seqlen_k), strict=True):
+            object.__setattr__(self, name, value)
 
     # ---------------------------------------------------------------- making
+
+    @classmethod
+    def _made(cls, lo: torch.Tensor, hi: torch.Tensor, seqlen_k: int) -> IntervalMask:
+        """A mask of intervals that our own code made, as they should be and held by nobody else: neither checked, which
+        would wait for a GPU, nor copied."""
+        mask = object.__new__(cls)
+        for name, value in (("lo", lo), ("hi", hi), ("seqlen_k", seqlen_k)):
+            object.__setattr__(mask, name, value)
+        for name in ("_schedules", "_derived", "_plans"):
+            object.__setattr__(mask, name, {})
+        return mask
 
     @classmethod
     def from_slices(
@@ -86,7 +95,7 @@ class IntervalMask:
         """
         slices, rows, keys = expand_slices(q_ranges, k_ranges, attn_type_map, seqlen_q, seqlen_k, device)
         lo, hi = union_of_slices(slices, rows, keys)
-        return cls(lo[None], hi[None], keys)
+        return cls._made(lo[None], hi[None], keys)
 
     @classmethod
     def from_intervals(cls, lo: torch.Tensor, hi: torch.Tensor, seqlen_k: int) -> IntervalMask:
@@ -108,13 +117,13 @@ class IntervalMask:
         batch, layers, rows = lo.shape
         if layers == 1:
             keep = lo < hi
-            return cls((lo * keep).int(), (hi * keep).int(), seqlen_k)
+            return cls._made((lo * keep).int(), (hi * keep).int(), seqlen_k)
         lo, hi = (x.transpose(1, 2).reshape(batch * rows, layers).long() for x in (lo, hi))
         row, layer = (lo < hi).nonzero(as_tuple=True)
         merged = unite(row, lo[row, layer], hi[row, layer], seqlen_k)
         lo, hi = stack_layers(*merged, rows=batch * rows)
         lo, hi = (x.reshape(x.shape[0], batch, rows).transpose(0, 1).contiguous() for x in (lo, hi))
-        return cls(lo, hi, seqlen_k)
+        return cls._made(lo, hi, seqlen_k)
 
     # ---------------------------------------------------------------- looking
 
@@ -158,6 +167,23 @@ class IntervalMask:
         if tile not in self._schedules:
             self._schedules[tile] = TileSchedule.from_mask(self, tile)
         return self._schedules[tile]
+
+    def prepare(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, backward: bool = True) -> IntervalMask:
+        """Makes now, once, every table that calls on such tensors need, so that none of them plans or waits for a GPU,
+        and that they can be captured in a CUDA graph.
+
+        Args:
+            q, k, v: tensors of the shapes, dtype and device of the calls, `(tokens, heads, head_dim)` or
+                `(batch, tokens, heads, head_dim)`; their values are not read.
+            backward: whether gradients will be asked for.
+
+        Returns the mask. Raises TypeError or ValueError for tensors that the mask does not fit, NotImplementedError
+        where no backend serves them.
+        """
+        from ..ops.attention_op import prepare
+
+        prepare(self, q, k, v, backward)
+        return self
 
     def equals(self, other: IntervalMask) -> bool:
         """Whether both masks have the same shape and attend the same pairs."""
@@ -207,7 +233,9 @@ class IntervalMask:
             raise ValueError(f"mask {op} mask needs equal lengths, device and batch (or batch 1): {self} and {other}")
         batch = max(self.batch, other.batch)
         a, b = (
-            m if m.batch == batch else IntervalMask(m.lo.expand(batch, -1, -1), m.hi.expand(batch, -1, -1), m.seqlen_k)
+            m
+            if m.batch == batch
+            else IntervalMask._made(m.lo.expand(batch, -1, -1), m.hi.expand(batch, -1, -1), m.seqlen_k)
             for m in (self, other)
         )
         return a, b
@@ -226,7 +254,7 @@ class IntervalMask:
         if step != 1:
             raise TypeError(f"{wanted}, got {rows!r}")
         here = slice(first, last)
-        return IntervalMask(self.lo[:, :, here].contiguous(), self.hi[:, :, here].contiguous(), self.seqlen_k)
+        return self._made(self.lo[:, :, here].contiguous(), self.hi[:, :, here].contiguous(), self.seqlen_k)
 
     def permute_rows(self, order: torch.Tensor) -> IntervalMask:
         """Row i of the result is row `order[i]` of this mask; `order` is a 1-D integer tensor of rows."""
@@ -235,7 +263,7 @@ class IntervalMask:
         order = order.to(self.device, torch.int64)
         if order.numel() and not bool(((order >= 0) & (order < self.seqlen_q)).all()):
             raise ValueError(f"order must hold rows in [0, {self.seqlen_q})")
-        return IntervalMask(self.lo[:, :, order], self.hi[:, :, order], self.seqlen_k)
+        return self._made(self.lo[:, :, order], self.hi[:, :, order], self.seqlen_k)
 
     def remap(self, positions: torch.Tensor) -> IntervalMask:
         """The same mask over gathered keys: column j of the result is key `positions[j]` of this mask.
@@ -262,7 +290,7 @@ class IntervalMask:
         device = check_device(device)
         if self.device == device:
             return self
-        return IntervalMask(self.lo.to(device), self.hi.to(device), self.seqlen_k)
+        return self._made(self.lo.to(device), self.hi.to(device), self.seqlen_k)
 
 
 def _check_integers(name: str, value: object, one_dimension: bool = False) -> None:

@@ -211,7 +211,7 @@ def _by_ids(rows: torch.Tensor, keys: torch.Tensor) -> IntervalMask:
     which = torch.arange(len(row), device=row.device) + (first - (count.cumsum(0) - count))[row]
     lo, hi = stack_layers(row, start[which], (start + length)[which], rows=batch * seqlen_q)
     lo, hi = (x.view(len(x), batch, seqlen_q).transpose(0, 1).contiguous() for x in (lo, hi))
-    return IntervalMask(lo, hi, seqlen_k)
+    return IntervalMask._made(lo, hi, seqlen_k)
 
 
 def _run_of_each_key(runs: RangesLike, seqlen_k: int, device: torch.device) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Attention as custom ops: what torch.compile, autograd and the dispatcher see of it.
 
-The mask travels as tensors (see MaskArgument) and is looked up inside the op, and the backend as its name, so that the
-backward runs where the forward ran and a compiled graph depends on what it was compiled for.
+The mask travels as the tensors of its plan (see `plans`), which the backward gets as the forward had them, and the
+backend as its name, so that the backward runs where the forward ran and a compiled graph depends on what it was
+compiled for.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import torch
 
 from .. import reference
 from ..backend import resolve
+from ..mask import IntervalMask
+from ..mask.source import MaskSource
 from . import kernels
-from .plan_cache import MaskArgument, find_mask
+from .checks import check_flag, check_mask, check_qkv
+from .plans import Plan, plan_of, prepare_calls
 
-__all__ = ["attention"]
+__all__ = ["attention", "prepare"]
 
 Tensor = torch.Tensor
 
@@ -26,7 +30,7 @@ def attention(
     k: Tensor,
     v: Tensor,
     sink: Tensor | None,
-    mask: MaskArgument,
+    mask: IntervalMask | MaskSource,
     softmax_scale: float,
     softcap: float,
     deterministic: bool,
@@ -38,40 +42,55 @@ def attention(
     Args:
         q: `(b, sq, heads_q, d)`; k: `(b, sk, heads_k, d)`; v: `(b, sk, heads_k, dv)`.
         sink: None or `(b or 1, sq or 1, s_sink, heads_q)`.
+        mask: an IntervalMask on their device, of their lengths and batch 1 or b; or what describes one.
 
     Returns out `(b, sq, heads_q, dv)`, lse `(b, heads_q, sq)` and max_logits `(heads_q,)`, empty if not asked for.
     Gradients flow through out and lse. Raises NotImplementedError where the backend cannot serve the tensors.
     """
     name = resolve(q.device)
+    if name != "reference" and not torch.compiler.is_compiling():
+        kernels.check_served(q, v, name)  # before anything is planned
+    plan = plan_of(mask, q, k, v, name, deterministic, return_max_logits)
     scalars = (softmax_scale, softcap, deterministic, sm_margin, name, return_max_logits)
-    return torch.ops.cute_attn.attention(q, k, v, sink, *mask, *scalars)
+    return torch.ops.cute_attn.attention(q, k, v, sink, *plan, *scalars)
 
 
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sink: Tensor | None,
-    mask_kind: str,
-    mask_first: Tensor | None,
-    mask_second: Tensor | None,
-    mask_third: Tensor | None,
-    window_left: int,
-    window_right: int,
-    softmax_scale: float,
-    softcap: float,
-    deterministic: bool,
-    sm_margin: int,
-    backend: str,
-    return_max_logits: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    argument = MaskArgument(mask_kind, mask_first, mask_second, mask_third, window_left, window_right)
-    mask = find_mask(argument, q.shape[1], k.shape[1], q.device)
+def prepare(mask: IntervalMask, q: Tensor, k: Tensor, v: Tensor, backward: bool) -> None:
+    """See IntervalMask.prepare."""
+    check_flag("backward", backward)
+    packed = isinstance(q, Tensor) and q.ndim == 3
+    check_qkv(q, k, v, "(tokens, heads, head_dim)" if packed else "(batch, tokens, heads, head_dim)")
+    if packed:
+        q, k, v = q[None], k[None], v[None]
+    check_mask("the mask", mask, q, k)
+    name = resolve(q.device)
+    if name != "reference":  # which reads nothing but the intervals
+        kernels.check_served(q, v, name)
+        prepare_calls(mask, q, k, v, name, backward)
+
+
+# Of both ops: the fields of a Plan, one argument each.
+_PLAN_SCHEMA = ", ".join(f"Tensor{'' if name in ('lo', 'hi') else '?'} {name}" for name in Plan._fields)
+_SCALARS_SCHEMA = "float softmax_scale, float softcap, bool deterministic, SymInt sm_margin, str backend"
+_SCHEMA = (
+    f"(Tensor q, Tensor k, Tensor v, Tensor? sink, {_PLAN_SCHEMA}, {_SCALARS_SCHEMA}, bool return_max_logits) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+_BACKWARD_SCHEMA = (
+    "(Tensor? dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? sink, "
+    f"{_PLAN_SCHEMA}, {_SCALARS_SCHEMA}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+_FIELDS = len(Plan._fields)
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    plan = Plan(*rest[:_FIELDS])
+    softmax_scale, softcap, _, sm_margin, backend, return_max_logits = rest[_FIELDS:]
     if backend != "reference":
         return kernels.attention_forward(
-            q, k, v, mask, sink, softmax_scale, softcap, sm_margin, backend, return_max_logits
+            q, k, v, plan, sink, softmax_scale, softcap, sm_margin, backend, return_max_logits
         )
-    out, lse, max_logits = reference.attention_forward(q, k, v, mask.lo, mask.hi, sink, softmax_scale, softcap)
+    out, lse, max_logits = reference.attention_forward(q, k, v, plan.lo, plan.hi, sink, softmax_scale, softcap)
     return out, lse, max_logits if return_max_logits else max_logits.new_empty(0)
 
 
@@ -95,29 +114,18 @@ def _backward(
     out: Tensor,
     lse: Tensor,
     sink: Tensor | None,
-    mask_kind: str,
-    mask_first: Tensor | None,
-    mask_second: Tensor | None,
-    mask_third: Tensor | None,
-    window_left: int,
-    window_right: int,
-    softmax_scale: float,
-    softcap: float,
-    deterministic: bool,
-    sm_margin: int,
-    backend: str,
-    needs: list[bool],
+    *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and sink; an empty tensor stands for one that `needs` does not ask for."""
-    argument = MaskArgument(mask_kind, mask_first, mask_second, mask_third, window_left, window_right)
-    mask = find_mask(argument, q.shape[1], k.shape[1], q.device)
+    plan = Plan(*rest[:_FIELDS])
+    softmax_scale, softcap, deterministic, sm_margin, backend, needs = rest[_FIELDS:]
     if backend != "reference":
         grads = kernels.attention_backward(
-            dout, dlse, q, k, v, out, lse, mask, sink, softmax_scale, softcap, deterministic, sm_margin, backend, needs
+            dout, dlse, q, k, v, out, lse, plan, sink, softmax_scale, softcap, deterministic, sm_margin, backend, needs
         )
     else:
         grads = reference.attention_backward(
-            dout, dlse, q, k, v, out, lse, mask.lo, mask.hi, sink, softmax_scale, softcap, needs
+            dout, dlse, q, k, v, out, lse, plan.lo, plan.hi, sink, softmax_scale, softcap, needs
         )
     dq, dk, dv, dsink = (q.new_empty(0) if grad is None else grad for grad in grads)
     return dq, dk, dv, dsink
@@ -146,24 +154,22 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         with torch._C._AutoDispatchBelowAutograd():
             out, lse, max_logits = _OPS.attention(*inputs)
-        q, k, v, sink, mask_kind, mask_first, mask_second, mask_third, *numbers, _ = inputs
+        q, k, v, sink, *rest = inputs
         ctx.mark_non_differentiable(max_logits)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(q, k, v, out, lse, sink, mask_first, mask_second, mask_third)
-        ctx.mask_kind, ctx.numbers = mask_kind, numbers
+        ctx.save_for_backward(q, k, v, out, lse, sink, *rest[:_FIELDS])
+        ctx.scalars, ctx.inputs = rest[_FIELDS:-1], len(inputs)
         return out, lse, max_logits
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         dout, dlse, _ = grads
         if dout is None and dlse is None:
-            return (None,) * 16
+            return (None,) * ctx.inputs
         needs = list(ctx.needs_input_grad[:4])
-        *tensors, mask_first, mask_second, mask_third = ctx.saved_tensors
-        results = _OPS.attention_backward(
-            dout, dlse, *tensors, ctx.mask_kind, mask_first, mask_second, mask_third, *ctx.numbers, needs
-        )
-        return *(grad if need else None for grad, need in zip(results, needs, strict=True)), *(None,) * 12
+        results = _OPS.attention_backward(dout, dlse, *ctx.saved_tensors, *ctx.scalars, needs)
+        grads = tuple(grad if need else None for grad, need in zip(results, needs, strict=True))
+        return *grads, *(None,) * (ctx.inputs - 4)
 
 
 class _AttentionBackward(torch.autograd.Function):
@@ -185,13 +191,14 @@ _LIBRARY = torch.library.Library("cute_attn", "FRAGMENT")
 _OPS = torch.ops.cute_attn
 
 
-def _register(name: str, function: Callable, fake: Callable, differentiable: type[torch.autograd.Function]) -> None:
-    schema = torch.library.infer_schema(function, mutates_args=())
+def _register(
+    name: str, schema: str, function: Callable, fake: Callable, differentiable: type[torch.autograd.Function]
+) -> None:
     _LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
     _LIBRARY.impl(name, differentiable.apply, "Autograd")
     torch.library.register_fake(f"cute_attn::{name}", fake, lib=_LIBRARY)
 
 
-_register("attention", _forward, _fake_forward, _Attention)
-_register("attention_backward", _backward, _fake_backward, _AttentionBackward)
+_register("attention", _SCHEMA, _forward, _fake_forward, _Attention)
+_register("attention_backward", _BACKWARD_SCHEMA, _backward, _fake_backward, _AttentionBackward)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..mask import IntervalMask
 from ..mask.checks import END, INTEGERS, check_flag, check_integers, shown
 from ..mask.checks import check_integer_tensor as check_readable
 from ..reference import compute_dtype
@@ -19,6 +20,7 @@ __all__ = [
     "check_ends",
     "check_flag",
     "check_integer_tensor",
+    "check_mask",
     "check_max_seqlen",
     "check_packed",
     "check_qkv",
@@ -200,20 +202,31 @@ def check_integer_tensor(name: str, x: torch.Tensor, layout: str) -> None:
         raise ValueError(f"{name} must have shape {layout}, got {tuple(x.shape)}")
 
 
+def check_mask(name: str, mask: IntervalMask, q: torch.Tensor, k: torch.Tensor) -> None:
+    """An IntervalMask for q and k `(batch, seqlen, heads, head_dim)`."""
+    batch, rows, keys = q.shape[0], q.shape[1], k.shape[1]
+    if mask.batch not in (1, batch) or (mask.seqlen_q, mask.seqlen_k) != (rows, keys):
+        raise ValueError(
+            f"{name} must be an IntervalMask of batch 1{f' or {batch}' if batch != 1 else ''} for {rows} queries and "
+            f"{keys} keys, got {mask}"
+        )
+    if mask.device != q.device:
+        raise ValueError(f"{name} must be an IntervalMask on the device of q, {q.device}, got {mask.device}")
+
+
 def check_cu_seqlens(cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor) -> None:
     """Cumulative lengths of the same number of documents; their values are checked where they are read."""
     for name, x in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
         check_ends(name, x)
-    if len(cu_seqlens_q) != len(cu_seqlens_k):
-        raise ValueError(
-            f"cu_seqlens_q and cu_seqlens_k must have one length, got {len(cu_seqlens_q)} and {len(cu_seqlens_k)}"
-        )
+    documents_q, documents_k = cu_seqlens_q.shape[0], cu_seqlens_k.shape[0]  # len() would be a constant in torch.export
+    if documents_q != documents_k:
+        raise ValueError(f"cu_seqlens_q and cu_seqlens_k must have one length, got {documents_q} and {documents_k}")
 
 
 def check_ends(name: str, ends: torch.Tensor) -> None:
     """Where documents begin and end: an integer tensor `(documents + 1,)`."""
     check_integer_tensor(name, ends, "(n,)")
-    if len(ends) < 1:
+    if ends.shape[0] < 1:
         raise ValueError(f"{name} must have shape (documents + 1,), got {tuple(ends.shape)}")
 
 

@@ -13,18 +13,19 @@ import torch
 from ..mask import AttnMaskType, IntervalMask
 from ..mask.checks import shown
 from ..mask.ranges import RangesLike, ranges_tensor, types_tensor
+from ..mask.source import MaskSource
 from .attention_op import attention
 from .checks import (
     check_count,
     check_flag,
     check_integer_tensor,
+    check_mask,
     check_max_seqlen,
     check_qkv,
     check_scale,
     check_sink,
     check_softcap,
 )
-from .plan_cache import MaskArgument, remember_mask
 
 __all__ = ["flex_flash_attn_func"]
 
@@ -149,15 +150,17 @@ def flex_flash_attn_func(
     check_flag("auto_range_merge", auto_range_merge)
     check_flag("return_max_logits", return_max_logits)
     sinks = check_sink(sink, sink_layout, q)
+    mask: IntervalMask | MaskSource
+    q, k, v = q[None], k[None], v[None]
     if isinstance(q_ranges, IntervalMask):
-        mask = _interval_argument(q_ranges, k_ranges, attn_type_map, q, k)
+        mask = q_ranges
+        _check_alone(k_ranges, attn_type_map)
+        check_mask("q_ranges", mask, q, k)
     else:
         mask = _slice_argument(q_ranges, k_ranges, attn_type_map)
     for name, hint, bounds in (("max_seqlen_q", max_seqlen_q, 0), ("max_seqlen_k", max_seqlen_k, 1)):
-        check_max_seqlen(name, hint, mask.tensors[bounds] if mask.kind == "slices" else None)
-    out, lse, max_logits = attention(
-        q[None], k[None], v[None], sinks, mask, scale, cap, deterministic, margin, return_max_logits
-    )
+        check_max_seqlen(name, hint, None if isinstance(mask, IntervalMask) else mask.tensors[bounds])
+    out, lse, max_logits = attention(q, k, v, sinks, mask, scale, cap, deterministic, margin, return_max_logits)
     return (out[0], lse[0], max_logits) if return_max_logits else (out[0], lse[0])
 
 
@@ -181,25 +184,13 @@ def _refuse_other_masks(q_ranges: object) -> None:
         )
 
 
-def _interval_argument(
-    mask: IntervalMask, k_ranges: object, attn_type_map: object, q: torch.Tensor, k: torch.Tensor
-) -> MaskArgument:
+def _check_alone(k_ranges: object, attn_type_map: object) -> None:
     for name, value in (("k_ranges", k_ranges), ("attn_type_map", attn_type_map)):
         if value is not None:
             raise ValueError(f"{name} must be None where q_ranges is an IntervalMask, got {type(value).__name__}")
-    if (mask.batch, mask.seqlen_q, mask.seqlen_k) != (1, q.shape[0], k.shape[0]):
-        raise ValueError(
-            f"q_ranges must be an IntervalMask of batch 1 for {q.shape[0]} queries and {k.shape[0]} keys, got {mask}"
-        )
-    if mask.device != q.device:
-        raise ValueError(f"q_ranges must be an IntervalMask on the device of q, {q.device}, got {mask.device}")
-    if not torch.compiler.is_compiling():
-        remember_mask(mask)
-    return MaskArgument("intervals", mask.lo, mask.hi)
 
 
-def _slice_argument(q_ranges: RangesLike, k_ranges: RangesLike | None, attn_type_map: object) -> MaskArgument:
-    """Tensors stay the very tensors that the caller has: their identity is how a plan is found again."""
+def _slice_argument(q_ranges: RangesLike, k_ranges: RangesLike | None, attn_type_map: object) -> MaskSource:
     _refuse_other_masks(q_ranges)
     if q_ranges is None or k_ranges is None:
         missing = "q_ranges" if q_ranges is None else "k_ranges"
@@ -214,16 +205,16 @@ def _slice_argument(q_ranges: RangesLike, k_ranges: RangesLike | None, attn_type
         else:
             ranges.append(ranges_tensor(name, value))
     first, second = ranges
-    if len(first) != len(second):
-        raise ValueError(f"q_ranges and k_ranges must have one length, got {len(first)} and {len(second)}")
+    if first.shape[0] != second.shape[0]:  # len() would make torch.export take the number for a constant
+        raise ValueError(f"q_ranges and k_ranges must have one length, got {first.shape[0]} and {second.shape[0]}")
     types = attn_type_map
     if types is not None and not isinstance(types, torch.Tensor):
-        types = types_tensor("attn_type_map", types, len(first))
+        types = types_tensor("attn_type_map", types, first.shape[0])
     if isinstance(types, torch.Tensor):
         check_integer_tensor("attn_type_map", types, "(n,)")
-        if len(types) != len(first):
+        if types.shape[0] != first.shape[0]:
             raise ValueError(
-                f"attn_type_map must have shape ({len(first)},), one type a slice, got {tuple(types.shape)}"
+                f"attn_type_map must have shape ({first.shape[0]},), one type a slice, got {tuple(types.shape)}"
             )
-        return MaskArgument("slices", first, second, types)
-    return MaskArgument("slices", first, second)
+        return MaskSource("slices", first, second, types)
+    return MaskSource("slices", first, second)

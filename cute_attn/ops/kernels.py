@@ -6,8 +6,8 @@ import functools
 
 import torch
 
-from ..mask import IntervalMask
 from ..reference import Gradients, sink_gradient
+from .plans import Plan, backward_plan, forward_plan
 
 __all__ = ["attention_backward", "attention_forward", "check_served"]
 
@@ -18,7 +18,7 @@ def attention_forward(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    mask: IntervalMask,
+    plan: Plan,
     sink: torch.Tensor | None,
     softmax_scale: float,
     softcap: float,
@@ -37,7 +37,7 @@ def attention_forward(
         q,
         k,
         v,
-        mask,
+        forward_plan(plan),
         softmax_scale=softmax_scale,
         softcap=softcap,
         sink_lse=None if sink is None else sink.logsumexp(2).transpose(1, 2),
@@ -58,7 +58,7 @@ def attention_backward(
     v: torch.Tensor,
     out: torch.Tensor,
     lse: torch.Tensor,
-    mask: IntervalMask,
+    plan: Plan,
     sink: torch.Tensor | None,
     softmax_scale: float,
     softcap: float,
@@ -80,7 +80,7 @@ def attention_backward(
             v,
             out,
             lse,
-            mask,
+            backward_plan(plan),
             softmax_scale=softmax_scale,
             softcap=softcap,
             dlse=dlse,

@@ -1,172 +1,135 @@
-"""From the mask tensors of a call to its IntervalMask, so that a repeated call plans nothing.
+"""From what describes the mask of a call to its IntervalMask, so that a repeated call plans nothing.
 
-Inside a custom op a mask is only tensors and numbers. The first look-up goes by the identity of the tensors and their
-version, which an in-place edit changes, and reads nothing; the second by their content, which synchronises with a GPU
-that holds them. Edits that PyTorch does not see, such as through NumPy, are seen by neither.
+Content decides: neither who a tensor is nor its version proves what it holds, since compiled code and collectives write
+behind both. Reading what is on a GPU waits for it; an IntervalMask is never looked up.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections import OrderedDict
+import hashlib
 from collections.abc import Hashable
 from threading import Lock
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 
 from ..mask import IntervalMask
-from .window import windowed_documents
+from ..mask.source import MaskSource
+from .recomputed import seal, witness
 
-__all__ = ["CAPACITY", "MaskArgument", "clear_plans", "find_mask", "remember_mask"]
+__all__ = ["CAPACITY", "clear_plans", "find_mask"]
 
 CAPACITY = 32  # masks kept, O(rows) each; the least recently used goes first
 
-Value = TypeVar("Value")
+
+class _Entry(NamedTuple):
+    """A mask that was looked up: by what it is found again, and what it is."""
+
+    form: tuple[Hashable, ...]  # all but the numbers in the tensors
+    tensors: list[torch.Tensor]  # copies that nobody else holds, on the CPU
+    content: bytes  # a digest of all that makes the mask; equal for tensors of other dtypes that mean the same
+    mask: IntervalMask
+    seal: torch.Tensor
 
 
-class MaskArgument(NamedTuple):
-    """A mask as it travels into a custom op.
-
-    kind         first, second, third
-    "intervals"  lo, hi of an IntervalMask, None
-    "slices"     q_ranges, k_ranges, attn_type_map or None
-    "documents"  cu_seqlens_q, cu_seqlens_k, None; with the window (left, right), see `windowed_documents`
-    "window"     None, None, None; the same as one document
-    """
-
-    kind: str
-    first: torch.Tensor | None = None
-    second: torch.Tensor | None = None
-    third: torch.Tensor | None = None
-    window_left: int = -1
-    window_right: int = -1
-
-    @property
-    def tensors(self) -> list[torch.Tensor]:
-        return [t for t in (self.first, self.second, self.third) if t is not None]
-
-
-class _Recent(Generic[Value]):
-    """A bounded map that forgets the least recently used; safe to share between threads."""
+class _Recent:
+    """The entries, the most recently used first; safe to share between threads."""
 
     def __init__(self) -> None:
-        self._values: OrderedDict[Hashable, Value] = OrderedDict()
+        self._entries: tuple[_Entry, ...] = ()
         self._lock = Lock()
 
-    def get(self, key: Hashable) -> Value | None:
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-            return self._values.get(key)
+    def find(self, form: tuple[Hashable, ...], tensors: list[torch.Tensor]) -> _Entry | None:
+        for entry in self._entries:
+            if entry.form == form and all(map(torch.equal, entry.tensors, tensors)):
+                self.put(entry)
+                return entry
+        return None
 
-    def put(self, key: Hashable, value: Value) -> None:
+    def with_content(self, content: bytes) -> _Entry | None:
+        return next((entry for entry in self._entries if entry.content == content), None)
+
+    def put(self, entry: _Entry) -> None:
+        if self._entries and self._entries[0] is entry:
+            return
         with self._lock:
-            self._values[key] = value
-            self._values.move_to_end(key)
-            while len(self._values) > CAPACITY:
-                self._values.popitem(last=False)
+            self._entries = (entry, *(other for other in self._entries if other is not entry))[:CAPACITY]
 
     def clear(self) -> None:
         with self._lock:
-            self._values.clear()
+            self._entries = ()
 
 
-class _Seen(NamedTuple):
-    """Tensors that were looked up before: who they were, their stamps then, and the mask they meant."""
-
-    tensors: list[weakref.ref[torch.Tensor]]
-    stamps: list[Hashable]
-    mask: IntervalMask
+_recent = _Recent()
 
 
-_by_identity: _Recent[_Seen] = _Recent()
-_by_content: _Recent[IntervalMask] = _Recent()
+def find_mask(
+    source: MaskSource, seqlen_q: int, seqlen_k: int, device: torch.device, *, is_op: bool = False
+) -> tuple[IntervalMask, torch.Tensor]:
+    """The mask of a call on `device`, made now if it was not seen before, and its seal (see `recomputed`).
 
-
-def find_mask(argument: MaskArgument, seqlen_q: int, seqlen_k: int, device: torch.device) -> IntervalMask:
-    """The mask of a call on `device`, made now if it was not seen before.
+    is_op: whether a custom op asks, which a compiled function calls.
 
     Raises ValueError where the contents are wrong (ranges out of bounds, lengths that fall), RuntimeError where a CUDA
-    graph is being captured and the mask was not seen before: planning reads the ranges, which a graph cannot do.
+    graph is being captured, whose replays would not read them, and where a backward recomputes a forward whose tensors
+    were overwritten.
     """
-    rest = (argument.kind, argument.window_left, argument.window_right, seqlen_q, seqlen_k, device)
-    tensors = argument.tensors
-    mask = _recall(tensors, rest)
-    if mask is not None:
-        return mask
-    _refuse_capture(device)
-    if argument.kind == "intervals":  # as large as the mask itself: identity is all that is worth a look
-        mask = _make(argument, seqlen_q, seqlen_k, device)
-    else:
-        content = (*map(_content, tensors), rest)
-        mask = _by_content.get(content)
-        if mask is None:
-            mask = _make(argument, seqlen_q, seqlen_k, device)
-            _by_content.put(content, mask)
-    _remember(tensors, rest, mask)
-    return mask
-
-
-def remember_mask(mask: IntervalMask) -> None:
-    """Lets `find_mask` find this very mask, and the plans it carries, by its tensors."""
-    tensors, rest = [mask.lo, mask.hi], ("intervals", -1, -1, mask.seqlen_q, mask.seqlen_k, mask.device)
-    if _recall(tensors, rest) is not mask:
-        _remember(tensors, rest, mask)
+    tensors = source.tensors
+    if tensors:
+        refuse_capture(device, "a mask described by tensors is read")
+    read = _on_host(tensors)
+    lengths = source.kind, source.window_left, source.window_right, seqlen_q, seqlen_k, device
+    form = (*lengths, *((t.dtype, t.shape) for t in read))
+    entry = _recent.find(form, read)
+    if entry is None:
+        entry = _make(source, lengths, form, read)
+        _recent.put(entry)
+    if tensors:
+        witness(tensors, entry.content, is_op)
+    return entry.mask, entry.seal
 
 
 def clear_plans() -> None:
     """Forgets every mask."""
-    _by_identity.clear()
-    _by_content.clear()
+    _recent.clear()
 
 
-def _recall(tensors: list[torch.Tensor], rest: tuple[Hashable, ...]) -> IntervalMask | None:
-    """The mask that these very tensors meant before, if none of them has changed since."""
-    if not _are_versioned(tensors):
-        return None
-    seen = _by_identity.get((*map(id, tensors), *rest))
-    if seen is None:
-        return None
-    same = all(ref() is t and s == _stamp(t) for ref, s, t in zip(seen.tensors, seen.stamps, tensors, strict=True))
-    return seen.mask if same else None
-
-
-def _remember(tensors: list[torch.Tensor], rest: tuple[Hashable, ...], mask: IntervalMask) -> None:
-    if _are_versioned(tensors):
-        seen = _Seen(list(map(weakref.ref, tensors)), list(map(_stamp, tensors)), mask)
-        _by_identity.put((*map(id, tensors), *rest), seen)
-
-
-def _are_versioned(tensors: list[torch.Tensor]) -> bool:
-    return bool(tensors) and not any(t.is_inference() for t in tensors)  # inference tensors count no edits
-
-
-def _stamp(tensor: torch.Tensor) -> Hashable:
-    """Changes with an in-place edit (the version) and with an assignment to `.data` (the rest)."""
-    return tensor._version, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.device
-
-
-def _content(tensor: torch.Tensor) -> bytes:
-    return tensor.detach().to("cpu", torch.int64).contiguous().numpy().tobytes()
-
-
-def _make(argument: MaskArgument, seqlen_q: int, seqlen_k: int, device: torch.device) -> IntervalMask:
-    window = argument.window_left, argument.window_right
-    if argument.kind == "window":
-        queries, keys = (torch.tensor([0, n], device=device) for n in (seqlen_q, seqlen_k))
-        return windowed_documents(queries, keys, seqlen_q, seqlen_k, *window)
-    first, second = argument.tensors[:2]
-    if argument.kind == "documents":
-        return windowed_documents(first.to(device), second, seqlen_q, seqlen_k, *window)
-    if argument.kind == "slices":
-        return IntervalMask.from_slices(first, second, argument.third, seqlen_q, seqlen_k, device)
-    return IntervalMask(first, second, seqlen_k)
-
-
-def _refuse_capture(device: torch.device) -> None:
+def refuse_capture(device: torch.device, what: str) -> None:
+    """Raises RuntimeError where a CUDA graph is being captured, in which nothing can be read or planned."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            "a mask was first seen while a CUDA graph is captured, where it cannot be planned: prepare it before, "
-            "by one call with the same mask outside of the capture"
+            f"{what} while a CUDA graph is captured, which it cannot be: make an IntervalMask before the capture, "
+            "call mask.prepare(q, k, v) on it, and give it to flex_flash_attn_func"
         )
+
+
+def _make(source: MaskSource, lengths: tuple[Any, ...], form: tuple[Hashable, ...], read: list[torch.Tensor]) -> _Entry:
+    copies = [t.clone(memory_format=torch.contiguous_format) for t in read]
+    content = _digest(lengths, copies)
+    known = _recent.with_content(content)
+    if known is not None:
+        return known._replace(form=form, tensors=copies)
+    *_, seqlen_q, seqlen_k, device = lengths
+    refuse_capture(device, "a mask is first seen")
+    first, second, third = (*copies, None, None, None)[:3]
+    mask = source._replace(first=first, second=second, third=third).build(seqlen_q, seqlen_k, device)
+    return _Entry(form, copies, content, mask, seal(content))
+
+
+def _on_host(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The tensors on the CPU; those of a GPU come in one copy."""
+    if all(t.is_cpu for t in tensors):
+        return tensors
+    if len({t.device for t in tensors}) > 1:
+        return [t.cpu() for t in tensors]
+    flat = torch.cat([t.reshape(-1).long() for t in tensors]).cpu()
+    parts = flat.split([t.numel() for t in tensors])
+    return [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)]
+
+
+def _digest(lengths: tuple[Hashable, ...], tensors: list[torch.Tensor]) -> bytes:
+    digest = hashlib.blake2b(repr(lengths).encode(), digest_size=16)
+    for tensor in tensors:
+        digest.update(repr(tuple(tensor.shape)).encode())
+        digest.update(tensor.long().numpy().tobytes())
+    return digest.digest()

@@ -30,6 +30,7 @@ from collections.abc import Sequence
 import torch
 
 from ..mask.checks import Integers, shown
+from ..mask.source import MaskSource
 from .attention_op import attention
 from .checks import (
     check_count,
@@ -46,7 +47,6 @@ from .checks import (
     check_unsupported,
     check_window,
 )
-from .plan_cache import MaskArgument
 
 __all__ = [
     "fa2_func_with_sink",
@@ -339,9 +339,9 @@ def _check_places(sink: object, sink_layout: object) -> None:
         )
 
 
-def _window_mask(window_size: Window, causal: bool) -> MaskArgument:
+def _window_mask(window_size: Window, causal: bool) -> MaskSource:
     left, right = check_window(window_size, causal)
-    return MaskArgument("window", window_left=left, window_right=right)
+    return MaskSource("window", window_left=left, window_right=right)
 
 
 def _document_mask(
@@ -351,12 +351,12 @@ def _document_mask(
     max_seqlen_k: Hint,
     window_size: Window,
     causal: bool,
-) -> MaskArgument:
+) -> MaskSource:
     check_cu_seqlens(cu_seqlens_q, cu_seqlens_k)
     check_max_seqlen("max_seqlen_q", max_seqlen_q, cu_seqlens_q)
     check_max_seqlen("max_seqlen_k", max_seqlen_k, cu_seqlens_k)
     left, right = check_window(window_size, causal)
-    return MaskArgument("documents", cu_seqlens_q, cu_seqlens_k, window_left=left, window_right=right)
+    return MaskSource("documents", cu_seqlens_q, cu_seqlens_k, window_left=left, window_right=right)
 
 
 def _attend(
@@ -367,7 +367,7 @@ def _attend(
     sink_layout: str,
     softmax_scale: float | None,
     softcap: float,
-    mask: MaskArgument,
+    mask: MaskSource,
     deterministic: bool,
     sm_margin: int,
     return_attn_probs: bool,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..mask import IntervalMask
+from .intervals import IntervalMask
 
 __all__ = ["windowed_documents"]
 
