@@ -133,7 +133,7 @@ def backward(
         _ctas(q.device, sm_margin),
     )
     found = kernel(spec, runtime)
-    arguments = (tensors, (table.items, table.runs, *ordered), scalars)
+    arguments = (tensors, (table.items, table.runs, *ordered, schedule.idle_rows, schedule.idle_keys), scalars)
     if runtime == "sim":
         from cute_attn.sim import run
 

@@ -102,7 +102,7 @@ def forward(
     tensors = (q, k, v, out, lse, *bounds, sink_lse, max_logits)
     batches = batch if mask.batch == 1 else 1
     scalars = (score_factor, exp2_factor, batches, max(1, multiprocessors(q.device) - sm_margin))
-    arguments = (tensors, (schedule.forward.items, schedule.forward.runs), scalars)
+    arguments = (tensors, (schedule.forward.items, schedule.forward.runs, schedule.idle_keys), scalars)
     found = kernel(spec, runtime)
     if runtime == "sim":
         from cute_attn.sim import run
