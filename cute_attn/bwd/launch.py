@@ -27,7 +27,8 @@ LOG2_E = math.log2(math.e)
 class KernelGradients(NamedTuple):
     """dq, dk, dv like q, k, v (or fp32), None where not asked for.
 
-    delta: rowsum(dout * out) - dlse, (batch, heads_q, seqlen_q) fp32, zero in rows whose lse is -inf.
+    delta: rowsum(dout * out) - dlse, (batch, heads_q, seqlen_q) fp32, zero in rows whose lse is -inf. Rows without keys
+        but with sinks have -dlse, whatever dout and out hold.
     """
 
     dq: torch.Tensor | None
@@ -93,7 +94,7 @@ def backward(
         for gradient in (dq, dk, dv):
             if gradient is not None:
                 gradient.zero_()
-        return KernelGradients(dq, dk, dv, row_terms(dout, out, lse, dlse))
+        return KernelGradients(dq, dk, dv, row_terms(dout, out, lse, mask, dlse))
     layers, has_lower, has_upper = backward_mask_kind(schedule, softcap > 0.0)
     spec = BackwardSpec(
         dtype=DTYPES[q.dtype],  # type: ignore[arg-type]
@@ -140,7 +141,10 @@ def backward(
         run(found.function, *arguments, ptx=found.ptx, fresh=(statistics, dq_sum, turns, *outputs))
     else:
         found.function(*arguments)
-    return KernelGradients(dq, dk, dv, unpack_rows(statistics[:, :, :, 1], seqlen_q))
+    delta = unpack_rows(statistics[:, :, :, 1], seqlen_q)
+    if dlse is not None and schedule.idle_rows.numel():  # of their sinks alone: the kernels leave zero there
+        delta = torch.where(_without_keys(mask) & (lse > -math.inf), -dlse, delta)
+    return KernelGradients(dq, dk, dv, delta)
 
 
 def _ctas(device: torch.device, sm_margin: int) -> int:
@@ -155,11 +159,18 @@ def backward_mask_kind(schedule: TileSchedule, softcap: bool) -> tuple[Layers, b
     return ("many", True, True) if softcap and kind[0] != 0 else kind
 
 
-def row_terms(dout: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, dlse: torch.Tensor | None) -> torch.Tensor:
+def row_terms(
+    dout: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, mask: IntervalMask, dlse: torch.Tensor | None
+) -> torch.Tensor:
     """The delta of KernelGradients where no kernel runs."""
-    delta = (dout.float() * out.float()).sum(3).transpose(1, 2)
+    delta = (dout.float() * out.float()).sum(3).transpose(1, 2).masked_fill(_without_keys(mask), 0.0)
     delta = delta if dlse is None else delta - dlse
     return delta.masked_fill(lse == -math.inf, 0.0)
+
+
+def _without_keys(mask: IntervalMask) -> torch.Tensor:
+    """bool (batch of the mask, 1, seqlen_q)."""
+    return (mask.lo >= mask.hi).all(1)[:, None]
 
 
 def _factors(scale: float, softcap: float) -> tuple[float, float]:
