@@ -16,8 +16,8 @@ NAMES = ("out", "lse", "dq", "dk", "dv")
 
 
 def problem(power: int, dtype: torch.dtype, alike: bool) -> tuple[torch.Tensor, ...]:
-    """q, k, v and dout for a scale of 1. The logits of a row are 2^power and as much more as a logit usually is; or, not
-    alike, random ones of that magnitude, of which the largest takes all."""
+    """q, k, v and dout for a scale of 1. The logits of a row are 2^power plus what logits usually are; or, not alike,
+    random ones of that magnitude, of which the largest takes all."""
     generator = torch.Generator().manual_seed(0)
     q, k, v, dout = (torch.randn(1, TOKENS, HEADS, HEAD_DIM, generator=generator) for _ in range(4))
     if alike:
@@ -65,9 +65,9 @@ def table(alike: bool, names: tuple[str, ...]) -> list[dict[str, object]]:
 
 def main() -> None:
     notes = [
-        f"Causal, {TOKENS} tokens, {HEADS} heads, head_dim {HEAD_DIM}, a scale of 1. An error is the norm of the difference",
-        "from fp64, on the same inputs, by the norm of what is right. Here the logits of a row are large and alike: 2^p",
-        "through the first dim of q and k, which is left out of dq and dk, and as much more as logits usually are.",
+        f"Causal, {TOKENS} tokens, {HEADS} heads, head_dim {HEAD_DIM}, a scale of 1. An error is the norm of the",
+        "difference from fp64, on the same inputs, by the norm of what is right. Here the logits of a row are large,",
+        "and alike: 2^p through the first dim of q and k, left out of dq and dk, plus what logits usually are.",
     ]
     further = {"Random logits of that magnitude, of which one takes all": table(False, ("out", "lse", "dv"))}
     save("large_logits", "Errors at large logits", table(True, NAMES), notes, further)
