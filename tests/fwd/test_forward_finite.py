@@ -1,11 +1,15 @@
 """Numbers that are not finite stay where they are: in rows without keys, in keys without rows, in their tiles."""
 
+import types
+
 import pytest
 import torch
 from forward_case import Case, random_inputs, random_sink, run
 from poison import MASKS, idle, poisoned, zeroed
 
+from cute_attn.fwd import launch
 from cute_attn.mask import IntervalMask, causal_documents
+from cute_attn.sim.errors import MissingProxyFence
 
 SCHEDULES = [("eager", 0), ("late", 0), ("random", 1), ("random", 2)]
 
@@ -51,6 +55,19 @@ def test_many_layers_and_the_largest_logit(runtime):
 def test_a_mask_for_each_batch_with_softcap(runtime):
     case = Case(MASKS["one for each batch"], batch=2, heads=(8, 1), dims=(80, 72), softcap=5.0, sink="ssh")
     check_that_idle_numbers_change_nothing(case, runtime)
+
+
+def test_products_may_not_read_zeroed_rows_without_a_fence(monkeypatch):
+    load = launch.kernel
+
+    def without_the_fence(spec, runtime):
+        """The first is that of the warp that loads V, the second that of the epilogue."""
+        found = load(spec, runtime)
+        return types.SimpleNamespace(function=found.function, ptx=found.ptx.replace("fence.proxy.async", "//", 1))
+
+    monkeypatch.setattr(launch, "kernel", without_the_fence)
+    with pytest.raises(MissingProxyFence):
+        check_that_idle_numbers_change_nothing(Case(MASKS["holes"]), "sim")
 
 
 @pytest.mark.slow
