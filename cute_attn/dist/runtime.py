@@ -146,7 +146,8 @@ def _sink_gradient(
 ) -> torch.Tensor:
     """`-sum over rows of exp(sink - lse) * (out . dout - dlse)`, `(sinks, heads)`."""
     empty = lse == -torch.inf  # only -inf sinks stand before such an lse: exp gives 0
-    delta = (dout.to(lse.dtype) * out.to(lse.dtype)).sum(2).T - dlse.masked_fill(empty, 0.0)
+    products = (dout.to(lse.dtype) * out.to(lse.dtype)).masked_fill(out == 0, 0.0)  # rows without keys have any dout
+    delta = products.sum(2).T - dlse.masked_fill(empty, 0.0)
     share = (sink[:, :, None] - lse.masked_fill(empty, 0.0)).exp()
     return -(share * delta).sum(2)
 
