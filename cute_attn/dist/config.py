@@ -138,18 +138,25 @@ class DistAttnConfig:
     mover: how keys reach queries. "group_cast" sends each needed row once to each rank that needs it; "ring" rotates
         keys; "ulysses" exchanges heads for rows; "ulysses_ring" does both on a 2-D mesh (ring, ulysses); "auto" takes
         the best predicted.
+    check_ranks: ranks compare 16 bytes ahead of every call that communicates, so that ranks which were given different
+        things raise instead of adding up what does not belong together. If False only the making of keys is compared.
     """
 
     dispatch_config: DispatchConfig = field(default_factory=DispatchConfig)
     overlap_config: OverlapConfig = field(default_factory=OverlapConfig)
     mover: str = "auto"
+    check_ranks: bool = True
 
     def __post_init__(self) -> None:
         for name, kind in (("dispatch_config", DispatchConfig), ("overlap_config", OverlapConfig)):
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"DistAttnConfig: {name} must be of type {kind.__name__}, got {getattr(self, name)!r}")
+        if not isinstance(self.mover, str):
+            raise TypeError(f"DistAttnConfig: mover must be a str, got {self.mover!r} of type {type(self.mover).__name__}")
         if self.mover not in MOVERS:
             raise ValueError(f"DistAttnConfig: mover must be one of {', '.join(MOVERS)}, got {self.mover!r}")
+        if not isinstance(self.check_ranks, bool):
+            raise TypeError(f"DistAttnConfig: check_ranks must be a bool, got {self.check_ranks!r}")
 
 
 def _check_int(owner: str, name: str, value: object, least: int) -> None:
