@@ -36,13 +36,13 @@ def check_sound(groups: Groups, call: str) -> None:
 
 @contextmanager
 def marking(groups: Groups, call: str, but: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
-    """Marks the groups if anything is raised inside, except what is in `but`."""
+    """Marks the groups if anything is raised inside, except what is in `but`; a rank alone has nobody to mislead."""
     try:
         yield
     except but:
         raise
     except BaseException as error:
-        for group in groups.every:
+        for group in groups.every if groups.world > 1 else ():
             _failures.setdefault(group, f"{call} failed half-way on this rank ({first_line(error)})")
         raise
 

@@ -280,23 +280,32 @@ def _unread_out(rank):
         assert_close(f"d{name}", grad, dispatch(x.grad, key), EXACT)
 
 
-@pytest.mark.parametrize("mover", ["group_cast", "ring"])
-def test_without_check_ranks_nothing_is_compared_and_results_are_the_same(mover):
-    run_ranks(2, _unchecked, Problem(documents(15, 33)), mover)
+@pytest.mark.parametrize("check_ranks", [True, False])
+def test_check_ranks_decides_whether_digests_travel_and_changes_no_result(check_ranks):
+    run_ranks(2, _digests_or_none, Problem(documents(15, 33)), check_ranks)
 
 
-def _unchecked(rank, problem, mover):
-    settings = DistAttnConfig(overlap_config=OverlapConfig(min_chunk_size=8), mover=mover, check_ranks=False)
+def _digests_or_none(rank, problem, check_ranks):
+    settings = DistAttnConfig(overlap_config=OverlapConfig(min_chunk_size=8), mover="ring", check_ranks=check_ranks)
     key = make_key(problem.mask, settings=settings)
-    calls = []
-    original, dist.all_to_all_single = (
-        dist.all_to_all_single,
-        lambda *a, **k: calls.append(a[1].shape) or original(*a, **k),
-    )
+    sent = recorded_dtypes()
 
     def attention(q, k, v, sink):
         out, lse, most = calc_attn(*(dispatch(x, key) for x in (q, k, v)), key, sink, return_max_logits=True)
         return undispatch(out, key), undispatch(lse.T, key).T, most
 
-    check(mover, results(problem.inputs, problem.gradients, attention), problem.wanted)
-    assert torch.Size([32]) not in calls
+    check("ring", results(problem.inputs, problem.gradients, attention), problem.wanted)
+    assert torch.float64 in sent
+    assert (torch.uint8 in sent) == check_ranks, "digests are the only bytes that travel"
+
+
+def recorded_dtypes():
+    """The dtypes of everything that this rank sends from now on, in a list that grows."""
+    sent, original = [], dist.all_to_all_single
+
+    def all_to_all_single(received, rows, *arguments, **keywords):
+        sent.append(rows.dtype)
+        return original(received, rows, *arguments, **keywords)
+
+    dist.all_to_all_single = all_to_all_single
+    return sent
