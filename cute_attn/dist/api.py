@@ -5,6 +5,8 @@ Every function here is called by all ranks of the group, with equal arguments bu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ..backend import resolve
@@ -71,8 +73,8 @@ def magi_attn_flex_dispatch(
 
 def magi_attn_varlen_dispatch(
     x: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    cu_seqlens_k: torch.Tensor,
+    cu_seqlens_q: torch.Tensor | Sequence[int],
+    cu_seqlens_k: torch.Tensor | Sequence[int],
     pad_size: int,
     chunk_size: int,
     cp_group_or_mesh: GroupOrMesh,
@@ -155,14 +157,15 @@ def roll(x: torch.Tensor, shift: int, dim: int, key: DistAttnRuntimeKey, side: s
     manager = registry.manager(key)
     with manager.guard.checks("roll"):
         placement = manager.placement(check_side(side))
-        check_int("shift", shift)
-        check_int("dim", dim)
+        shift, dim = check_int("shift", shift), check_int("dim", dim)
         check_tensor("x", x)
+        if x.ndim == 0:
+            raise ValueError("x must have at least one dimension, got shape ()")
         if not -x.ndim <= dim < x.ndim:
             raise ValueError(f"dim must be in [{-x.ndim}, {x.ndim}), got {dim}")
         rows = x.movedim(dim, 0)
         check_rows(f"x along dim {dim}", rows, placement.rows_per_rank, f"the rows of side {side!r} on each rank")
-        there, back = (manager.roll_plan(side, s, x.device) for s in (shift, -shift))
+        there, back = (manager.roll_plan(side, s % max(placement.length, 1), x.device) for s in (shift, -shift))
     return roll_rows(rows, there, back, manager.guard).movedim(0, dim)
 
 

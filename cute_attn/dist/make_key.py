@@ -6,7 +6,7 @@ Every function here is called by all ranks of the group, with equal arguments.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,7 @@ from ..mask import AttnRanges, IntervalMask
 from ..mask.ranges import RangesLike, ranges_tensor, types_tensor
 from ..ops.checks import check_cu_seqlens, check_flag
 from .agreement import agree, refusing
-from .checks import check_int
+from .checks import END, check_int, check_kind, integer_tensor, listed
 from .config import DistAttnConfig
 from .dispatch import place
 from .groups import GroupOrMesh, find_groups
@@ -71,15 +71,12 @@ def magi_attn_flex_key(
     ValueError, naming the argument and the ranks.
     """
     groups = find_groups(cp_group_or_mesh)
+    q_ranges, k_ranges, attn_mask_type = (listed(x) for x in (q_ranges, k_ranges, attn_mask_type))
     with refusing(groups, CALL):
-        _check_config(dist_attn_config)
-        for name, count in (
-            ("total_seqlen_q", total_seqlen_q),
-            ("total_seqlen_k", total_seqlen_k),
-            ("pad_size", pad_size),
-            ("chunk_size", chunk_size),
-        ):
-            check_int(name, count)
+        check_kind("dist_attn_config", dist_attn_config, DistAttnConfig)
+        total_seqlen_q = check_int("total_seqlen_q", total_seqlen_q, 0, END)
+        total_seqlen_k = check_int("total_seqlen_k", total_seqlen_k, 0, END)
+        pad_size, chunk_size = check_int("pad_size", pad_size, 0), check_int("chunk_size", chunk_size, 1)
         for name, value in (
             ("is_same_source", is_same_source),
             ("is_q_permutable", is_q_permutable),
@@ -119,8 +116,8 @@ def magi_attn_flex_key(
 
 
 def magi_attn_varlen_key(
-    cu_seqlens_q: torch.Tensor,
-    cu_seqlens_k: torch.Tensor,
+    cu_seqlens_q: torch.Tensor | Sequence[int],
+    cu_seqlens_k: torch.Tensor | Sequence[int],
     pad_size: int,
     chunk_size: int,
     cp_group_or_mesh: GroupOrMesh,
@@ -129,7 +126,7 @@ def magi_attn_varlen_key(
 ) -> DistAttnRuntimeKey:
     """The key of packed documents, self-attention: document i attends itself, causally or fully.
 
-    cu_seqlens_q, cu_seqlens_k: int `(documents + 1,)`, cumulative lengths from 0. The rest as in magi_attn_flex_key.
+    cu_seqlens_q, cu_seqlens_k: int `(documents + 1,)` in a tensor, an array or a list, cumulative lengths from 0. The rest as in magi_attn_flex_key.
     """
     with refusing(find_groups(cp_group_or_mesh), CALL):
         q_ranges, k_ranges, kind = _documents(cu_seqlens_q, cu_seqlens_k, causal)
@@ -159,10 +156,11 @@ def make_flex_key_for_new_mask_after_dispatch(
     means the same), its dispatch_config has no effect. Any mover works on any placement. Raises as magi_attn_flex_key
     does, and ValueError for an unknown key.
     """
-    first = registry.manager(key_for_dispatch)
+    first = registry.manager(key_for_dispatch, "key_for_dispatch")
     config = key_for_dispatch.dist_attn_config if dist_attn_config is None else dist_attn_config
+    q_ranges, k_ranges, attn_mask_type = (listed(x) for x in (q_ranges, k_ranges, attn_mask_type))
     with refusing(first.groups, CALL):
-        _check_config(config)
+        check_kind("dist_attn_config", config, DistAttnConfig)
         ulysses_size_of(config.mover, first.groups)
         digest = _digest(q_ranges, k_ranges, attn_mask_type)
     content = replace(
@@ -182,14 +180,14 @@ def make_flex_key_for_new_mask_after_dispatch(
 
 
 def make_varlen_key_for_new_mask_after_dispatch(
-    cu_seqlens_q: torch.Tensor,
-    cu_seqlens_k: torch.Tensor,
+    cu_seqlens_q: torch.Tensor | Sequence[int],
+    cu_seqlens_k: torch.Tensor | Sequence[int],
     key_for_dispatch: DistAttnRuntimeKey,
     causal: bool = False,
     dist_attn_config: DistAttnConfig | None = None,
 ) -> DistAttnRuntimeKey:
     """As make_flex_key_for_new_mask_after_dispatch, for packed documents as in magi_attn_varlen_key."""
-    with refusing(registry.manager(key_for_dispatch).groups, CALL):
+    with refusing(registry.manager(key_for_dispatch, "key_for_dispatch").groups, CALL):
         documents = _documents(cu_seqlens_q, cu_seqlens_k, causal)
     return make_flex_key_for_new_mask_after_dispatch(*documents, key_for_dispatch, dist_attn_config)
 
@@ -239,9 +237,11 @@ def _mask(
 
 
 def _documents(
-    cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor, causal: bool
+    cu_seqlens_q: torch.Tensor | Sequence[int], cu_seqlens_k: torch.Tensor | Sequence[int], causal: bool
 ) -> tuple[AttnRanges, AttnRanges, str]:
     """Cumulative lengths as slices."""
+    cu_seqlens_q = integer_tensor("cu_seqlens_q", cu_seqlens_q)
+    cu_seqlens_k = integer_tensor("cu_seqlens_k", cu_seqlens_k)
     check_cu_seqlens(cu_seqlens_q, cu_seqlens_k)
     check_flag("causal", causal)
     ranges = []
@@ -249,10 +249,7 @@ def _documents(
         ends = value.tolist()
         if ends[0] != 0 or ends != sorted(ends):
             raise ValueError(f"{name} must start at 0 and never fall, got {ends}")
+        if ends[-1] >= END:
+            raise ValueError(f"{name} must stay below 2^31, got {ends[-1]}")
         ranges.append(AttnRanges.from_cu_seqlens(ends))
     return ranges[0], ranges[1], "causal" if causal else "full"
-
-
-def _check_config(config: object) -> None:
-    if not isinstance(config, DistAttnConfig):
-        raise TypeError(f"dist_attn_config must be a DistAttnConfig, got {type(config).__name__}")

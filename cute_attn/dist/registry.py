@@ -86,13 +86,16 @@ class Registry:
         self._most_recent = key
         return key
 
-    def manager(self, key: DistAttnRuntimeKey) -> Manager:
-        """Raises TypeError for what is no key, ValueError for a key that was not made here since the last `clear`."""
+    def manager(self, key: DistAttnRuntimeKey, name: str = "key") -> Manager:
+        """Raises TypeError for what is no key, ValueError for a key that was not made here since the last `clear`.
+
+        name: of the argument.
+        """
         if not isinstance(key, DistAttnRuntimeKey):
-            raise TypeError(f"key must be a DistAttnRuntimeKey, got {type(key).__name__}")
+            raise TypeError(f"{name} must be a DistAttnRuntimeKey, got {type(key).__name__}")
         if key.manager is None or key.manager not in self._managers:
             raise ValueError(
-                "key is unknown: it must come from magi_attn_flex_key, magi_attn_varlen_key or their sisters in this "
+                f"{name} is unknown: it must come from magi_attn_flex_key, magi_attn_varlen_key or their sisters in this "
                 f"process, after the last clear_cache, got {key}"
             )
         return key.manager
