@@ -144,7 +144,7 @@ def _remark(mask: IntervalMask, query: Placement) -> str:
         return ""
     idle = int((areas == 0).sum())
     fine = max(1, mask.seqlen_q // (CHUNKS_A_RANK * query.world))
-    way_out = f"--chunk-size {fine}" if fine < query.chunk_size else "fewer ranks or a longer sequence"
+    way_out = f"--chunk-size {fine}" if fine < query.chunk_size else "--alg min_heap, fewer ranks or a longer sequence"
     return (
         f"unbalanced: the busiest rank has {ratio:.1f} times the mean area, {idle:,} of {query.world:,} ranks have "
         f"nothing to attend; try {way_out}\n"

@@ -40,7 +40,8 @@ def agree(groups: Groups, call: str, fields: Mapping[str, object]) -> None:
         if torch.equal(send_rows(digests, one_each, one_each, group).wait(), digests):
             return
         calls: list[tuple[str, dict[str, str]]] = [("", {})] * groups.world
-        dist.all_gather_object(calls, (call, {name: repr(value) for name, value in fields.items()}), group=group)
+        shown = {name: str(value) if name == REFUSAL else repr(value) for name, value in fields.items()}
+        dist.all_gather_object(calls, (call, shown), group=group)
     raise ValueError(_difference(calls))
 
 
@@ -64,13 +65,16 @@ def refusing(groups: Groups, call: str, tell: bool = True) -> Iterator[None]:
 
 def _difference(calls: Sequence[tuple[str, dict[str, str]]]) -> str:
     """What differs among the calls, of ranks 0, 1, ..., and their fields."""
-    names = [call for call, _ in calls]
+    names, every = [call for call, _ in calls], [fields for _, fields in calls]
+    refused = [
+        f"{name}: rank {rank} refused its arguments: {fields[REFUSAL]}"
+        for rank, (name, fields) in enumerate(calls)
+        if REFUSAL in fields
+    ]
+    if refused:
+        return "; ".join(refused)
     if len(set(names)) > 1:
         return f"the ranks of the group are at different calls: {_by_rank(names)}"
-    every = [fields for _, fields in calls]
-    refused = [f"rank {rank} refused its arguments: {f[REFUSAL]}" for rank, f in enumerate(every) if REFUSAL in f]
-    if refused:
-        return f"{names[0]}: {'; '.join(refused)}"
     differing = []
     for name in every[0]:
         values = [fields[name] for fields in every]

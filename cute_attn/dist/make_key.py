@@ -126,7 +126,8 @@ def magi_attn_varlen_key(
 ) -> DistAttnRuntimeKey:
     """The key of packed documents, self-attention: document i attends itself, causally or fully.
 
-    cu_seqlens_q, cu_seqlens_k: int `(documents + 1,)` in a tensor, an array or a list, cumulative lengths from 0. The rest as in magi_attn_flex_key.
+    cu_seqlens_q, cu_seqlens_k: int `(documents + 1,)` in a tensor, an array or a list, cumulative lengths from 0. The
+    rest as in magi_attn_flex_key.
     """
     with refusing(find_groups(cp_group_or_mesh), CALL):
         q_ranges, k_ranges, kind = _documents(cu_seqlens_q, cu_seqlens_k, causal)

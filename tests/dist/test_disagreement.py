@@ -129,18 +129,26 @@ def _other_forms(rank):
 
 
 def test_a_rank_that_refuses_its_arguments_tells_the_others():
-    for of_key, of_call in [list(zip(*run_ranks(3, _refused), strict=True))]:
-        for errors, message in ((of_key, "chunk_size must be an int"), (of_call, "softcap must be >= 0")):
-            assert message in errors[ODD][1]
-            assert_all_raise([errors[0], errors[2]], "rank 1 refused its arguments", message)
+    of_calls = zip(*run_ranks(3, _refused), strict=True)
+    messages = (
+        "making a key: rank 1 refused its arguments: TypeError: chunk_size must be an int",
+        "calc_attn: rank 1 refused its arguments: ValueError: softcap must be >= 0",
+        "dispatch: rank 1 refused its arguments: ValueError: x must have 48 rows",
+    )
+    for message, errors in zip(messages, of_calls, strict=True):
+        assert errors[ODD][1].startswith(message.rsplit(": ", 1)[1]), "its own error"
+        assert_all_raise([errors[0], errors[2]], message)
 
 
 def _refused(rank):
     of_key = error_of(make_key, chunk_size=4) if rank != ODD else error_of(_key_of_bad_chunks)
     key = make_key()
     of_call = error_of(calc_attn, *local_qkv(key), key, softcap=either(rank, 1.0, -1.0))
+    at_the_next_call = error_of(
+        *either(rank, (calc_attn, *local_qkv(key), key), (dispatch, torch.zeros(LENGTH + 1), key))
+    )
     calc_attn(*local_qkv(key), key)
-    return of_key, of_call
+    return of_key, of_call, at_the_next_call
 
 
 def _key_of_bad_chunks():
