@@ -46,6 +46,29 @@ def _dirty_padding(rank, cases, mover):
     return padded
 
 
+@pytest.mark.parametrize("mover", ["group_cast", "ulysses"])
+def test_gradients_of_rows_without_keys_do_not_reach_the_sinks_through_their_output(mover):
+    run_ranks(2, _rows_without_keys, mover)
+
+
+def _rows_without_keys(rank, mover):
+    mask = IntervalMask.from_slices([[5, 11]], [[0, 30]], "full", 48, 48)
+    key = magi_attn_flex_key(mask, None, None, 48, 48, 0, 4, dist.group.WORLD, config(mover))
+    rows = key.manager.placement("q").positions(rank)
+    empty = (rows < 5) | (rows >= 11)
+    torch.manual_seed(rank)
+    q = torch.randn(24, 2, 8).double()
+    dout, dlse = torch.randn(24, 2, 8).double(), torch.randn(2, 24).double()
+    grads = []
+    for rubbish in (0.0, torch.nan):
+        sink = torch.zeros(1, 2).double().requires_grad_()
+        out, lse = calc_attn(q, q, q, key, sink)
+        torch.autograd.backward([out, lse], [filled(dout.clone(), empty, rubbish), dlse])
+        grads.append(sink.grad)
+    assert torch.equal(*grads)
+    assert (grads[0] != 0).all()
+
+
 def attended(key, padding, sinks, rubbish):
     """NAMES, of inputs and gradients of calc_attn in which padding holds zeros, or rubbish."""
     torch.manual_seed(dist.get_rank())
