@@ -23,6 +23,8 @@ from cute_attn.dist import (
     undispatch,
 )
 
+from cute_attn.dist.groups import host_group
+
 LENGTH, CHUNK = 48, 4
 ODD = 1  # the rank that is given something else
 
@@ -317,3 +319,20 @@ def recorded_dtypes():
 
     dist.all_to_all_single = all_to_all_single
     return sent
+
+
+def test_digests_of_a_group_without_the_cpu_travel_over_a_group_of_its_own():
+    errors = run_ranks(2, _no_cpu)
+    assert_all_raise(errors, "softcap is 0.0 on rank 0; 30.0 on rank 1")
+
+
+def _no_cpu(rank):
+    """As if WORLD were NCCL alone."""
+    original, world = dist.get_backend_config, dist.group.WORLD
+    dist.get_backend_config = lambda group: "cuda:nccl" if group is world else original(group)
+    key = make_key()
+    companion = host_group(world)
+    assert companion is not world
+    assert companion is host_group(world)
+    assert dist.get_process_group_ranks(companion) == [0, 1]
+    return error_of(calc_attn, *local_qkv(key), key, softcap=either(rank, 0.0, 30.0))
