@@ -99,16 +99,14 @@ def _forward(
         if block.mask is not None:
             keys, values = block.kv[..., :head_dim], block.kv[..., head_dim:]
             merger.add(*attend(q, keys, values, block.mask, settings, return_max_logits))
-    without_keys = None
     if sink is not None:
-        without_keys = merger.lse == -torch.inf
         merger.add_sinks(_own(sink, exchange))
     here = merger.out.to(q.dtype), merger.lse
     out, lse = here if exchange is None else exchange.leave(*here)
     max_logits = lse.new_empty(0)
     if return_max_logits:
         max_logits = max_over_ranks(_for_all_heads(merger.max_logits, -torch.inf, lse.shape[0], exchange), route.group)
-    ctx.save_for_backward(q, kv, sink, *here, without_keys)
+    ctx.save_for_backward(q, kv, sink, *here)
     ctx.route, ctx.settings, ctx.head_dim, ctx.number = route, settings, head_dim, route.guard.number()
     ctx.mark_non_differentiable(max_logits)
     return out, lse, max_logits
@@ -117,7 +115,7 @@ def _forward(
 def _backward(ctx: Any, dout: torch.Tensor, dlse: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     """Gradients of q, k, v and sink; of out and lse they come as zeros where they are missing, so that every rank
     communicates the same whatever its loss reads."""
-    q, kv, sink, out, lse, without_keys = ctx.saved_tensors
+    q, kv, sink, out, lse = ctx.saved_tensors
     route, head_dim = ctx.route, ctx.head_dim
     needs_q, needs_k, needs_v, needs_sink = ctx.needs_input_grad[:4]
     dout, dlse = _without_padding(dout, route.rows), _without_padding(dlse.T, route.rows).T
@@ -129,7 +127,7 @@ def _backward(ctx: Any, dout: torch.Tensor, dlse: torch.Tensor) -> tuple[torch.T
         if needs_k or needs_v:
             dk, dv = dkv[..., :head_dim], dkv[..., head_dim:]
     if needs_sink:
-        mine = _sink_gradient(_own(sink, route.exchange), out, lse, dout, dlse, without_keys)
+        mine = _sink_gradient(_own(sink, route.exchange), out, lse, dout, dlse)
         dsink = sum_over_ranks(_for_all_heads(mine, 0.0, sink.shape[1], route.exchange), route.group)
     return dq, dk if needs_k else None, dv if needs_v else None, dsink
 
@@ -177,20 +175,12 @@ def _query_and_key_gradients(
 
 
 def _sink_gradient(
-    sink: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    dout: torch.Tensor,
-    dlse: torch.Tensor,
-    without_keys: torch.Tensor,
+    sink: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, dout: torch.Tensor, dlse: torch.Tensor
 ) -> torch.Tensor:
-    """`-sum over rows of exp(sink - lse) * (out . dout - dlse)`, `(sinks, heads)`.
-
-    without_keys: bool `(heads, rows)`, where out is 0 whatever dout holds.
-    """
+    """`-sum over rows of exp(sink - lse) * (out . dout - dlse)`, `(sinks, heads)`."""
     empty = lse == -torch.inf  # only -inf sinks stand before such an lse: exp gives 0
-    delta = (dout.to(lse.dtype) * out.to(lse.dtype)).sum(2).T.masked_fill(without_keys, 0.0)
-    delta = delta - dlse.masked_fill(empty, 0.0)
+    products = (dout.to(lse.dtype) * out.to(lse.dtype)).masked_fill(out == 0, 0.0)  # rows without keys have any dout
+    delta = products.sum(2).T - dlse.masked_fill(empty, 0.0)
     share = (sink[:, :, None] - lse.masked_fill(empty, 0.0)).exp()
     return -(share * delta).sum(2)
 
