@@ -100,7 +100,7 @@ def command(
     cute-attn build --output kernels --mask causal --candidates
     """
     named = given(context)
-    of_masks = ("seqlen", "ops", "dtypes", "dims", "softcap", "sink", "deterministic")
+    of_masks = ("seqlen", "ops", "dtypes", "dims", "softcap", "sink", "deterministic", "candidates")
     for option in (o for o in context.command.params if o.name in of_masks and o.name in named and not masks):
         raise click.UsageError(f"{option.opts[0]} goes with --mask: specs have their own")
     for name, op in (("sink", "fwd"), ("deterministic", "bwd")):
