@@ -89,14 +89,14 @@ def disassembler() -> str:
 
 
 def disassemble(cubin: bytes) -> str:
-    """The text of `nvdisasm -c`. Raises Unavailable without a disassembler, RuntimeError if it refuses the code."""
+    """The text of `nvdisasm -c`. Raises Unavailable without a disassembler, or if it refuses the code."""
     program = disassembler()
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         result = subprocess.run([program, "-c", file.name], capture_output=True, text=True)
     if result.returncode:
-        raise RuntimeError(f"{program} refused the machine code: {result.stderr.strip()}")
+        raise Unavailable(f"{program} refused the machine code: {result.stderr.strip()}")
     return result.stdout
 
 

@@ -276,7 +276,7 @@ def test_doctor_and_build_say_that_a_cache_or_a_bundle_may_not_be_entered(tmp_pa
     code, output, errors = said({"CUTE_ATTN_CACHE_DIR": str(path / "cache")}, "doctor")
     assert code == 0, errors
     assert f"{path / 'cache'}: Permission denied, so that kernels live in memory only" in output
-    assert errors.count("the cache cannot be used") <= 1
+    assert errors == ""
     code, _, errors = said({}, "build", "--mask", "causal", "--output", path / "cache")
     path.chmod(0o700)
     assert code == 2

@@ -41,8 +41,8 @@ def ls(root: Path | None) -> None:
     console = Console()
     size = count = 0
     for path in cache.entry_directories(root):
-        state, here, text = _entry(path)
-        age = f"{(time.time() - path.stat().st_mtime) / DAY:.1f} d"
+        state, seconds, here, text = _entry(path)
+        age = f"{seconds / DAY:.1f} d"
         console.print(f"{path.name[:12]}  {state:10}  {age:>8}  {here / 1e3:>6.0f} kB", highlight=False)
         console.print(Padding(Text(text), (0, 0, 0, 4)))
         size, count = size + here, count + 1
@@ -96,15 +96,17 @@ def _root(root: Path | None) -> Path:
     return root
 
 
-def _entry(path: Path) -> tuple[str, int, str]:
-    """The state of an entry, its bytes, and its kernel or what is wrong with it."""
+def _entry(path: Path) -> tuple[str, float, int, str]:
+    """The state of an entry, its age in seconds, its bytes, and its kernel or what is wrong with it."""
+    age, size = 0.0, 0
     try:
+        age = time.time() - path.stat().st_mtime
         size = sum(file.stat().st_size for file in path.iterdir())
         manifest = read_manifest(path)
         spec = parse_spec(manifest["spec"])
     except (BrokenEntry, ValueError, TypeError, KeyError, NotADirectoryError) as error:
-        return "broken", 0, str(error)
+        return "broken", age, size, str(error)
     except OSError as error:
-        return "unreadable", 0, in_words(error)
+        return "unreadable", age, size, in_words(error)
     state = "current" if key(spec) == path.name else "outdated"
-    return state, size, f"{spec}; {manifest['registers']} registers, {manifest['spill_bytes']} bytes spilled"
+    return state, age, size, f"{spec}; {manifest['registers']} registers, {manifest['spill_bytes']} bytes spilled"

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import product
 
@@ -16,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import __version__
-from ..directories import cache_directory, obstacle
+from ..directories import CacheUnusable, cache_directory, obstacle
 from ..errors import Unavailable, in_words
 from ..jit import HEAD_DIMS, tuned
 from ..jit.compiler import missing_compiler
@@ -35,8 +36,11 @@ def command() -> None:
     console = Console()
     console.print(_table("machine", [(name, state, text) for name, (state, text) in _findings().items()]))
     console.print(_table("backends", [(b.name, "ok" if b.runs else "no", b.reason) for b in backends()]))
-    console.print(_table("tiles, causal at 8,192 tokens, 32 heads on 8", _tiles()))
-    known = [f"{len(table.tiles)} in {table.origin}" for table in tuned.tables()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CacheUnusable)  # a row has said it
+        tiles = _tiles()
+        known = [f"{len(table.tiles)} in {table.origin}" for table in tuned.tables()]
+    console.print(_table("tiles, causal at 8,192 tokens, 32 heads on 8", tiles))
     console.print(f"tuned tables: {'; '.join(known) or 'none; `cute-attn autotune` writes one'}")
     kind = "the GPU" if best_device().type == "cuda" else "CPU tensors"
     console.print(f"`cute-attn demo` runs on {kind} here.")

@@ -51,7 +51,7 @@ class Entry:
 
 
 def link(compiled: Compiled) -> Entry:
-    """Exports and links the host code of a compiled kernel. Raises Unavailable where there is no linker."""
+    """Exports and links the host code of a compiled kernel. Raises Unavailable where no linker is, or works."""
     with tempfile.TemporaryDirectory() as scratch:
         built, target = Path(scratch) / _EXPORTED, Path(scratch) / _SHARED_OBJECT
         compiled.function.export_to_c(object_file_path=str(built), function_name=SYMBOL)
@@ -130,7 +130,7 @@ def _link(built: Path, target: Path) -> None:
     if result.returncode and os.strerror(errno.ENOSPC) in result.stderr:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} to link a kernel", str(target))
     if result.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
+        raise Unavailable(f"{' '.join(command)} failed:\n{result.stderr}")
 
 
 def _shared_memory_bytes(spec: Spec) -> int:
