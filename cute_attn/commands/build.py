@@ -50,6 +50,7 @@ def progress(console: Console) -> Progress:
 @click.option(
     "--spec", "texts", multiple=True, metavar="JSON", help="One spec, as the error of a missing kernel has it."
 )
+@click.option("--selftest", "for_selftest", is_flag=True, help="Every kernel that `cute-attn selftest` runs.")
 @click.option("--mask", "masks", multiple=True, metavar="NAME[:key=value,...]", help="Kernels for this kind of mask.")
 @click.option("--seqlen", type=click.IntRange(1), default=8192, show_default=True, help="Of the masks.")
 @click.option(
@@ -67,6 +68,7 @@ def command(
     output: Path,
     files: tuple[Path, ...],
     texts: tuple[str, ...],
+    for_selftest: bool,
     masks: tuple[str, ...],
     seqlen: int,
     ops: tuple[str, ...],
@@ -80,15 +82,20 @@ def command(
     """Kernels compiled ahead into a bundle, which load_bundle or CUTE_ATTN_BUNDLES loads where no compiler is.
 
     \b
+    cute-attn build --output kernels --selftest
     cute-attn build --output kernels --specs specs.json
     cute-attn build --output kernels --mask causal --head-dim 64 --head-dim 128
     """
     specs = [spec for file in files for spec in load_specs(file)]
     specs += specs_of([_json(text) for text in texts], "--spec")
+    if for_selftest:
+        from ..selftest.cases import specs as selftest_specs
+
+        specs += selftest_specs()
     for name, op, dtype, dim in product(masks, ops, dtypes, dims):
         specs.append(_spec(op, dtype, dim, name, seqlen, softcap, sink, deterministic))
     if not specs:
-        raise click.UsageError("nothing to build: give --specs, --spec or --mask")
+        raise click.UsageError("nothing to build: give --selftest, --specs, --spec or --mask")
     console = Console()
     failures = []
     with progress(console) as bar:
