@@ -61,5 +61,5 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 
 def _row(**outcome: str) -> Row:
-    empty = {"spec": None, "status": "", "error": {}, "allowed": {}, "seconds": 0.0, "gpu": "", "detail": ""}
+    empty: Row = {"spec": None, "status": "", "error": {}, "allowed": {}, "seconds": 0.0, "gpu": "", "detail": ""}
     return {"case": "bench", **empty, **outcome}

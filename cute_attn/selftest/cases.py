@@ -125,7 +125,7 @@ def case_for(spec: Spec) -> Case:
 
 def _forward_of(case: Case) -> Spec:
     """The kernel that a public case runs before its own."""
-    variant = {"score": "softcap"} if case.softcap else {}
+    variant: dict[str, Any] = {"score": "softcap"} if case.softcap else {}
     return spec_for("fwd", case.spec.dtype, *case.dims, _mask(case.mask), sink=case.sink, **variant)
 
 

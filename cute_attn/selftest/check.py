@@ -33,7 +33,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Verdict(NamedTuple):
-    """Of each tensor the largest error against float64 and what is allowed, and in words what is wrong, "" if nothing."""
+    """Of each tensor the largest error against float64 and what is allowed; what is wrong, in words, or ""."""
 
     error: dict[str, float]
     allowed: dict[str, float]
@@ -154,11 +154,11 @@ def _launched(case: Case, p: Problem, runtime: Runtime) -> Tensors:
 
 
 def _public(case: Case, p: Problem) -> Tensors:
-    leaves = [x[0].detach().clone().requires_grad_() for x in (p.q, p.k, p.v)]
+    q, k, v = (x[0].detach().clone().requires_grad_() for x in (p.q, p.k, p.v))
     sink = None if p.sink is None else p.sink[0, 0].clone().requires_grad_()
-    options = {"softmax_scale": case.softmax_scale, "softcap": case.softcap}
-    out, lse = flex_flash_attn_func(*leaves, p.mask, sink=sink, **options)
-    inputs = leaves if sink is None else [*leaves, sink]
+    scale, softcap = case.softmax_scale, case.softcap
+    out, lse = flex_flash_attn_func(q, k, v, p.mask, softmax_scale=scale, softcap=softcap, sink=sink)
+    inputs = (q, k, v) if sink is None else (q, k, v, sink)
     gradients = torch.autograd.grad(out, inputs, p.dout[0])
     named = dict(zip(("dq", "dk", "dv", "dsink"), gradients, strict=False))
     return {name: x.detach()[None] for name, x in {"out": out, "lse": lse, **named}.items()}
@@ -206,9 +206,9 @@ def _exact(case: Case, p: Problem) -> Tensors:
 
 def _plain(case: Case, p: Problem) -> Tensors:
     """By name, of plain PyTorch in the case's dtype."""
-    leaves = [x.detach().clone().requires_grad_(case.op == "bwd") for x in (p.q, p.k, p.v)]
+    q, k, v = leaves = tuple(x.detach().clone().requires_grad_(case.op == "bwd") for x in (p.q, p.k, p.v))
     sink = None if p.sink is None else p.sink.clone().requires_grad_(case.op == "bwd")
-    out, lse = plain_attention(*leaves, p.mask, sink, case.softmax_scale, case.softcap)
+    out, lse = plain_attention(q, k, v, p.mask, sink, case.softmax_scale, case.softcap)
     found = {"out": out.detach(), "lse": lse.detach()}
     if case.op == "bwd":
         loss = (out * p.dout).sum()
@@ -251,5 +251,6 @@ def _compared(name: str, got: torch.Tensor, exact: torch.Tensor, allowed: float)
     beyond = int((off > allowed).sum())
     place = tuple(int(i) for i in torch.unravel_index(off.argmax(), off.shape))
     return error, (
-        f"{name} is off by {error:.3g}, allowed {allowed:.2g}: {beyond:,} of {off.numel():,} elements are, most at {place}"
+        f"{name} is off by {error:.3g}, allowed {allowed:.2g}: "
+        f"{beyond:,} of {off.numel():,} elements are, most at {place}"
     )

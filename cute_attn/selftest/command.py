@@ -47,7 +47,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--bundle",
         type=Path,
-        help="test the kernels of this bundle alone; else those of CUTE_ATTN_BUNDLES, of the cache, and what a compiler makes",
+        help="test its kernels alone; else those of CUTE_ATTN_BUNDLES, of the cache, and what a compiler makes",
     )
     parser.add_argument("--budget", type=_seconds, default=300.0, metavar="SECONDS", help="for all, 300 if not given")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the lines of JSON there too, as they come")

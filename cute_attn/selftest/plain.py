@@ -1,4 +1,4 @@
-"""Attention in plain PyTorch, every tensor in the inputs' dtype: whose error against float64 a kernel may have twice."""
+"""Attention in plain PyTorch, every tensor in the inputs' dtype: a kernel may be off by twice its error."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .cases import cases, profiled
 from .watch import Row, Settings, run
+from .worker import LAUNCHES
 
 __all__ = ["SANITIZERS", "profile", "sanitize"]
 
@@ -68,18 +69,8 @@ def profile(directory: Path, settings: Settings) -> Iterator[Row]:
     directory.mkdir(parents=True, exist_ok=True)
     for case in profiled(settings.runtime == "sim"):
         report = directory / f"ncu_{case.op}"
-        prefix = (program, "--clock-control", "none", "--set", "full", "--import-source", "no")
-        prefix += (
-            "-k",
-            f"regex:{KERNELS[case.op]}",
-            "--launch-skip",
-            "2",
-            "--launch-count",
-            "1",
-            "-f",
-            "-o",
-            str(report),
-        )
+        options = f"--clock-control none --set full --import-source no --launch-skip {LAUNCHES - 1} --launch-count 1"
+        prefix = (program, *options.split(), "-k", f"regex:{KERNELS[case.op]}", "-f", "-o", str(report))
         under = replace(settings, prefix=prefix, patience=SLOWER * settings.patience, launch_only=True)
         for row in run([case], under):
             counted = _counters(program, report) if row["status"] == "right" else ""
@@ -95,8 +86,8 @@ def _counters(program: str, report: Path) -> str:
         command = [program, "-i", f"{report}.ncu-rep", "--page", page, "--csv"]
         pages[page] = subprocess.run(command, capture_output=True, text=True, errors="replace").stdout
         report.with_name(f"{report.name}_{page}.csv").write_text(pages[page])
-    rows = [row for row in csv.reader(line for line in pages["raw"].splitlines() if not line.startswith("=="))]
-    rows = [row for row in rows if len(row) > 8]
+    lines = (line for line in pages["raw"].splitlines() if not line.startswith("=="))
+    rows = [row for row in csv.reader(lines) if len(row) > 8]
     if len(rows) < 3:
         return ""
     found = {name: f"{value} {unit}".strip() for name, unit, value in zip(*rows[:3], strict=False)}

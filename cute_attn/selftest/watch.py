@@ -1,4 +1,4 @@
-"""Runs cases in a process that is watched: what hangs or dies costs its own case, and the next one gets a new process."""
+"""Runs cases in a process that is watched: what hangs or dies costs its own case, the next gets a new process."""
 
 from __future__ import annotations
 
