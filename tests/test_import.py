@@ -57,17 +57,19 @@ def test_importing_brings_in_nothing_but_torch_and_numpy():
     assert not strangers & {"cutlass", "cuda", "matplotlib", "click", "rich", "tvm_ffi"}
 
 
-BLOCK_AND_COLLECT = """
+BLOCK = """
 import importlib.abc, sys
 
 class Blocker(importlib.abc.MetaPathFinder):
-    allowed = set(sys.argv[1].split(",")) | set(sys.stdlib_module_names)
+    allowed = set(sys.argv[1].split(",")) | set(sys.stdlib_module_names) | {"cute_attn"}
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] not in self.allowed and not name.startswith(("_sysconfigdata", "__editable__")):
             raise ModuleNotFoundError(f"{name} is blocked", name=name)
 
 sys.meta_path.insert(0, Blocker())
+"""
+COLLECT = """
 import cute_attn, pytest
 sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *sys.argv[2:]]))
 """
@@ -81,7 +83,7 @@ def test_importing_and_collecting_gpu_tests_needs_torch_numpy_and_pytest_alone()
         path for path in TESTS.rglob("test_*.py") if path.parent in folders or "mark." + "gpu" in path.read_text()
     ]
     result = run(
-        BLOCK_AND_COLLECT, ",".join(sorted(allowed)), str(TESTS / "test_backend.py"), *map(str, marked),
+        BLOCK + COLLECT, ",".join(sorted(allowed)), str(TESTS / "test_backend.py"), *map(str, marked),
         PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
@@ -93,6 +95,64 @@ def test_importing_and_collecting_gpu_tests_needs_torch_numpy_and_pytest_alone()
 def test_the_blocker_blocks(module):
     allowed = with_dependencies("torch", "numpy", "pytest")
     assert module not in allowed
-    program = BLOCK_AND_COLLECT.replace("import cute_attn, pytest", f"import {module}")
-    result = run(program, ",".join(sorted(allowed)))
+    result = run(f"{BLOCK}import {module}", ",".join(sorted(allowed)))
     assert f"{module} is blocked" in result.stderr
+
+
+LAUNCH = """
+import torch, cute_attn
+from cute_attn.jit import KernelSpec, tuned
+from cute_attn.jit.load import kernel
+from cute_attn.jit.obtain import KernelNotBuilt
+from cute_attn.mask import causal
+
+spec = KernelSpec(layers=1)
+tuned.gpu_of = lambda device: ("NVIDIA H200", 132)
+tile = tuned.tuned_tile("fwd", "bf16", (128, 128), (4, 4), causal(256), torch.device("cuda"), spec.tile)
+with cute_attn.record_specs() as recorder:
+    found = kernel(spec, "sim")
+assert (tile, recorder.specs, found.ptx) == (spec.tile, (spec,), "// ptx")
+try:
+    kernel(KernelSpec(sink=True), "sim")
+except KernelNotBuilt as error:
+    print(error)
+"""
+DOCTOR = """
+from cute_attn.cli import main
+main(["doctor"])
+"""
+
+
+@pytest.fixture
+def bundle(tmp_path, monkeypatch):
+    """A bundle with one kernel, and a home directory without a cache."""
+    sys.path.append(str(TESTS / "jit"))
+    from fake_compiler import compiled
+
+    from cute_attn.jit import KernelSpec, cache
+    from cute_attn.jit.entry import link
+
+    cache.commit(link(compiled(KernelSpec(layers=1))), tmp_path / "bundle")
+    sys.path.remove(str(TESTS / "jit"))
+    for name in ("CUTE_ATTN_CACHE_DIR", "CUTE_ATTN_CACHE_MODE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CUTE_ATTN_BUNDLES", str(tmp_path / "bundle"))
+    return tmp_path
+
+
+def test_a_launch_from_a_bundle_needs_torch_numpy_and_the_runtime_alone(bundle):
+    allowed = with_dependencies("torch", "numpy", "apache-tvm-ffi")
+    assert not allowed & {"platformdirs", "click", "rich", "matplotlib", "PIL", "cutlass"}
+    result = run(BLOCK + LAUNCH, ",".join(sorted(allowed)))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("nvidia-cutlass-dsl, the compiler, is not installed, and no cache or bundle has")
+    assert not result.stderr
+
+
+def test_doctor_needs_click_and_rich_besides(bundle):
+    allowed = with_dependencies("torch", "numpy", "apache-tvm-ffi", "click", "rich")
+    result = run(BLOCK + DOCTOR, ",".join(sorted(allowed)), COLUMNS="200")
+    assert result.returncode == 0, result.stderr
+    assert "the compiler, is not installed" in result.stdout
+    assert str(bundle / ".cache" / "cute_attn") in result.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from itertools import product
 from pathlib import Path
@@ -12,9 +11,14 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ..directories import cache_directory, obstacle
 from ..jit.build import build, load_specs, specs_of
 from ..jit.compile import Spec
+from ..jit.record import NOTHING_RECORDED
 from ..mask import from_spec
+from ..strict_json import loads
+from .files import NewFolder
+from .options import given
 
 __all__ = ["HeadDim", "command", "progress"]
 
@@ -43,9 +47,7 @@ def progress(console: Console) -> Progress:
 
 
 @click.command("build")
-@click.option(
-    "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="The bundle, new or to add to."
-)
+@click.option("--output", type=NewFolder(), required=True, help="The bundle, new or to add to.")
 @click.option("--specs", "files", type=FILE, multiple=True, help="A JSON list of specs, as record_specs saves it.")
 @click.option(
     "--spec", "texts", multiple=True, metavar="JSON", help="One spec, as the error of a missing kernel has it."
@@ -64,7 +66,9 @@ def progress(console: Console) -> Progress:
 @click.option("--sink", is_flag=True, help="With sinks (forward).")
 @click.option("--deterministic", is_flag=True, help="With sums of dQ in a fixed order (backward).")
 @click.option("--workers", type=click.IntRange(1), default=os.cpu_count(), show_default="one a core")
+@click.pass_context
 def command(
+    context: click.Context,
     output: Path,
     files: tuple[Path, ...],
     texts: tuple[str, ...],
@@ -86,7 +90,18 @@ def command(
     cute-attn build --output kernels --specs specs.json
     cute-attn build --output kernels --mask causal --head-dim 64 --head-dim 128
     """
-    specs = [spec for file in files for spec in load_specs(file)]
+    named = given(context)
+    of_masks = ("seqlen", "ops", "dtypes", "dims", "softcap", "sink", "deterministic")
+    for option in (o for o in context.command.params if o.name in of_masks and o.name in named and not masks):
+        raise click.UsageError(f"{option.opts[0]} goes with --mask: specs have their own")
+    for name, op in (("sink", "fwd"), ("deterministic", "bwd")):
+        if name in named and op not in ops:
+            raise click.UsageError(f"--{name} goes with --op {op}")
+    recorded = {file: load_specs(file) for file in files}
+    for file, found in recorded.items():
+        if not found:
+            raise click.UsageError(f"{file} holds no kernel: {NOTHING_RECORDED}")
+    specs = [spec for found in recorded.values() for spec in found]
     specs += specs_of([_json(text) for text in texts], "--spec")
     if for_selftest:
         from ..selftest.cases import specs as selftest_specs
@@ -97,6 +112,8 @@ def command(
     if not specs:
         raise click.UsageError("nothing to build: give --selftest, --specs, --spec or --mask")
     console = Console()
+    if why := _not_kept():
+        console.print(f"kernels are built into {output} alone: the cache cannot be used: {why}", soft_wrap=True)
     failures = []
     with progress(console) as bar:
         task = bar.add_task("building", total=len(set(specs)))
@@ -112,9 +129,17 @@ def command(
     return 1 if failures else 0
 
 
+def _not_kept() -> str:
+    """Why the processes that build cannot keep kernels in the user's cache too; they would each say it."""
+    try:
+        return obstacle(cache_directory())
+    except OSError as error:
+        return str(error)
+
+
 def _json(text: str) -> object:
     try:
-        return json.loads(text)
+        return loads(text)
     except ValueError as error:
         raise click.UsageError(f"--spec is not JSON: {error}: {text!r}") from None
 

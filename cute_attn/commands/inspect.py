@@ -20,8 +20,12 @@ from ..fwd.launch import kernel_dims, mask_kind
 from ..inspect import Report, inspect, keep
 from ..jit.backward_spec import BackwardSpec, BackwardTile
 from ..jit.compile import Spec, compile
+from ..jit.compiler import needs_compiler
 from ..jit.spec import KernelSpec, Softmax, TileConfig
 from ..mask import from_spec
+from ..sass import disassembler
+from .files import NewFolder
+from .options import given
 
 __all__ = ["command"]
 
@@ -46,16 +50,16 @@ class Tile(click.ParamType):
 @click.option("--mask", "mask", default="causal", show_default=True, metavar="NAME[:key=value,...]")
 @click.option("--seqlen", type=click.IntRange(1), default=4096, show_default=True, help="That the mask is made for.")
 @click.option("--tile", type=Tile(), metavar="ROWSxKEYS", help="The default tile if not given.")
-@click.option("--stages", type=int, default=2, show_default=True, help="Of K and V, with --tile.")
+@click.option("--stages", type=int, default=2, show_default=True, help="Of K and V, with --tile (forward).")
 @click.option("--softmax", type=click.Choice(["stale", "exact"]), default="stale", show_default=True)
 @click.option("--softcap", is_flag=True, help="Scores are capped.")
 @click.option("--sink", is_flag=True, help="Sinks join the softmax.")
 @click.option("--max-logits", is_flag=True, help="The largest score of each head is returned; implies --softmax exact.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
-@click.option(
-    "--keep", "directory", type=click.Path(file_okay=False, path_type=Path), help="Leave .ptx and .cubin there."
-)
+@click.option("--keep", "directory", type=NewFolder(), help="Leave .ptx and .cubin there.")
+@click.pass_context
 def command(
+    context: click.Context,
     op: str,
     head_dim: int,
     head_dim_v: int | None,
@@ -77,6 +81,15 @@ def command(
     cute-attn inspect --head-dim 128 --mask causal
     cute-attn inspect --head-dim 64 --tile 128x176 --json --keep /tmp/kernel
     """
+    named = given(context)
+    for name in ("softmax", "sink", "max_logits", "stages"):
+        if op == "bwd" and name in named:
+            raise click.UsageError(f"--{name.replace('_', '-')} is the forward's: the backward kernels have none")
+    if "stages" in named and tile is None:
+        raise click.UsageError("--stages goes with --tile: the default tile has its own")
+    if max_logits and "softmax" in named and softmax != "exact":
+        raise click.UsageError(f"--max-logits implies --softmax exact, got --softmax {softmax}")
+    disassembler()  # sooner than after the compile
     dims = kernel_dims(head_dim, head_dim_v or head_dim)
     config: TileConfig | BackwardTile
     if op == "fwd":
@@ -104,7 +117,8 @@ def command(
         spec = KernelSpec(**common, sink=sink, max_logits=max_logits, softmax=kind)
     else:
         spec = BackwardSpec(**common)
-    compiled = compile(spec)
+    with needs_compiler():
+        compiled = compile(spec)
     report = inspect(compiled)
     kept = keep(compiled, directory) if directory else []
     if as_json:

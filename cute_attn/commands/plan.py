@@ -27,6 +27,8 @@ from ..dist.placement import Placement, rank_areas
 from ..dist.predict import MoverPrediction, predict_movers
 from ..dist.workload import lognormal_documents
 from ..mask import IntervalMask, from_spec
+from .files import Picture
+from .terminal import drawn
 
 __all__ = ["command"]
 
@@ -73,7 +75,7 @@ class Tokens(click.ParamType):
 @click.option("--head-dim", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--ulysses-size", type=click.IntRange(2), default=8, show_default=True, help="Of a 2-D mesh.")
 @click.option("--bandwidth", type=float, default=40.0, show_default=True, help="GB/s that a GPU sends and receives.")
-@click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture of who holds what.")
+@click.option("--png", type=Picture(), help="Write a picture of who holds what.")
 def command(
     world: int,
     seqlen: int,
@@ -111,8 +113,8 @@ def command(
     console.print(_placement(mask, query, title, alg, seconds))
     console.print(_movers(movers))
     width = max(40, min(console.width, 120))
-    click.echo("held █, received ▒ (░ in part); a line a rank, keys from left to right")
-    click.echo(draw_text(mask, query, key, width))
+    click.echo(drawn("held █, received ▒ (░ in part); a line a rank, keys from left to right"))
+    click.echo(drawn(draw_text(mask, query, key, width)))
     if png is not None:
         draw_png(mask, query, key, png, f"{title}: {seqlen:,} tokens on {world:,} ranks")
         click.echo(f"picture: {png}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cute_attn.errors import Unavailable
+
 
 @dataclass(frozen=True)
 class Place:
@@ -89,5 +91,5 @@ class UnsupportedDescriptor(SimError):
     """A tensor map or matrix descriptor with bits that the simulator does not know."""
 
 
-class UntestedVersion(SimError):
+class UntestedVersion(SimError, Unavailable):
     """A version of the DSL or of PTX that the simulator was not tested with."""

@@ -1,0 +1,200 @@
+"""Where files are kept, and that a place which cannot be used costs one warning and a sentence, never an exception."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from cute_attn import directories
+from cute_attn.directories import cache_directory, obstacle
+
+ROOT = Path(__file__).parent.parent
+NOBODY = 65534
+
+
+@pytest.fixture(autouse=True)
+def nothing_was_said(monkeypatch):
+    monkeypatch.setattr(directories, "_warned", set())
+
+
+@pytest.fixture
+def tmp_path():
+    """That of pytest is closed to other users."""
+    path = Path(tempfile.mkdtemp())
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+# ---------------------------------------------------------------- which place
+
+
+def test_the_cache_is_where_the_platform_keeps_what_can_be_made_again(monkeypatch):
+    monkeypatch.delenv("CUTE_ATTN_CACHE_DIR", raising=False)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    for platform, chosen, expected in (
+        ("linux", None, "/home/somebody/.cache/cute_attn"),
+        ("linux", "/var/tmp", "/var/tmp/cute_attn"),
+        ("linux", "relative/paths/are/void", "/home/somebody/.cache/cute_attn"),
+        ("darwin", "/var/tmp", "/home/somebody/Library/Caches/cute_attn"),
+    ):
+        monkeypatch.setattr(directories.sys, "platform", platform)
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        if chosen:
+            monkeypatch.setenv("XDG_CACHE_HOME", chosen)
+        assert cache_directory() == Path(expected)
+
+
+def test_a_tilde_in_the_environment_is_the_home_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", "~/x")
+    assert cache_directory() == Path("/home/somebody/x")
+
+
+def test_without_a_home_there_is_no_cache_and_the_error_says_what_to_do(monkeypatch):
+    def nobody(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", nobody)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for chosen in (None, "~/x"):
+        monkeypatch.delenv("CUTE_ATTN_CACHE_DIR", raising=False)
+        if chosen:
+            monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", chosen)
+        with pytest.raises(OSError, match="names a home directory; CUTE_ATTN_CACHE_DIR names another place"):
+            cache_directory()
+
+
+def test_an_obstacle_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert obstacle(tmp_path) == obstacle(tmp_path / "not" / "yet") == ""
+    assert (
+        obstacle(tmp_path / "file")
+        == obstacle(tmp_path / "file" / "a" / "b")
+        == f"{tmp_path / 'file'} is a file, not a directory"
+    )
+    assert obstacle(tmp_path / "link" / "a") == f"{tmp_path / 'link'} is a link that leads nowhere"
+
+
+def test_the_cache_is_said_to_be_unusable_once_for_each_directory(monkeypatch, recwarn):
+    for place in ("/one", "/one", "/two"):
+        monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", place)
+        directories.warn_unusable(PermissionError(13, "Permission denied", f"{place}/kernels"))
+    assert [str(w.message).split(": ", 1)[1] for w in recwarn] == [
+        f"{place}/kernels: Permission denied; CUTE_ATTN_CACHE_DIR names another place" for place in ("/one", "/two")
+    ]
+
+
+# ---------------------------------------------------------------- as another user
+
+# Everything of the library that asks for the cache: kernels compiled and loaded, the stub, the tuned tables. Once as
+# whoever runs the tests, who may read the files of Python, then with everything forgotten as somebody who may not.
+PROGRAM = """
+import os, sys, tempfile, warnings
+sys.path.insert(0, sys.argv[1])
+import numpy, torch
+from cute_attn import directories
+from cute_attn.jit import KernelSpec, load, obtain, tuned
+from cute_attn.mask import causal
+from cute_attn.sim import stub
+from fake_compiler import compiled
+
+tuned.gpu_of = lambda device: ("NVIDIA H200", 132)
+obtain.compile = compiled
+load._open = lambda shared_object, runtime: shared_object
+
+def everything():
+    kernels = [load.kernel(spec, "sim") for spec in (KernelSpec(), KernelSpec(sink=True)) for _ in range(2)]
+    assert kernels[0] is kernels[1] and kernels[2] is kernels[3]
+    stub.library()
+    tile = tuned.tuned_tile("fwd", "bf16", (128, 128), (4, 4), causal(256), torch.device("cuda"), KernelSpec().tile)
+    assert tile == KernelSpec().tile
+
+chosen = os.environ.pop("CUTE_ATTN_CACHE_DIR", None)
+with tempfile.TemporaryDirectory() as warm:
+    os.environ["CUTE_ATTN_CACHE_DIR"] = warm
+    everything()
+del os.environ["CUTE_ATTN_CACHE_DIR"]
+if chosen:
+    os.environ["CUTE_ATTN_CACHE_DIR"] = chosen
+load._kernels.clear(), tuned.forget(), stub._path.cache_clear(), stub.library.cache_clear()
+for line in sys.argv[2:]:
+    exec(line)
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    everything()
+print(*[str(w.message) for w in seen], sep="\\n", end="")
+"""
+
+
+def as_somebody(tmp_path, *lines, **environment):
+    """Runs PROGRAM, after `lines`, as a user without rights; returns what it printed and the warnings it gave."""
+    become = [f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})"] if os.getuid() == 0 else []
+    scratch = tmp_path / "scratch"
+    scratch.mkdir(exist_ok=True)
+    scratch.chmod(0o777)
+    base = {k: v for k, v in os.environ.items() if k not in ("CUTE_ATTN_CACHE_DIR", "XDG_CACHE_HOME", "HOME")}
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(ROOT / "tests" / "jit"), *become, *lines],
+        cwd=scratch, capture_output=True, text=True, timeout=300,
+        env={**base, "TMPDIR": str(scratch), "PYTHONPATH": str(ROOT), **environment},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert not list(scratch.iterdir()), "nothing stays behind"
+    return result.stdout.splitlines()
+
+
+def closed(tmp_path):
+    """A directory that is there and may not be entered."""
+    path = tmp_path / "closed"
+    (path / "cache" / "kernels").mkdir(parents=True)
+    path.chmod(0o700 if os.getuid() == 0 else 0o000)
+    return path
+
+
+@pytest.mark.parametrize("case", ["home of another user", "closed itself", "in a closed parent"])
+def test_a_cache_that_may_not_be_entered_costs_one_warning(case, tmp_path):
+    path = closed(tmp_path)
+    environment = {
+        "home of another user": {"HOME": str(path)},
+        "closed itself": {"CUTE_ATTN_CACHE_DIR": str(path)},
+        "in a closed parent": {"CUTE_ATTN_CACHE_DIR": str(path / "cache")},
+    }[case]
+    (warning,) = as_somebody(tmp_path, **environment)
+    path.chmod(0o700)
+    assert "kernels made now live in memory only" in warning
+    assert str(path) in warning
+    assert "Permission denied" in warning
+
+
+@pytest.mark.parametrize("where", ["", "cache"])
+def test_a_file_in_the_place_of_the_cache_costs_one_warning(where, tmp_path):
+    (tmp_path / "file").write_text("")
+    (warning,) = as_somebody(tmp_path, CUTE_ATTN_CACHE_DIR=str(tmp_path / "file" / where))
+    assert "kernels made now live in memory only" in warning
+
+
+def test_a_read_only_cache_without_the_stub_costs_one_warning(tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o555)
+    (warning,) = as_somebody(tmp_path, CUTE_ATTN_CACHE_DIR=str(tmp_path / "cache"))
+    assert "Permission denied" in warning
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_no_home_and_no_name_cost_one_warning(tmp_path):
+    line = "import pwd; pwd.getpwuid = lambda uid: {}[uid]"
+    (warning,) = as_somebody(tmp_path, line)
+    assert "neither HOME nor the user database names a home directory" in warning
+
+
+def test_a_cache_that_can_be_written_costs_none(tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    assert as_somebody(tmp_path, CUTE_ATTN_CACHE_DIR=str(tmp_path / "cache")) == []
+    assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == ["kernels", "locks", "sim"]
