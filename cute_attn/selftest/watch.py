@@ -20,6 +20,7 @@ from .debugger import where_warps_stand
 
 __all__ = ["Row", "Settings", "Unable", "run"]
 
+WORKER = ("-m", "cute_attn.selftest.worker")
 START_SECONDS = 120.0  # of a process, until it has seen the machine
 OBTAIN_SECONDS = 600.0  # of a kernel: it may be compiled, and wait for others that compile
 MOST_HANGS = 3  # then nothing more is begun
@@ -98,14 +99,7 @@ class _Worker:
     def __init__(self, settings: Settings, ask_debugger: bool) -> None:
         self._settings, self._ask_debugger = settings, ask_debugger
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
-        command = [
-            *settings.prefix,
-            sys.executable,
-            "-m",
-            "cute_attn.selftest.worker",
-            settings.runtime,
-            settings.bundle,
-        ]
+        command = [*settings.prefix, sys.executable, *WORKER, settings.runtime, settings.bundle]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

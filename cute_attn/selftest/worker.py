@@ -19,6 +19,7 @@ import torch
 from cute_attn.jit import bundle
 from cute_attn.jit.cache import cache_mode
 from cute_attn.jit.load import Runtime, kernel
+from cute_attn.jit.near import near_misses
 from cute_attn.jit.obtain import KernelNotBuilt
 
 from .cases import Case
@@ -49,11 +50,9 @@ def main(runtime: Runtime, path: str) -> None:
         order = json.loads(line)
         case, started = Case.from_json(order["case"]), time.monotonic()
         try:
-            found = _missing(case, path)
-            if not found:
-                kernel(case.spec, runtime)
-                _say(said, obtained=True)
-                found = _launched(case, runtime, device) if order["launch_only"] else _checked(case, runtime, device)
+            _find(case, runtime, path)
+            _say(said, obtained=True)
+            found = _launched(case, runtime, device) if order["launch_only"] else _checked(case, runtime, device)
         except KernelNotBuilt as error:
             found = {"status": "missing", "detail": str(error)}
         except Exception as error:  # a kernel may raise anything: the next one is to have its turn
@@ -76,13 +75,12 @@ def _machine(device: torch.device) -> str:
     return name
 
 
-def _missing(case: Case, path: str) -> dict[str, Any]:
-    """The outcome of a case whose kernel the bundle does not serve; empty if it does, or if any place will do."""
-    if not path or bundle.find(case.spec, cache_mode()):
-        return {}
-    (loaded,) = bundle.bundles()
-    why = loaded.unused_because(any_compiler=True) or "it was not built into it, or is broken there"
-    return {"status": "missing", "detail": f"the bundle {path} does not serve {case.spec}: {why}"}
+def _find(case: Case, runtime: Runtime, path: str) -> None:
+    """Raises KernelNotBuilt where the kernel is nowhere, or is not in the one bundle that is tested."""
+    mode = cache_mode()
+    if path and bundle.find(case.spec, mode) is None:
+        raise KernelNotBuilt(case.spec, f"only the bundle {path} is tested", near_misses(case.spec, mode))
+    kernel(case.spec, runtime)
 
 
 def _checked(case: Case, runtime: Runtime, device: torch.device) -> dict[str, Any]:

@@ -35,7 +35,8 @@ def test_a_wrong_result_a_hang_and_a_crash_are_named_and_the_rest_is_measured(bu
     statuses = {"full": "right", "causal": "right", "window": "wrong", "prefix": "hang", "slices": "crash"}
     assert {name: rows[names[name]]["status"] for name in names} == statuses
     assert rows[absent]["status"] == "missing"
-    assert "does not serve it" in rows[absent]["detail"] or "does not serve fwd" in rows[absent]["detail"]
+    assert "no cache or bundle has the kernel fwd bf16 head_dim 64" in rows[absent]["detail"]
+    assert "cute-attn build --spec" in rows[absent]["detail"]
     for name, spec in SPECS.items():
         row = rows[names[name]]
         assert set(row) == {"case", "spec", "status", "error", "allowed", "seconds", "gpu", "detail"}
