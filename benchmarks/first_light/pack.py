@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -43,16 +44,16 @@ def pack_tree(folder: Path) -> None:
             shutil.copy2(source, target)
 
 
-def pack_runtime(folder: Path, python: str, machine: str) -> None:
-    """Downloads the wheels of the versions that are installed here, for another Python and processor."""
+def pack_runtime(folder: Path, python: str) -> None:
+    """Downloads the wheels of the versions that are installed here, for another Python on such a processor."""
     wanted = {name: importlib.metadata.version(name) for name in (*WHEELS, LIBRARIES)}
-    label = f"{python} {machine} {wanted}\n"
+    label = f"{python} {wanted}\n"
     if (folder / "made_for").exists() and (folder / "made_for").read_text() == label:
         return
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "wheels").mkdir(parents=True)
     with tempfile.TemporaryDirectory() as scratch:
-        platforms = [option for name in PLATFORMS for option in ("--platform", f"{name}_{machine}")]
+        platforms = [option for name in PLATFORMS for option in ("--platform", f"{name}_{platform.machine()}")]
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         command += ["--python-version", python, "--implementation", "cp", *platforms, "-d", scratch]
         _run(*command, *(f"{name}=={version}" for name, version in wanted.items()))
@@ -142,7 +143,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", default=",".join(PARTS), help="a comma list; all if not given")
     parser.add_argument("--specs", type=Path, help="a bundle of this JSON list of specs in place of all")
     parser.add_argument("--python", default="3.12", help="of the GPU machine")
-    parser.add_argument("--machine", default="x86_64", choices=["x86_64", "aarch64"], help="its processor")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="kernels compiled at a time")
     options = parser.parse_args(arguments)
     parts = options.parts.split(",")
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "tree" in parts:
         pack_tree(options.folder / "tree")
     if "runtime" in parts:
-        pack_runtime(options.folder / "runtime", options.python, options.machine)
+        pack_runtime(options.folder / "runtime", options.python)
     if "bundle" in parts:
         from cute_attn.jit.build import load_specs
 

@@ -36,7 +36,7 @@ UNTIL = "{until}"  # in a command: the seconds that its step has, less what it t
 
 @dataclass(frozen=True)
 class Step:
-    """A command and the seconds that it may take. simulated: what replaces its last words without a GPU."""
+    """A command and the seconds that it may take."""
 
     name: str
     seconds: float
@@ -100,20 +100,26 @@ class Runner:
         command = [until if word == UNTIL else word for word in (*step.command, *extra)]
         begun = time.monotonic()
         with open(self.out / f"{step.name}.log", "ab") as log:
-            ended = self._watched(step.name, command, seconds, log)
+            ended, said = self._watched(step.name, command, seconds, log)
+        for line in said:
+            if line.startswith(("FAILED ", "ERROR ")):  # of pytest
+                self.note(step.name, case=line.split()[1], status="wrong", detail=line)
+        if said:
+            ended += f": {said[-1][:200]}"
         took = time.monotonic() - begun
         self.say(f"{step.name}: {ended} after {took:.0f} s")
         self.note("steps", case=step.name, status="ended", detail=ended, seconds=round(took, 1))
 
-    def _watched(self, name: str, command: Sequence[str], seconds: float, log) -> str:
-        """Runs a command and notes the JSON lines of its stdout; how it ended."""
+    def _watched(self, name: str, command: Sequence[str], seconds: float, log) -> tuple[str, list[str]]:
+        """Runs a command and notes the JSON lines of its stdout; how it ended, and what else it said."""
         try:
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=log, cwd=TREE, start_new_session=True, env=os.environ
             )
         except OSError as error:
-            return f"{type(error).__name__}: {error}"
+            return f"{type(error).__name__}: {error}", []
         end, rest, late = time.monotonic() + seconds, b"", False
+        said: list[str] = []
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
             while True:
@@ -124,12 +130,14 @@ class Runner:
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
                     log.write(line + b"\n")
-                    with contextlib.suppress(ValueError):
-                        if line.startswith(b"{"):
-                            self.note(name, **json.loads(line))
+                    text = line.decode(errors="replace")
+                    try:
+                        self.note(name, **json.loads(text if text.startswith("{") else ""))
+                    except ValueError:
+                        said += [text] if text.strip() else []
                 if not chunk:
                     break
-        return "cut: its time was over" if _ended(process, late) else f"exit {process.returncode}"
+        return ("cut: its time was over" if _ended(process, late) else f"exit {process.returncode}"), said
 
 
 def _ended(process: subprocess.Popen, late: bool) -> bool:

@@ -72,7 +72,7 @@ def profile(directory: Path, settings: Settings) -> Iterator[Row]:
         options = f"--clock-control none --set full --import-source no --launch-skip {LAUNCHES - 1} --launch-count 1"
         prefix = (program, *options.split(), "-k", f"regex:{KERNELS[case.op]}", "-f", "-o", str(report))
         under = replace(settings, prefix=prefix, patience=SLOWER * settings.patience, launch_only=True)
-        for row in run([case], under):
+        for row in list(run([case], under)):  # to its end: ncu writes the report when the process has ended
             counted = _counters(program, report) if row["status"] == "right" else ""
             status = row["status"] if row["status"] != "right" or counted else "skipped"
             detail = counted or row["detail"] if status != "skipped" else f"ncu profiled no kernel: {row['detail']}"

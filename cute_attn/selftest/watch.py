@@ -175,7 +175,8 @@ class _Worker:
             chunk = os.read(pipe, 1 << 16)
             if not chunk:
                 raise _Died
-            *self._lines, self._rest = (self._rest + chunk).split(b"\n")
+            *lines, self._rest = (self._rest + chunk).split(b"\n")
+            self._lines += [line for line in lines if line.startswith(b"{")]  # tools of the prefix say other things
         said: Row = json.loads(self._lines.pop(0))
         return said
 

@@ -7,6 +7,7 @@ import subprocess, sys
 arguments = sys.argv[1:]
 log = arguments[arguments.index("--log-file") + 1]
 tool = arguments[arguments.index("--tool") + 1]
+print("========= COMPUTE-SANITIZER", flush=True)
 code = subprocess.call(arguments[arguments.index({python!r}):])
 summary = "ERROR SUMMARY: {errors} errors" if tool == "memcheck" else "RACECHECK SUMMARY: {errors} hazards"
 finding = "========= Invalid __global__ read of size 16 bytes\\n" * ({errors} > 0)
@@ -20,11 +21,14 @@ arguments = sys.argv[1:]
 if "-i" in arguments:
     names = ["ID", "Kernel Name", *(f"other {{n}}" for n in range(9)), "gpu__time_duration.sum",
              "smsp__average_warps_issue_stalled_wait_per_issue_active.ratio"]
+    open(arguments[arguments.index("-i") + 1]).close()  # a report must be there
     for row in (names, [""] * (len(names) - 2) + ["us", ""], ["0", "kernel", *["1"] * (len(names) - 2)]):
         print(",".join(f'"{{cell}}"' for cell in row))
 else:
+    print("==PROF== Connected to process", flush=True)
+    code = subprocess.call(arguments[arguments.index({python!r}):])
     open(arguments[arguments.index("-o") + 1] + ".ncu-rep", "w").write("a report")
-    sys.exit(subprocess.call(arguments[arguments.index({python!r}):]))
+    sys.exit(code)
 """
 
 

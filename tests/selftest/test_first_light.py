@@ -66,13 +66,16 @@ def test_a_step_that_fails_hangs_or_is_not_there_costs_itself_alone(runner):
         Step("right", 20, says(case="y", status="right")),
     ):
         runner.run(step)
+    runner.run(Step("tests", 20, (PYTHON, "-c", "print('FAILED a.py::b - boom\\n1 failed, 2 passed in 3 s')")))
     details = {f["case"]: f["detail"] for f in runner.found if f["step"] == "steps"}
     assert details["fails"] == "exit 3"
+    assert details["tests"] == "exit 0: 1 failed, 2 passed in 3 s"
     assert details["absent"].startswith("FileNotFoundError")
     assert details["right"] == "exit 0"
     assert [(f["step"], f["status"]) for f in runner.found if f["step"] != "steps"] == [
         ("fails", "wrong"),
         ("right", "right"),
+        ("tests", "wrong"),
     ]
 
 
