@@ -1,7 +1,8 @@
 """The processes of the self-test: used again while they live, replaced when they hang or die, ended in time."""
 
-import textwrap
+import json
 import time
+from pathlib import Path
 
 import pytest
 
@@ -9,42 +10,21 @@ from cute_attn.selftest import watch
 from cute_attn.selftest.cases import cases
 from cute_attn.selftest.watch import Settings, Unable, run
 
-# Stands for the worker: needs no PyTorch, and does with its n-th case what the environment says.
-WORKER = """
-import json, os, sys, time
-print(json.dumps({START}), flush=True)
-for number, line in enumerate(sys.stdin):
-    case = json.loads(line)["case"]
-    what = json.loads(os.environ["PLAN"])[case["mask"]]
-    print(json.dumps({"obtained": True}), flush=True)
-    if what == "hang":
-        time.sleep(600)
-    if what == "die":
-        print("last words", file=sys.stderr, flush=True)
-        os.abort()
-    print(json.dumps({"status": what, "detail": f"process {os.getpid()}", "seconds": 0.1}), flush=True)
-"""
 PLAN = {"full": "right", "causal": "die", "packed": "hang", "window": "wrong", "prefix": "right", "slices": "right"}
 
 
 @pytest.fixture
-def play(tmp_path, monkeypatch):
+def play(monkeypatch):
     """Runs six cases, named by their masks, with a plan of what becomes of each; the rows by mask."""
+    monkeypatch.setattr(watch, "WORKER", (str(Path(__file__).with_name("fake_worker.py")),))
 
-    def rows(plan, start='{"gpu": "a GPU"}', patience=2.0, budget=60.0):
-        import json
-
-        script = tmp_path / "worker.py"
-        script.write_text(textwrap.dedent(WORKER).replace("{START}", start))
-        monkeypatch.setattr(watch, "WORKER", (str(script),))
+    def rows(plan, patience=2.0, budget=60.0):
         monkeypatch.setenv("PLAN", json.dumps(PLAN | plan))
         chosen = [case for case in cases(["matrix"]) if case.dims == (64, 64) and case.op == "fwd"]
         settings = Settings("sm90", "", time.monotonic() + budget, patience)
         return {row["case"].split()[2]: row for row in run(chosen, settings)}
 
     return rows
-
-    return play
 
 
 def test_one_process_serves_case_after_case_and_the_next_one_follows_a_death_or_a_hang(play):
@@ -89,13 +69,15 @@ def test_the_budget_ends_a_case_in_the_middle_and_those_behind_it_are_skipped(pl
     assert found["window"]["detail"] == "no time left"
 
 
-def test_where_there_is_nothing_to_run_on_it_says_why(play):
+def test_where_there_is_nothing_to_run_on_it_says_why(play, monkeypatch):
+    monkeypatch.setenv("START", '{"unable": "this is a toaster"}')
     with pytest.raises(Unable, match="this is a toaster"):
-        play({}, start='{"unable": "this is a toaster"}')
+        play({})
 
 
-def test_a_process_that_dies_at_its_start_costs_its_case(play):
-    found = play({}, start="1 / 0")
+def test_a_process_that_dies_at_its_start_costs_its_case(play, monkeypatch):
+    monkeypatch.setenv("START", "{}")
+    found = play({})
     assert {row["status"] for row in found.values()} == {"crash"}
-    assert "ZeroDivisionError" in found["full"]["detail"]
+    assert "died at the start" in found["full"]["detail"]
     assert "the start of the process" in found["full"]["detail"]
