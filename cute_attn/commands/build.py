@@ -55,6 +55,7 @@ def progress(console: Console) -> Progress:
 @click.option(
     "--spec", "texts", multiple=True, metavar="JSON", help="One spec, as the error of a missing kernel has it."
 )
+@click.option("--selftest", "for_selftest", is_flag=True, help="Every kernel that `cute-attn selftest` runs.")
 @click.option("--mask", "masks", multiple=True, metavar="NAME[:key=value,...]", help="Kernels for this kind of mask.")
 @click.option("--seqlen", type=click.IntRange(1), default=8192, show_default=True, help="Of the masks.")
 @click.option(
@@ -81,6 +82,7 @@ def command(
     output: Path,
     files: tuple[Path, ...],
     texts: tuple[str, ...],
+    for_selftest: bool,
     masks: tuple[str, ...],
     seqlen: int,
     ops: tuple[str, ...],
@@ -95,6 +97,7 @@ def command(
     """Kernels compiled ahead into a bundle, which load_bundle or CUTE_ATTN_BUNDLES loads where no compiler is.
 
     \b
+    cute-attn build --output kernels --selftest
     cute-attn build --output kernels --specs specs.json
     cute-attn build --output kernels --mask causal --head-dim 64 --head-dim 128
     cute-attn build --output kernels --mask causal --candidates
@@ -112,11 +115,15 @@ def command(
             raise click.UsageError(f"{file} holds no kernel: {NOTHING_RECORDED}")
     specs = [spec for found in recorded.values() for spec in found]
     specs += specs_of([_json(text) for text in texts], "--spec")
+    if for_selftest:
+        from ..selftest.cases import specs as selftest_specs
+
+        specs += selftest_specs()
     for name, op, dtype, dim in product(masks, ops, dtypes, dims):
         specs.append(_spec(op, dtype, dim, name, seqlen, softcap, sink, deterministic))
         specs += _tried(op, dtype, dim, name, seqlen, candidates) if candidates else []
     if not specs:
-        raise click.UsageError("nothing to build: give --specs, --spec or --mask")
+        raise click.UsageError("nothing to build: give --selftest, --specs, --spec or --mask")
     console = Console()
     if why := _not_kept():
         console.print(f"kernels are built into {output} alone: the cache cannot be used: {why}", soft_wrap=True)
