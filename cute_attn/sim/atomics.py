@@ -87,7 +87,7 @@ def _update(
 
 
 def _shared(cta: LoadStore, g: Group, space: str) -> tuple[Callable, Callable]:
-    warps = g.lanes.warp + 4 * g.wg.index
+    warps = g.lanes.warp + g.wg.number
 
     def load(address: np.ndarray, size: int) -> np.ndarray:
         return cta._words(space, g, address, size)

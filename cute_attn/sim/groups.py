@@ -52,8 +52,19 @@ class Group:
         """Numbers of its warps within the CTA."""
         return tuple(4 * self.wg.index + w for w in self.lanes.warp_numbers)
 
+    @property
+    def numbers(self) -> list[int]:
+        """Numbers of its warps in the order of the cluster."""
+        return [self.wg.number + w for w in self.lanes.warp_numbers]
+
+    @property
+    def issued(self) -> int:
+        """How often its warps, all of them alike, came by wgmmas."""
+        return self.wg.issued[self.lanes.warp_numbers[0]]
+
     def merges(self, other: Group) -> bool:
-        return self.pc == other.pc and self.wg is other.wg and self.join is other.join
+        here = self.pc == other.pc and self.wg is other.wg and self.join is other.join
+        return here and self.issued == other.issued
 
     def parts(self) -> list[int]:
         """The lanes of each of its warps."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from .copies import finish_stores
 from .cta import CTA, Cluster
-from .errors import AccumulatorInFlight, CopyInFlight, Place, TransactionCount
+from .errors import AccumulatorInFlight, CopyInFlight, Deadlock, Place, TransactionCount
 from .groups import Group
 from .machine import Machine
 
@@ -14,8 +16,8 @@ class Lifecycle(Machine):
 
     def start_cluster(self) -> None:
         first = self.unstarted.pop()
-        cluster = Cluster()
         cx, cy, cz = self.launch.cluster
+        cluster = Cluster(cx * cy * cz, math.prod(self.launch.block))
         for rank in range(cx * cy * cz):
             index = (first[0] + rank % cx, first[1] + rank // cx % cy, first[2] + rank // (cx * cy))
             cta = CTA(self, cluster, index, rank)
@@ -40,6 +42,9 @@ class Lifecycle(Machine):
                     place = self.program.place(site, cta.index, warps)
                 raise TransactionCount(what, place, subject=barrier.subject, notes=[str(barrier)])
         for wg in cta.warpgroups:
+            if len(set(wg.issued[: -(-wg.lanes // 32)])) > 1:
+                what = f"the warps of warpgroup {wg.index} came by wgmmas {wg.issued} times: all must, each time"
+                raise Deadlock(what, Place(self.launch.kernel, cta=cta.index))
             for warp, state in enumerate(wg.state):
                 if state.accumulators:
                     entry = next(e for group in [*state.committed, state.open] for e in group)

@@ -153,5 +153,6 @@ class Machine:
         if alive <= cluster.arrived:
             cluster.arrived.clear()
             cluster.phase += 1
+            cluster.told.complete()
             woken, cluster.waiters = cluster.waiters, []
             self.wake(woken)
