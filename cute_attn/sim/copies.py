@@ -200,7 +200,6 @@ def bulk_store(c: CTA, g: Group, node: Node) -> bool:
             store.begin(Accessor(c.cluster.order, [g.wg.number + lane // 32], c.rank))
             if operation is not None:
                 _note_reduction(c, g, site, row, store, lane)
-                c.machine.record_reduction(c, np.array([store.target.address()]), 1, floating=_is_floating(store))
             c.bulk.setdefault((g.wg.index, lane), Queue()).open.append(store)
             c.machine.begin_store(store)
     except Fault as fault:
@@ -208,11 +207,6 @@ def bulk_store(c: CTA, g: Group, node: Node) -> bool:
     c.machine.statistics["copies"] += len(seen)
     c.machine.progress += 1
     return True
-
-
-def _is_floating(store: Store) -> bool:
-    kind = store.target.map.type if isinstance(store.target, Box) else store.target.type
-    return kind[0] == "f" or kind == "bf16"
 
 
 def _repeated(c: CTA, g: Group, site: int, row: tuple[int, ...], operation: str | None, lanes: tuple[int, int]) -> None:

@@ -251,6 +251,8 @@ class GlobalMemory:
         self.views: dict[tuple[int, int], np.ndarray | None] = {}
         self.shadows: dict[tuple[int, int], np.ndarray] = {}
         self.additions: dict[int, Additions] = {}  # by buffer, for those that receive floating-point additions
+        self.loaded: set[int] = set()  # buffers whose contents somebody read
+        self.stored: set[int] = set()
         self.last = 0
 
     def note_additions(self, address: np.ndarray, old: np.ndarray, new: np.ndarray, kind: str) -> None:
@@ -330,10 +332,13 @@ class GlobalMemory:
         what = f"{reader} byte {offset} of {b.name} that nobody wrote"
         return Fault(UninitializedRead, what, f"global {b.address + offset:#x}")
 
-    def load(self, address: np.ndarray, size: int) -> np.ndarray:
+    def load(self, address: np.ndarray, size: int, *, adds: bool = False) -> np.ndarray:
+        """Words of `size` bytes; `adds`: only to be added to."""
         index, offset = self.locate(address, size)
         if index < 0:
             return self._apart(address, size, None)
+        if not adds:
+            self.loaded.add(index)
         b = self.buffers[index]
         if b.unwritten is not None:
             shadow, where = self._shadow(b.unwritten, index, offset, size)
@@ -352,6 +357,7 @@ class GlobalMemory:
         if index < 0:
             self._apart(address, size, values)
             return
+        self.stored.add(index)
         b = self.buffers[index]
         if b.unwritten is not None:
             shadow, where = self._shadow(b.unwritten, index, offset, size)
@@ -371,6 +377,7 @@ class GlobalMemory:
         index = self.find(first, last)
         if index is None:
             raise self.outside(first, last)
+        (self.stored if writes else self.loaded).add(index)
         b = self.buffers[index]
         offset = first - b.address
         view = np.ndarray(shape, f"u{element}", b.data, offset, strides)

@@ -143,9 +143,6 @@ class Box:
         axes = [(c + np.arange(w.start, w.stop)) * s for c, s, w in zip(corners, strides, where, strict=True)]
         return self.map.address + np.asarray(sum(np.ix_(*axes)))
 
-    def address(self) -> int:
-        return self.map.address + sum(max(c, 0) * s for c, s in zip(self.coordinates, self.map.strides, strict=True))
-
 
 def combine_bits(old: np.ndarray, new: np.ndarray, operation: str, kind: str) -> np.ndarray:
     """A reduction on bits of a type: u4, i4, f4, f2, bf16, ..."""
@@ -195,9 +192,6 @@ class Span:
             target[...] = combine_bits(whole, raw.view(f"u{width}"), operation, self.type).view(np.uint8)
         if unwritten is not None:
             unwritten[...] = 0
-
-    def address(self) -> int:
-        return self.first
 
 
 @dataclass(eq=False)
