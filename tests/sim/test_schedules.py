@@ -105,7 +105,7 @@ def test_who_polls_a_flag_looks_at_once_in_a_late_schedule_and_sometimes_in_a_ra
         run(PUBLISH.format(lines), out, flags, grid=2, mode="late")
         assert out[0] == found
         results = []
-        for seed in range(10):
+        for seed in range(40):
             out, flags = np.zeros(1, np.uint32), np.zeros(4, np.uint32)
             run(PUBLISH.format(lines), out, flags, grid=2, mode="random", seed=seed)
             results.append(out[0])
