@@ -57,14 +57,8 @@ class Group:
         """Numbers of its warps in the order of the cluster."""
         return [self.wg.number + w for w in self.lanes.warp_numbers]
 
-    @property
-    def issued(self) -> int:
-        """How often its warps, all of them alike, came by wgmmas."""
-        return self.wg.issued[self.lanes.warp_numbers[0]]
-
     def merges(self, other: Group) -> bool:
-        here = self.pc == other.pc and self.wg is other.wg and self.join is other.join
-        return here and self.issued == other.issued
+        return self.pc == other.pc and self.wg is other.wg and self.join is other.join
 
     def parts(self) -> list[int]:
         """The lanes of each of its warps."""

@@ -70,19 +70,18 @@ class Views:
 
 @dataclass(eq=False)
 class Entry:
-    """A chain of wgmmas in flight: steps along k into one accumulator. Shared by the warps that issued it together."""
+    """A chain of wgmmas in flight: steps along k into one accumulator. Shared by the four warps that issued it."""
 
     tiles: list[Any]
     sites: list[int]
     a: tuple[int, ...]  # descriptors, a step each; empty if A is in registers
     b: tuple[int, ...]
     accumulate: bool  # whether the first step adds to what is there
-    warps: tuple[int, ...]  # of the warpgroup, each with its 16 rows
     locks: tuple[int, int] = (0, 0)  # registers of the accumulator and of A, as bits
     b_read: tuple[Any, ...] = ()  # granules of shared memory, as selectors
-    a_read: dict[int, tuple[Any, ...]] = field(default_factory=dict)  # those of each warp's rows
+    a_read: dict[int, tuple[Any, ...]] = field(default_factory=dict)  # by warp, those of its rows
     older: tuple[Entry, ...] = ()  # on the same accumulator, not done when this was issued: they run first
-    waiting: int = 0  # warps that have not waited for it
+    waiting: int = 4  # warps that have not waited for it
     done: bool = False
 
 
@@ -114,8 +113,6 @@ class Warpgroup:
         self.known = known
         self.views: dict[int, Views] = {}
         self.state = [WarpState() for _ in range(4)]
-        self.issued = [0] * 4  # by warp: how often it came by wgmmas
-        self.products: dict[int, tuple[Any, ...]] = {}  # what the first warp to come by them issued, by that count
         self.gathering: list[Any] = []  # groups that wait here for the other warps of the warpgroup
         self.local: np.ndarray | None = None
 

@@ -6,7 +6,7 @@ import math
 
 from .copies import finish_stores
 from .cta import CTA, Cluster
-from .errors import AccumulatorInFlight, CopyInFlight, Deadlock, Place, TransactionCount
+from .errors import AccumulatorInFlight, CopyInFlight, Place, TransactionCount
 from .groups import Group
 from .machine import Machine
 
@@ -42,9 +42,6 @@ class Lifecycle(Machine):
                     place = self.program.place(site, cta.index, warps)
                 raise TransactionCount(what, place, subject=barrier.subject, notes=[str(barrier)])
         for wg in cta.warpgroups:
-            if len(set(wg.issued[: -(-wg.lanes // 32)])) > 1:
-                what = f"the warps of warpgroup {wg.index} came by wgmmas {wg.issued} times: all must, each time"
-                raise Deadlock(what, Place(self.launch.kernel, cta=cta.index))
             for warp, state in enumerate(wg.state):
                 if state.accumulators:
                     entry = next(e for group in [*state.committed, state.open] for e in group)

@@ -1,7 +1,7 @@
 """Matrix multiplies of a CTA's warpgroups: queued when issued, run at commit or when waited for, retired in order.
 
-Every warp issues its own part: its 16 rows of A and of the accumulator, times all of B. The warps of a warpgroup need
-not come by a wgmma at the same time, and nothing that one of them wrote is ordered before the part of another by it.
+Every warp issues its own part: its 16 rows of A and of the accumulator, times all of B. The four come by together, but
+nothing that one of them wrote is ordered by that before the part of another.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from . import wgmma
 from .block import Block
-from .errors import AccumulatorInFlight, Deadlock, SharedMemoryExceeded, UnsupportedDescriptor
+from .errors import AccumulatorInFlight, SharedMemoryExceeded, UnsupportedDescriptor
 from .lanes import Entry, Warpgroup, WarpState
 from .memory import Fault
 from .order import Accessor
@@ -27,10 +27,9 @@ class Products(Block):
     def wgmma(self, sites: tuple[int, ...], g: Group, a: Any, b: Any, accumulate: Any) -> None:
         """Queues products; they run at commit or, in late schedules, when they are waited for."""
         columns = [self._uniform(values, sites, g) for values in (a, b, accumulate)]
-        self._compare(sites, g, columns)
         states = [g.wg.state[w] for w in g.lanes.warp_numbers]
         writes = self.program.nodes[g.pc].written
-        for entry in self._chains(sites, g, *columns):
+        for entry in self._chains(sites, *columns):
             lock = entry.locks[0] | entry.locks[1]
             for state in states:
                 if not state.fenced:
@@ -54,38 +53,17 @@ class Products(Block):
         if values is None:
             return [None] * len(sites)
         if (values != values[..., :1]).any():
-            self._differs(sites, g)
+            self.fail(UnsupportedDescriptor, "a wgmma operand differs between the threads of the warpgroup", sites, g)
         column = values[..., 0].reshape(-1).tolist()
         return column * len(sites) if len(column) == 1 else column
 
-    def _differs(self, sites: tuple[int, ...], g: Group) -> None:
-        self.fail(UnsupportedDescriptor, "a wgmma operand differs between the threads of the warpgroup", sites, g)
-
-    def _compare(self, sites: tuple[int, ...], g: Group, columns: list[list[Any]]) -> None:
-        """Warps that come by apart must issue what those before them issued."""
-        wg, first = g.wg, g.lanes.warp_numbers[0]
-        count = wg.issued[first]
-        for warp in g.lanes.warp_numbers:
-            wg.issued[warp] += 1
-        if g.mask == wg.everyone:
-            return
-        issued = wg.products.setdefault(count, (sites, columns))
-        if issued[0] != sites:
-            self.fail(Deadlock, "the warps of a warpgroup come by different wgmmas", sites, g)
-        if issued[1] != columns:
-            self._differs(sites, g)
-        if min(wg.issued) > count:
-            del wg.products[count]
-
-    def _chains(
-        self, sites: tuple[int, ...], g: Group, a: list[Any], b: list[Any], accumulate: list[Any]
-    ) -> list[Entry]:
+    def _chains(self, sites: tuple[int, ...], a: list[Any], b: list[Any], accumulate: list[Any]) -> list[Entry]:
         """Consecutive wgmmas that add to one accumulator, as one product with a longer k."""
         entries: list[Entry] = []
         for site, descriptor_a, descriptor_b, adds in zip(sites, a, b, accumulate, strict=True):
             tile = self.program.tiles[site]
             if not (adds and entries and entries[-1].tiles[0].chain == tile.chain):
-                entries.append(Entry([], [], (), (), bool(adds), g.lanes.warp_numbers))
+                entries.append(Entry([], [], (), (), bool(adds)))
             entry = entries[-1]
             entry.tiles.append(tile)
             entry.sites.append(site)
@@ -97,9 +75,13 @@ class Products(Block):
     def _check_registers(self, state: WarpState, entry: Entry, g: Group) -> None:
         """Products of one shape on one accumulator run in order; other registers in flight must be waited for."""
         if state.accumulators & entry.locks[1]:
-            self.fail(AccumulatorInFlight, "wgmma reads, as A, registers that a wgmma in flight writes", entry.sites[0], g)
+            self.fail(
+                AccumulatorInFlight, "wgmma reads, as A, registers that a wgmma in flight writes", entry.sites[0], g
+            )
         if state.fragments & entry.locks[0]:
-            self.fail(AccumulatorInFlight, "wgmma writes registers that a wgmma in flight reads as A", entry.sites[0], g)
+            self.fail(
+                AccumulatorInFlight, "wgmma writes registers that a wgmma in flight reads as A", entry.sites[0], g
+            )
         if not state.accumulators & entry.locks[0]:
             return
         tile = entry.tiles[0]
@@ -116,7 +98,11 @@ class Products(Block):
         tile, order = entry.tiles[0], self.cluster.order
         try:
             b = wgmma.footprint(entry.b, tile.n, tile.majors[1], tile.types[1])
-            a = {w: wgmma.footprint(entry.a, 64, tile.majors[0], tile.types[0], w) for w in entry.warps if entry.a}
+            a = {
+                w: wgmma.footprint(entry.a, 64, tile.majors[0], tile.types[0], w)
+                for w in g.lanes.warp_numbers
+                if entry.a
+            }
         except wgmma.BadDescriptor as error:
             raise Fault(UnsupportedDescriptor, str(error)) from None
         self._note(b, Accessor(order, g.numbers, self.rank))
@@ -158,18 +144,16 @@ class Products(Block):
             a = self._operand(entry.a, 64, tile.majors[0], tile.types[0])
             a = a if tile.majors[0] == 0 else a.T
         b = self._operand(entry.b, tile.n, tile.majors[1], tile.types[1])
-        product = a @ (b.T if tile.majors[1] == 0 else b)  # of all rows, so that those of a warp are always the same bits
+        product = a @ (b.T if tile.majors[1] == 0 else b)
         if tile.sign < 0:
             product = -product
         file = wg.files["r"].view(np.float32)
-        if isinstance(tile.accumulator_rows, slice) and len(entry.warps) == 4:
+        if isinstance(tile.accumulator_rows, slice):
             wgmma.add_product(file[tile.accumulator_rows], product, fresh=not entry.accumulate)
         else:
-            accumulator = file[tile.accumulator_rows].copy()
+            accumulator = file[tile.accumulator_rows]
             wgmma.add_product(accumulator, product, fresh=not entry.accumulate)
-            rows = np.arange(len(file))[tile.accumulator_rows]
-            lanes = (32 * np.array(entry.warps)[:, None] + np.arange(32)).reshape(-1)
-            file[rows[:, None], lanes] = accumulator[:, lanes]
+            file[tile.accumulator_rows] = accumulator
 
     def _operand(self, descriptors: tuple[int, ...], rows: int, major: int, kind: str) -> np.ndarray:
         """[rows, k] if K-major, [k, rows] otherwise, as float32."""

@@ -6,12 +6,11 @@ from .batches import RESIDENT, Batch
 from .deadlock import deadlock
 from .errors import AccumulatorInFlight
 from .flow import Flow
-from .groups import WARP, Group
+from .groups import Group
 from .launch import Report
 from .memory import Fault
 from .node import BRANCH, EXIT, SEGMENT, Node
 
-ALONE = 0.25  # of warps at a wgmma, how many do not wait for the others in random schedules
 HEAVY = 48  # instructions from which it pays to run the warps of a warpgroup together
 
 
@@ -103,7 +102,9 @@ class Scheduler(Flow):
             if node.kind == SEGMENT:
                 if node.polls and node.spins and not self.poll(g):
                     return
-                if node.warpgroup and g.mask != g.wg.everyone and not self._come_by(g):
+                if node.warpgroup and g.mask != g.wg.everyone:
+                    if self._gather(g, ready):
+                        continue
                     return
                 if self.mode == "random" and node.weight >= HEAVY and not g.deferred and self._defers(g):
                     g.deferred = True
@@ -151,26 +152,18 @@ class Scheduler(Flow):
         """Whether a warp waits, for speed, until others of its warpgroup reach the same long segment."""
         return g.mask != g.wg.everyone & g.cta.live[g.wg.index] and self.random.random() < 0.75
 
-    def _come_by(self, g: Group) -> bool:
-        """Whether these warps go on at a wgmma; they need not wait for the others, which mostly run it with them.
-
-        Warps wait for all that have come by as often as they, except, in random schedules, some that go alone.
-        """
-        wg, count = g.wg, g.issued
-        if g.lanes.whole and self.mode == "random" and not wg.gathering and self.random.random() < ALONE:
-            g.join = None
-            return True
-        wg.gathering.append(g)
-        here = [x for x in wg.gathering if x.pc == g.pc and x.issued == count]
-        mask = missing = 0
+    def _gather(self, g: Group, ready: list[Group]) -> bool:
+        """wgmma needs the whole warpgroup: waits until the four warps are there, which orders no memory among them."""
+        waiting = g.wg.gathering
+        waiting.append(g)
+        here = [x for x in waiting if x.pc == g.pc]
+        mask = 0
         for x in here:
             mask |= x.mask
-        for warp, times in enumerate(wg.issued):
-            missing |= WARP << 32 * warp if times <= count else 0
-        if mask != missing & wg.everyone:
+        if mask != g.wg.everyone:
             g.waits = ("the other warps of its warpgroup, for wgmma", self.nodes[g.pc])
             return False
-        wg.gathering = [x for x in wg.gathering if x not in here]
+        g.wg.gathering = [x for x in waiting if x.pc != g.pc]
         g.join = None
         g.resize(mask)
         return True
@@ -187,7 +180,9 @@ class Scheduler(Flow):
             views, written = wg.gathered(g.mask, node.groups, self.program.rows)
             function(views, g.cta, g)
             wg.put_back(views, written)
-        if node.polls and "global" not in node.instruction.modifiers:  # a flag in shared memory: told in a way of its own
+        if (
+            node.polls and "global" not in node.instruction.modifiers
+        ):  # a flag in shared memory: told in a way of its own
             g.cta.cluster.order.acquire_all(g.numbers)
         self.statistics["segments"] += 1
         self.statistics["lane_instructions"] += node.weight * g.lanes.count

@@ -170,7 +170,9 @@ SCHEDULES = [("eager", 0), ("late", 0), *(("random", seed) for seed in range(5))
 def test_every_warp_multiplies_with_all_of_b_so_that_a_barrier_must_come_before():
     for mode, seed in SCHEDULES:
         assert (product(2048, SYNC, mode, seed) == 16).all()
-        with pytest.raises(MissingBarrier, match=r"of shared address 0xc00, written .* warp 0: no barrier orders warp 1"):
+        with pytest.raises(
+            MissingBarrier, match=r"of shared address 0xc00, written .* warp 0: no barrier orders warp 1"
+        ):
             product(2048, "", mode, seed)
 
 

@@ -41,7 +41,9 @@ RELEASE = "mbarrier.arrive.shared.b64 _, [%r5+16];"
 def ring(mode, seed=0, early="", late=RELEASE, skips=""):
     source = np.random.default_rng(1).random((6, 32, 2)).astype(np.float32)
     out = np.zeros(32, np.float32)
-    report = run(RING.format(early=early, late=late, skips=skips), out, source, block=64, smem=2048, mode=mode, seed=seed)
+    report = run(
+        RING.format(early=early, late=late, skips=skips), out, source, block=64, smem=2048, mode=mode, seed=seed
+    )
     expected = np.zeros(32, np.float32)
     for tile in source:
         expected = expected + tile[:, 0] + tile[:, 1]

@@ -239,7 +239,10 @@ def test_groups_on_one_accumulator_run_in_order(from_registers):
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        ("{%r104, %r105, %r106, %r107, %r100, %r101, %r102, %r103}, %d3, %d4", "accumulator registers with one of another"),
+        (
+            "{%r104, %r105, %r106, %r107, %r100, %r101, %r102, %r103}, %d3, %d4",
+            "accumulator registers with one of another",
+        ),
         ("{%r200, %r201, %r202, %r203, %r204, %r205, %r206, %r207}, {%r100, %r101, %r102, %r103}, %d4", "reads, as A"),
         ("{%r50, %r51, %r52, %r53, %r204, %r205, %r206, %r207}, {%r60, %r61, %r62, %r63}, %d4", "reads as A"),
     ],
