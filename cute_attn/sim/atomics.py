@@ -45,6 +45,8 @@ def apply(
     lanes = address.reshape(-1)
     columns = [np.broadcast_to(v, lanes.shape) for v in values]
     active = np.flatnonzero(where) if where is not None else np.arange(lanes.size)
+    load: Callable
+    store: Callable
     count = 1 if operation == "cas" else len(values)
     old = np.zeros((count, lanes.size), f"u{size}")
     if active.size:

@@ -92,11 +92,11 @@ def _left_unwritten(buffers: Sequence[Buffer]) -> dict[str, int]:
 
 def _spread(reports: Sequence[Report]) -> list[Report]:
     """The reports of the launches of one call; what a launch wrote that read reduced buffers is reduced."""
-    errors: Counter[str] = Counter()
+    errors: Counter[str] = Counter()  # of every buffer so far
     spread = []
     for report in reports:
         errors.update(report.rounding)
-        error = sum(errors[name] for name in report.loaded)
+        error = float(sum(errors[name] for name in report.loaded))
         derived = dict.fromkeys(report.stored - report.reduced, error) if errors.keys() & report.loaded else {}
         errors |= Counter(derived)
         spread.append(replace(report, reduced=report.reduced | derived.keys(), derived=derived))

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from .batches import Batch
-from .block import Block
 from .cta import CTA, Cluster
 from .errors import Place
 from .groups import WARP, Group

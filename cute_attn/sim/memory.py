@@ -57,9 +57,9 @@ def _word_view(array: np.ndarray, size: int) -> np.ndarray:
 class SharedMemory:
     """The shared memory of one CTA, addressed from 0; the kernel's own begins at `start`.
 
-    Shadow: `code` says of each byte whether it was written; `writer` of each 16 bytes which warp of the cluster wrote it
-    last with an ordinary store, and `written` when, on that warp's clock (see Order); `readers` how many asynchronous
-    reads of it are in flight; `stamp` when it was last written, on this memory's own `clock`.
+    Shadow: `code` says of each byte whether it was written; `writer` of each 16 bytes which warp of the cluster wrote
+    it last with an ordinary store, and `written` when, on that warp's clock (see Order); `readers` how many
+    asynchronous reads of it are in flight; `stamp` when it was last written, on this memory's own `clock`.
     """
 
     def __init__(self, start: int, end: int):

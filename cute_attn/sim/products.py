@@ -16,6 +16,7 @@ from .errors import AccumulatorInFlight, SharedMemoryExceeded, UnsupportedDescri
 from .lanes import Entry, Warpgroup, WarpState
 from .memory import Fault
 from .order import Accessor
+from .wgmma import Footprint
 
 if TYPE_CHECKING:
     from .groups import Group
@@ -74,14 +75,11 @@ class Products(Block):
 
     def _check_registers(self, state: WarpState, entry: Entry, g: Group) -> None:
         """Products of one shape on one accumulator run in order; other registers in flight must be waited for."""
+        site = entry.sites[0]
         if state.accumulators & entry.locks[1]:
-            self.fail(
-                AccumulatorInFlight, "wgmma reads, as A, registers that a wgmma in flight writes", entry.sites[0], g
-            )
+            self.fail(AccumulatorInFlight, "wgmma reads, as A, registers that a wgmma in flight writes", site, g)
         if state.fragments & entry.locks[0]:
-            self.fail(
-                AccumulatorInFlight, "wgmma writes registers that a wgmma in flight reads as A", entry.sites[0], g
-            )
+            self.fail(AccumulatorInFlight, "wgmma writes registers that a wgmma in flight reads as A", site, g)
         if not state.accumulators & entry.locks[0]:
             return
         tile = entry.tiles[0]
@@ -89,7 +87,7 @@ class Products(Block):
             if other.locks[0] & entry.locks[0]:
                 if (other.tiles[0].accumulator, other.tiles[0].k) != (tile.accumulator, tile.k):
                     what = "wgmma shares accumulator registers with one of another shape that is in flight"
-                    self.fail(AccumulatorInFlight, what, entry.sites[0], g)
+                    self.fail(AccumulatorInFlight, what, site, g)
                 if not other.done and other not in entry.older:
                     entry.older += (other,)
 
@@ -98,11 +96,8 @@ class Products(Block):
         tile, order = entry.tiles[0], self.cluster.order
         try:
             b = wgmma.footprint(entry.b, tile.n, tile.majors[1], tile.types[1])
-            a = {
-                w: wgmma.footprint(entry.a, 64, tile.majors[0], tile.types[0], w)
-                for w in g.lanes.warp_numbers
-                if entry.a
-            }
+            warps = g.lanes.warp_numbers if entry.a else ()
+            a = {w: wgmma.footprint(entry.a, 64, tile.majors[0], tile.types[0], w) for w in warps}
         except wgmma.BadDescriptor as error:
             raise Fault(UnsupportedDescriptor, str(error)) from None
         self._note(b, Accessor(order, g.numbers, self.rank))
@@ -110,7 +105,7 @@ class Products(Block):
             self._note(rows, Accessor(order, [g.wg.number + warp], self.rank))
         entry.b_read, entry.a_read = b.selectors, {warp: rows.selectors for warp, rows in a.items()}
 
-    def _note(self, operand: wgmma.Footprint, accessor: Accessor) -> None:
+    def _note(self, operand: Footprint, accessor: Accessor) -> None:
         first, last, selectors = operand
         if first * 16 < self.shared.start or last * 16 > self.shared.end:
             what = f"a wgmma operand covers shared {first * 16:#x} to {last * 16:#x}"

@@ -251,7 +251,7 @@ class Program:
                 node.spins = self._may_return(index) if returns is None else returns
 
     def _fails_back(self, start: int, row: int) -> bool | None:
-        """Whether a test that left false in a predicate leads back to itself in any case; None if nobody branches on it.
+        """Whether a test that left false in a predicate leads back to itself in any case; None if no branch is on it.
 
         The way that it takes when it succeeds is not looked at, however long it is and wherever it leads.
         """

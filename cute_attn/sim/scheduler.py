@@ -180,9 +180,7 @@ class Scheduler(Flow):
             views, written = wg.gathered(g.mask, node.groups, self.program.rows)
             function(views, g.cta, g)
             wg.put_back(views, written)
-        if (
-            node.polls and "global" not in node.instruction.modifiers
-        ):  # a flag in shared memory: told in a way of its own
+        if node.polls and "global" not in node.instruction.modifiers:  # a flag in shared memory may tell anything
             g.cta.cluster.order.acquire_all(g.numbers)
         self.statistics["segments"] += 1
         self.statistics["lane_instructions"] += node.weight * g.lanes.count

@@ -1,4 +1,4 @@
-"""Ordinary stores and what the async proxy does behind them: which fence, and which barrier, orders the one for the other."""
+"""Ordinary stores and what the async proxy does behind them: which fences and barriers order the one for the other."""
 
 import numpy as np
 import pytest
@@ -100,7 +100,7 @@ def test_without_a_barrier_for_both_warps_a_copy_may_come_first(between, mode):
 def test_a_fence_behind_the_arrival_comes_too_late(mode):
     """Warps 1 to 3 say that they stored, and fence only then."""
     late = f"@!%p2 bra FIRST; bar.arrive 1, 128; {FENCE} bra.uni SAID; FIRST: bar.sync 1, 128; SAID:"
-    with pytest.raises(MissingProxyFence, match="ordinary stores of warp [0123]"):
+    with pytest.raises(MissingProxyFence, match=r"ordinary stores of warp [0123]"):
         copied(late, mode)
 
 
@@ -117,7 +117,7 @@ def test_stores_into_the_memory_of_a_peer_need_a_fence_of_the_cluster_s(space, m
     cp.async.bulk.wait_group 0; END:"""
     out = np.zeros((2, 128), np.uint32)
     if space == ".shared::cta":
-        with pytest.raises(MissingProxyFence, match="ordinary stores of warp 0 of CTA [01] of the cluster"):
+        with pytest.raises(MissingProxyFence, match=r"ordinary stores of warp 0 of CTA [01] of the cluster"):
             run(body, out, grid=2, cluster=2, smem=512, mode=mode)
     else:
         run(body, out, grid=2, cluster=2, smem=512, mode=mode)
@@ -135,7 +135,7 @@ def test_a_load_over_what_another_warp_stored_needs_a_barrier_too(barrier, mode)
     if barrier:
         run(body, source, block=128, smem=8192, mode=mode)
     else:
-        with pytest.raises(MissingBarrier, match="asynchronous write of shared address 0x400, .* warp 0: no barrier"):
+        with pytest.raises(MissingBarrier, match=r"asynchronous write .* 0x400, .* warp 0: no barrier"):
             run(body, source, block=128, smem=8192, mode=mode)
 
 

@@ -76,7 +76,7 @@ def test_a_wait_is_a_wait_however_long_the_code_behind_it_is():
 
 @pytest.mark.parametrize(("mode", "seed"), [("eager", 0), ("late", 0), *(("random", s) for s in range(6))])
 def test_a_look_within_a_short_loop_does_not_wait(mode, seed):
-    """Warp 0 looks whether warp 1 answered, asks it, and waits if it had not; where no lane asks, nothing lies between."""
+    """Warp 0 looks whether warp 1 answered, asks it, and waits if it had not; some lanes do nothing in between."""
     out = np.zeros(1, np.uint32)
     body = """
     mov.u32 %r9, smem; setp.ne.u32 %p9, %t, 0; setp.ne.u32 %p1, %warp, 0; mov.u32 %r1, 0; @%p9 bra READY;

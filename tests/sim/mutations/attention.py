@@ -178,7 +178,8 @@ ATTENTION = [
     ),
     Mutation(
         "proxy fence of global memory before the output is stored", "attention", "wrong fence space", "harmful",
-        "the output is staged in shared memory", (substitute("epilogue fence", r"async\.shared::cta", "async.global"),), ("o",),
+        "the output is staged in shared memory",
+        (substitute("epilogue fence", r"async\.shared::cta", "async.global"),), ("o",),
     ),
     Mutation(
         "previous output still read when overwritten", "attention", "wrong store-read wait", "harmful",

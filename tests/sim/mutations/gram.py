@@ -1,4 +1,4 @@
-"""Mutations of the products of stored tiles ("gram"): `x` is the tile, which all warps store and every product reads."""
+"""Mutations of the products of stored tiles ("gram"): `x` is the tile, which all warps store, every product reads."""
 
 from mutations import Mutation, drop, insert, move, repeat, substitute
 

@@ -20,7 +20,8 @@ SUMS = [
     ),
     Mutation(
         "proxy fence of global memory before the bulk reduction", "sums", "wrong fence space", "harmful",
-        "the async proxy reads shared memory", (substitute("proxy fence", r"async\.shared::cta", "async.global"),), ("partial",),
+        "the async proxy reads shared memory",
+        (substitute("proxy fence", r"async\.shared::cta", "async.global"),), ("partial",),
     ),
     Mutation(
         "no barrier before the bulk reduction", "sums", "removed wait", "harmful",
