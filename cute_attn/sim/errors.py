@@ -63,6 +63,10 @@ class MissingProxyFence(SimError):
     """The async proxy touches shared memory that ordinary stores wrote, with no fence.proxy.async in between."""
 
 
+class MissingBarrier(SimError):
+    """The async proxy touches shared memory that another warp wrote, and no barrier orders the one behind the other."""
+
+
 class TransactionCount(SimError):
     """An mbarrier's transaction bytes do not add up."""
 
