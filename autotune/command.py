@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from cute_attn.launch import tuned
 
-from .measure import EFFORTS, Device
-from .model import MODELLED_GPU, MODELLED_SMS, predict
+from .choice import choose_candidates, why_nothing_compiles
+from .measure import EFFORTS, Device, Lost
+from .model import MODELLED_SMS
 from .problem import PRESETS, Problem, load_shapes
 from .ranks import decided_by_rank_0
-from .report import NOT_MEASURED, draw, summary, table
+from .report import NOT_MEASURED, draw, summary, table, unknown
 from .results import metadata, new_directory, results_to_json, table_of, update_table, write_results
-from .space import candidates
 from .tune import Events, Tuning, tune
 
 __all__ = ["command", "find_device"]
@@ -41,7 +42,8 @@ def command(
 ) -> None:
     """The fastest tiles for given shapes: searched, measured, written where the kernels look them up.
 
-    Without a Hopper GPU the candidates are pruned, compiled and ranked by a static model; the defaults stay.
+    Without a Hopper GPU the candidates are pruned, compiled and ranked by a static model; the defaults stay. Without a
+    compiler they are the tiles that bundles and the cache hold: see cute-attn build --candidates.
 
     \b
     cute-attn autotune --preset causal
@@ -53,14 +55,18 @@ def command(
     if not problems:
         raise click.UsageError(f"give --preset ({', '.join(PRESETS)}, all) or --shapes FILE")
     console = Console()
-    if dry_run:
-        for problem in problems:
-            _list_candidates(console, problem, effort)
-        return
     try:
+        if dry_run:
+            for problem in problems:
+                _list_candidates(console, problem, effort)
+            return
         found = decided_by_rank_0(lambda: _run(console, problems, effort, budget, workers))
     except RuntimeError as error:
         raise click.ClickException(str(error)) from error
+    except Lost as error:
+        click.echo(f"Error: the GPU is lost to this process: {error}. What was found before is written.", err=True)
+        sys.stderr.flush()
+        os._exit(1)  # to end in order would wait for the kernel
     if found["entries"]:
         tuned.install(found)
 
@@ -97,37 +103,52 @@ def _run(
     """Tunes, reports and writes; returns the table of what was measured."""
     device = find_device()
     about = metadata(device.metadata if device else None)
+    directory = new_directory()  # sooner than after the work: where it cannot be made, the work would be lost
     tunings: list[Tuning] = []
     each = None if budget is None else budget / len(problems)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         for problem in problems:
             tunings.append(tune(problem, device, effort, each, workers, events=_Bars(progress)))
+            path = write_results(directory, results_to_json(tunings, about))  # at once: what comes next may hang
+            if device is not None:
+                table_path = update_table(device.gpu, table_of(tunings[-1:], about))
     if device is None:
         console.print(NOT_MEASURED, style="bold yellow")
     for tuning in tunings:
         console.print(table(tuning))
         console.print(summary(tuning))
+        if unknown(tuning):
+            console.print(unknown(tuning), style="yellow", highlight=False)
         console.print()
-    directory = new_directory()
-    path = write_results(directory, results_to_json(tunings, about))
-    draw(tunings, directory / "report.png")
-    console.print(f"all timings: {path}\nplot: {directory / 'report.png'}", soft_wrap=True)
-    found = table_of(tunings, about)
+    console.print(f"all timings: {path}", soft_wrap=True)
+    _draw(console, tunings, directory / "report.png")
     if device is not None:
-        console.print(f"tuned table: {update_table(device.gpu, found)}", soft_wrap=True)
+        console.print(f"tuned table: {table_path}", soft_wrap=True)
         tuned.forget()
-    return found
+    return table_of(tunings, about)
+
+
+def _draw(console: Console, tunings: Sequence[Tuning], path: Path) -> None:
+    try:
+        draw(tunings, path)
+    except ModuleNotFoundError as error:
+        console.print(f"no plot: {error}", soft_wrap=True)
+    else:
+        console.print(f"plot: {path}", soft_wrap=True)
 
 
 def _list_candidates(console: Console, problem: Problem, effort: str) -> None:
-    kept, refused = candidates(problem)
-    limit = EFFORTS[effort].candidates
-    ranked = [problem.default, *sorted(kept[1:], key=lambda tile: predict(problem, tile))[:limit]]
+    why_not = why_nothing_compiles()
+    choice = choose_candidates(problem, effort, MODELLED_SMS, why_not)
     console.print(f"[bold]{problem}[/bold]")
-    key = problem.key(MODELLED_GPU, MODELLED_SMS)
-    console.print(f"kind of mask: layers {key.layers}, density 1/{2**key.density}", highlight=False)
-    for tile in ranked:
-        console.print(f"  {tile}{'  (default)' * (tile == problem.default)}", highlight=False)
-    left = len(kept) - len(ranked)
-    console.print(f"{len(ranked)} would be compiled, {left} left out by --effort {effort}, {len(refused)} do not fit\n")
+    kind = tuned.mask_class(problem.intervals())
+    console.print(f"kind of mask: layers {kind.layers}, density 1/{2**kind.density}", highlight=False)
+    for tile in choice.tiles:
+        notes = ["default"] * (tile == problem.default) + ["built"] * (tile in choice.held)
+        console.print(f"  {tile}" + f"  ({', '.join(notes)})" * bool(notes), highlight=False)
+    console.print(
+        f"{len(choice.tiles) - len(choice.held)} would be compiled, {len(choice.held)} are built, {len(choice.left)} "
+        f"left out by --effort {effort}{f' and because {why_not}' * bool(why_not)}, {len(choice.refused)} do not fit\n",
+        highlight=False,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,12 @@ from cute_attn.launch.forward import forward
 from cute_attn.mask import IntervalMask
 from cute_attn.spec.tiles import BackwardTile, Tile, TileConfig
 
+from .measure import Lost
 from .problem import Problem
 
 __all__ = ["CudaDevice"]
+
+HUNG_AFTER = 60.0  # seconds, of one call
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -42,26 +45,28 @@ class CudaDevice:
         return filelock.FileLock(Path(tempfile.gettempdir()) / f"cute-attn-autotune-{self._uuid}.lock")
 
     def prepare(self, problem: Problem, tile: Tile) -> torch.cuda.CUDAGraph:
-        call = self._call(problem, tile)
-        side = torch.cuda.Stream(self._device)
-        side.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(side):  # compiles, plans and allocates before the capture
-            call()
-        torch.cuda.current_stream(self._device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            call()
-        torch.cuda.synchronize(self._device)
-        return graph
+        with _unless_lost(self._device):
+            call = self._call(problem, tile)
+            side = torch.cuda.Stream(self._device)
+            side.wait_stream(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(side):  # compiles, plans and allocates before the capture
+                call()
+            wait_for(side.record_event())
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                call()
+            torch.cuda.synchronize(self._device)
+            return graph
 
     def seconds(self, run: torch.cuda.CUDAGraph) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self._cold.zero_()
-        start.record()
-        run.replay()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
+        with _unless_lost(self._device):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            self._cold.zero_()
+            start.record()
+            run.replay()
+            end.record()
+            wait_for(end)
+            return start.elapsed_time(end) / 1e3
 
     def now(self) -> float:
         return time.monotonic()
@@ -83,6 +88,28 @@ class CudaDevice:
         out, lse, _ = forward(q, k, v, mask, softmax_scale=scale)
         dout = torch.randn_like(out)
         return lambda: backward(dout, q, k, v, out, lse, mask, softmax_scale=scale, tile=tile)
+
+
+def wait_for(event: torch.cuda.Event) -> None:
+    """Raises Lost where it takes so long that the kernel before it hangs: to synchronise would wait for ever."""
+    until = time.monotonic() + HUNG_AFTER
+    while not event.query():
+        if time.monotonic() > until:
+            raise Lost(f"it hangs, {HUNG_AFTER:g} s without an end")
+        time.sleep(1e-5)
+
+
+@contextlib.contextmanager
+def _unless_lost(device: torch.device) -> Iterator[None]:
+    """Turns an error after which the GPU serves this process no more into Lost."""
+    try:
+        yield
+    except RuntimeError as error:
+        try:
+            torch.cuda.synchronize(device)
+        except RuntimeError:
+            raise Lost(str(error)) from error
+        raise
 
 
 def _driver() -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Protocol
@@ -12,14 +12,19 @@ from cute_attn.spec.tiles import Tile
 
 from .problem import Problem
 
-__all__ = ["EFFORTS", "MARGIN", "Device", "Effort", "Timings", "choose", "measure"]
+__all__ = ["EFFORTS", "MARGIN", "Device", "Effort", "Lost", "Timings", "choose", "measure"]
 
 MARGIN = 1.02  # the default stays unless it takes longer than this times the best
 FINALISTS = 3
 
 
+class Lost(Exception):
+    """The GPU serves this process no more: a kernel hangs, or left an error behind."""
+
+
 class Device(Protocol):
-    """A GPU with a clock, or what stands for one in a test."""
+    """A GPU with a clock, or what stands for one in a test. Preparing and timing raise RuntimeError where a candidate
+    fails, Lost where nothing that comes after it can run."""
 
     gpu: str
     sms: int
@@ -73,7 +78,7 @@ def measure(
 
     deadline: on the device's clock; after it no further tile is begun, the default and the finals always are.
 
-    Raises RuntimeError if the default itself cannot run.
+    Raises RuntimeError if the default itself cannot run, Lost, naming the tile, if one takes the GPU along.
     """
     default = problem.default
     timings = Timings()
@@ -87,14 +92,16 @@ def measure(
         if default in timings.failed:
             raise RuntimeError(f"the default tile {default} cannot run {problem}: {timings.failed[default]}")
         best = sorted(timings.screening, key=lambda t: median(timings.screening[t]))[:FINALISTS]
-        finalists = {tile: device.prepare(problem, tile) for tile in dict.fromkeys((default, *best))}
+        finalists = {}
+        for tile in dict.fromkeys((default, *best)):
+            with _naming(problem, tile):
+                finalists[tile] = device.prepare(problem, tile)
         timings.final = {tile: [] for tile in finalists}
-        for run in finalists.values():
-            for _ in range(effort.warm_up):
-                device.seconds(run)
-        for _ in range(effort.rounds):
+        for number in range(effort.warm_up + effort.rounds):
             for tile, run in finalists.items():
-                timings.final[tile].append(device.seconds(run))
+                with _naming(problem, tile):
+                    seconds = device.seconds(run)
+                timings.final[tile] += [seconds] * (number >= effort.warm_up)
     return timings
 
 
@@ -106,9 +113,19 @@ def choose(default: Tile, final: dict[Tile, list[float]]) -> Tile:
 
 def _screen(device: Device, problem: Problem, tile: Tile, effort: Effort, timings: Timings) -> None:
     try:
-        run = device.prepare(problem, tile)
-        for _ in range(effort.warm_up):
-            device.seconds(run)
-        timings.screening[tile] = [device.seconds(run) for _ in range(effort.repeats)]
+        with _naming(problem, tile):
+            run = device.prepare(problem, tile)
+            for _ in range(effort.warm_up):
+                device.seconds(run)
+            timings.screening[tile] = [device.seconds(run) for _ in range(effort.repeats)]
     except RuntimeError as error:  # what CUDA and the compiler raise
         timings.failed[tile] = str(error)
+
+
+@contextlib.contextmanager
+def _naming(problem: Problem, tile: Tile) -> Iterator[None]:
+    """Says in Lost whose kernel it was."""
+    try:
+        yield
+    except Lost as error:
+        raise Lost(f"the tile {tile} of {problem}: {error}") from error

@@ -14,9 +14,9 @@ from cute_attn.spec.tiles import Tile, TileConfig
 from .problem import Problem
 from .profile import Loop, Profile
 
-__all__ = ["ASSUMPTIONS", "CLOCK", "MODELLED_GPU", "MODELLED_SMS", "predict"]
+__all__ = ["ASSUMPTIONS", "CLOCK", "MODELLED_SMS", "UNKNOWN_SLOTS", "predict"]
 
-MODELLED_GPU, MODELLED_SMS = "NVIDIA H200", 132  # where there is no GPU to ask
+MODELLED_SMS = 132  # where there is no GPU to ask
 CLOCK = 1.755e9  # Hz, of the multiprocessors
 STALL_PING_PONG, STALL = 0.15, 0.30
 TILE_CYCLES, ITEM_CYCLES = 120, 2000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from cute_attn.launch.tuned import TunedKey
 from cute_attn.mask import IntervalMask, from_spec
 from cute_attn.spec.operation import Spec, operation
 from cute_attn.spec.tiles import Tile
+from cute_attn.strict_json import loads
 
 __all__ = ["PRESETS", "Problem", "load_shapes"]
 
@@ -108,7 +108,7 @@ def load_shapes(path: Path) -> list[Problem]:
     Raises ValueError or TypeError, naming the item.
     """
     try:
-        items = json.loads(path.read_text())
+        items = loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(items, list) or not items:

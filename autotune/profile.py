@@ -8,12 +8,15 @@ from pathlib import Path
 
 from cute_attn.directories import cache_directory
 from cute_attn.jit import cache
-from cute_attn.jit.compile import compile
+from cute_attn.jit.compile import Compiled, compile
 from cute_attn.jit.entry import BrokenEntry, link
 from cute_attn.jit.fingerprint import key
+from cute_attn.profile import sass
 from cute_attn.spec.operation import Spec
 
-__all__ = ["Loop", "Profile", "compile_profile"]
+from .files import write_json
+
+__all__ = ["Loop", "Profile", "compile_profile", "read_profile", "write_profile"]
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,13 @@ class Loop:
 
 @dataclass(frozen=True)
 class Profile:
-    """loops: none if there is no disassembler. warnings: the assembler's."""
+    """warnings: the assembler's. unknown: why loops, and what else is empty, are not known; "" where they are."""
 
     registers: int
     spill_bytes: int
     warnings: tuple[str, ...] = ()
     loops: tuple[Loop, ...] = ()
+    unknown: str = ""
 
     @property
     def refusal(self) -> str:
@@ -43,16 +47,43 @@ class Profile:
 
 
 def compile_profile(spec: Spec) -> Profile:
-    """Compiles a spec into the cache and profiles it; a profile is kept beside the cache and not made twice."""
-    path = cache_directory() / "profiles" / f"{key(spec)}.json"
-    if path.exists() and _has_entry(spec):
-        return _parsed(path)
+    """Compiles a spec into the cache and profiles it; a profile is kept beside the cache and made anew if its kernel is
+    gone or there is a disassembler now that knows more."""
+    found = read_profile(cache_directory(), key(spec))
+    if found is not None and _has_entry(spec) and not (found.unknown and _has_disassembler()):
+        return found
     compiled = compile(spec)
-    found = Profile(compiled.registers, compiled.spill_bytes, compiled.warnings, _loops(compiled))
+    loops, unknown = _loops(compiled)
+    found = Profile(compiled.registers, compiled.spill_bytes, compiled.warnings, loops, unknown)
     cache.commit(link(compiled))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(found)))
+    write_profile(cache_directory(), key(spec), found)
     return found
+
+
+def read_profile(root: Path, name: str) -> Profile | None:
+    """The profile kept in a cache or bundle for the entry of that name; None where it is cut or lacks a part."""
+    try:
+        found = json.loads(_path(root, name).read_text())
+        loops = tuple(Loop(loop["tensor_cycles"], loop["slots"]) for loop in found["loops"])
+        profile = Profile(
+            found["registers"], found["spill_bytes"], tuple(found["warnings"]), loops, found["unknown"]
+        )  # fmt: skip
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    numbers = [profile.registers, profile.spill_bytes, *(n for loop in loops for n in (loop.tensor_cycles, loop.slots))]
+    texts = [profile.unknown, *profile.warnings]
+    sound = all(isinstance(n, int) for n in numbers) and all(isinstance(text, str) for text in texts)
+    return profile if sound and all(loop.tensor_cycles > 0 for loop in loops) else None
+
+
+def write_profile(root: Path, name: str, profile: Profile) -> None:
+    path = _path(root, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, asdict(profile))
+
+
+def _path(root: Path, name: str) -> Path:
+    return root / "profiles" / f"{name}.json"
 
 
 def _has_entry(spec: Spec) -> bool:
@@ -62,17 +93,19 @@ def _has_entry(spec: Spec) -> bool:
         return False
 
 
-def _parsed(path: Path) -> Profile:
-    found = json.loads(path.read_text())
-    loops = tuple(Loop(**loop) for loop in found.pop("loops"))
-    return Profile(**{**found, "warnings": tuple(found["warnings"]), "loops": loops})
+def _has_disassembler() -> bool:
+    try:
+        return bool(sass.disassembler())
+    except RuntimeError:
+        return False
 
 
-def _loops(compiled: object) -> tuple[Loop, ...]:
+def _loops(compiled: Compiled) -> tuple[tuple[Loop, ...], str]:
+    """Its loops with products; or none, and why they are not known."""
     from cute_attn.profile.inspect import inspect
 
     try:
-        report = inspect(compiled)  # type: ignore[arg-type]
-    except RuntimeError:  # no disassembler
-        return ()
-    return tuple(Loop(loop.tensor_cycles, loop.common) for loop in report.loops if loop.tensor_cycles)
+        report = inspect(compiled)
+    except RuntimeError as error:  # no disassembler, or it refuses
+        return (), str(error)
+    return tuple(Loop(loop.tensor_cycles, loop.common) for loop in report.loops if loop.tensor_cycles), ""

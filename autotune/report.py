@@ -10,10 +10,10 @@ from rich.table import Table
 
 from cute_attn.spec.tiles import Tile
 
-from .model import ASSUMPTIONS
+from .model import ASSUMPTIONS, UNKNOWN_SLOTS
 from .tune import Tuning
 
-__all__ = ["NOT_MEASURED", "draw", "summary", "table"]
+__all__ = ["NOT_MEASURED", "draw", "summary", "table", "unknown"]
 
 NOT_MEASURED = (
     "Nothing was measured: there is no Hopper GPU here. The times below are those of a static model and the defaults "
@@ -24,8 +24,9 @@ ROWS = 6  # of candidates in the table of a problem
 
 def table(tuning: Tuning) -> Table:
     """The candidates of a problem, best first."""
-    how = "measured" if tuning.measured else "predicted by the static model, NOT measured"
-    found = Table(title=f"{tuning.problem}\non {tuning.gpu}, {tuning.sms} SMs; {how}", title_justify="left", box=None)
+    where = f"measured on {tuning.gpu}" if tuning.measured else "NOT measured, predicted by the static model of a GPU"
+    title = f"{tuning.problem}\n{where} with {tuning.sms} SMs"
+    found = Table(title=title, title_justify="left", box=None)
     for name in ("tile", "measured", "model", "registers", ""):
         found.add_column(name, justify="left" if name in ("tile", "") else "right")
     seconds = _seconds(tuning)
@@ -44,8 +45,9 @@ def table(tuning: Tuning) -> Table:
 def summary(tuning: Tuning) -> str:
     """One line: how many candidates went where, and what was decided."""
     counts = (
-        f"{len(tuning.refused)} refused unseen, {len(tuning.compiled)} compiled, {len(tuning.rejected)} rejected after "
-        f"(spills, serialised products, errors), {len(tuning.left)} not compiled"
+        f"{len(tuning.refused)} refused unseen, {len(tuning.compiled) - len(tuning.held)} compiled, {len(tuning.held)} "
+        f"built before, {len(tuning.rejected)} rejected after (spills, serialised products, errors), "
+        f"{len(tuning.left)} not compiled" + f" ({tuning.why_not})" * bool(tuning.why_not)
     )
     if not tuning.measured:
         return f"{counts}; nothing measured, the default {tuning.tile} stays"
@@ -54,6 +56,19 @@ def summary(tuning: Tuning) -> str:
     if tuning.tile == tuning.problem.default:
         return f"{counts}; the default {tuning.tile} stays"
     return f"{counts}; {tuning.tile} is {tuning.speedup:.3f} times as fast as the default"
+
+
+def unknown(tuning: Tuning) -> str:
+    """Which candidates' loops are not known, why, and what the model takes in their place; "" if all are."""
+    profiles = {tile: profile for tile, profile in tuning.compiled.items() if not profile.loops}
+    if not profiles:
+        return ""
+    why = "; ".join(dict.fromkeys(profile.unknown or "no loop has products" for profile in profiles.values()))
+    full, partial = UNKNOWN_SLOTS
+    return (
+        f"loops unknown of {len(profiles)} of {len(tuning.compiled)} candidates ({why}), where the model takes {full} "
+        f"issue slots a tensor cycle of full tiles and {partial} of partial ones: {'; '.join(map(str, profiles))}"
+    )
 
 
 def draw(tunings: Sequence[Tuning], path: Path) -> None:

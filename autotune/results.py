@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import tempfile
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -15,8 +15,10 @@ from statistics import median
 from typing import Any
 
 from cute_attn.directories import cache_directory
+from cute_attn.errors import in_words
 from cute_attn.launch.tuned import table_path, tile_to_json
 
+from .files import write_json
 from .model import ASSUMPTIONS
 from .tune import Tuning
 
@@ -60,13 +62,16 @@ def table_of(tunings: Sequence[Tuning], about: dict[str, Any]) -> dict[str, Any]
             "metadata": about,
         }
         for tuning in tunings
-        if tuning.measured
+        if tuning.gpu is not None
     ]
     return {"format": 1, "entries": entries}
 
 
 def update_table(gpu: str, table: dict[str, Any]) -> Path:
-    """Puts entries into the user's table of a GPU, in the place of those with the same key; returns its path."""
+    """Puts entries into the user's table of a GPU, in the place of those with the same key; returns its path.
+
+    A table there that cannot be read is set aside with a warning.
+    """
     import filelock
 
     path = table_path(gpu)
@@ -74,35 +79,41 @@ def update_table(gpu: str, table: dict[str, Any]) -> Path:
     with filelock.FileLock(path.with_suffix(".lock")):
         old = _entries(path)
         new = {json.dumps(entry["key"], sort_keys=True): entry for entry in (*old, *table["entries"])}
-        _replace(path, {"format": 1, "entries": [new[key] for key in sorted(new)]})
+        write_json(path, {"format": 1, "entries": [new[key] for key in sorted(new)]})
     return path
 
 
 def new_directory() -> Path:
-    """A fresh directory for the results of a run."""
+    """A fresh directory for the results of a run. Raises OSError, in a sentence, where none can be made."""
     parent = cache_directory() / "autotune"
-    parent.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S-"), dir=parent))
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S-"), dir=parent))
+    except OSError as error:
+        raise OSError(
+            f"results and tables cannot be kept: {in_words(error)}; CUTE_ATTN_CACHE_DIR names another place"
+        ) from error
 
 
 def write_results(directory: Path, results: dict[str, Any]) -> Path:
     path = directory / "results.json"
-    _replace(path, results)
+    write_json(path, results)
     return path
 
 
 def _entries(path: Path) -> Iterable[dict[str, Any]]:
     if not path.exists():
         return []
-    table = json.loads(path.read_text())
-    return table["entries"] if table.get("format") == 1 else []
-
-
-def _replace(path: Path, content: dict[str, Any]) -> None:
-    """Writes a file whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".new", delete=False) as file:
-        json.dump(content, file, indent=1)
-    os.replace(file.name, path)
+    try:
+        table = json.loads(path.read_text())
+        if table["format"] != 1:
+            raise ValueError(f"its format is {table['format']}, this version of cute_attn writes 1")
+        return [{**entry, "key": dict(entry["key"])} for entry in table["entries"]]
+    except (ValueError, TypeError, KeyError) as error:
+        aside = path.with_suffix(".broken")  # tables are *.json
+        path.replace(aside)
+        warnings.warn(f"the tuned table {path} could not be read and is now {aside}: {error}", stacklevel=3)
+        return []
 
 
 def _problem(tuning: Tuning) -> dict[str, Any]:
@@ -110,8 +121,9 @@ def _problem(tuning: Tuning) -> dict[str, Any]:
     tiles = {**tuning.compiled, **dict.fromkeys(timings.failed)}
     return {
         "problem": tuning.problem.to_json(),
-        "key": asdict(tuning.problem.key(tuning.gpu, tuning.sms)),
+        "key": asdict(tuning.problem.key(tuning.gpu, tuning.sms)) if tuning.gpu is not None else None,
         "measured": tuning.measured,
+        "nothing_compiles": tuning.why_not,
         "tile": tile_to_json(tuning.tile),
         "default": tile_to_json(default),
         "speedup": tuning.speedup,
@@ -119,6 +131,7 @@ def _problem(tuning: Tuning) -> dict[str, Any]:
             {
                 "tile": tile_to_json(tile),
                 "profile": asdict(profile) if profile else None,
+                "built_before": tile in tuning.held,
                 "compile_seconds": tuning.compile_seconds.get(tile),
                 "predicted_seconds": tuning.predictions.get(tile),
                 "screening_seconds": timings.screening.get(tile, []),

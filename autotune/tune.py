@@ -1,4 +1,5 @@
-"""The whole way of one problem: candidates, static pruning, compiling side by side, measuring, deciding."""
+"""The whole way of one problem: candidates, static pruning, compiling side by side what no bundle holds, measuring,
+deciding."""
 
 from __future__ import annotations
 
@@ -11,11 +12,12 @@ from cute_attn.jit.parallel import Outcome, in_processes
 from cute_attn.spec.operation import Spec
 from cute_attn.spec.tiles import Tile
 
+from .choice import choose_candidates, why_nothing_compiles
 from .measure import EFFORTS, Device, Timings, choose, measure
-from .model import MODELLED_GPU, MODELLED_SMS, predict
+from .model import MODELLED_SMS, predict
 from .problem import Problem
 from .profile import Profile, compile_profile
-from .space import Refused, candidates
+from .space import Refused
 
 __all__ = ["Events", "Tuning", "tune"]
 
@@ -34,18 +36,22 @@ class Events:
 class Tuning:
     """What was found for a problem.
 
-    tile: the winner. measured: whether a GPU decided; else `tile` is the default, and `predictions` are all there is.
-    refused: before compiling. compiled: profiles. rejected: after compiling, with the reason. left: not compiled, being
-    beyond the effort or the budget. predictions: seconds by the static model, best first.
+    gpu: its name, None without one: then `measured` is False, `tile` is the default, and `predictions`, for a GPU with
+    so many sms, are all there is.
+    tile: the winner. refused: before compiling. compiled: profiles. held: those among them that were built before.
+    rejected: after compiling, with the reason. left: not compiled, being beyond the effort or the budget, or because of
+    why_not: why nothing can be compiled here. predictions: seconds by the static model, best first.
     """
 
     problem: Problem
-    gpu: str
+    gpu: str | None
     sms: int
     tile: Tile
     measured: bool
+    why_not: str = ""
     refused: list[Refused] = field(default_factory=list)
     compiled: dict[Tile, Profile] = field(default_factory=dict)
+    held: list[Tile] = field(default_factory=list)
     compile_seconds: dict[Tile, float] = field(default_factory=dict)
     rejected: list[Refused] = field(default_factory=list)
     left: list[Tile] = field(default_factory=list)
@@ -69,11 +75,14 @@ def tune(
     effort: str = "quick",
     budget: float | None = None,
     workers: int = 1,
-    compiler: Compiler = compile_in_processes,
+    compiler: Compiler | None = None,
     events: Events | None = None,
     now: Callable[[], float] = time.monotonic,
 ) -> Tuning:
     """Searches the tiles of a problem.
+
+    Kernels that bundles hold are not compiled. Where nothing can be compiled, these and what the cache holds are all
+    candidates.
 
     Args:
         device: what measures; None prunes, compiles and ranks by the static model, and keeps the default.
@@ -81,18 +90,21 @@ def tune(
         budget: seconds for the problem, of which half may go into compiling; the default is always served.
         workers: compiles at a time. compiler, now: in the place of the real ones, for tests.
 
-    Raises ValueError for an unknown effort; RuntimeError if the default does not compile or run.
+    Raises ValueError for an unknown effort; RuntimeError if the default does not compile or run, KernelNotBuilt if it
+    can neither be compiled nor found.
     """
-    if effort not in EFFORTS:
-        raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
-    events, wanted, start = events or Events(), EFFORTS[effort], now()
+    events, start = events or Events(), now()
     sms = device.sms if device else MODELLED_SMS
-    fitting, refused = candidates(problem)
-    ranked = sorted(fitting[1:], key=lambda tile: predict(problem, tile, sms=sms))
-    chosen = [problem.default, *ranked[: wanted.candidates]]
-    tuning = Tuning(problem, device.gpu if device else MODELLED_GPU, sms, problem.default, device is not None, refused)
-    _compile(tuning, chosen, workers, compiler, events, None if budget is None else start + budget / 2, now)
-    tuning.left = [tile for tile in fitting if tile not in tuning.compiled and not _is_rejected(tuning, tile)]
+    why_not = "" if compiler else why_nothing_compiles()
+    choice = choose_candidates(problem, effort, sms, why_not)
+    gpu = device.gpu if device else None
+    tuning = Tuning(problem, gpu, sms, problem.default, device is not None, why_not, choice.refused)
+    tuning.compiled, tuning.held = dict(choice.held), list(choice.held)
+    wanted = [tile for tile in choice.tiles if tile not in choice.held]
+    until = None if budget is None else start + budget / 2
+    _compile(tuning, wanted, workers, compiler or compile_in_processes, events, until, now)
+    missed = [t for t in wanted if t not in tuning.compiled and not _is_rejected(tuning, t)]
+    tuning.left = choice.left + missed
     for tile in [t for t in tuning.compiled if t != problem.default]:
         if reason := tuning.compiled[tile].refusal:
             tuning.rejected.append(Refused(tile, reason))
@@ -103,7 +115,7 @@ def tune(
         return tuning
     events.begin(f"measuring {problem.op}", len(runnable))
     deadline = None if budget is None else device.now() + max(0.0, start + budget - now())
-    tuning.timings = measure(device, problem, list(tuning.predictions), wanted, deadline, events.step)
+    tuning.timings = measure(device, problem, list(tuning.predictions), EFFORTS[effort], deadline, events.step)
     return replace(tuning, tile=choose(problem.default, tuning.timings.final))
 
 
@@ -116,17 +128,20 @@ def _compile(
     deadline: float | None,
     now: Callable[[], float],
 ) -> None:
-    """Compiles the default, then the others until the deadline."""
+    """Compiles the default, if it is one of the tiles, then the others until the deadline."""
+    if not tiles:
+        return
     specs = {tuning.problem.spec(tile): tile for tile in tiles}
-    default, *others = specs
+    first = [spec for spec, tile in specs.items() if tile == tuning.problem.default]
+    others = [spec for spec, tile in specs.items() if tile != tuning.problem.default]
     events.begin(f"compiling {tuning.problem.op}", len(specs))
 
     def over() -> bool:
         return deadline is not None and now() >= deadline
 
-    for part, until in (([default], _never), (others, over)):
-        if until():
-            return
+    for part, until in ((first, _never), (others, over)):
+        if until() or not part:
+            continue
         for outcome in compiler(part, workers, until):
             events.step()
             tile = specs[outcome.item]

@@ -1,25 +1,29 @@
-"""The forward and backward beside their peers on a Hopper GPU, in one process.
+"""The forward and backward beside their peers on a Hopper GPU, in one process as long as nothing hangs in it.
 
 python benchmarks/attention.py            # everything: writes benchmarks/results/attention.{json,md}
 python benchmarks/attention.py --list     # what would run, and which peers cannot: needs no GPU
-python benchmarks/attention.py --case causal --op forward --peer flash-attn-4 --quick
+python benchmarks/attention.py --case causal --op forward --peer flash-attn-4 --quick --budget 120
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import click
 import torch
 from agreement import disagreement
 from attention_cases import CASES, OPERATIONS, Inputs, flops, make_inputs, shrunk
-from attention_kernels import OURS, PEERS, Kernel, ours, prepared
-from common import save
+from attention_kernels import OURS, PEERS, Kernel, failure, ours, prepared
+from common import one_line, save
+from guarded import Guarded, Say, Stopped
 from interleaved import Clock, CudaClock, ceilings, interleaved, sets_needed, summary
 from rich.console import Console
 from rich.progress import Progress
@@ -29,16 +33,26 @@ from cute_attn.commands.machine import has_hopper
 
 QUICK = 4  # lengths are divided by it
 WARM_UP, ROUNDS = 5, {False: 50, True: 20}
+STEP_SECONDS = 180  # of the first calls of one kernel, compiling included, or of all timings of a case
+TIMING = "timing"
 PACKAGES = ("cute-attn", "nvidia-cutlass-dsl", "apache-tvm-ffi", "triton", "flash-attn-4", "quack-kernels")
 
 
 @dataclass
 class Results:
-    """rows: timings. left_out: who was not timed, and why. wrong: what disagreed or failed of ours: no timings."""
+    """rows: timings. left_out: who was not timed, and why. wrong: what disagreed or failed of ours: no timings.
+    not_run: what the budget did not reach."""
 
     rows: list[dict[str, object]] = field(default_factory=list)
     left_out: list[dict[str, object]] = field(default_factory=list)
     wrong: list[dict[str, object]] = field(default_factory=list)
+    not_run: list[dict[str, object]] = field(default_factory=list)
+
+    def add(self, other: Results) -> None:
+        self.rows += other.rows
+        self.left_out += other.left_out
+        self.wrong += other.wrong
+        self.not_run += other.not_run
 
 
 @dataclass(frozen=True)
@@ -53,15 +67,32 @@ class Bench:
     rounds: int = ROUNDS[False]
 
 
+class Task(NamedTuple):
+    """One operation of one case, as it is handed to the process that measures it."""
+
+    name: str
+    problem: Problem
+    operation: str
+    peers: tuple[str, ...]
+    quick: bool
+
+
 @click.command()
 @click.option("--op", "operations", type=click.Choice(OPERATIONS), multiple=True, help="Default: all.")
 @click.option("--case", "names", type=click.Choice(list(CASES)), multiple=True, help="Default: all.")
 @click.option("--peer", "peers", type=click.Choice(list(PEERS)), multiple=True, help="Default: all.")
 @click.option("--quick", is_flag=True, help=f"Lengths divided by {QUICK}, fewer rounds.")
 @click.option("--name", "file", default="attention", show_default=True, help="Of the files in benchmarks/results.")
+@click.option("--budget", type=click.FloatRange(min=0), metavar="SECONDS", help="After them it ends with what it has.")
 @click.option("--list", "listing", is_flag=True, help="Print what would run and why peers are left out; needs no GPU.")
 def main(
-    operations: Sequence[str], names: Sequence[str], peers: Sequence[str], quick: bool, file: str, listing: bool
+    operations: Sequence[str],
+    names: Sequence[str],
+    peers: Sequence[str],
+    quick: bool,
+    file: str,
+    budget: float | None,
+    listing: bool,
 ) -> None:
     """cute_attn and its peers, side by side, on a Hopper GPU."""
     cases = {name: shrunk(CASES[name], QUICK) if quick else CASES[name] for name in names or CASES}
@@ -74,20 +105,64 @@ def main(
             "measuring needs an NVIDIA Hopper GPU (compute capability 9.0); --list shows what would run", err=True
         )
         sys.exit(2)
-    bench, limits = on_this_gpu(quick)
-    results = Results()
+    tasks = [Task(name, p, operation, tuple(peers), quick) for name, p in cases.items() for operation in operations]
+    until = time.monotonic() + budget if budget is not None else float("inf")
+    guarded, results, limits = Guarded(measure_on_gpu, STEP_SECONDS), Results(), {}
     with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("attention", total=len(cases) * len(operations))
-        for name, problem in cases.items():
-            for operation in operations:
-                progress.update(task, description=f"{name}, {operation}")
-                measure(bench, name, problem, operation, peers, results)
-                report(file, results, cases, limits, show=False)  # a run that is cut short leaves what it has
-                progress.advance(task)
-    report(file, results, cases, limits, show=True)
+        shown = progress.add_task("attention", total=len(tasks))
+        for task in tasks:
+            progress.update(shown, description=f"{task.name}, {task.operation}")
+            found, limits = measure_guarded(guarded, task, until, limits)
+            results.add(found)
+            about = about_this_run(guarded.killed, budget)
+            report(file, results, cases, limits, show=False, about=about)  # a run that is cut short leaves what it has
+            progress.advance(shown)
+    guarded.end()
+    report(file, results, cases, limits, show=True, about=about)
     for wrong in results.wrong:
-        click.echo(f"WRONG: {wrong['case']}, {wrong['operation']}, {wrong['with']}: {wrong['what']}", err=True)
+        click.echo(
+            f"WRONG: {wrong['case']}, {wrong['operation']}, {wrong['with']}: {one_line(wrong['what'])}", err=True
+        )
+    if results.not_run:
+        click.echo(f"{len(results.not_run)} of {len(tasks)} were not run: the budget was over", err=True)
     sys.exit(1 if results.wrong else 0)
+
+
+def measure_guarded(
+    guarded: Guarded, task: Task, until: float, limits: Mapping[str, float]
+) -> tuple[Results, Mapping[str, float]]:
+    """A task measured in a process of its own, again without each peer that hangs, dies or spoils the GPU there.
+
+    Also returns the ceilings, which are `limits` where nothing was measured.
+    """
+    results = Results()
+    about: dict[str, object] = {"case": task.name, "operation": task.operation}
+    while time.monotonic() < until:
+        try:
+            found, limits = guarded(task, until)
+        except Stopped as stopped:
+            if time.monotonic() >= until:
+                results.not_run.append({**about, "why": f"the budget was over during: {stopped.doing}"})
+            elif stopped.doing in task.peers:
+                results.left_out.append({**about, "peer": stopped.doing, "why": stopped.why})
+                task = task._replace(peers=tuple(peer for peer in task.peers if peer != stopped.doing))
+                continue
+            else:
+                results.wrong.append({**about, "with": stopped.doing, "what": stopped.why})
+        else:
+            results.add(found)
+        return results, limits
+    results.not_run.append({**about, "why": "the budget was over before"})
+    return results, limits
+
+
+def measure_on_gpu(task: Task, say: Say) -> tuple[Results, dict[str, float]]:
+    """In the process that measures."""
+    torch.set_warn_always(True)
+    say("measuring the ceilings")
+    (bench, limits), results = on_this_gpu(task.quick), Results()
+    measure(bench, task.name, task.problem, task.operation, task.peers, results, say)
+    return results, limits
 
 
 def plan(cases: Mapping[str, Problem], operations: Sequence[str], peers: Sequence[str]) -> Iterator[str]:
@@ -96,10 +171,11 @@ def plan(cases: Mapping[str, Problem], operations: Sequence[str], peers: Sequenc
         yield f"{name}: {str(problem).removeprefix('fwd ')}; {', '.join(operations)}"
         yield f"  {OURS}"
         for peer in peers:
-            reason = PEERS[peer].why_not(problem)
-            yield f"  {peer}" if reason is None else f"  {peer}: left out, {reason}"
+            reason = PEERS[peer].reason(problem)
+            yield f"  {peer}" if reason is None else f"  {peer}: left out, {one_line(reason)}"
 
 
+@functools.cache
 def on_this_gpu(quick: bool) -> tuple[Bench, dict[str, float]]:
     """How to measure here, and what the machine gives at most."""
     device = torch.device("cuda", torch.cuda.current_device())
@@ -109,9 +185,21 @@ def on_this_gpu(quick: bool) -> tuple[Bench, dict[str, float]]:
     return Bench(device, clock, l2_bytes, limits["product, FLOP a second"], rounds=ROUNDS[quick]), limits
 
 
-def measure(bench: Bench, name: str, problem: Problem, operation: str, peers: Sequence[str], results: Results) -> None:
-    """One operation of one case: ours is checked against every peer that runs, then all are timed in turns."""
+def measure(
+    bench: Bench,
+    name: str,
+    problem: Problem,
+    operation: str,
+    peers: Sequence[str],
+    results: Results,
+    say: Say = lambda doing: None,
+) -> None:
+    """One operation of one case: ours is checked against every peer that runs, then all are timed in turns.
+
+    say: told before each step whose it is, or TIMING.
+    """
     about: dict[str, object] = {"case": name, "operation": operation}
+    say(OURS)
     first = make_inputs(problem, bench.device)
     sets = [first, *(make_inputs(problem, bench.device) for _ in range(sets_needed(first.bytes, bench.l2_bytes) - 1))]
     deterministic = operation == "deterministic"
@@ -122,12 +210,15 @@ def measure(bench: Bench, name: str, problem: Problem, operation: str, peers: Se
         if deterministic and not all(map(torch.equal, result, candidates[OURS][0]())):
             raise RuntimeError("two runs give different bits")
     except Exception as error:
-        results.wrong.append({**about, "with": OURS, "what": _one_line(error)})
+        if spoilt(bench.device):
+            raise
+        results.wrong.append({**about, "with": OURS, "what": failure(error)})
         return
     outputs = ("out",) if operation == "forward" else ("dq", "dk", "dv")
     agreed = True
     for peer in peers:
-        reason = PEERS[peer].why_not(problem)
+        say(peer)
+        reason = PEERS[peer].reason(problem)
         if reason is None:
             build, seen = PEERS[peer].build, []
             try:
@@ -135,7 +226,9 @@ def measure(bench: Bench, name: str, problem: Problem, operation: str, peers: Se
                     runs = runs_of(lambda: build(problem, bench.device, deterministic), operation, sets)  # noqa: B023
                     theirs = runs[0]()
             except Exception as error:  # whatever a peer raises says that it cannot do this
-                reason = "; ".join(dict.fromkeys([_one_line(error), *seen]))
+                if spoilt(bench.device):
+                    raise
+                reason = "; ".join(dict.fromkeys([failure(error), *seen]))
         if reason is not None:
             results.left_out.append({**about, "peer": peer, "why": reason})
             continue
@@ -146,8 +239,19 @@ def measure(bench: Bench, name: str, problem: Problem, operation: str, peers: Se
             agreed = False
             results.wrong.append({**about, "with": peer, "what": difference})
     if agreed:
+        say(TIMING)
         times = interleaved(bench.clock, candidates, bench.warm_up, bench.rounds)
         results.rows += rows_of(about, flops(problem, operation), times, bench.ceiling)
+
+
+def spoilt(device: torch.device) -> bool:
+    """Whether an error of the GPU was left in this process: nothing that comes after it in there works."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
 
 
 def runs_of(build: Callable[[], Kernel], operation: str, sets: Sequence[Inputs]) -> list[Callable[[], tuple]]:
@@ -175,10 +279,23 @@ def rows_of(
     ]
 
 
-def report(file: str, results: Results, cases: Mapping[str, Problem], limits: Mapping[str, float], show: bool) -> None:
-    """Writes the results so far, if there are any."""
-    if not results.rows:
-        return
+def about_this_run(killed: int, budget: float | None) -> dict[str, object]:
+    """How it was guarded, for the report."""
+    return {
+        "guard": f"a process of its own, killed where a step takes more than {STEP_SECONDS} s; {killed} were killed",
+        "budget": "none" if budget is None else f"{budget:g} s",
+    }
+
+
+def report(
+    file: str,
+    results: Results,
+    cases: Mapping[str, Problem],
+    limits: Mapping[str, float],
+    show: bool,
+    about: Mapping[str, object] | None = None,
+) -> None:
+    """Writes the results so far. about: what to say of the run besides the machine and versions."""
     notes = [
         "GPU time by CUDA events: median and middle half of many calls, in turns, over inputs that together exceed",
         "twice the L2. TFLOP/s count the products of exactly the attended pairs (`flops` in `attention_cases.py`); the",
@@ -191,8 +308,9 @@ def report(file: str, results: Results, cases: Mapping[str, Problem], limits: Ma
         "Cases": [{"case": name, "is": str(problem).removeprefix("fwd ")} for name, problem in cases.items()],
         "Left out": results.left_out,
         "Wrong, and so not timed": results.wrong,
+        "Not run": results.not_run,
     }
-    save(file, "Attention beside its peers", results.rows, notes, tables, versions(), show)
+    save(file, "Attention beside its peers", results.rows, notes, tables, {**versions(), **(about or {})}, show)
 
 
 def versions() -> dict[str, str]:
@@ -208,24 +326,14 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def _warnings_into(lines: list[str]) -> Iterator[None]:
-    """Collects warnings, in one line each: SDPA says in them why a backend cannot run."""
+    """Collects warnings: SDPA says in them why a backend cannot run."""
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         try:
             yield
         finally:
-            lines += [_first_line(str(warning.message)) for warning in seen]
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {_first_line(str(error))}"
-
-
-def _first_line(text: str) -> str:
-    """Cut where it would make a table unreadable; a bar would end a cell."""
-    return (text.strip().splitlines() or ["no message"])[0].replace("|", "/")[:200]
+            lines += [str(warning.message) for warning in seen]
 
 
 if __name__ == "__main__":
-    torch.set_warn_always(True)
     main()

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import itertools
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from autotune.problem import Problem
 from cute_attn.ops.attention_op import attention
 
-__all__ = ["OURS", "PEERS", "Kernel", "Peer", "flash_attention_4", "flex", "ours", "prepared", "sdpa"]
+__all__ = ["OURS", "PEERS", "Kernel", "Peer", "failure", "flash_attention_4", "flex", "ours", "prepared", "sdpa"]
 
 os.environ.setdefault("CUTE_DSL_ARCH", "sm_90a")  # of flash-attn-4; read when the DSL is first loaded, not here
 Tensor = torch.Tensor
@@ -41,6 +42,17 @@ class Peer:
 
     why_not: Callable[[Problem], str | None]
     build: Callable[[Problem, torch.device, bool], Kernel]
+
+    def reason(self, problem: Problem) -> str | None:
+        """`why_not`; where even asking fails, that is the reason: a peer's import may raise whatever it likes."""
+        try:
+            return self.why_not(problem)
+        except Exception as error:
+            return failure(error)
+
+
+def failure(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def prepared(kernel: Kernel, operation: str, inputs: Inputs) -> Callable[[], tuple[Tensor, ...]]:
@@ -180,7 +192,7 @@ def mask_mod(problem: Problem, device: torch.device) -> Callable[..., Tensor]:
 def _flash_attention_4_why_not(problem: Problem) -> str | None:
     try:
         _interface()
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         return f"flash-attn-4 is not installed (pip install -e '.[peers]'): {error}"
     return None if _flash_attention_4_arguments(problem) is not None else "flash-attn-4 has no name for this mask"
 
@@ -220,10 +232,13 @@ def flash_attention_4(problem: Problem, device: torch.device, deterministic: boo
 
 
 def _interface() -> Any:
-    """Its module. Importing it replaces a function of the DSL by one that our kernels do not fit: undone here."""
-    from flash_attn.cute import interface
-
-    _use_converter("_original_convert_single_arg")
+    """Its module. Importing it, also where that fails half-way, replaces a function of the DSL by one that our kernels
+    do not fit: undone here."""
+    try:
+        from flash_attn.cute import interface
+    finally:
+        if "quack.cute_dsl_utils" in sys.modules:
+            _use_converter("_original_convert_single_arg")
     return interface
 
 

@@ -20,6 +20,7 @@ from cute_attn.spec.forward import HEAD_DIMS
 
 LAYERS = {"causal": 1, "full": 0}  # of the mask, as specs name them
 TOKENS, HEADS_Q, MULTIPROCESSORS = 8192, 32, 132
+DETERMINISTIC_DIMS = (128, 64)
 THREADS, RESERVED = 384, 1024  # of a CTA; bytes of shared memory that the driver takes for each
 REGISTERS, SHARED_MEMORY = 65536, 228 << 10  # of a multiprocessor, the latter in bytes
 MASKS = {
@@ -68,7 +69,7 @@ def default_tiles() -> list[dict[str, object]]:
 def deterministic_or_not() -> list[dict[str, object]]:
     """Bytes are those of the counters: two of 4 bytes for each query tile of each head."""
     rows = []
-    for dim in (128, 64):
+    for dim in DETERMINISTIC_DIMS:
         for mask in LAYERS:
             for deterministic in (False, True):
                 counters = 8 * HEADS_Q * TOKENS // default_tile(dim, dim).m if deterministic else 0

@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+WIDTH = 200  # of a text in a table
 
 
 def median_seconds(run: Callable[[], object], repeats: int = 7, warm_up: int = 1) -> float:
@@ -55,15 +57,16 @@ def save(
     where: Mapping[str, object] | None = None,
     show: bool = True,
 ) -> None:
-    """Writes `results/name.json` and `results/name.md`, and prints the table unless `show` is False.
+    """Writes `results/name.json` and `results/name.md`, and prints the table unless `show` is False. Texts are whole in
+    the JSON and cut to a line in the table.
 
     tables: further ones, by heading; those without rows are left out. where: what to say besides `machine()`.
     """
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     where = {**machine(), **(where or {})}
     tables = {heading: list(rows) for heading, rows in (tables or {}).items() if rows}
     results = {"where": where, "notes": list(notes), "rows": list(rows), **({"tables": tables} if tables else {})}
-    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    _write(RESULTS / f"{name}.json", json.dumps(results, indent=1) + "\n")
     lines = [f"# {title}", ""]
     lines += [*notes, ""] if notes else []
     lines += [*_table(rows), ""]
@@ -71,16 +74,32 @@ def save(
         lines += [f"## {heading}", "", *_table(further), ""]
     lines += [f"- {key}: {value}" for key, value in where.items()]
     text = "\n".join(lines) + "\n"
-    (RESULTS / f"{name}.md").write_text(text)
+    _write(RESULTS / f"{name}.md", text)
     if show:
         print(text)
 
 
+def one_line(text: object) -> str:
+    """Cut where it would make a table unreadable; a bar would end a cell."""
+    line = " ".join(str(text).split()).replace("|", "/")
+    return line if len(line) <= WIDTH else f"{line[:WIDTH]}..."
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all: a run that is killed while it writes leaves what was there."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".new", delete=False) as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
 def _table(rows: Rows) -> list[str]:
+    if not rows:
+        return ["Nothing was measured."]
     header = list(rows[0])
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     return lines + ["| " + " | ".join(_shown(row[key]) for key in header) + " |" for row in rows]
 
 
 def _shown(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else one_line(value)

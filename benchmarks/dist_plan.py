@@ -65,6 +65,7 @@ def measure(mask: IntervalMask, query: Placement, key: Placement) -> dict[str, f
     }
 
 
+LENGTHS = (1 << 18, 1 << 19, 1 << 20, 1 << 21)  # of sequences on 64 ranks
 CHUNK_SIZES = {8: (512, 1024), 64: (512, 1024), 1024: (512,)}  # by number of ranks
 
 
@@ -87,7 +88,7 @@ def compare() -> list[dict[str, object]]:
 def growth() -> list[dict[str, object]]:
     """Placement with the default algorithm, and one rank's plan with all its tables, as the sequence grows."""
     rows: list[dict[str, object]] = []
-    for tokens in (1 << 18, 1 << 19, 1 << 20, 1 << 21):
+    for tokens in LENGTHS:
         for name in ("causal", "packed documents"):
             mask = MASKS[name](tokens)
             began = time.process_time()

@@ -36,7 +36,7 @@ def seconds(run) -> float:
 
 def in_fresh_process() -> float:
     """Of the first call for the kernel in a process that has imported cute_attn."""
-    return float(subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=True).stdout)
+    return float(subprocess.run([sys.executable, "-c", FRESH], stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def from_disk() -> None:

@@ -43,7 +43,7 @@ def main() -> None:
     mask, ranges = causal(4096), torch.tensor([[0, 4096]])
     causal_type = torch.tensor([1])
     calls: list[tuple[Any, ...]] = []
-    with backend("sim"), mock.patch.object(sim, "run", lambda *call, ptx: calls.append(call)):
+    with backend("sim"), mock.patch.object(sim, "run", lambda *call, **options: calls.append(call)):
         by_mask = per_call(lambda: flex_flash_attn_func(q, k, v, mask))
         by_ranges = per_call(lambda: flex_flash_attn_func(q, k, v, ranges, ranges, attn_type_map=causal_type))
     function, *arguments = calls[-1]

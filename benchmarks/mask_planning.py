@@ -1,4 +1,4 @@
-"""How long a mask takes to plan: slices to intervals to tile schedules in both directions.
+"""How long a mask takes to plan: slices to intervals to tile schedules in both directions; and to be found again.
 
 The yardstick is `torch.sort` of 2^20 random int64 in the same process. Run: `python benchmarks/mask_planning.py`.
 """
@@ -13,8 +13,11 @@ import torch
 from common import median_seconds, save
 
 from cute_attn.mask import IntervalMask, TileSchedule
+from cute_attn.mask.source import MaskSource
+from cute_attn.ops.plan_cache import clear_plans, find_mask
 
 DOCUMENT = 256  # mean tokens a document: 4,096 documents at 1 Mi rows
+ROWS, BLOCK_SPARSE_ROWS = (1 << 16, 1 << 18, 1 << 20, 1 << 22), 1 << 14
 
 
 def packed_causal_documents(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -56,12 +59,38 @@ def extra_memory(run) -> int:
     return highest - before
 
 
+def lookups() -> list[dict[str, object]]:
+    """Finding the mask of range tensors on the CPU by their content."""
+    rows, cpu = 1 << 16, torch.device("cpu")
+    found = []
+    for count in (8, 512, 8192):
+        ends = torch.linspace(0, rows, count + 1, dtype=torch.float64, device="cpu").long()
+        ranges = torch.stack([ends[:-1], ends[1:]], 1)
+        source = MaskSource("slices", ranges, ranges.clone(), torch.ones(count, dtype=torch.int64))
+
+        def look(source: MaskSource = source, calls: int = 1) -> None:
+            for _ in range(calls):
+                find_mask(source, rows, rows, cpu)
+
+        def plan(look=look) -> None:
+            clear_plans()
+            look()
+
+        planned = median_seconds(plan)
+        seconds = median_seconds(lambda look=look: look(calls=200), repeats=21) / 200
+        found.append(
+            {"slices": count, "microseconds a call": round(seconds * 1e6, 1), "intervals / finding": planned / seconds}
+        )
+    return found
+
+
 def main() -> None:
     numbers = torch.randint(0, 2**62, (1 << 20,))
     sort = median_seconds(lambda: numbers.sort())
     cases = [(f"packed causal documents, {rows >> 10} Ki rows", rows, packed_causal_documents(rows))
-             for rows in (1 << 16, 1 << 18, 1 << 20, 1 << 22)]  # fmt: skip
-    cases.append(("128-block-sparse, 10 %, 16 Ki rows", 1 << 14, block_sparse(1 << 14, 0.1)))
+             for rows in ROWS]  # fmt: skip
+    sparse = block_sparse(BLOCK_SPARSE_ROWS, 0.1)
+    cases.append((f"128-block-sparse, 10 %, {BLOCK_SPARSE_ROWS >> 10} Ki rows", BLOCK_SPARSE_ROWS, sparse))
     rows_out = []
     for name, rows, slices in cases:
         mask = IntervalMask.from_slices(*slices, rows, rows)
@@ -86,6 +115,7 @@ def main() -> None:
         "Planning a mask, relative to torch.sort of 2^20 random int64",
         rows_out,
         [f"torch.sort took {sort * 1e3:.1f} ms here. Memory is the growth of the resident set while planning."],
+        {"A mask of 64 Ki rows found again by the content of its range tensors, on the CPU": lookups()},
     )
 
 

@@ -27,6 +27,8 @@ from cute_attn.sim import capture
 
 D = 128
 MODES = ("eager", "late", "random")
+ROUNDS, DIRECT_ROUNDS, SIDE_BY_SIDE_ROUNDS, GROWTH_ROUNDS = 12, 500, 10, 5  # of which the best counts
+TOKENS, GROWTH = 2048, (8, 16, 32, 64)  # side by side; key tiles of a query tile
 
 
 @contextlib.contextmanager
@@ -65,12 +67,12 @@ def backward(tiles: int, mode: str) -> float:
 
 
 def side_by_side() -> list[dict[str, object]]:
-    """Seconds of whole calls of our forward, 2,048 causal tokens, 4 query heads of 128 and a key head, by processes."""
-    q, k, v = (torch.randn(2048, heads, D).bfloat16() for heads in (4, 1, 1))
-    mask, cores, rows = causal(2048), torch.get_num_threads(), []
+    """Seconds of whole calls of our forward, causal, 4 query heads of 128 and a key head, by processes."""
+    q, k, v = (torch.randn(TOKENS, heads, D).bfloat16() for heads in (4, 1, 1))
+    mask, cores, rows = causal(TOKENS), torch.get_num_threads(), []
     for mode in MODES:
         times = {1: float("inf"), cores: float("inf")}
-        for _ in range(10):  # in turns
+        for _ in range(SIDE_BY_SIDE_ROUNDS):  # in turns
             for processes in times:
                 torch.set_num_threads(processes)
                 with backend("sim", mode=mode):
@@ -124,9 +126,11 @@ def main() -> None:
         ("forward tile 128x128", forward, numpy_forward(), (2, 10), lambda n: n),
         ("backward step 64x128", backward, numpy_backward(), (2, 5), lambda n: n * (n + 1)),
     ):
-        numpy = best(lambda: seconds(direct), 500)  # noqa: B023
+        numpy = best(lambda: seconds(direct), DIRECT_ROUNDS)  # noqa: B023
         times = dict.fromkeys(itertools.product(MODES, sizes), float("inf"))
-        for _, (mode, size) in itertools.product(range(12), times):  # in turns: all have the machine's better minutes
+        for _, (mode, size) in itertools.product(
+            range(ROUNDS), times
+        ):  # in turns: all have the machine's better minutes
             times[mode, size] = min(times[mode, size], run(size, mode))
         costs = {  # seconds a step: what more steps cost
             mode: (times[mode, sizes[1]] - times[mode, sizes[0]]) / (steps(sizes[1]) - steps(sizes[0]))
@@ -143,7 +147,7 @@ def main() -> None:
                     "ratio to eager": cost / costs["eager"],
                 }
             )
-    growth = {tiles: best(lambda: forward(tiles, "eager"), 5) / tiles * 1e3 for tiles in (8, 16, 32, 64)}  # noqa: B023
+    growth = {tiles: best(lambda: forward(tiles, "eager"), GROWTH_ROUNDS) / tiles * 1e3 for tiles in GROWTH}  # noqa: B023
     save(
         "sim_speed",
         "Speed of the simulator",
@@ -153,7 +157,7 @@ def main() -> None:
             + ", ".join(f"{tiles} key tiles takes {cost:.2f} ms a tile" for tiles, cost in growth.items())
             + "."
         ],
-        {"CTAs side by side: our forward, 2,048 causal tokens, 4 heads of 128": side_by_side()},
+        {f"CTAs side by side: our forward, {TOKENS:,} causal tokens, 4 heads of 128": side_by_side()},
     )
 
 

@@ -7,6 +7,7 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 __all__ = ["BackendRequest", "backend", "current", "resolve"]
@@ -14,7 +15,8 @@ __all__ = ["BackendRequest", "backend", "current", "resolve"]
 ENVIRONMENT = "CUTE_ATTN_BACKEND"
 # name -> the options that `backend(name, **options)` takes
 OPTIONS: dict[str, tuple[str, ...]] = {"reference": (), "sim": ("mode", "seed", "softmax"), "sm90": ("softmax",)}
-SOFTMAXES = ("stale", "exact")
+# option -> the values it takes; `seed` takes any int >= 0
+VALUES: dict[str, tuple[str, ...]] = {"mode": ("eager", "late", "random"), "softmax": ("stale", "exact")}
 AUTO = "auto"  # nothing was asked for: the device decides
 
 
@@ -38,14 +40,16 @@ class backend:
     Args:
         name: "sm90" (kernels, on a Hopper GPU), "sim" (the same kernels, interpreted on the CPU) or "reference"
             (blocked PyTorch, on any device).
-        options: for "sim", `mode` and `seed`; for "sim" and "sm90", `softmax`: "stale" (the default) keeps a row
-            maximum until sums say that it must move, "exact" computes it in every tile. Both are exact attention.
+        options: for "sim", `mode` ("eager", "late" or "random") and `seed` (an int >= 0); for "sim" and "sm90",
+            `softmax`: "stale" (the default) keeps a row maximum until sums say that it must move, "exact" computes it
+            in every tile. Both are exact attention.
 
     Holds for the current thread or task, in compiled functions for the process; enter it outside of a function that
     `torch.compile` compiles. A backward uses the backend that its forward used, wherever it runs. The environment
     variable CUTE_ATTN_BACKEND asks for a backend where no `with` does.
 
-    Raises ValueError for an unknown name or softmax, TypeError for an option that the backend does not take.
+    Raises ValueError for an unknown name or value of an option, TypeError for an option that the backend does not take
+    and for what is no name or number at all.
     """
 
     def __init__(self, name: str, **options: object) -> None:
@@ -54,8 +58,7 @@ class backend:
             if option not in OPTIONS[name]:
                 allowed = ", ".join(OPTIONS[name]) or "no options"
                 raise TypeError(f"backend {name!r} got an unknown option {option!r}; it takes {allowed}")
-        if options.get("softmax", "stale") not in SOFTMAXES:
-            raise ValueError(f"softmax must be 'stale' or 'exact', got {options['softmax']!r}")
+            _check_option(option, options[option])
         self._wanted = BackendRequest(name, options)
         self._entered: list[tuple[Token[BackendRequest | None], str | None]] = []
 
@@ -106,6 +109,18 @@ def _name_of_environment() -> str:
     return name
 
 
-def _check_name(where: str, name: str) -> None:
+def _check_option(option: str, value: object) -> None:
+    if option == "seed":
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise TypeError(f"seed must be an int >= 0, got {value!r}")
+        if value < 0:
+            raise ValueError(f"seed must be >= 0, got {value}")
+    elif not isinstance(value, str) or value not in VALUES[option]:
+        raise ValueError(f"{option} must be {' or '.join(map(repr, VALUES[option]))}, got {value!r}")
+
+
+def _check_name(where: str, name: object) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"{where} must be named by a string, got {name!r} of type {type(name).__name__}")
     if name not in OPTIONS:
         raise ValueError(f"{where}: unknown backend {name!r}; allowed: {', '.join(map(repr, OPTIONS))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,9 @@ from typing import Any
 
 import click
 
-__all__ = ["main"]
+from .errors import Unavailable, in_words
+
+__all__ = ["Suggesting", "main"]
 
 # Each is `command` in cute_attn/commands/NAME.py.
 COMMANDS = {
@@ -20,12 +23,24 @@ COMMANDS = {
     "autotune": "The fastest tiles for given shapes: searched, measured, written where the kernels look them up.",
     "build": "Kernels compiled ahead into a bundle, for machines without a compiler.",
     "cache": "Compiled kernels on disk: listed, verified, pruned.",
+    "selftest": "The kernels on this machine's GPU against float64: run it after every installation.",
     "doctor": "What this machine has, and what of cute_attn runs on it.",
 }
 
 
-class Commands(click.Group):
-    """Lists its commands without loading them, and ends bad input with one line and exit code 2."""
+class Suggesting(click.Group):
+    """Says which command may have been meant by a name that is none."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        names = self.list_commands(ctx)
+        if args[0] not in names and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], names, n=1)
+            ctx.fail(f"No such command {args[0]!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+        return super().resolve_command(ctx, args)
+
+
+class Commands(Suggesting):
+    """Lists its commands without loading them; what a user or this machine lacks ends with one line and exit code 2."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -41,6 +56,9 @@ class Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure") and not str(stream.encoding).lower().startswith("utf"):
+                stream.reconfigure(errors="replace")  # a letter that the terminal lacks ends no command
         try:
             code = super().main(args, prog_name, **{**extra, "standalone_mode": False})
         except click.ClickException as error:
@@ -48,7 +66,9 @@ class Commands(click.Group):
             sys.exit(_fail(where, error.format_message()))
         except click.Abort:
             sys.exit(130)
-        except (ValueError, NotImplementedError, OSError) as error:  # how the library refuses what it is given
+        except OSError as error:
+            sys.exit(_fail("cute-attn", in_words(error)))
+        except (ValueError, NotImplementedError, Unavailable) as error:  # how the library refuses what it is given
             sys.exit(_fail("cute-attn", str(error)))
         sys.exit(code if isinstance(code, int) else 0)
 

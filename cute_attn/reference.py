@@ -6,6 +6,9 @@ last that a block attends: memory O(rows of a block * seqlen_k), whatever the ma
     s = softmax_scale * q k^T,  s = c tanh(s / c) if softcap c > 0,  p = exp(s - lse) where the mask allows, else 0
     lse = log(sum exp s + sum exp sink),  out = p v
     delta = rowsum(dout * out) - dlse,  ds = p * (dout v^T - delta),  dsink = -exp(sink - lse) * delta
+
+Pairs that the mask leaves out count for nothing, though 0 * NaN and 0 * inf are NaN: numbers that are not finite reach
+what attends them, and what that attends in the backward, and nothing else.
 """
 
 from __future__ import annotations
@@ -75,7 +78,8 @@ def attention_forward(
             largest.masked_fill_(largest == -torch.inf, 0.0)
             weights = scores.sub_(largest[..., None]).exp_()
             total = weights.sum(2)
-            mean = (weights.flatten(0, 1) @ values[block.batch, block.keys, head]).unflatten(0, total.shape)
+            mean = _product(weights.flatten(0, 1), values[block.batch, block.keys, head], block.hidden[:, 0])
+            mean = mean.unflatten(0, total.shape)
             out[block.batch][at] = mean / total.masked_fill(total == 0, 1.0)[..., None]
             lse[block.batch, at[1], at[0]] = (largest + total.log()).T
     if sink is not None:
@@ -105,12 +109,14 @@ def attention_backward(
         dout: gradient of out, or None for zero. dlse: gradient of lse, or None for zero.
         needs: which of q, k, v and sink need a gradient; nothing is computed for the others.
 
-    Rows without keys give q, k and v nothing, and rows whose lse is -inf ignore dlse, whatever it holds.
+    Rows without keys give q, k and v nothing, whatever q, out, dout and dlse hold there. Their dlse belongs to their
+    sinks; rows whose lse is -inf ignore it.
     """
     dtype = compute_dtype(q.dtype)
     if dout is None:
         dout = torch.zeros_like(out)
     delta = (dout.to(dtype) * out.to(dtype)).sum(3).transpose(1, 2)  # (b, heads_q, sq)
+    delta = delta.masked_fill((lo >= hi).all(1)[:, None], 0.0)
     if dlse is not None:
         delta = delta - dlse.masked_fill(lse == -torch.inf, 0.0)
     dsink = sink_gradient(sink, lse, delta) if needs[3] and sink is not None else None
@@ -132,19 +138,21 @@ def attention_backward(
             scores, tanh = _scores(query, key, softmax_scale, softcap)
             scores.masked_fill_(block.hidden, -torch.inf)
             weights = scores.sub_(finite_lse[block.batch, at[1], at[0]].T[..., None]).exp_()
+            weights.masked_fill_(block.hidden, 0.0)  # NaN in rows whose lse is
+            hidden = block.hidden[:, 0]
             if dv is not None:
-                dv[block.batch, block.keys, head] += weights.flatten(0, 1).T @ grad.flatten(0, 1)
+                dv[block.batch, block.keys, head] += _product(weights.flatten(0, 1).T, grad.flatten(0, 1), hidden.T)
             if dq is None and dk is None:
                 continue
             dscores = (grad.flatten(0, 1) @ value.T).view_as(weights)
             dscores.sub_(delta[block.batch, at[1], at[0]].T[..., None]).mul_(weights)
             if tanh is not None:
                 dscores.mul_(1.0 - tanh.square_())
-            dscores = dscores.mul_(softmax_scale).flatten(0, 1)
+            dscores = dscores.mul_(softmax_scale).masked_fill_(block.hidden, 0.0).flatten(0, 1)
             if dq is not None:
-                dq[block.batch][at] = (dscores @ key).view_as(query)
+                dq[block.batch][at] = _product(dscores, key, hidden).view_as(query)
             if dk is not None:
-                dk[block.batch, block.keys, head] += dscores.T @ query.flatten(0, 1)
+                dk[block.batch, block.keys, head] += _product(dscores.T, query.flatten(0, 1), hidden.T)
     dq, dk, dv = (g if g is None else g.to(q.dtype) for g in (dq, dk, dv))
     return Gradients(dq, dk, dv, dsink)
 
@@ -187,6 +195,23 @@ def _scores(
         return scores, None
     tanh = scores.div_(softcap).tanh_()
     return tanh * softcap, tanh
+
+
+def _product(weights: torch.Tensor, values: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """`weights @ values`, of which rows of values that are not finite reach only those that attend them.
+
+    weights: (m, n), zero where hidden. values: (n, d). hidden: bool, (m, n) or one entry for all heads of a group.
+    """
+    bad = ~values.isfinite().all(1)
+    if not bad.any():
+        return weights @ values
+    seen = ~hidden
+    for dim in (0, 1):
+        seen = seen.repeat_interleave(weights.shape[dim] // hidden.shape[dim], dim)
+    sees_bad = (seen & bad).any(1, keepdim=True)
+    unseen = bad & ~seen.any(0)
+    without, with_bad = (weights @ values.masked_fill(rows[:, None], 0.0) for rows in (bad, unseen))
+    return torch.where(sees_bad, with_bad, without)
 
 
 def _join_sink(out: torch.Tensor, lse: torch.Tensor, sink: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,12 +1,39 @@
 """Settings every test needs. Imports torch and pytest alone: the `gpu` tests run on machines that have no more."""
 
 import os
+import sys
+import traceback
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # forked ranks hang if their parent ran multi-threaded torch
 os.environ.setdefault("CUTE_DSL_ARCH", "sm_90a")  # without a GPU the DSL would silently compile for another chip
 
 import pytest
 import torch
+
+# What a machine with a GPU may lack: a file of tests that imports one of them is skipped there.
+OPTIONAL = {"click", "cuda", "cutlass", "hypothesis"}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    if report.outcome == "failed" and (library := library_that_is_missing(report.call.excinfo.value)):
+        reason = f"{library} cannot be imported here"
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 0, f"Skipped: {reason}")
+    return report
+
+
+def library_that_is_missing(error):
+    """The one of OPTIONAL whose import failed: it is not there, or raises, as the runtime half of cutlass does."""
+    while error is not None:
+        names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if isinstance(error, ModuleNotFoundError):
+            names.append(error.name or "")
+        for name in (name.partition(".")[0] for name in names):
+            if name in OPTIONAL and name not in sys.modules:
+                return name
+        error = error.__cause__
+    return None
 
 
 def pytest_collection_modifyitems(items):

@@ -1,12 +1,17 @@
 """The command `cute-attn`, as a person at a terminal meets it."""
 
+import os
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from cute_attn import cli
+from cute_attn import cli, sass
+from cute_attn.directories import CacheUnusable
+from cute_attn.errors import Unavailable
 from cute_attn.mask import BUILDERS
 
 
@@ -105,6 +110,10 @@ def test_show_writes_a_png(run, tmp_path):
         (["show", "--slice", "5:4,0:4"], ["0 <= start <= end must hold, got [5, 4)"]),
         (["show", "--slice", "0:4,0:4", "--seqlen-q", "3"], ["q_ranges[0] = [0, 4] is not a range"]),
         (["show", "--mask", "causal", "--png", "/nowhere/at/all.png"], ["No such file or directory"]),
+        (["inspect", "--op", "bwd", "--softmax", "exact"], ["--softmax is the forward's"]),
+        (["inspect", "--op", "bwd", "--max-logits"], ["--max-logits is the forward's"]),
+        (["inspect", "--stages", "4"], ["--stages goes with --tile"]),
+        (["inspect", "--max-logits", "--softmax", "stale"], ["--max-logits implies --softmax exact"]),
         (["demo", "--dtype", "fp8"], ["--dtype", "'bf16', 'fp16', 'fp32', 'fp64'"]),
         (["demo", "--mask", "prefix_lm:prefix_length=4/8", "--seqlen", "16"], ["has a batch of 2"]),
     ],
@@ -165,3 +174,175 @@ def test_doctor_names_the_missing_compiler(run, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CC", raising=False)
     assert "none of $CC, cc, gcc, clang" in run("doctor").output
+
+
+def test_doctor_names_what_a_machine_with_bundles_lacks(run, monkeypatch):
+    from cute_attn.commands import doctor
+
+    def missing():
+        raise Unavailable("there is none of it")
+
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr(doctor, "missing_compiler", lambda: "only half of it is installed")
+    monkeypatch.setattr(doctor, "runtime_library", missing)
+    monkeypatch.setattr(doctor, "disassembler", missing)
+    lines = {line.split()[0]: " ".join(line.split()) for line in run("doctor").output.splitlines()}
+    assert "missing only half of it is installed; bundles need none" in lines["CuTe"]
+    assert lines["runtime"] == "runtime missing there is none of it"
+    assert lines["nvdisasm"] == "nvdisasm missing there is none of it"
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [("file", "is a file, not a directory, so that kernels live in memory only"), (None, "names a home directory")],
+)
+def test_doctor_says_what_is_wrong_with_the_cache(run, monkeypatch, tmp_path, place, words):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("COLUMNS", "300")
+    if place:
+        monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path / place))
+    else:
+        monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", "~nobody-of-this-name/x")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CacheUnusable)
+        result = run("doctor")
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.output.splitlines() if line.startswith("cache")]
+    assert line.split()[1] == "no"
+    assert words in line
+
+
+def test_doctor_and_cache_ls_read_well_at_60_columns(run, monkeypatch, tmp_path):
+    sys.path.append(str(Path(__file__).parent / "jit"))
+    from fake_compiler import compiled
+
+    from cute_attn.jit import cache
+    from cute_attn.jit.entry import link
+    from cute_attn.spec.forward import ForwardSpec
+
+    sys.path.remove(str(Path(__file__).parent / "jit"))
+    cache.commit(link(compiled(ForwardSpec(layers=1))), tmp_path)
+    monkeypatch.setenv("COLUMNS", "60")
+    ls = run("cache", "ls", str(tmp_path)).output.splitlines()
+    assert [line.split()[:3] for line in ls[:2]] == [[ls[0][:12], "current", "0.0"], ["fwd", "bf16", "head_dim"]]
+    assert "".join(" ".join(ls[1:3]).split()).startswith("fwdbf16head_dim128,layers1(upper),stale;128x128,2stages")
+    monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", f"/tmp/{'a-long-name/' * 9}")
+    output = run("doctor").output
+    assert max(map(len, output.splitlines())) <= 60
+    assert "…" not in output
+    assert "fwd 64       128x128, 2 stages, ping-pong: static default" in output
+
+
+# ---------------------------------------------------------------- files that cannot be used
+
+
+@pytest.fixture
+def never(monkeypatch):
+    """Work that must not begin."""
+    from cute_attn.commands import demo, inspect, plan, show
+
+    def begin(*arguments, **options):
+        raise AssertionError("the work began")
+
+    for module, name in ((show, "from_spec"), (plan, "from_spec"), (demo, "from_spec"), (inspect, "compile")):
+        monkeypatch.setattr(module, name, begin)
+
+
+@pytest.mark.parametrize(
+    "command", [("show", "--mask", "causal"), ("plan", "--world", "2", "--seqlen", "64"), ("demo",)]
+)
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("x.xyz", "does not end in .png, and a PNG is what would be written"),
+        ("nowhere/x.png", "No such file or directory"),
+        ("folder.png", "Is a directory"),
+        ("file/x.png", "Not a directory"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_refused_before_the_work(run, never, tmp_path, command, name, words):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_text("")
+    result = run(*command, "--png", str(tmp_path / name))
+    assert result.exit_code == 2, result.output
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.png"]
+
+
+def test_folders_that_cannot_be_used_are_refused_before_the_work(run, never, tmp_path):
+    (tmp_path / "file").write_text("")
+    for arguments, words in (
+        (("inspect", "--keep", str(tmp_path / "file" / "a")), "cannot be written to: "),
+        (("build", "--mask", "causal", "--output", str(tmp_path / "file")), "is a file, not a directory"),
+        (("cache", "ls", str(tmp_path / "nowhere")), "No such file or directory"),
+        (("cache", "ls", str(tmp_path)), "is no cache and no bundle"),
+        (("cache", "verify", str(tmp_path)), "is no cache and no bundle"),
+        (("cache", "prune", str(tmp_path)), "is no cache and no bundle"),
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 2, arguments
+        assert words in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["ls", "verify", "prune"])
+def test_a_cache_that_is_a_file_is_said_in_a_sentence(run, monkeypatch, tmp_path, command):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path / "file"))
+    result = run("cache", command)
+    assert result.exit_code == 2
+    assert result.stderr == f"cute-attn: {tmp_path / 'file' / 'kernels'}: Not a directory\n"
+
+
+# ---------------------------------------------------------------- what a machine lacks, and what a terminal lacks
+
+
+def test_what_a_machine_lacks_ends_in_one_line_and_exit_code_2(run, monkeypatch):
+    from cute_attn.commands import demo
+    from cute_attn.jit.obtain import KernelNotBuilt
+    from cute_attn.spec.forward import ForwardSpec
+
+    def missing(*arguments, **options):
+        raise KernelNotBuilt(ForwardSpec(), "there is no compiler", ["the bundle has another"])
+
+    monkeypatch.setattr(demo, "_run", missing)
+    result = run("demo", "--seqlen", "16", "--mask", "causal")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("cute-attn: there is no compiler, and no cache or bundle has the kernel fwd bf16")
+    assert "; the bundle has another; this builds it" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_inspect_looks_for_the_disassembler_before_it_compiles(run, never, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(sass, "folders_of", lambda package: [])
+    result = run("inspect")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert "needs nvdisasm, which the extra `inspect` of cute-attn brings" in result.stderr
+
+
+def test_a_command_that_was_nearly_named_is_suggested(run):
+    assert run("shwo").stderr.endswith(": No such command 'shwo'; did you mean 'show'?\n")
+    assert "did you mean 'verify'?" in run("cache", "verfiy").stderr
+    assert "did you mean" not in run("zzz").stderr
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "ascii"])
+@pytest.mark.parametrize(
+    "command",
+    [("show", "--mask", "causal", "--seqlen-q", "8"), ("plan", "--world", "2", "--seqlen", "8192"), ("doctor",)],
+)
+def test_drawings_fall_back_to_ascii_where_the_terminal_lacks_letters(command, encoding):
+    program = "from cute_attn.cli import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", program, *command], capture_output=True, timeout=120,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "80"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    text = result.stdout.decode("ascii")
+    if command[0] == "show":
+        assert "|##..............|\n" in text
+        assert "# attended  . not" in text
+    assert "?" not in text

@@ -5,6 +5,8 @@ import importlib
 import importlib.util
 import io
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -38,12 +40,20 @@ def test_links_and_pictures_exist(page):
             assert (page.parent / target).exists(), target
 
 
-def test_the_gallery_is_what_its_script_writes():
+def test_the_gallery_is_what_its_script_writes(tmp_path, monkeypatch):
     path = ROOT / "docs" / "make_gallery.py"
     spec = importlib.util.spec_from_file_location("make_gallery", path)
     gallery = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(gallery)
     assert (ROOT / "docs" / "gallery.md").read_text() == gallery.text(), f"run python {name(path)}"
+    monkeypatch.setattr(gallery, "DOCS", tmp_path)
+    monkeypatch.setattr(gallery, "ENTRIES", gallery.ENTRIES[:2])  # as many pictures as show that it draws
+    monkeypatch.setattr(gallery, "text", lambda: "the page")
+    gallery.main()
+    assert (tmp_path / "gallery.md").read_text() == "the page"
+    drawn = {path.name for path in (tmp_path / "images").iterdir()}
+    assert drawn == {gallery.file_name(title) for title, _, _ in gallery.ENTRIES}
+    assert drawn <= {path.name for path in (ROOT / "docs" / "images").iterdir()}
 
 
 def test_the_readme_names_commands_that_exist():
@@ -62,3 +72,50 @@ def test_every_public_name_is_documented(module):
     code = re.compile(r"^```.*?^```|`[^`]+`", re.MULTILINE | re.DOTALL)
     said = set(re.findall(r"\w+", " ".join(found for page in PAGES for found in code.findall(page.read_text()))))
     assert set(importlib.import_module(module).__all__) <= said
+
+
+# ---------------------------------------------------------------- the README in a wheel
+
+
+@pytest.fixture
+def hook(monkeypatch):
+    """hatch_build.py, without the build tool."""
+    plugin = types.ModuleType("hatchling.metadata.plugin.interface")
+    plugin.MetadataHookInterface = object
+    monkeypatch.setitem(sys.modules, plugin.__name__, plugin)
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_of_a_wheel_has_no_link_that_leads_nowhere(hook):
+    readme = (ROOT / "README.md").read_text()
+    assert re.findall(r"\]\(docs/", readme)
+    for url in ("", "https://example.org/cute_attn"):
+        text = hook.standalone(readme, url)
+        targets = re.findall(r"\]\(([^)]+)\)", text)
+        assert all(target.startswith("https://") for target in targets)
+        assert bool(targets) == bool(url)
+        assert "docs/masks.md" in text
+    assert "![Attention of four answers" not in hook.standalone(readme)
+    assert "(https://example.org/cute_attn/raw/main/docs/images/shared_prefix.png)" in text
+
+
+def test_the_hook_takes_the_url_that_pyproject_names(hook):
+    made = hook.ReadmeHook()
+    made.root = str(ROOT)
+    metadata = {"urls": {"Repository": "https://example.org/here"}}
+    made.update(metadata)
+    assert metadata["readme"]["content-type"] == "text/markdown"
+    assert "https://example.org/here/blob/main/docs/masks.md" in metadata["readme"]["text"]
+
+
+def test_the_readme_names_the_extras_that_there_are():
+    text = (ROOT / "README.md").read_text()
+    project = (
+        (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("[project.scripts]")[0]
+    )
+    declared = set(re.findall(r"^(\w+) = \[", project, re.MULTILINE))
+    named = {name for names in re.findall(r"pip install \"\.\[([a-z,]+)\]\"", text) for name in names.split(",")}
+    assert named == declared

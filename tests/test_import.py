@@ -1,4 +1,4 @@
-"""`import cute_attn` is cheap, and it and the tests marked gpu need torch, NumPy and pytest alone."""
+"""`import cute_attn` is cheap, and it and collecting the tests need torch, NumPy and pytest alone."""
 
 import subprocess
 import sys
@@ -57,42 +57,134 @@ def test_importing_brings_in_nothing_but_torch_and_numpy():
     assert not strangers & {"cutlass", "cuda", "matplotlib", "click", "rich", "tvm_ffi"}
 
 
-BLOCK_AND_COLLECT = """
+BLOCK = """
 import importlib.abc, sys
 
 class Blocker(importlib.abc.MetaPathFinder):
-    allowed = set(sys.argv[1].split(",")) | set(sys.stdlib_module_names)
+    allowed = set(sys.argv[1].split(",")) | set(sys.stdlib_module_names) | {"cute_attn"}
 
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] not in self.allowed and not name.startswith(("_sysconfigdata", "__editable__")):
+        if name.partition(".")[0] in self.allowed or name.startswith(("_sysconfigdata", "__editable__")):
+            return None
+        others = [finder for finder in sys.meta_path if finder is not self]
+        if any(finder.find_spec(name, path, target) for finder in others):
             raise ModuleNotFoundError(f"{name} is blocked", name=name)
 
 sys.meta_path.insert(0, Blocker())
+"""
+COLLECT = """
 import cute_attn, pytest
 sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *sys.argv[2:]]))
 """
 
 
-def test_importing_and_collecting_gpu_tests_needs_torch_numpy_and_pytest_alone():
-    allowed = with_dependencies("torch", "numpy", "pytest") | {"cute_attn"}
-    allowed |= {path.stem for path in TESTS.rglob("*.py")} | {path.name for path in TESTS.rglob("*") if path.is_dir()}
+def collected(allowed, *paths, before=""):
+    """What pytest prints that collects tests where nothing but `allowed` and what is ours can be imported."""
+    folders = (TESTS, TESTS.parent / "benchmarks")
+    ours = {path.stem for folder in folders for path in folder.rglob("*.py")}
+    ours |= {path.name for folder in folders for path in folder.rglob("*") if path.is_dir()}
+    names = ",".join(sorted(allowed | ours | {"cute_attn", "autotune"}))
+    program = before + BLOCK + COLLECT
+    result = run(program, names, "-rs", *map(str, paths), PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_all_tests_are_collected_and_those_marked_gpu_found_with_torch_numpy_and_pytest_alone():
     folders = {path.parent for path in TESTS.rglob("conftest.py") if "marks=pytest.mark." + "gpu" in path.read_text()}
     marked = [
         path for path in TESTS.rglob("test_*.py") if path.parent in folders or "mark." + "gpu" in path.read_text()
     ]
-    result = run(
-        BLOCK_AND_COLLECT, ",".join(sorted(allowed)), str(TESTS / "test_backend.py"), *map(str, marked),
-        PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout + result.stderr
+    found = collected(with_dependencies("torch", "numpy", "pytest"), TESTS)
     for path in marked:
-        assert path.name in result.stdout
+        assert path.name in found
+    assert "click cannot be imported here" in found
+
+
+def test_the_simulators_tests_are_collected_where_importing_the_compiler_raises(tmp_path):
+    """As its runtime half without the compiler does."""
+    (tmp_path / "cutlass.py").write_text("raise RuntimeError('No CTK flavor installed')")
+    allowed = with_dependencies("torch", "numpy", "pytest", "hypothesis", "click", "cuda-python") | {"cutlass", "cuda"}
+    files = [TESTS / "sim" / name for name in ("test_ptx.py", "test_kernels.py")]
+    found = collected(allowed, *files, before=f"import sys; sys.path.insert(0, {str(tmp_path)!r})")
+    assert "cutlass cannot be imported here" in found
+    assert "test_ptx.py: " in found
+    assert "test_kernels.py: " not in found
+
+
+def test_a_fault_of_a_test_file_is_no_missing_library(tmp_path):
+    (tmp_path / "test_faulty.py").write_text("import click, no_such_module")
+    (tmp_path / "conftest.py").write_text((TESTS / "conftest.py").read_text())
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-p", "no:cacheprovider", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode != 0
+    assert "No module named 'no_such_module'" in result.stdout
 
 
 @pytest.mark.parametrize("module", ["cutlass", "matplotlib"])
 def test_the_blocker_blocks(module):
     allowed = with_dependencies("torch", "numpy", "pytest")
     assert module not in allowed
-    program = BLOCK_AND_COLLECT.replace("import cute_attn, pytest", f"import {module}")
-    result = run(program, ",".join(sorted(allowed)))
+    result = run(f"{BLOCK}import {module}", ",".join(sorted(allowed)))
     assert f"{module} is blocked" in result.stderr
+
+
+LAUNCH = """
+import torch, cute_attn
+from cute_attn.launch import tuned
+from cute_attn.spec.forward import ForwardSpec
+from cute_attn.jit.load import kernel
+from cute_attn.jit.obtain import KernelNotBuilt
+from cute_attn.mask import causal
+
+spec = ForwardSpec(layers=1)
+tuned.gpu_of = lambda device: ("NVIDIA H200", 132)
+tile = tuned.tuned_tile("fwd", "bf16", (128, 128), (4, 4), causal(256), torch.device("cuda"), spec.tile)
+with cute_attn.record_specs() as recorder:
+    found = kernel(spec, "sim")
+assert (tile, recorder.specs, found.ptx) == (spec.tile, (spec,), "// ptx")
+try:
+    kernel(ForwardSpec(sink=True), "sim")
+except KernelNotBuilt as error:
+    print(error)
+"""
+DOCTOR = """
+from cute_attn.cli import main
+main(["doctor"])
+"""
+
+
+@pytest.fixture
+def bundle(tmp_path, monkeypatch):
+    """A bundle with one kernel, and a home directory without a cache."""
+    sys.path.append(str(TESTS / "jit"))
+    from fake_compiler import compiled
+
+    from cute_attn.jit import cache
+    from cute_attn.jit.entry import link
+    from cute_attn.spec.forward import ForwardSpec
+
+    cache.commit(link(compiled(ForwardSpec(layers=1))), tmp_path / "bundle")
+    sys.path.remove(str(TESTS / "jit"))
+    for name in ("CUTE_ATTN_CACHE_DIR", "CUTE_ATTN_CACHE_MODE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CUTE_ATTN_BUNDLES", str(tmp_path / "bundle"))
+    return tmp_path
+
+
+def test_a_launch_from_a_bundle_needs_torch_numpy_and_the_runtime_alone(bundle):
+    allowed = with_dependencies("torch", "numpy", "apache-tvm-ffi")
+    assert not allowed & {"platformdirs", "click", "rich", "matplotlib", "PIL", "cutlass"}
+    result = run(BLOCK + LAUNCH, ",".join(sorted(allowed)))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("nvidia-cutlass-dsl, the compiler, is not installed, and no cache or bundle has")
+    assert not result.stderr
+
+
+def test_doctor_needs_click_and_rich_besides(bundle):
+    allowed = with_dependencies("torch", "numpy", "apache-tvm-ffi", "click", "rich")
+    result = run(BLOCK + DOCTOR, ",".join(sorted(allowed)), COLUMNS="200")
+    assert result.returncode == 0, result.stderr
+    assert "the compiler, is not installed" in result.stdout
+    assert str(bundle / ".cache" / "cute_attn") in result.stdout

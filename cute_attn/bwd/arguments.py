@@ -39,12 +39,15 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The transposed RunTable of cute_attn.mask.tiles; for ordered sums of dQ also the forward one's runs."""
+    """The transposed RunTable of cute_attn.mask.tiles, and what is idle; for ordered sums of dQ also the forward one's
+    runs."""
 
     items: cute.Tensor  # (n, 7), int32
     runs: cute.Tensor  # (n, 4), int32
     query_runs: cute.Tensor | None  # (batch of the mask, q_tiles, 2), int32: the runs of key tiles of each query tile
     key_runs: cute.Tensor | None  # (n, 4), int32
+    idle_rows: cute.Tensor  # (batch of the mask, q_tiles or fewer, 32), int32
+    idle_keys: cute.Tensor  # (batch of the mask, k_tiles or fewer, 32), int32
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,8 @@ def fake_arguments(spec: BackwardSpec) -> tuple[Any, ...]:
         runs=rows_of(Int32, cute.sym_int(), 4),
         query_runs=rows_of(Int32, cute.sym_int(), q_tiles, 2) if spec.deterministic else None,
         key_runs=rows_of(Int32, cute.sym_int(), 4) if spec.deterministic else None,
+        idle_rows=rows_of(Int32, cute.sym_int(), cute.sym_int(), 32),
+        idle_keys=rows_of(Int32, cute.sym_int(), cute.sym_int(), 32),
     )
     scalars = Scalars(Float32(1.0), Float32(1.0), Float32(1.0), Int32(1), Int32(1), Int32(1))
     return tensors, schedule, scalars, cute.runtime.make_fake_stream(use_tvm_ffi_env_stream=True)

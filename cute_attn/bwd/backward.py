@@ -22,7 +22,7 @@ class BackwardKernels:
 
     @cute.jit
     def __call__(self, tensors: Tensors, schedule: Schedule, scalars: Scalars, stream: cuda.CUstream):
-        Preprocess(self.spec).launch(tensors, stream)
+        Preprocess(self.spec).launch(tensors, schedule, stream)
         MainKernel(self.spec).launch(tensors, schedule, scalars, stream)
         if const_expr(self.spec.dq):
-            Postprocess(self.spec).launch(tensors, scalars, stream)
+            Postprocess(self.spec).launch(tensors, schedule, scalars, stream)

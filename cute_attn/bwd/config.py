@@ -16,7 +16,7 @@ def shared_memory_bytes(spec: BackwardSpec) -> int:
     tile, dims = spec.tile, spec.head_dim + spec.head_dim_v
     layers = spec.layers if spec.layers in (1, 2) else 0
     rows = 4 * tile.m * (tile.q_stages * (1 + 2 * layers) + tile.do_stages)
-    head = 128 + rows  # barriers and places take less than 128 bytes
+    head = 256 + rows  # barriers and places take less than 256 bytes
     inputs = 2 * tile.m * (tile.q_stages * spec.head_dim + tile.do_stages * spec.head_dim_v)
     scores = 2 * tile.m * tile.n * 2  # two stages of dS, or P and dS
     dq = 4 * tile.m * spec.head_dim // tile.dq_chunks

@@ -12,11 +12,12 @@ import cutlass.cute as cute
 from cutlass import Float32, const_expr, range_constexpr
 
 from cute_attn.sm90.fragments import pack_fragment, write_fragment
+from cute_attn.sm90.idle import is_idle
 from cute_attn.sm90.store import store_fragment
 from cute_attn.sm90.tiles import partition, store_atom
 from cute_attn.spec.backward import BackwardSpec
 
-from .arguments import DTYPES, Scalars, Tensors
+from .arguments import DTYPES, Scalars, Schedule, Tensors
 from .products import GROUPS, WARPGROUP, Products
 
 __all__ = ["Postprocess"]
@@ -30,19 +31,26 @@ class Postprocess:
         self.shape = (spec.tile.m, spec.head_dim)
 
     @cute.jit
-    def launch(self, tensors: Tensors, scalars: Scalars, stream: cuda.CUstream):
+    def launch(self, tensors: Tensors, schedule: Schedule, scalars: Scalars, stream: cuda.CUstream):
         dq: Any = tensors.dq
         dq = cute.make_tensor(dq.iterator, cute.select(dq.layout, mode=[1, 3, 2, 0]))
         atom: Any = None
         if const_expr(not self.products.spec.fp32_gradients):
             atom, dq = store_atom(dq, self.products.layout_dq(), self.shape)
         tiles = tensors.statistics.shape
-        self.kernel(atom, dq, tensors.dq_sum, scalars).launch(
+        self.kernel(atom, dq, tensors.dq_sum, schedule.idle_rows, scalars).launch(
             grid=(tiles[2], tiles[1], tiles[0]), block=(GROUPS * WARPGROUP, 1, 1), stream=stream
         )
 
     @cute.kernel
-    def kernel(self, atom: cute.CopyAtom | None, dq: cute.Tensor, dq_sum: cute.Tensor, scalars: Scalars):
+    def kernel(
+        self,
+        atom: cute.CopyAtom | None,
+        dq: cute.Tensor,
+        dq_sum: cute.Tensor,
+        idle_rows: cute.Tensor,
+        scalars: Scalars,
+    ):
         p = self.products
         thread = cute.arch.thread_idx()[0]
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
@@ -57,8 +65,14 @@ class Postprocess:
         for j in range_constexpr(p.dq_vectors):
             cute.autovec_copy(sums[None, thread, j, group], vectors[None, j])
         mine.store(mine.load() * scalars.scale)
+        place = thread // 32 * 16 + thread % 32 // 4  # of the first of this thread's two rows in the tile
+        for h in range_constexpr(2):
+            if is_idle(idle_rows, batch, tile, place + 8 * h):  # zero, whatever keys that others attend hold
+                for k in range_constexpr(cute.size(mine) // 4):
+                    for c in range_constexpr(2):
+                        mine[4 * k + 2 * h + c] = 0.0
         if const_expr(p.spec.fp32_gradients):
-            row = tile * p.spec.tile.m + thread // 32 * 16 + thread % 32 // 4
+            row = tile * p.spec.tile.m + place
             store_fragment(mine, dq[None, None, head, batch], row, group * p.columns_q + thread % 4 * 2)
         else:
             self.store_rounded(atom, dq[None, None, head, batch], mine, tile, warp, thread)

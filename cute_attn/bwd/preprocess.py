@@ -10,9 +10,10 @@ import cuda.bindings.driver as cuda
 import cutlass.cute as cute
 from cutlass import Float32, Int32, const_expr, range_constexpr
 
+from cute_attn.sm90.idle import is_idle
 from cute_attn.spec.backward import BackwardSpec
 
-from .arguments import Tensors
+from .arguments import Schedule, Tensors
 from .rows import place_of_row
 
 __all__ = ["Preprocess"]
@@ -30,12 +31,14 @@ class Preprocess:
         self.lanes = 1 << (spec.head_dim_v // VECTOR - 1).bit_length()  # that share a row
 
     @cute.jit
-    def launch(self, tensors: Tensors, stream: cuda.CUstream):
+    def launch(self, tensors: Tensors, schedule: Schedule, stream: cuda.CUstream):
         tiles = tensors.statistics.shape
-        self.kernel(tensors).launch(grid=(tiles[2], tiles[1], tiles[0]), block=(THREADS, 1, 1), stream=stream)
+        self.kernel(tensors, schedule.idle_rows).launch(
+            grid=(tiles[2], tiles[1], tiles[0]), block=(THREADS, 1, 1), stream=stream
+        )
 
     @cute.kernel
-    def kernel(self, tensors: Tensors):
+    def kernel(self, tensors: Tensors, idle_rows: cute.Tensor):
         thread = cute.arch.thread_idx()[0]
         tile, head, batch = cute.arch.block_idx()
         rows_at_once = THREADS // self.lanes
@@ -51,7 +54,8 @@ class Preprocess:
                 total = total + cute.arch.shuffle_sync_bfly(total, offset=offset)
                 offset //= 2
             if thread % self.lanes == 0 and place < self.m:
-                self.write_row(tensors, batch, head, tile, place, row, inside, total)
+                has_keys = inside and not is_idle(idle_rows, batch, tile, place)
+                self.write_row(tensors, batch, head, tile, place, row, has_keys, total)
         if const_expr(self.spec.dq):
             self.clear(tensors, batch, head, tile, thread)
 
@@ -68,15 +72,21 @@ class Preprocess:
         return total
 
     @cute.jit
-    def write_row(self, tensors, batch, head, tile, place, row, inside, total):
-        """Rows without keys, and those past the end, get a shift of -inf: P and dS are zero, whatever O and dO are."""
+    def write_row(self, tensors, batch, head, tile, place, row, has_keys, total):
+        """Rows without keys, and those past the end, get a shift of -inf: P and dS are zero, whatever O and dO are.
+
+        Rows whose lse is NaN or inf get a shift of NaN, for the keys that they attend, and a delta that leaves the
+        others in their tiles alone.
+        """
         shift, delta = -Float32.inf, Float32(0.0)
-        if inside:
+        if has_keys:
             lse = tensors.lse[batch, head, row]
-            if lse > -Float32.inf:
+            if lse > -Float32.inf and lse < Float32.inf:
                 shift, delta = -lse * LOG2_E, total
                 if const_expr(self.spec.dlse):
                     delta = delta - tensors.dlse[batch, head, row]
+            elif lse != -Float32.inf:
+                shift = Float32(math.nan)
         at = place_of_row(place)
         tensors.statistics[batch, head, tile, 0, at] = shift
         tensors.statistics[batch, head, tile, 1, at] = delta

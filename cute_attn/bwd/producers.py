@@ -8,6 +8,7 @@ import cutlass.cute as cute
 from cutlass import Int32, const_expr, range_constexpr
 
 from cute_attn.sm90.bulk import load_bulk, reduce_add_bulk
+from cute_attn.sm90.idle import clear_idle, idle_of_lane
 from cute_attn.sm90.tiles import partition
 
 from .products import WARPGROUP, Products
@@ -62,11 +63,17 @@ class Producers:
             item = item_of(index, tensors, schedule, scalars)
             k = cute.local_tile(tma.k[None, None, item.head_k, item.batch], (self.n, self.dim), (item.tile, 0))
             v = cute.local_tile(tma.v[None, None, item.head_k, item.batch], (self.n, self.dim_v), (item.tile, 0))
-            rings.keys_values.wait_empty(item_count)
-            barrier = rings.keys_values.expect(item_count, self.n * (self.dim + self.dim_v) * 2)
+            ring = rings.keys_values
+            idle, any_idle = idle_of_lane(schedule.idle_keys, item.mask_batch, item.tile)
+            ring.wait_empty(item_count)
+            barrier = ring.expect(item_count, self.n * (self.dim + self.dim_v) * 2, any_idle)
             for atom, source, target in ((tma.k_atom, k, shared.k), (tma.v_atom, v, shared.v)):
                 to, of = partition(atom, target, source)
                 cute.copy(atom, of, to, tma_bar_ptr=barrier)
+            if any_idle:
+                ring.wait_landed()
+                clear_idle(idle, shared.k, shared.v)
+                ring.hand_over(item_count)
             use = self.load_query_tiles(tma, tensors, schedule, item, shared, rings.queries, use, True)
             use = self.load_query_tiles(tma, tensors, schedule, item, shared, rings.queries, use, False)
             item_count += 1
@@ -82,6 +89,7 @@ class Producers:
             for run in cutlass.range(begin, end, unroll=1):
                 for tile in cutlass.range(schedule.runs[run, 0], schedule.runs[run, 1], unroll=1):
                     slot = ring.slot(use)
+                    idle, any_idle = self.idle_rows(schedule, item, tile, masked)
                     ring.wait_empty(use)
                     if const_expr(masked and self.many):
                         with cute.arch.elect_one():  # published by the arrive within expect
@@ -90,7 +98,7 @@ class Producers:
                             shared.place[slot, 2] = schedule.runs[run, 3]
                             shared.place[slot, 3] = Int32(0)  # read along with the others
                     bounds_bytes = 8 * self.products.staged_layers * self.m if masked else 0
-                    barrier = ring.expect(use, self.m * (2 * self.dim + 4) + bounds_bytes)
+                    barrier = ring.expect(use, self.m * (2 * self.dim + 4) + bounds_bytes, any_idle)
                     cute.copy(tma.q_atom, of_q[None, tile], to_q[None, slot], tma_bar_ptr=barrier)
                     with cute.arch.elect_one():
                         shift = tensors.statistics[item.batch, head, tile, 0, None]
@@ -99,6 +107,7 @@ class Producers:
                             bounds = tensors.bounds[item.mask_batch, tile, None, None, None]
                             target = shared.bounds[None, None, None, slot]
                             load_bulk(bounds.iterator, target.iterator, bounds_bytes, barrier)
+                    self.edit(idle, any_idle, shared.q[None, None, slot], ring, use)
                     use += 1
         return use
 
@@ -111,14 +120,13 @@ class Producers:
         use = Int32(0)
         for index in cutlass.range(begin, end, step, unroll=1):
             item = item_of(index, tensors, schedule, scalars)
-            use = self.load_grad_tiles(
-                tma, tensors, schedule, item, shared, ring, use, item.partial_begin, item.full_begin
-            )
-            use = self.load_grad_tiles(tma, tensors, schedule, item, shared, ring, use, item.full_begin, item.end)
+            use = self.load_grad_tiles(tma, tensors, schedule, item, shared, ring, use, True)
+            use = self.load_grad_tiles(tma, tensors, schedule, item, shared, ring, use, False)
 
     @cute.jit
-    def load_grad_tiles(self, tma, tensors, schedule, item, shared, ring, use: Int32, begin, end):
-        """Those of the runs [begin, end), of all heads."""
+    def load_grad_tiles(self, tma, tensors, schedule, item, shared, ring, use: Int32, masked: cutlass.Constexpr):
+        """The partial or the full tiles of all heads."""
+        begin, end = (item.partial_begin, item.full_begin) if masked else (item.full_begin, item.end)
         first_head, last_head = query_heads(item)
         for head in cutlass.range(first_head, last_head, unroll=1):
             do = cute.local_tile(tma.dout[None, None, head, item.batch], (self.m, self.dim_v), (None, 0))
@@ -126,14 +134,30 @@ class Producers:
             for run in cutlass.range(begin, end, unroll=1):
                 for tile in cutlass.range(schedule.runs[run, 0], schedule.runs[run, 1], unroll=1):
                     slot = ring.slot(use)
+                    idle, any_idle = self.idle_rows(schedule, item, tile, masked)
                     ring.wait_empty(use)
-                    barrier = ring.expect(use, self.m * (2 * self.dim_v + 4))
+                    barrier = ring.expect(use, self.m * (2 * self.dim_v + 4), any_idle)
                     cute.copy(tma.dout_atom, of_do[None, tile], to_do[None, slot], tma_bar_ptr=barrier)
                     with cute.arch.elect_one():
                         delta = tensors.statistics[item.batch, head, tile, 1, None]
                         load_bulk(delta.iterator, shared.delta[None, slot].iterator, 4 * self.m, barrier)
+                    self.edit(idle, any_idle, shared.do[None, None, slot], ring, use)
                     use += 1
         return use
+
+    # ------------------------------------------------------------------ rows without keys
+
+    def idle_rows(self, schedule, item, tile, masked):
+        """The idle rows of a query tile, as of `idle_of_lane`; full tiles have none."""
+        return idle_of_lane(schedule.idle_rows, item.mask_batch, tile) if masked else (Int32(0), False)
+
+    @cute.jit
+    def edit(self, idle, any_idle, tile, ring, use):
+        """Zeroes the idle rows of a tile of Q or dO when it has landed."""
+        if any_idle:
+            ring.wait_landed()
+            clear_idle(idle, tile)
+            ring.hand_over(use)
 
     # ------------------------------------------------------------------ dQ
 

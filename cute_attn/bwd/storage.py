@@ -7,7 +7,7 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32
 
-from cute_attn.sm90.barriers import Ring
+from cute_attn.sm90.barriers import Ring, mbarriers_of_ring
 
 from .products import GROUPS, WARPGROUP, Products
 
@@ -52,9 +52,9 @@ def storage_type(products: Products) -> Any:
 
     @cute.struct
     class Storage:
-        q_barriers: cute.struct.MemRange[cutlass.Int64, 2 * tile.q_stages]
-        do_barriers: cute.struct.MemRange[cutlass.Int64, 2 * tile.do_stages]
-        kv_barriers: cute.struct.MemRange[cutlass.Int64, 2]
+        q_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(tile.q_stages)]
+        do_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(tile.do_stages)]
+        kv_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(1)]
         place: cute.struct.MemRange[Int32, 4 * tile.q_stages]
         shift: cute.struct.Align[cute.struct.MemRange[Float32, m * tile.q_stages], 128]
         delta: cute.struct.Align[cute.struct.MemRange[Float32, m * tile.do_stages], 128]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import importlib
 import os
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,15 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ..directories import cache_directory, obstacle
 from ..jit.build import build, load_specs, specs_of
+from ..jit.parallel import Outcome
+from ..jit.record import NOTHING_RECORDED
 from ..mask import from_spec
 from ..spec.operation import Spec
+from ..strict_json import loads
+from .files import NewFolder
+from .options import given
 
 __all__ = ["HeadDim", "command", "json_object", "progress"]
 
@@ -43,13 +50,12 @@ def progress(console: Console) -> Progress:
 
 
 @click.command("build")
-@click.option(
-    "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="The bundle, new or to add to."
-)
+@click.option("--output", type=NewFolder(), required=True, help="The bundle, new or to add to.")
 @click.option("--specs", "files", type=FILE, multiple=True, help="A JSON list of specs, as record_specs saves it.")
 @click.option(
     "--spec", "texts", multiple=True, metavar="JSON", help="One spec, as the error of a missing kernel has it."
 )
+@click.option("--selftest", "for_selftest", is_flag=True, help="Every kernel that `cute-attn selftest` runs.")
 @click.option("--mask", "masks", multiple=True, metavar="NAME[:key=value,...]", help="Kernels for this kind of mask.")
 @click.option("--seqlen", type=click.IntRange(1), default=8192, show_default=True, help="Of the masks.")
 @click.option(
@@ -62,11 +68,21 @@ def progress(console: Console) -> Progress:
 @click.option("--softcap", is_flag=True, help="With scores capped by tanh.")
 @click.option("--sink", is_flag=True, help="With sinks (forward).")
 @click.option("--deterministic", is_flag=True, help="With sums of dQ in a fixed order (backward).")
+@click.option(
+    "--candidates",
+    type=click.Choice(["quick", "full"]),
+    is_flag=False,
+    flag_value="quick",
+    help="Also the tiles that `autotune` of this effort (quick) tries for each --mask, and all kernels' profiles.",
+)
 @click.option("--workers", type=click.IntRange(1), default=os.cpu_count(), show_default="one a core")
+@click.pass_context
 def command(
+    context: click.Context,
     output: Path,
     files: tuple[Path, ...],
     texts: tuple[str, ...],
+    for_selftest: bool,
     masks: tuple[str, ...],
     seqlen: int,
     ops: tuple[str, ...],
@@ -75,25 +91,46 @@ def command(
     softcap: bool,
     sink: bool,
     deterministic: bool,
+    candidates: str | None,
     workers: int,
 ) -> int:
     """Kernels compiled ahead into a bundle, which load_bundle or CUTE_ATTN_BUNDLES loads where no compiler is.
 
     \b
+    cute-attn build --output kernels --selftest
     cute-attn build --output kernels --specs specs.json
     cute-attn build --output kernels --mask causal --head-dim 64 --head-dim 128
+    cute-attn build --output kernels --mask causal --candidates
     """
-    specs = [spec for file in files for spec in load_specs(file)]
+    named = given(context)
+    of_masks = ("seqlen", "ops", "dtypes", "dims", "softcap", "sink", "deterministic", "candidates")
+    for option in (o for o in context.command.params if o.name in of_masks and o.name in named and not masks):
+        raise click.UsageError(f"{option.opts[0]} goes with --mask: specs have their own")
+    for name, op in (("sink", "fwd"), ("deterministic", "bwd")):
+        if name in named and op not in ops:
+            raise click.UsageError(f"--{name} goes with --op {op}")
+    recorded = {file: load_specs(file) for file in files}
+    for file, found in recorded.items():
+        if not found:
+            raise click.UsageError(f"{file} holds no kernel: {NOTHING_RECORDED}")
+    specs = [spec for found in recorded.values() for spec in found]
     specs += specs_of([json_object(text) for text in texts], "--spec")
+    if for_selftest:
+        from ..selftest.cases import specs as selftest_specs
+
+        specs += selftest_specs()
     for name, op, dtype, dim in product(masks, ops, dtypes, dims):
         specs.append(_spec(op, dtype, dim, name, seqlen, softcap, sink, deterministic))
+        specs += _tried(op, dtype, dim, name, seqlen, candidates) if candidates else []
     if not specs:
-        raise click.UsageError("nothing to build: give --specs, --spec or --mask")
+        raise click.UsageError("nothing to build: give --selftest, --specs, --spec or --mask")
     console = Console()
+    if why := _not_kept():
+        console.print(f"kernels are built into {output} alone: the cache cannot be used: {why}", soft_wrap=True)
     failures = []
     with progress(console) as bar:
         task = bar.add_task("building", total=len(set(specs)))
-        for outcome in build(specs, output, workers):
+        for outcome in _builder(bool(candidates))(specs, output, workers):
             bar.advance(task)
             if outcome.error:
                 failures.append(outcome)
@@ -105,10 +142,31 @@ def command(
     return 1 if failures else 0
 
 
+def _not_kept() -> str:
+    """Why the processes that build cannot keep kernels in the user's cache too; they would each say it."""
+    try:
+        return obstacle(cache_directory())
+    except OSError as error:
+        return str(error)
+
+
+def _builder(profiled: bool) -> Callable[..., Iterator[Outcome]]:
+    builder: Callable[..., Iterator[Outcome]] = build
+    return importlib.import_module("autotune.build").build_candidates if profiled else builder
+
+
+def _tried(op: str, dtype: str, dims: tuple[int, int], mask: str, seqlen: int, effort: str) -> list[Spec]:
+    """Of the tiles that `autotune` tries."""
+    shape = {"head_dim": dims[0], "head_dim_v": dims[1], "seqlen_q": seqlen, "seqlen_k": seqlen}
+    problem = importlib.import_module("autotune").Problem(op=op, dtype=dtype, mask=mask, **shape)
+    specs: list[Spec] = importlib.import_module("autotune.build").specs_tried(problem, effort)
+    return specs
+
+
 def json_object(text: str) -> object:
     """What --spec decodes to."""
     try:
-        return json.loads(text)
+        return loads(text)
     except ValueError as error:
         raise click.UsageError(f"--spec is not JSON: {error}: {text!r}") from None
 

@@ -8,23 +8,28 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.padding import Padding
+from rich.text import Text
 
+from ..cli import Suggesting
 from ..directories import cache_directory
+from ..errors import Unavailable, in_words
 from ..jit import cache
 from ..jit.build import rebuild, verify
+from ..jit.compiler import missing_compiler
 from ..jit.entry import BrokenEntry, read_manifest
 from ..jit.fingerprint import key
 from ..spec.operation import parse_spec
 from .build import progress
+from .files import Folder
 
 __all__ = ["command"]
 
 DAY = 86_400.0
-ROOT = click.argument("root", type=click.Path(exists=True, file_okay=False, path_type=Path), required=False)
+ROOT = click.argument("root", type=Folder(), required=False)
 
 
-@click.group("cache")
+@click.group("cache", cls=Suggesting)
 def command() -> None:
     """Compiled kernels on disk. Each command takes a cache or bundle, by default the user's cache."""
 
@@ -33,19 +38,16 @@ def command() -> None:
 @ROOT
 def ls(root: Path | None) -> None:
     """The kernels of a cache or bundle."""
-    root = root or cache_directory()
+    root = _root(root)
     console = Console()
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("key", "state", "age", "size", "registers", "spills", "kernel"):
-        table.add_column(name, overflow="fold", justify="left" if name in ("key", "state", "kernel") else "right")
     size = count = 0
     for path in cache.entry_directories(root):
-        here = sum(file.stat().st_size for file in path.iterdir())
-        table.add_row(path.name[:12], *_row(path, here))
+        state, seconds, here, text = _entry(path)
+        age = f"{seconds / DAY:.1f} d"
+        console.print(f"{path.name[:12]}  {state:10}  {age:>8}  {here / 1e3:>6.0f} kB", highlight=False)
+        console.print(Padding(Text(text), (0, 0, 0, 4)))
         size, count = size + here, count + 1
-    if count:
-        console.print(table)
-    console.print(f"{count} kernels, {size / 1e6:.1f} MB in {root}")
+    console.print(f"{count} kernels, {size / 1e6:.1f} MB in {root}", soft_wrap=True)
 
 
 @command.command("verify")
@@ -54,8 +56,10 @@ def ls(root: Path | None) -> None:
 @click.option("--workers", type=click.IntRange(1), default=os.cpu_count(), show_default="one a core")
 def verify_command(root: Path | None, anew: bool, workers: int) -> int:
     """Whether every file is the one that was written; with --rebuild, whether the sources lead to it."""
-    root = root or cache_directory()
+    root = _root(root)
     console = Console()
+    if anew and (why := missing_compiler()):
+        raise Unavailable(f"--rebuild compiles: {why}")
     paths = cache.entry_directories(root)
     wrong = {path: problem for path in paths if (problem := verify(path))}
     sound = [path for path in paths if path not in wrong]
@@ -79,18 +83,31 @@ def verify_command(root: Path | None, anew: bool, workers: int) -> int:
 @click.option("--outdated", is_flag=True, help="Also kernels that this installation does not use.")
 def prune(root: Path | None, days: float | None, outdated: bool) -> None:
     """Removes broken entries that were set aside and what dead writers left; more with the options."""
-    root = root or cache_directory()
+    root = _root(root)
     removed = cache.prune(root, None if days is None else days * DAY, outdated)
     click.echo(f"removed {len(removed)} director{'y' if len(removed) == 1 else 'ies'} from {root}")
 
 
-def _row(path: Path, size: int) -> tuple[str, ...]:
-    age = f"{(time.time() - path.stat().st_mtime) / DAY:.1f} d"
+def _root(root: Path | None) -> Path:
+    """The cache or bundle; raises UsageError for a folder that is neither. The user's cache may be yet to be made."""
+    if root is None:
+        return cache_directory()
+    if not (root / "kernels").is_dir():
+        raise click.UsageError(f"{root} is no cache and no bundle: it has no folder `kernels`")
+    return root
+
+
+def _entry(path: Path) -> tuple[str, float, int, str]:
+    """The state of an entry, its age in seconds, its bytes, and its kernel or what is wrong with it."""
+    age, size = 0.0, 0
     try:
+        age = time.time() - path.stat().st_mtime
+        size = sum(file.stat().st_size for file in path.iterdir())
         manifest = read_manifest(path)
         spec = parse_spec(manifest["spec"])
-    except (BrokenEntry, ValueError, TypeError, KeyError) as error:
-        return "broken", age, f"{size / 1e3:.0f} kB", "", "", str(error)
+    except (BrokenEntry, ValueError, TypeError, KeyError, NotADirectoryError) as error:
+        return "broken", age, size, str(error)
+    except OSError as error:
+        return "unreadable", age, size, in_words(error)
     state = "current" if key(spec) == path.name else "outdated"
-    numbers = (manifest[name] for name in ("registers", "spill_bytes"))
-    return state, age, f"{size / 1e3:.0f} kB", *map(str, numbers), str(spec)
+    return state, age, size, f"{spec}; {manifest['registers']} registers, {manifest['spill_bytes']} bytes spilled"

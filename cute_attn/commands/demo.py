@@ -19,8 +19,10 @@ from .. import flex_flash_attn_func
 from ..backend import resolve
 from ..mask import from_spec
 from ..mask.draw import draw_png, draw_text
+from .files import Picture
 from .machine import best_device
 from .show import facts
+from .terminal import drawn
 
 __all__ = ["command"]
 
@@ -51,9 +53,7 @@ class Inputs(NamedTuple):
 )
 @click.option("--seqlen", type=click.IntRange(1, 8192), default=1024, show_default=True, help="Tokens.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="bf16", show_default=True, help="Of q, k and v.")
-@click.option(
-    "--png", type=click.Path(dir_okay=False, path_type=Path), help="Where to draw the mask; else a temporary file."
-)
+@click.option("--png", type=Picture(), help="Where to draw the mask; else a temporary file.")
 def command(spec: str, seqlen: int, dtype: str, png: Path | None) -> None:
     """Attention under a mask on this machine: the result checked, the time taken, the mask drawn.
 
@@ -70,15 +70,16 @@ def command(spec: str, seqlen: int, dtype: str, png: Path | None) -> None:
         raise click.UsageError(f"a packed sequence has one mask; {spec} has a batch of {mask.batch}")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU"
     console.print(Text(f"cute_attn on {name}, backend {resolve(device)}", style="bold"))
-    click.echo(f"{spec}\n{draw_text(mask, max(40, min(console.width, 80)))}")
+    click.echo(f"{spec}\n{drawn(draw_text(mask, max(40, min(console.width, 80))))}")
     console.print(facts(mask, (128, 128)))
+    path = png or _temporary_picture()
     inputs = _random_inputs(seqlen, DTYPES[dtype], device)
     with console.status("computing"):
         dense = mask.to_dense()[0]
         exact, _ = _run(lambda x: _dense_attention(x, dense), inputs.to(torch.float64), times=1)
         plain, plain_seconds = _run(lambda x: _dense_attention(x, dense), inputs)
         ours, our_seconds = _run(lambda x: flex_flash_attn_func(x.q, x.k, x.v, mask), inputs)
-        picture = draw_png(mask, png or Path(tempfile.gettempdir()) / "cute_attn_demo.png", title=spec)
+        picture = draw_png(mask, path, title=spec)
     errors, all_good = _error_table(exact, plain, ours)
     console.print(errors)
     console.print(_time_table(our_seconds, plain_seconds))
@@ -88,6 +89,12 @@ def command(spec: str, seqlen: int, dtype: str, png: Path | None) -> None:
         console.print(Text("FAILED: an error is larger than its limit", style="bold red"))
         raise click.exceptions.Exit(1)
     console.print(Text("All results agree with dense attention in fp64.", style="bold green"))
+
+
+def _temporary_picture() -> Path:
+    """A file of this user's own: one name for all of them would be the first one's."""
+    with tempfile.NamedTemporaryFile(prefix="cute_attn_demo_", suffix=".png", delete=False) as file:
+        return Path(file.name)
 
 
 def _random_inputs(tokens: int, dtype: torch.dtype, device: torch.device) -> Inputs:

@@ -15,13 +15,17 @@ from rich.table import Table
 
 from ..jit.build import specs_of
 from ..jit.compile import compile
+from ..jit.compiler import needs_compiler
 from ..launch.forms import kernel_dims
 from ..launch.shapes import spec_for
 from ..mask import from_spec
 from ..profile.inspect import Report, inspect, keep
+from ..profile.sass import disassembler
 from ..spec.operation import Spec, operation
 from ..spec.tiles import Tile
 from .build import json_object
+from .files import NewFolder
+from .options import given
 
 __all__ = ["command"]
 
@@ -46,17 +50,17 @@ class TileSize(click.ParamType):
 @click.option("--mask", "mask", default="causal", show_default=True, metavar="NAME[:key=value,...]")
 @click.option("--seqlen", type=click.IntRange(1), default=4096, show_default=True, help="That the mask is made for.")
 @click.option("--tile", type=TileSize(), metavar="ROWSxKEYS", help="The default tile if not given.")
-@click.option("--stages", type=int, default=2, show_default=True, help="Of K and V, with --tile.")
+@click.option("--stages", type=int, default=2, show_default=True, help="Of K and V, with --tile (forward).")
 @click.option("--softmax", type=click.Choice(["stale", "exact"]), default="stale", show_default=True)
 @click.option("--softcap", is_flag=True, help="Scores are capped.")
 @click.option("--sink", is_flag=True, help="Sinks join the softmax.")
 @click.option("--max-logits", is_flag=True, help="The largest score of each head is returned; implies --softmax exact.")
 @click.option("--spec", "text", metavar="JSON", help="A spec of any operation, in place of the options above.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
-@click.option(
-    "--keep", "directory", type=click.Path(file_okay=False, path_type=Path), help="Leave .ptx and .cubin there."
-)
+@click.option("--keep", "directory", type=NewFolder(), help="Leave .ptx and .cubin there.")
+@click.pass_context
 def command(
+    context: click.Context,
     op: str,
     head_dim: int,
     head_dim_v: int | None,
@@ -79,13 +83,23 @@ def command(
     cute-attn inspect --head-dim 128 --mask causal
     cute-attn inspect --head-dim 64 --tile 128x176 --json --keep /tmp/kernel
     """
+    named = given(context)
+    for name in ("softmax", "sink", "max_logits", "stages"):
+        if op == "bwd" and name in named:
+            raise click.UsageError(f"--{name.replace('_', '-')} is the forward's: the backward kernels have none")
+    if "stages" in named and tile is None:
+        raise click.UsageError("--stages goes with --tile: the default tile has its own")
+    if max_logits and "softmax" in named and softmax != "exact":
+        raise click.UsageError(f"--max-logits implies --softmax exact, got --softmax {softmax}")
+    disassembler()  # sooner than after the compile
     if text is None:
         spec = _spec(
             op, head_dim, head_dim_v or head_dim, dtype, mask, seqlen, tile, stages, softmax, softcap, sink, max_logits
         )
     else:
         (spec,) = specs_of([json_object(text)], "--spec")
-    compiled = compile(spec)
+    with needs_compiler():
+        compiled = compile(spec)
     report = inspect(compiled)
     kept = keep(compiled, directory) if directory else []
     if as_json:

@@ -27,10 +27,14 @@ from ..dist.placement import Placement, rank_areas
 from ..dist.predict import MoverPrediction, predict_movers
 from ..dist.workload import lognormal_documents
 from ..mask import IntervalMask, from_spec
+from .files import Picture
+from .terminal import drawn
 
 __all__ = ["command"]
 
 SUFFIXES = {"k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+UNEVEN = 1.5  # times the mean area, from which on a rank is said to have too much
+CHUNKS_A_RANK = 4  # as few as balance a causal mask
 ALGS: dict[str, DispatchAlg] = {
     "auto": AutoDispatchAlg(),
     "locality": LocalityDispatchAlg(),
@@ -73,7 +77,7 @@ class Tokens(click.ParamType):
 @click.option("--head-dim", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--ulysses-size", type=click.IntRange(2), default=8, show_default=True, help="Of a 2-D mesh.")
 @click.option("--bandwidth", type=float, default=40.0, show_default=True, help="GB/s that a GPU sends and receives.")
-@click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture of who holds what.")
+@click.option("--png", type=Picture(), help="Write a picture of who holds what.")
 def command(
     world: int,
     seqlen: int,
@@ -110,9 +114,10 @@ def command(
     console = Console()
     console.print(_placement(mask, query, title, alg, seconds))
     console.print(_movers(movers))
+    click.echo(_remark(mask, query), nl=False)
     width = max(40, min(console.width, 120))
-    click.echo("held █, received ▒ (░ in part); a line a rank, keys from left to right")
-    click.echo(draw_text(mask, query, key, width))
+    click.echo(drawn("held █, received ▒ (░ in part); a line a rank, keys from left to right"))
+    click.echo(drawn(draw_text(mask, query, key, width)))
     if png is not None:
         draw_png(mask, query, key, png, f"{title}: {seqlen:,} tokens on {world:,} ranks")
         click.echo(f"picture: {png}")
@@ -131,6 +136,21 @@ def _placement(mask: IntervalMask, query: Placement, title: str, alg: str, secon
     ratio = float(areas.max()) / mean if mean else 1.0
     table.add_row("area a rank", f"max/mean {ratio:.3f}: mean {mean:,.0f}, max {int(areas.max()):,}")
     return table
+
+
+def _remark(mask: IntervalMask, query: Placement) -> str:
+    """A line where one rank has far more to do than the others, empty otherwise."""
+    areas = rank_areas(mask, query)
+    ratio = float(areas.max()) / max(float(areas.double().mean()), 1e-9)
+    if ratio <= UNEVEN:
+        return ""
+    idle = int((areas == 0).sum())
+    fine = max(1, mask.seqlen_q // (CHUNKS_A_RANK * query.world))
+    way_out = f"--chunk-size {fine}" if fine < query.chunk_size else "--alg min_heap, fewer ranks or a longer sequence"
+    return (
+        f"unbalanced: the busiest rank has {ratio:.1f} times the mean area, {idle:,} of {query.world:,} ranks have "
+        f"nothing to attend; try {way_out}\n"
+    )
 
 
 def _movers(movers: list[MoverPrediction]) -> Table:

@@ -10,6 +10,8 @@ from rich.table import Table
 
 from ..mask import AttnMaskType, IntervalMask, from_spec
 from ..mask.draw import draw_png, draw_text
+from .files import Picture
+from .terminal import drawn
 
 __all__ = ["command", "facts"]
 
@@ -78,7 +80,7 @@ class Slice(click.ParamType):
 @click.option(
     "--batch", type=click.IntRange(0), default=0, show_default=True, help="Which element of a batched mask to draw."
 )
-@click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture with the tile grid.")
+@click.option("--png", type=Picture(), help="Write a picture with the tile grid.")
 def command(
     spec: str | None,
     slices: tuple[tuple[list[int], list[int], AttnMaskType], ...],
@@ -103,7 +105,7 @@ def command(
         mask = IntervalMask.from_slices(q_ranges, k_ranges, kinds, seqlen_q, seqlen_k)
         title = f"{len(slices)} slice{'s' * (len(slices) > 1)}"
     console = Console()
-    click.echo(draw_text(mask, max(40, min(console.width, 100)), batch))
+    click.echo(drawn(draw_text(mask, max(40, min(console.width, 100)), batch)))
     console.print(facts(mask, tile))
     if png is not None:
         draw_png(mask, png, tile, batch, title)

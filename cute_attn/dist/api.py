@@ -5,6 +5,8 @@ Every function here is called by all ranks of the group, with equal arguments bu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ..backend import resolve
@@ -19,7 +21,7 @@ from .make_key import magi_attn_flex_key, magi_attn_varlen_key
 from .partial import AttentionSettings, check_backend
 from .registry import DistAttnRuntimeKey, registry
 from .rows import dispatch_rows, roll_rows, undispatch_rows
-from .runtime import run_attention
+from .runtime import CALL, run_attention
 
 __all__ = [
     "calc_attn",
@@ -71,8 +73,8 @@ def magi_attn_flex_dispatch(
 
 def magi_attn_varlen_dispatch(
     x: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    cu_seqlens_k: torch.Tensor,
+    cu_seqlens_q: torch.Tensor | Sequence[int],
+    cu_seqlens_k: torch.Tensor | Sequence[int],
     pad_size: int,
     chunk_size: int,
     cp_group_or_mesh: GroupOrMesh,
@@ -98,9 +100,10 @@ def dispatch(x: torch.Tensor, key: DistAttnRuntimeKey, side: str = "q") -> torch
     x): that would be world-size times too much. Weights used *after* dispatch see local rows only: sum theirs.
     """
     manager = registry.manager(key)
-    placement = manager.placement(check_side(side))
-    check_rows("x", x, placement.length, f"the length of side {side!r} without padding")
-    return dispatch_rows(x, placement, manager.groups.whole)
+    with manager.guard.checks("dispatch"):
+        placement = manager.placement(check_side(side))
+        check_rows("x", x, placement.length, f"the length of side {side!r} without padding")
+    return dispatch_rows(x, placement, manager.guard)
 
 
 def undispatch(
@@ -123,11 +126,12 @@ def undispatch(
         total = undispatch(local, key, is_partial_grad=True)    # each rank computes its own share of the loss,
         loss = criterion(total[mine], targets[mine])            # and the true loss is the sum of the shares
     """
-    check_flag("is_partial_grad", is_partial_grad)
     manager = registry.manager(key)
-    placement = manager.placement(check_side(side))
-    check_rows("x", x, placement.rows_per_rank, f"the rows of side {side!r} on each rank")
-    return undispatch_rows(x, placement, manager.groups.whole, is_partial_grad)
+    with manager.guard.checks("undispatch"):
+        check_flag("is_partial_grad", is_partial_grad)
+        placement = manager.placement(check_side(side))
+        check_rows("x", x, placement.rows_per_rank, f"the rows of side {side!r} on each rank")
+    return undispatch_rows(x, placement, manager.guard, is_partial_grad)
 
 
 def get_position_ids(key: DistAttnRuntimeKey, side: str = "q") -> torch.Tensor:
@@ -151,16 +155,18 @@ def roll(x: torch.Tensor, shift: int, dim: int, key: DistAttnRuntimeKey, side: s
     The gradient rolls back.
     """
     manager = registry.manager(key)
-    placement = manager.placement(check_side(side))
-    check_int("shift", shift)
-    check_int("dim", dim)
-    check_tensor("x", x)
-    if not -x.ndim <= dim < x.ndim:
-        raise ValueError(f"dim must be in [{-x.ndim}, {x.ndim}), got {dim}")
-    rows = x.movedim(dim, 0)
-    check_rows(f"x along dim {dim}", rows, placement.rows_per_rank, f"the rows of side {side!r} on each rank")
-    there, back = (manager.roll_plan(side, s, x.device) for s in (shift, -shift))
-    return roll_rows(rows, there, back, manager.groups.whole).movedim(0, dim)
+    with manager.guard.checks("roll"):
+        placement = manager.placement(check_side(side))
+        shift, dim = check_int("shift", shift), check_int("dim", dim)
+        check_tensor("x", x)
+        if x.ndim == 0:
+            raise ValueError("x must have at least one dimension, got shape ()")
+        if not -x.ndim <= dim < x.ndim:
+            raise ValueError(f"dim must be in [{-x.ndim}, {x.ndim}), got {dim}")
+        rows = x.movedim(dim, 0)
+        check_rows(f"x along dim {dim}", rows, placement.rows_per_rank, f"the rows of side {side!r} on each rank")
+        there, back = (manager.roll_plan(side, s % max(placement.length, 1), x.device) for s in (shift, -shift))
+    return roll_rows(rows, there, back, manager.guard).movedim(0, dim)
 
 
 def calc_attn(
@@ -180,8 +186,9 @@ def calc_attn(
         q: `(rows of side q, heads_q, head_dim)`; k: `(rows of side k, heads_k, head_dim)`;
             v: `(rows of side k, heads_k, head_dim_v)`; bf16, fp16, fp32 or fp64, what `dispatch` and projections give.
         key: the mask and its placement.
-        sink: `(sinks, heads_q)` fp32 (fp64 with fp64 inputs), equal on every rank; logits without values. They count
-            once; every rank gets their whole gradient, summed over all rows.
+        sink: `(sinks, heads_q)`, or `(heads_q,)` for one, of any floating dtype, computed in fp32 (fp64 with fp64
+            inputs), equal on every rank; logits without values. They count once; every rank gets their whole gradient,
+            summed over all rows, in their own dtype.
         softmax_scale: None means `1 / sqrt(head_dim)`.
         softcap: c > 0 makes scores `c * tanh(score / c)`; 0 is off.
         deterministic: gradients of the local attention are bitwise equal from run to run; sums over ranks always are.
@@ -189,29 +196,48 @@ def calc_attn(
 
     Returns `(out, lse)` or `(out, lse, max_logits)`: out `(rows of side q, heads_q, head_dim_v)` in q's dtype, lse
     `(heads_q, rows of side q)` natural log in fp32 (fp64), differentiable, max_logits `(heads_q,)` over all ranks.
-    Padding and rows without keys: out 0, lse -inf (of the sinks alone if there are sinks).
+    Padding and rows without keys: out 0, lse -inf (of the sinks alone if there are sinks). Padding may hold anything,
+    NaN too, and so may its gradients: it gives nothing to anybody.
 
     Every rank must run the backward, with gradients asked for by the same inputs. Raises TypeError or ValueError naming
-    the argument, before any communication; ValueError for an unknown key and for heads that the mover cannot split;
-    NotImplementedError for a dtype, head dim or device that the backend has no kernels for.
+    the argument; ValueError for an unknown key, for heads that the mover cannot split, and, with check_ranks, on every
+    rank where the ranks differ in anything but the numbers in their tensors; NotImplementedError for a dtype, head dim
+    or device that the backend has no kernels for. All of these come before any row is sent, and the ranks may go on.
+    RuntimeError where another rank does not come or is lost, and wherever an earlier call failed half-way: the process
+    group cannot be used any more then, forward or backward, until it is destroyed and made anew.
     """
     manager = registry.manager(key)
-    check_qkv(q, k, v, "(rows, heads, head_dim)")
-    for name, x, side in (("q", q, "q"), ("k and v", k, "k")):
-        check_rows(name, x, manager.placement(side).rows_per_rank, f"the rows of side {side!r} on each rank")
-    check_sink(sink, "sh", q)
-    check_flag("deterministic", deterministic)
-    check_flag("return_max_logits", return_max_logits)
-    settings = AttentionSettings(
-        softmax_scale=check_scale(softmax_scale, q.shape[2]),
-        softcap=check_softcap(softcap),
-        deterministic=deterministic,
-        sm_margin=manager.config.overlap_config.sm_margin,
-        backend=check_backend(resolve(q.device), q, v),
-    )
-    shape = CostModel(q.shape[1], k.shape[1], q.shape[2], v.shape[2], q.element_size())
-    route = manager.route(shape, q.device)
-    results = run_attention(q, k, v, sink, route, settings, return_max_logits)
+    with manager.guard.checks(CALL):
+        check_qkv(q, k, v, "(rows, heads, head_dim)")
+        for name, x, side in (("q", q, "q"), ("k and v", k, "k")):
+            check_rows(name, x, manager.placement(side).rows_per_rank, f"the rows of side {side!r} on each rank")
+        sinks = check_sink(sink, "sh", q)
+        sinks = None if sinks is None else sinks[0, 0]
+        check_flag("deterministic", deterministic)
+        check_flag("return_max_logits", return_max_logits)
+        settings = AttentionSettings(
+            softmax_scale=float(check_scale(softmax_scale, q.shape[2])),
+            softcap=float(check_softcap(softcap)),
+            deterministic=deterministic,
+            sm_margin=manager.config.overlap_config.sm_margin,
+            backend=check_backend(resolve(q.device), q, v),
+        )
+        shape = CostModel(q.shape[1], k.shape[1], q.shape[2], v.shape[2], q.element_size())
+        route = manager.route(shape, q.device)
+    compared = {
+        **{f"the shape of {name}": tuple(x.shape) for name, x in (("q", q), ("k", k), ("v", v))},
+        "dtype": q.dtype,
+        "device": q.device.type,
+        "the shape of sink": None if sink is None else tuple(sink.shape),
+        "the dtype of sink": None if sink is None else sink.dtype,
+        "softmax_scale": settings.softmax_scale,
+        "softcap": settings.softcap,
+        "deterministic": deterministic,
+        "return_max_logits": return_max_logits,
+        "backend": settings.backend,
+        "requires_grad": tuple(torch.is_grad_enabled() and x is not None and x.requires_grad for x in (q, k, v, sink)),
+    }
+    results = run_attention(q, k, v, sinks, route, settings, return_max_logits, compared)
     return results if return_max_logits else results[:2]
 
 

@@ -1,18 +1,64 @@
-"""Checks that keys, rows and attention share."""
+"""Checks that keys, plans, rows and attention share. NumPy's integers are ints, its arrays are lists of ints."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import numpy as np
 import torch
 
-__all__ = ["check_int", "check_rows", "check_side", "check_tensor"]
+from ..reference import compute_dtype
+
+__all__ = [
+    "END",
+    "as_list",
+    "check_int",
+    "check_kind",
+    "check_number",
+    "check_rows",
+    "check_side",
+    "check_tensor",
+    "integer_tensor",
+    "listed",
+]
+
+END = 1 << 31  # positions are int32
 
 
-def check_int(name: str, value: object) -> None:
+def check_int(name: str, value: object, least: int | None = None, below: int | None = None) -> int:
+    if isinstance(value, np.integer):
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be an int, got {_shown(value)}")
+    if least is not None and value < least:
+        raise ValueError(f"{name} must be >= {least}, got {value}")
+    if below is not None and value >= below:
+        raise ValueError(f"{name} must be below {below}, got {value}")
+    return value
+
+
+def check_number(name: str, value: object) -> float:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number, got {_shown(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return number
+
+
+def check_kind(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be of type {kind.__name__}, got {_shown(value)}")
 
 
 def check_side(side: str) -> str:
+    if not isinstance(side, str):
+        raise TypeError(f"side must be 'q' or 'k', got {_shown(side)}")
     if side not in ("q", "k"):
         raise ValueError(f"side must be 'q' or 'k', got {side!r}")
     return side
@@ -21,9 +67,50 @@ def check_side(side: str) -> str:
 def check_tensor(name: str, x: object) -> None:
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.is_nested or x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got {'a nested tensor' if x.is_nested else x.layout}")
 
 
 def check_rows(name: str, x: torch.Tensor, rows: int, meaning: str) -> None:
     check_tensor(name, x)
     if x.ndim < 1 or x.shape[0] != rows:
         raise ValueError(f"{name} must have {rows} rows, {meaning}, got shape {tuple(x.shape)}")
+    if x.device.type == "meta":
+        raise ValueError(f"{name} must hold values, got a tensor on meta, which has none")
+
+
+def as_list(name: str, value: object) -> list[object]:
+    """The items of a list, a tuple, an array or a tensor of one dimension."""
+    if isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim == 1:
+        return integer_tensor(name, value).tolist()
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{name} must be a list, got {_shown(value)}")
+    return list(value)
+
+
+def integer_tensor(name: str, value: object) -> torch.Tensor:
+    """Integers in a tensor of one dimension, an array or a list, as a tensor."""
+    if isinstance(value, (list, tuple)):
+        return torch.tensor([check_int(f"{name}[{i}]", x, -END, END) for i, x in enumerate(value)], dtype=torch.int64)
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "iu":
+            raise TypeError(f"{name} must hold integers, got {value.dtype}")
+        return torch.from_numpy(value.astype(np.int64))
+    check_tensor(name, value)
+    assert isinstance(value, torch.Tensor)
+    if value.device.type == "meta":
+        raise ValueError(f"{name} must hold values, got a tensor on meta, which has none")
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must hold integers, got {value.dtype}")
+    return value
+
+
+def listed(value: Any) -> Any:
+    """An array as the list of its numbers; anything else as it is."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return f"{type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"
+    return f"{value!r} of type {type(value).__name__}"

@@ -7,12 +7,14 @@ sends and receives would need every rank's first call to match and hang beyond a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
 from ..reference import compute_dtype
+from .soundness import REMEDY, first_line
 
 __all__ = [
     "Arrival",
@@ -44,7 +46,8 @@ class Arrival:
 
     def wait(self) -> torch.Tensor:
         """The rows, once they are here; on a GPU the current stream waits, not the host."""
-        self._work.wait()
+        with _explaining():
+            self._work.wait()
         return self._rows
 
 
@@ -57,9 +60,10 @@ def send_rows(
     """
     rows = rows.contiguous()
     received = rows.new_empty(sum(receive_splits), *rows.shape[1:])
-    work = dist.all_to_all_single(
-        _carried(received), _carried(rows), list(receive_splits), list(send_splits), group=group, async_op=True
-    )
+    with _explaining():
+        work = dist.all_to_all_single(
+            _carried(received), _carried(rows), list(receive_splits), list(send_splits), group=group, async_op=True
+        )
     return Arrival(received, rows, work)
 
 
@@ -101,7 +105,8 @@ def gather_rows(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """`(world * rows, ...)`: the rows of every rank, rank 0's first."""
     x = x.contiguous()
     out = x.new_empty(group.size() * x.shape[0], *x.shape[1:])
-    _all_gather(_carried(out), _carried(x), group=group)
+    with _explaining():
+        _all_gather(_carried(out), _carried(x), group=group)
     return out
 
 
@@ -123,8 +128,21 @@ def sum_over_ranks(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
 def max_over_ranks(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """The largest of every rank, element by element."""
     x = x.clone()
-    dist.all_reduce(x, dist.ReduceOp.MAX, group=group)
+    with _explaining():
+        dist.all_reduce(x, dist.ReduceOp.MAX, group=group)
     return x
+
+
+@contextmanager
+def _explaining() -> Iterator[None]:
+    """Says what an error of a collective means: it names sockets and seconds, and neither the cause nor the way out."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            "an exchange with the other ranks of the process group failed or timed out: another rank has raised, has "
+            f"ended, or makes other calls. The group cannot be used any more: {REMEDY}. It was {first_line(error)}"
+        ) from error
 
 
 def _carried(x: torch.Tensor) -> torch.Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from enum import Enum
+
+from .checks import END, check_int, check_number
 
 __all__ = [
     "MOVERS",
@@ -54,10 +55,8 @@ class LocalityDispatchAlg(DispatchAlg):
     epsilon: float = 0.05
 
     def __post_init__(self) -> None:
-        if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, (int, float)):
-            raise TypeError(f"LocalityDispatchAlg: epsilon must be a float, got {type(self.epsilon).__name__}")
-        if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
-            raise ValueError(f"LocalityDispatchAlg: epsilon must be finite and >= 0, got {self.epsilon}")
+        if check_number("LocalityDispatchAlg: epsilon", self.epsilon) < 0:
+            raise ValueError(f"LocalityDispatchAlg: epsilon must be >= 0, got {self.epsilon}")
 
 
 @dataclass(frozen=True)
@@ -122,9 +121,9 @@ class OverlapConfig:
                 allowed = ", ".join(f"{kind.__name__}.{x.name}" for x in kind)
                 raise TypeError(f"OverlapConfig: {name} must be one of {allowed}, got {getattr(self, name)!r}")
         for name, least in (("min_chunk_size", 1), ("max_num_chunks", 1), ("sm_margin", 0)):
-            _check_int("OverlapConfig", name, getattr(self, name), least)
+            check_int(f"OverlapConfig: {name}", getattr(self, name), least, END)
         if self.mode is AttnOverlapMode.STATIC:
-            _check_int("OverlapConfig", "degree", self.degree, 1)
+            check_int("OverlapConfig: degree", self.degree, 1, END)
         elif self.degree is not None:
             raise ValueError(f"OverlapConfig: degree must be None in DYNAMIC mode, got {self.degree!r}")
 
@@ -138,22 +137,24 @@ class DistAttnConfig:
     mover: how keys reach queries. "group_cast" sends each needed row once to each rank that needs it; "ring" rotates
         keys; "ulysses" exchanges heads for rows; "ulysses_ring" does both on a 2-D mesh (ring, ulysses); "auto" takes
         the best predicted.
+    check_ranks: ranks compare 16 bytes ahead of every call that communicates, so that ranks which were given different
+        things raise instead of adding up what does not belong together. If False only the making of keys is compared.
     """
 
     dispatch_config: DispatchConfig = field(default_factory=DispatchConfig)
     overlap_config: OverlapConfig = field(default_factory=OverlapConfig)
     mover: str = "auto"
+    check_ranks: bool = True
 
     def __post_init__(self) -> None:
         for name, kind in (("dispatch_config", DispatchConfig), ("overlap_config", OverlapConfig)):
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"DistAttnConfig: {name} must be of type {kind.__name__}, got {getattr(self, name)!r}")
+        if not isinstance(self.mover, str):
+            raise TypeError(
+                f"DistAttnConfig: mover must be a str, got {self.mover!r} of type {type(self.mover).__name__}"
+            )
         if self.mover not in MOVERS:
             raise ValueError(f"DistAttnConfig: mover must be one of {', '.join(MOVERS)}, got {self.mover!r}")
-
-
-def _check_int(owner: str, name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{owner}: {name} must be an int, got {value!r}")
-    if value < least:
-        raise ValueError(f"{owner}: {name} must be >= {least}, got {value}")
+        if not isinstance(self.check_ranks, bool):
+            raise TypeError(f"DistAttnConfig: check_ranks must be a bool, got {self.check_ranks!r}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+
+from .checks import END, check_int, check_number
 
 __all__ = ["CostModel"]
 
@@ -30,17 +31,15 @@ class CostModel:
 
     def __post_init__(self) -> None:
         for name in ("heads_q", "heads_k", "head_dim", "head_dim_v", "element_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"CostModel: {name} must be an int >= 1, got {value!r}")
+            check_int(f"CostModel: {name}", getattr(self, name), 1, END)
         if self.heads_q % self.heads_k:
             raise ValueError(f"CostModel: heads_q = {self.heads_q} must be divisible by heads_k = {self.heads_k}")
         for name in ("flops", "bandwidth"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"CostModel: {name} must be finite and > 0, got {getattr(self, name)!r}")
-        if not (math.isfinite(self.latency) and self.latency >= 0):
-            raise ValueError(f"CostModel: latency must be finite and >= 0, got {self.latency!r}")
-        if not 0 <= self.overlap <= 1:
+            if check_number(f"CostModel: {name}", getattr(self, name)) <= 0:
+                raise ValueError(f"CostModel: {name} must be > 0, got {getattr(self, name)!r}")
+        if check_number("CostModel: latency", self.latency) < 0:
+            raise ValueError(f"CostModel: latency must be >= 0, got {self.latency!r}")
+        if not 0 <= check_number("CostModel: overlap", self.overlap) <= 1:
             raise ValueError(f"CostModel: overlap must be in [0, 1], got {self.overlap!r}")
 
     @property

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ..mask import IntervalMask
+from ..ops.checks import check_flag
+from .checks import END, check_int, check_kind
 from .config import DispatchConfig
 from .cost import CostModel
 from .functional import compute_pad_size
@@ -46,8 +48,13 @@ def place(
     Raises ValueError for a mask of batch > 1, lengths that differ though the source is the same, a pad_size that does
     not make equal chunks, a ulysses_size that does not divide the world, or flags that contradict each other.
     """
-    config, cost = config or DispatchConfig(), cost or CostModel()
-    _check(mask, world, chunk_size, ulysses_size, is_same_source, is_q_permutable, is_k_permutable)
+    config = DispatchConfig() if config is None else config
+    cost = CostModel() if cost is None else cost
+    world, chunk_size = check_int("world", world, 1, END), check_int("chunk_size", chunk_size, 1, END)
+    ulysses_size = check_int("ulysses_size", ulysses_size, 1)
+    check_kind("config", config, DispatchConfig)
+    check_kind("cost", cost, CostModel)
+    _check(mask, world, ulysses_size, is_same_source, is_q_permutable, is_k_permutable)
     groups = world // ulysses_size
     q_chunks = _chunk_count("pad_size", mask.seqlen_q, world, chunk_size, pad_size) // groups
     k_chunks = q_chunks
@@ -80,8 +87,12 @@ def _chunk_count(name: str, seqlen: int, world: int, chunk_size: int, pad_size: 
     """Chunks of the padded sequence; at least one a rank."""
     if pad_size is None:
         pad_size = compute_pad_size(seqlen, world, chunk_size) if seqlen else world * chunk_size
-    if isinstance(pad_size, bool) or not isinstance(pad_size, int):
-        raise TypeError(f"{name} must be an int, got {pad_size!r}")
+    pad_size = check_int(name, pad_size)
+    if seqlen + pad_size >= END:
+        raise ValueError(
+            f"{name} must keep the padded length below 2^31, got {pad_size} after {seqlen} tokens, for chunk_size "
+            f"{chunk_size} and world {world}"
+        )
     if pad_size < 0 or (seqlen + pad_size) % (world * chunk_size):
         raise ValueError(
             f"{name} must be >= 0 and make {seqlen} tokens a multiple of chunk_size * world = "
@@ -94,19 +105,20 @@ def _chunk_count(name: str, seqlen: int, world: int, chunk_size: int, pad_size: 
 def _check(
     mask: IntervalMask,
     world: int,
-    chunk_size: int,
     ulysses_size: int,
     is_same_source: bool,
     is_q_permutable: bool,
     is_k_permutable: bool,
 ) -> None:
+    check_kind("mask", mask, IntervalMask)
     if mask.batch != 1:
         raise ValueError(f"mask must have batch 1 under context parallelism, got {mask.batch}")
-    for name, value in (("world", world), ("chunk_size", chunk_size), ("ulysses_size", ulysses_size)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an int, got {value!r}")
-        if value < 1:
-            raise ValueError(f"{name} must be >= 1, got {value}")
+    for name, value in (
+        ("is_same_source", is_same_source),
+        ("is_q_permutable", is_q_permutable),
+        ("is_k_permutable", is_k_permutable),
+    ):
+        check_flag(name, value)
     if world % ulysses_size:
         raise ValueError(f"ulysses_size must divide the world of {world}, got {ulysses_size}")
     if is_same_source and mask.seqlen_q != mask.seqlen_k:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 
 from ..mask import AttnMaskType, AttnRange, AttnRanges
+from ..mask.ranges import RangesLike, ranges_tensor
+from .checks import END, as_list, check_int, check_kind, check_number, check_tensor, listed
 
 __all__ = [
     "apply_padding",
@@ -25,18 +28,18 @@ def compute_pad_size(total_seqlen_q: int, cp_size: int, chunk_size: int) -> int:
 
     ValueError unless `total_seqlen_q >= 0`, `cp_size >= 1` and `chunk_size >= 1`.
     """
-    _check_int("total_seqlen_q", total_seqlen_q, 0)
-    _check_int("cp_size", cp_size, 1)
-    _check_int("chunk_size", chunk_size, 1)
+    total_seqlen_q = check_int("total_seqlen_q", total_seqlen_q, 0)
+    cp_size, chunk_size = check_int("cp_size", cp_size, 1), check_int("chunk_size", chunk_size, 1)
     return -total_seqlen_q % (cp_size * chunk_size)
 
 
 def pad_at_dim(x: torch.Tensor, dim: int, pad_size: int, value: float = 0, side: str = "right") -> torch.Tensor:
     """x with `pad_size` entries of `value` before ("left") or after ("right") dimension `dim`; differentiable."""
     dim = _checked_dim(x, dim)
-    _check_int("pad_size", pad_size, 0)
-    if side not in ("left", "right"):
+    pad_size = check_int("pad_size", pad_size, 0, END)
+    if not isinstance(side, str) or side not in ("left", "right"):
         raise ValueError(f"side must be 'left' or 'right', got {side!r}")
+    _check_value(value, x.dtype)
     shape = list(x.shape)
     shape[dim] = pad_size
     padding = x.new_full(shape, value)
@@ -46,43 +49,53 @@ def pad_at_dim(x: torch.Tensor, dim: int, pad_size: int, value: float = 0, side:
 def unpad_at_dim(x: torch.Tensor, dim: int, pad_size: int) -> torch.Tensor:
     """x without the last `pad_size` entries of dimension `dim`: a view."""
     dim = _checked_dim(x, dim)
-    _check_int("pad_size", pad_size, 0)
+    pad_size = check_int("pad_size", pad_size, 0)
     if pad_size > x.shape[dim]:
         raise ValueError(f"pad_size must be at most {x.shape[dim]}, the size of dimension {dim}, got {pad_size}")
     return x.narrow(dim, 0, x.shape[dim] - pad_size)
 
 
 def apply_padding(
-    q_ranges: AttnRanges, k_ranges: AttnRanges, attn_mask_type: Sequence[AttnMaskType], total_seqlen: int, pad_size: int
+    q_ranges: RangesLike,
+    k_ranges: RangesLike,
+    attn_mask_type: Sequence[AttnMaskType | str | int] | torch.Tensor,
+    total_seqlen: int,
+    pad_size: int,
 ) -> tuple[AttnRanges, AttnRanges, list[AttnMaskType]]:
     """The slices and one more for the padding rows `[total_seqlen, total_seqlen + pad_size)`, which attends nothing.
 
     The added slice has the empty key range [0, 0) and type FULL. The arguments are not changed.
     """
-    _check_int("total_seqlen", total_seqlen, 0)
-    _check_int("pad_size", pad_size, 0)
-    if not len(q_ranges) == len(k_ranges) == len(attn_mask_type):
+    total_seqlen = check_int("total_seqlen", total_seqlen, 0, END)
+    pad_size = check_int("pad_size", pad_size, 0, END - total_seqlen)
+    q, k = (_pairs(name, x) for name, x in (("q_ranges", q_ranges), ("k_ranges", k_ranges)))
+    types = [_parsed(f"attn_mask_type[{i}]", kind) for i, kind in enumerate(as_list("attn_mask_type", attn_mask_type))]
+    if not len(q) == len(k) == len(types):
         raise ValueError(
-            "q_ranges, k_ranges and attn_mask_type must be equally many, "
-            f"got {len(q_ranges)}, {len(k_ranges)} and {len(attn_mask_type)}"
+            f"q_ranges, k_ranges and attn_mask_type must be equally many, got {len(q)}, {len(k)} and {len(types)}"
         )
     return (
-        AttnRanges([*q_ranges, AttnRange(total_seqlen, total_seqlen + pad_size)]),
-        AttnRanges([*k_ranges, AttnRange(0, 0)]),
-        [*attn_mask_type, AttnMaskType.FULL],
+        AttnRanges([*q, AttnRange(total_seqlen, total_seqlen + pad_size)]),
+        AttnRanges([*k, AttnRange(0, 0)]),
+        [*types, AttnMaskType.FULL],
     )
 
 
 def infer_varlen_mask_from_batch(batch_size: int, seq_len: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(cu_seqlens_q, cu_seqlens_k)`, int32 `(batch_size + 1,)` each: a batch of equal lengths as a packed sequence."""
-    _check_int("batch_size", batch_size, 0)
-    _check_int("seq_len", seq_len, 0)
+    """`(cu_seqlens_q, cu_seqlens_k)`, int32 `(batch_size + 1,)` each: a batch of equal lengths as a packed sequence.
+
+    ValueError unless `batch_size`, `seq_len` and their product, the total length, are in [0, 2^31).
+    """
+    batch_size, seq_len = check_int("batch_size", batch_size, 0, END), check_int("seq_len", seq_len, 0, END)
+    if batch_size * seq_len >= END:
+        raise ValueError(f"batch_size * seq_len must be below 2^31, got {batch_size} * {seq_len}")
     cu_seqlens = torch.arange(batch_size + 1, dtype=torch.int32, device="cpu") * seq_len
     return cu_seqlens, cu_seqlens.clone()
 
 
 def squash_batch_dim(x: torch.Tensor) -> torch.Tensor:
     """`(batch, seq, ...)` to `(batch * seq, ...)`."""
+    check_tensor("x", x)
     if x.ndim < 2:
         raise ValueError(f"x must have shape (batch, seq, ...), got {tuple(x.shape)}")
     return x.flatten(0, 1)
@@ -103,13 +116,13 @@ def infer_attn_mask_from_sliding_window(
     are more queries than keys) are in no slice.
     """
     for name, value in (("q_range", q_range), ("k_range", k_range)):
-        if not isinstance(value, AttnRange):
-            raise TypeError(f"{name} must be an AttnRange, got {type(value).__name__}")
-    if len(window_size) != 2:
-        raise ValueError(f"window_size must be (left, right), got {list(window_size)}")
-    for side, size in zip(("left", "right"), window_size, strict=True):
-        _check_int(f"window_size ({side})", size, -1)
-    left, right = window_size
+        check_kind(name, value, AttnRange)
+    window = as_list("window_size", window_size)
+    if len(window) != 2:
+        raise ValueError(f"window_size must be (left, right), got {window}")
+    left, right = (
+        check_int(f"window_size ({side})", size, -1) for side, size in zip(("left", "right"), window, strict=True)
+    )
     shift = k_range.end - q_range.end  # row i stands at key i + shift
     # Row from which the window's left edge is inside the keys, and first row whose right edge passes their end.
     opens = q_range.end if left == -1 else k_range.start + left - shift
@@ -131,15 +144,33 @@ def infer_attn_mask_from_sliding_window(
 
 
 def _checked_dim(x: torch.Tensor, dim: int) -> int:
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"dim must be an int, got {dim!r}")
+    check_tensor("x", x)
+    if x.ndim == 0:
+        raise ValueError("x must have at least one dimension, got shape ()")
+    dim = check_int("dim", dim)
     if not -x.ndim <= dim < x.ndim:
         raise ValueError(f"dim must be in [{-x.ndim}, {x.ndim}), got {dim}")
     return dim % x.ndim
 
 
-def _check_int(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be >= {least}, got {value}")
+def _check_value(value: float, dtype: torch.dtype) -> None:
+    """A number that a tensor of the dtype can hold: an integer where it holds integers."""
+    if isinstance(value, float) and not math.isfinite(value) and dtype.is_floating_point:
+        return
+    number = int(value) if isinstance(value, bool) else check_number("value", value)
+    if dtype.is_floating_point or dtype.is_complex:
+        return
+    least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    if number != int(number) or not least <= value <= most:
+        raise ValueError(f"value must be an integer in [{least}, {most}] for x of {dtype}, got {value}")
+
+
+def _pairs(name: str, ranges: RangesLike) -> list[list[int]]:
+    return ranges_tensor(name, listed(ranges), "cpu").tolist()
+
+
+def _parsed(name: str, kind: object) -> AttnMaskType:
+    try:
+        return AttnMaskType.parse(kind)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None

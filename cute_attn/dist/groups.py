@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["GroupOrMesh", "Groups", "find_groups"]
+__all__ = ["GroupOrMesh", "Groups", "find_groups", "host_group"]
 
 GroupOrMesh = dist.ProcessGroup | DeviceMesh
 
@@ -32,6 +33,10 @@ class Groups:
     @property
     def rank(self) -> int:
         return self.whole.rank()
+
+    @property
+    def every(self) -> list[dist.ProcessGroup]:
+        return [group for group in (self.whole, self.ring, self.ulysses) if group is not None]
 
     @property
     def device(self) -> torch.device:
@@ -89,3 +94,20 @@ def _group_of(ranks: tuple[int, ...], ring: dist.ProcessGroup, ulysses: dist.Pro
         else:
             _groups_of_meshes[key] = dist.new_group(list(ranks), use_local_synchronization=True)
     return _groups_of_meshes[key]
+
+
+_host_groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
+
+
+def host_group(group: dist.ProcessGroup) -> dist.ProcessGroup:
+    """A group of the same ranks that carries tensors on the CPU, so that reading them never waits for a GPU.
+
+    The group itself where it does (gloo, also beside NCCL, as `init_process_group()` makes it); else a gloo group that
+    is made at the first call, by all ranks together.
+    """
+    if "cpu:" in dist.get_backend_config(group):
+        return group
+    if group not in _host_groups:
+        ranks = dist.get_process_group_ranks(group)
+        _host_groups[group] = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+    return _host_groups[group]

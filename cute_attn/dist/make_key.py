@@ -1,4 +1,4 @@
-"""From a mask to a key: who holds which rows. Plans on the CPU and sends nothing.
+"""From a mask to a key: who holds which rows. Plans on the CPU and sends nothing but a digest of the arguments.
 
 Every function here is called by all ranks of the group, with equal arguments.
 """
@@ -6,6 +6,7 @@ Every function here is called by all ranks of the group, with equal arguments.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,12 +14,14 @@ import torch
 from ..mask import AttnRanges, IntervalMask
 from ..mask.ranges import RangesLike, ranges_tensor, types_tensor
 from ..ops.checks import check_cu_seqlens, check_flag
-from .checks import check_int
+from .agreement import agree, refusing
+from .checks import END, check_int, check_kind, integer_tensor, listed
 from .config import DistAttnConfig
 from .dispatch import place
 from .groups import GroupOrMesh, find_groups
 from .manager import Manager, ulysses_size_of
 from .registry import DistAttnRuntimeKey, registry
+from .soundness import REFUSALS, marking
 
 __all__ = [
     "magi_attn_flex_key",
@@ -27,6 +30,7 @@ __all__ = [
     "make_varlen_key_for_new_mask_after_dispatch",
 ]
 
+CALL = "making a key"
 _DEFAULT = DistAttnConfig()
 
 
@@ -62,26 +66,27 @@ def magi_attn_flex_key(
 
     Equal content gives an equal key and plans once. Raises TypeError or ValueError naming the argument: slices as in
     IntervalMask.from_slices, lengths that differ though the source is the same, a pad_size that does not make equal
-    chunks, flags that contradict each other, a mover that the group cannot serve.
+    chunks, flags that contradict each other, a mover that the group cannot serve. Ranks compare their arguments each
+    time, found again or not, whatever `check_ranks` is: where they differ, or are bad on some rank, every rank raises
+    ValueError, naming the argument and the ranks.
     """
     groups = find_groups(cp_group_or_mesh)
-    _check_config(dist_attn_config)
-    for name, count in (
-        ("total_seqlen_q", total_seqlen_q),
-        ("total_seqlen_k", total_seqlen_k),
-        ("pad_size", pad_size),
-        ("chunk_size", chunk_size),
-    ):
-        check_int(name, count)
-    for name, value in (
-        ("is_same_source", is_same_source),
-        ("is_q_permutable", is_q_permutable),
-        ("is_k_permutable", is_k_permutable),
-    ):
-        check_flag(name, value)
+    q_ranges, k_ranges, attn_mask_type = (listed(x) for x in (q_ranges, k_ranges, attn_mask_type))
+    with refusing(groups, CALL):
+        check_kind("dist_attn_config", dist_attn_config, DistAttnConfig)
+        total_seqlen_q = check_int("total_seqlen_q", total_seqlen_q, 0, END)
+        total_seqlen_k = check_int("total_seqlen_k", total_seqlen_k, 0, END)
+        pad_size, chunk_size = check_int("pad_size", pad_size, 0), check_int("chunk_size", chunk_size, 1)
+        for name, value in (
+            ("is_same_source", is_same_source),
+            ("is_q_permutable", is_q_permutable),
+            ("is_k_permutable", is_k_permutable),
+        ):
+            check_flag(name, value)
+        digest = _digest(q_ranges, k_ranges, attn_mask_type)
     content = DistAttnRuntimeKey(
         groups,
-        _digest(q_ranges, k_ranges, attn_mask_type),
+        digest,
         total_seqlen_q,
         total_seqlen_k,
         pad_size,
@@ -105,14 +110,14 @@ def magi_attn_flex_key(
             is_q_permutable=is_q_permutable,
             is_k_permutable=is_k_permutable,
         )
-        return Manager(groups, mask, *placements, dist_attn_config)
+        return Manager(groups, mask, *placements, dist_attn_config, content.digest)
 
-    return registry.key(content, make)
+    return _agreed_key(content, make)
 
 
 def magi_attn_varlen_key(
-    cu_seqlens_q: torch.Tensor,
-    cu_seqlens_k: torch.Tensor,
+    cu_seqlens_q: torch.Tensor | Sequence[int],
+    cu_seqlens_k: torch.Tensor | Sequence[int],
     pad_size: int,
     chunk_size: int,
     cp_group_or_mesh: GroupOrMesh,
@@ -121,15 +126,17 @@ def magi_attn_varlen_key(
 ) -> DistAttnRuntimeKey:
     """The key of packed documents, self-attention: document i attends itself, causally or fully.
 
-    cu_seqlens_q, cu_seqlens_k: int `(documents + 1,)`, cumulative lengths from 0. The rest as in magi_attn_flex_key.
+    cu_seqlens_q, cu_seqlens_k: int `(documents + 1,)` in a tensor, an array or a list, cumulative lengths from 0. The
+    rest as in magi_attn_flex_key.
     """
-    q_ranges, k_ranges, kind = _documents(cu_seqlens_q, cu_seqlens_k, causal)
+    with refusing(find_groups(cp_group_or_mesh), CALL):
+        q_ranges, k_ranges, kind = _documents(cu_seqlens_q, cu_seqlens_k, causal)
     return magi_attn_flex_key(
         q_ranges,
         k_ranges,
         kind,
-        int(cu_seqlens_q[-1]),
-        int(cu_seqlens_k[-1]),
+        q_ranges.end,
+        k_ranges.end,
         pad_size,
         chunk_size,
         cp_group_or_mesh,
@@ -150,11 +157,13 @@ def make_flex_key_for_new_mask_after_dispatch(
     means the same), its dispatch_config has no effect. Any mover works on any placement. Raises as magi_attn_flex_key
     does, and ValueError for an unknown key.
     """
-    first = registry.manager(key_for_dispatch)
+    first = registry.manager(key_for_dispatch, "key_for_dispatch")
     config = key_for_dispatch.dist_attn_config if dist_attn_config is None else dist_attn_config
-    _check_config(config)
-    ulysses_size_of(config.mover, first.groups)
-    digest = _digest(q_ranges, k_ranges, attn_mask_type)
+    q_ranges, k_ranges, attn_mask_type = (listed(x) for x in (q_ranges, k_ranges, attn_mask_type))
+    with refusing(first.groups, CALL):
+        check_kind("dist_attn_config", config, DistAttnConfig)
+        ulysses_size_of(config.mover, first.groups)
+        digest = _digest(q_ranges, k_ranges, attn_mask_type)
     content = replace(
         key_for_dispatch,
         mask_digest=digest,
@@ -166,22 +175,29 @@ def make_flex_key_for_new_mask_after_dispatch(
     def make() -> Manager:
         lengths = key_for_dispatch.total_seqlen_q, key_for_dispatch.total_seqlen_k
         mask = _mask(q_ranges, k_ranges, attn_mask_type, *lengths)
-        return Manager(first.groups, mask, first.placement("q"), first.placement("k"), config)
+        return Manager(first.groups, mask, first.placement("q"), first.placement("k"), config, content.digest)
 
-    return registry.key(content, make)
+    return _agreed_key(content, make)
 
 
 def make_varlen_key_for_new_mask_after_dispatch(
-    cu_seqlens_q: torch.Tensor,
-    cu_seqlens_k: torch.Tensor,
+    cu_seqlens_q: torch.Tensor | Sequence[int],
+    cu_seqlens_k: torch.Tensor | Sequence[int],
     key_for_dispatch: DistAttnRuntimeKey,
     causal: bool = False,
     dist_attn_config: DistAttnConfig | None = None,
 ) -> DistAttnRuntimeKey:
     """As make_flex_key_for_new_mask_after_dispatch, for packed documents as in magi_attn_varlen_key."""
-    return make_flex_key_for_new_mask_after_dispatch(
-        *_documents(cu_seqlens_q, cu_seqlens_k, causal), key_for_dispatch, dist_attn_config
-    )
+    with refusing(registry.manager(key_for_dispatch, "key_for_dispatch").groups, CALL):
+        documents = _documents(cu_seqlens_q, cu_seqlens_k, causal)
+    return make_flex_key_for_new_mask_after_dispatch(*documents, key_for_dispatch, dist_attn_config)
+
+
+def _agreed_key(content: DistAttnRuntimeKey, make: Callable[[], Manager]) -> DistAttnRuntimeKey:
+    """The key of this content once every rank asks for it. Ranks compare each time: what one finds, another may not."""
+    agree(content.groups, CALL, content.compared)
+    with marking(content.groups, CALL, but=REFUSALS):  # arguments are equal by now, so all ranks refuse them or none
+        return registry.key(content, make)
 
 
 def _digest(q_ranges: RangesLike | IntervalMask, k_ranges: RangesLike | None, types: object) -> str:
@@ -222,9 +238,11 @@ def _mask(
 
 
 def _documents(
-    cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor, causal: bool
+    cu_seqlens_q: torch.Tensor | Sequence[int], cu_seqlens_k: torch.Tensor | Sequence[int], causal: bool
 ) -> tuple[AttnRanges, AttnRanges, str]:
     """Cumulative lengths as slices."""
+    cu_seqlens_q = integer_tensor("cu_seqlens_q", cu_seqlens_q)
+    cu_seqlens_k = integer_tensor("cu_seqlens_k", cu_seqlens_k)
     check_cu_seqlens(cu_seqlens_q, cu_seqlens_k)
     check_flag("causal", causal)
     ranges = []
@@ -232,10 +250,7 @@ def _documents(
         ends = value.tolist()
         if ends[0] != 0 or ends != sorted(ends):
             raise ValueError(f"{name} must start at 0 and never fall, got {ends}")
+        if ends[-1] >= END:
+            raise ValueError(f"{name} must stay below 2^31, got {ends[-1]}")
         ranges.append(AttnRanges.from_cu_seqlens(ends))
     return ranges[0], ranges[1], "causal" if causal else "full"
-
-
-def _check_config(config: object) -> None:
-    if not isinstance(config, DistAttnConfig):
-        raise TypeError(f"dist_attn_config must be a DistAttnConfig, got {type(config).__name__}")

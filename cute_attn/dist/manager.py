@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 
 from ..mask import IntervalMask
+from .blocks import Mover
 from .cast import GroupCast
 from .config import DistAttnConfig
 from .cost import CostModel
 from .groups import Groups
+from .guard import Guard
 from .heads import HeadExchange
 from .placement import Placement
 from .plan import plan_group_cast
@@ -39,12 +41,16 @@ def ulysses_size_of(mover: str, groups: Groups) -> int:
 
 
 class Manager:
-    """The placements of a mask, and the routes of tensors, planned at the first call that needs them and kept."""
+    """The placements of a mask, and the routes of tensors, planned at the first call that needs them and kept.
+
+    digest: that of the key that this stands behind.
+    """
 
     def __init__(
-        self, groups: Groups, mask: IntervalMask, query: Placement, key: Placement, config: DistAttnConfig
+        self, groups: Groups, mask: IntervalMask, query: Placement, key: Placement, config: DistAttnConfig, digest: str
     ) -> None:
         self.groups, self.mask, self.config = groups, mask, config
+        self.guard = Guard(groups, digest, config.check_ranks)
         self._placements = {"q": query, "k": key}
         self._routes: dict[tuple[CostModel, torch.device], Route] = {}
         self._rolls: dict[tuple[str, int, torch.device], RollPlan] = {}
@@ -80,7 +86,7 @@ class Manager:
     def _group_cast(self, mover: str, cost: CostModel, device: torch.device) -> Route:
         query, key = self._placements.values()
         plan = plan_group_cast(self.mask, query, key, self.groups.rank, self.config.overlap_config, cost)
-        return Route(GroupCast(plan.to(device), self.groups.whole), None, self.groups.whole)
+        return self._route(GroupCast(plan.to(device), self.groups.whole), None)
 
     def _ring(self, mover: str, cost: CostModel, device: torch.device) -> Route:
         """The ring, Ulysses, or both: one plan serves all three."""
@@ -91,8 +97,12 @@ class Manager:
         home = [index.to(device) for index in home_indices(self.mask, plan)]
         plan = plan.to(device)
         if mover == "ring":
-            return Route(Ring(plan, home, groups.whole), None, groups.whole)
+            return self._route(Ring(plan, home, groups.whole), None)
         # Of Ulysses alone the ring has one position, which sends nothing.
         ulysses = groups.ulysses if mover == "ulysses_ring" and groups.ulysses is not None else groups.whole
         exchange = HeadExchange(heads, cost.heads_k, plan.key_index, ulysses)
-        return Route(Ring(plan, home, groups.ring or groups.whole), exchange, groups.whole)
+        return self._route(Ring(plan, home, groups.ring or groups.whole), exchange)
+
+    def _route(self, mover: Mover, exchange: HeadExchange | None) -> Route:
+        rows, keys = (int((x.positions(self.groups.rank) < x.length).sum()) for x in self._placements.values())
+        return Route(mover, exchange, self.groups.whole, self.guard, rows, keys)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..mask import IntervalMask
+from .checks import check_int, check_tensor
 
 __all__ = ["Placement", "chunk_areas", "rank_areas"]
 
@@ -30,6 +31,11 @@ class Placement:
 
     def __post_init__(self) -> None:
         chunks = self.chunks
+        check_tensor("chunks", chunks)
+        check_int("length", self.length, 0)
+        check_int("chunk_size", self.chunk_size, 1)
+        if chunks.device.type != "cpu":
+            raise ValueError(f"chunks must be on the CPU, got {chunks.device}")
         if chunks.ndim != 2 or chunks.dtype != torch.int64:
             raise TypeError(
                 f"chunks must be int64 of shape (world, chunks_per_rank), got {chunks.dtype} {chunks.shape}"

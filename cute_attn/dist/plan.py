@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 
 from ..mask import IntervalMask
+from .checks import check_int, check_kind
 from .config import OverlapConfig
 from .cost import CostModel
 from .needs import Spans, chunk_needs, expand, meet, rank_needs, remote_needs
@@ -114,7 +115,10 @@ def plan_group_cast(
         overlap: the stages; None means the default OverlapConfig().
         cost: for OverlapAlgType.GREEDY and AttnOverlapMode.DYNAMIC; None means the default CostModel().
     """
-    overlap, cost = overlap or OverlapConfig(), cost or CostModel()
+    overlap = OverlapConfig() if overlap is None else overlap
+    cost = CostModel() if cost is None else cost
+    check_kind("overlap", overlap, OverlapConfig)
+    check_kind("cost", cost, CostModel)
     check_plan_arguments(mask, query, key, rank)
     needs = rank_needs(chunk_needs(mask, query.chunk_size), query, mask.seqlen_k)
     remote = remote_needs(needs, key)
@@ -168,6 +172,9 @@ def local_mask(mask: IntervalMask, positions: torch.Tensor, keys: int) -> Interv
 
 
 def check_plan_arguments(mask: IntervalMask, query: Placement, key: Placement, rank: int) -> None:
+    check_kind("mask", mask, IntervalMask)
+    check_kind("query", query, Placement)
+    check_kind("key", key, Placement)
     if mask.batch != 1:
         raise ValueError(f"mask must have batch 1 under context parallelism, got {mask.batch}")
     if (mask.seqlen_q, mask.seqlen_k) != (query.length, key.length):
@@ -177,5 +184,4 @@ def check_plan_arguments(mask: IntervalMask, query: Placement, key: Placement, r
         )
     if query.world != key.world:
         raise ValueError(f"query and key must be placed on equally many ranks, got {query.world} and {key.world}")
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < query.world:
-        raise ValueError(f"rank must be an int in [0, {query.world}), got {rank!r}")
+    check_int("rank", rank, 0, query.world)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, replace
 from weakref import WeakSet
 
-from .config import DistAttnConfig
+from .config import DispatchConfig, DistAttnConfig, OverlapConfig
 from .groups import Groups
 from .manager import Manager
 
@@ -35,6 +36,28 @@ class DistAttnRuntimeKey:
     is_k_permutable: bool
     placed_by: DistAttnRuntimeKey | None = None
     manager: Manager | None = field(default=None, compare=False, repr=False)
+
+    def __repr__(self) -> str:
+        lengths = f"{self.total_seqlen_q:,} x {self.total_seqlen_k:,} tokens in chunks of {self.chunk_size:,}"
+        return f"DistAttnRuntimeKey({lengths}, {self.groups!r}, mask {self.mask_digest[:8]})"
+    @property
+    def compared(self) -> dict[str, object]:
+        """What must be equal on every rank, by the name of the argument."""
+        named: dict[str, object] = {
+            "cp_group_or_mesh": self.groups,
+            "the digest of the mask": self.mask_digest[:16],
+            "key_for_dispatch": None if self.placed_by is None else self.placed_by.digest,
+        }
+        lengths = ("total_seqlen_q", "total_seqlen_k", "pad_size", "chunk_size")
+        flags = ("is_same_source", "is_q_permutable", "is_k_permutable")
+        named.update((name, getattr(self, name)) for name in lengths + flags)
+        named.update(_settings("dist_attn_config", self.dist_attn_config))
+        return named
+
+    @property
+    def digest(self) -> str:
+        """A short name of the content, the same on every rank."""
+        return hashlib.sha256(repr(self.compared).encode()).hexdigest()[:16]
 
 
 class Registry:
@@ -66,13 +89,16 @@ class Registry:
         self._most_recent = key
         return key
 
-    def manager(self, key: DistAttnRuntimeKey) -> Manager:
-        """Raises TypeError for what is no key, ValueError for a key that was not made here since the last `clear`."""
+    def manager(self, key: DistAttnRuntimeKey, name: str = "key") -> Manager:
+        """Raises TypeError for what is no key, ValueError for a key that was not made here since the last `clear`.
+
+        name: of the argument.
+        """
         if not isinstance(key, DistAttnRuntimeKey):
-            raise TypeError(f"key must be a DistAttnRuntimeKey, got {type(key).__name__}")
+            raise TypeError(f"{name} must be a DistAttnRuntimeKey, got {type(key).__name__}")
         if key.manager is None or key.manager not in self._managers:
             raise ValueError(
-                "key is unknown: it must come from magi_attn_flex_key, magi_attn_varlen_key or their sisters in this "
+                f"{name} is unknown: it must come from magi_attn_flex_key, magi_attn_varlen_key or their sisters in this "
                 f"process, after the last clear_cache, got {key}"
             )
         return key.manager
@@ -86,6 +112,16 @@ class Registry:
         self._keys.clear()
         self._managers.clear()
         self._most_recent = None
+
+
+def _settings(name: str, config: DistAttnConfig | DispatchConfig | OverlapConfig) -> Iterator[tuple[str, object]]:
+    """Every setting, by its name with dots."""
+    for part in fields(config):
+        value = getattr(config, part.name)
+        if isinstance(value, (DispatchConfig, OverlapConfig)):
+            yield from _settings(f"{name}.{part.name}", value)
+        else:
+            yield f"{name}.{part.name}", value
 
 
 registry = Registry()

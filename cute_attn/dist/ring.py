@@ -14,11 +14,14 @@ from typing import NamedTuple
 import torch
 
 from ..mask import IntervalMask
+from .checks import check_int
 from .needs import Spans, chunk_needs, expand, meet, rank_needs
 from .placement import Placement
 from .plan import check_plan_arguments, local_mask
 
 __all__ = ["RingPlan", "RingStep", "UlyssesHeads", "plan_ring", "ring_reach", "ulysses_heads"]
+
+MOST_HEADS = 1 << 16  # more are a mistake, and tables of them do not fit
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +105,9 @@ def plan_ring(mask: IntervalMask, query: Placement, key: Placement, rank: int, u
     """
     check_plan_arguments(mask, query, key, rank)
     world = query.world
-    if isinstance(ulysses_size, bool) or not isinstance(ulysses_size, int) or ulysses_size < 1 or world % ulysses_size:
-        raise ValueError(f"ulysses_size must be an int >= 1 that divides the world of {world}, got {ulysses_size!r}")
+    ulysses_size = check_int("ulysses_size", ulysses_size, 1)
+    if world % ulysses_size:
+        raise ValueError(f"ulysses_size must divide the world of {world}, got {ulysses_size}")
     ring_query, ring_key = (merge_ranks(x, ulysses_size) for x in (query, key))
     ring_size, here = world // ulysses_size, rank // ulysses_size
     reach = ring_reach(mask, ring_query, ring_key)
@@ -182,6 +186,10 @@ class UlyssesHeads(NamedTuple):
 
 def ulysses_heads(heads_q: int, heads_k: int, ulysses_size: int) -> UlyssesHeads:
     """ValueError naming both numbers and what works where heads_q is not divisible by ulysses_size."""
+    heads_q, heads_k = check_int("heads_q", heads_q, 1, MOST_HEADS), check_int("heads_k", heads_k, 1)
+    ulysses_size = check_int("ulysses_size", ulysses_size, 1)
+    if heads_q % heads_k:
+        raise ValueError(f"heads_q must be divisible by heads_k, got {heads_q} and {heads_k}")
     if heads_q % ulysses_size:
         fits = [n for n in range(1, heads_q + 1) if heads_q % n == 0]
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,45 +10,45 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from .comm import gather_rows, send_rows, sum_rows_of_ranks
+from .guard import Guard, rows_fields
 from .placement import Placement
 
 __all__ = ["RollPlan", "dispatch_rows", "plan_roll", "roll_rows", "undispatch_rows"]
 
 
-def dispatch_rows(x: torch.Tensor, placement: Placement, group: dist.ProcessGroup) -> torch.Tensor:
+def dispatch_rows(x: torch.Tensor, placement: Placement, guard: Guard) -> torch.Tensor:
     """This rank's rows of x padded with zeros, `(length, ...)` to `(rows_per_rank, ...)`.
 
     Gradient: an all-gather; every rank gets the complete gradient of x.
     """
-    return _Dispatch.apply(x, placement, group)
+    return _Dispatch.apply(x, placement, guard)
 
 
-def undispatch_rows(
-    x: torch.Tensor, placement: Placement, group: dist.ProcessGroup, is_partial_grad: bool
-) -> torch.Tensor:
+def undispatch_rows(x: torch.Tensor, placement: Placement, guard: Guard, is_partial_grad: bool) -> torch.Tensor:
     """The whole tensor without padding from every rank's rows, `(rows_per_rank, ...)` to `(length, ...)`.
 
     Gradient: this rank's rows, of the sum over ranks if `is_partial_grad`.
     """
-    return _Undispatch.apply(x, placement, group, is_partial_grad)
+    return _Undispatch.apply(x, placement, guard, is_partial_grad)
 
 
-def roll_rows(x: torch.Tensor, there: RollPlan, back: RollPlan, group: dist.ProcessGroup) -> torch.Tensor:
+def roll_rows(x: torch.Tensor, there: RollPlan, back: RollPlan, guard: Guard) -> torch.Tensor:
     """x `(rows_per_rank, ...)` with rows moved as `there` says; `back` moves the gradient."""
-    return _Roll.apply(x, there, back, group)
+    return _Roll.apply(x, there, back, guard)
 
 
 @dataclass(frozen=True, eq=False)
 class RollPlan:
     """How one rank takes part in a roll: rows `send_index` leave in the order of peers, arriving rows go to `order`."""
 
+    shift: int
     send_index: torch.Tensor
     send_splits: list[int]
     order: torch.Tensor
     receive_splits: list[int]
 
     def to(self, device: torch.device) -> RollPlan:
-        return RollPlan(self.send_index.to(device), self.send_splits, self.order.to(device), self.receive_splits)
+        return replace(self, send_index=self.send_index.to(device), order=self.order.to(device))
 
 
 def plan_roll(placement: Placement, rank: int, shift: int) -> RollPlan:
@@ -62,6 +62,7 @@ def plan_roll(placement: Placement, rank: int, shift: int) -> RollPlan:
     peer, row = (sender == rank).nonzero(as_tuple=True)
     leaving = source[peer, row]
     return RollPlan(
+        shift=shift,
         send_index=slot[leaving // size] * size + leaving % size,
         send_splits=torch.bincount(peer, minlength=world).tolist(),
         order=sender[rank].argsort(stable=True),
@@ -71,44 +72,47 @@ def plan_roll(placement: Placement, rank: int, shift: int) -> RollPlan:
 
 class _Dispatch(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, placement: Placement, group: dist.ProcessGroup) -> torch.Tensor:
-        ctx.placement, ctx.group = placement, group
-        return _take(x, placement, group.rank())
+    def forward(ctx: Any, x: torch.Tensor, placement: Placement, guard: Guard) -> torch.Tensor:
+        ctx.placement, ctx.guard = placement, guard
+        return _take(x, placement, guard.groups.rank)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return _whole(grad, ctx.placement, ctx.group), None, None
+        with ctx.guard.exchange("the backward of dispatch", rows_fields(grad)):
+            return _whole(grad, ctx.placement, ctx.guard.groups.whole), None, None
 
 
 class _Undispatch(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, placement: Placement, group: dist.ProcessGroup, is_partial_grad: bool
-    ) -> torch.Tensor:
-        ctx.placement, ctx.group, ctx.is_partial_grad = placement, group, is_partial_grad
-        return _whole(x, placement, group)
+    def forward(ctx: Any, x: torch.Tensor, placement: Placement, guard: Guard, is_partial_grad: bool) -> torch.Tensor:
+        ctx.placement, ctx.guard, ctx.is_partial_grad = placement, guard, is_partial_grad
+        with guard.exchange("undispatch", rows_fields(x, is_partial_grad=is_partial_grad)):
+            return _whole(x, placement, guard.groups.whole)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        placement, group = ctx.placement, ctx.group
-        if ctx.is_partial_grad:
+        placement, groups = ctx.placement, ctx.guard.groups
+        if not ctx.is_partial_grad:
+            return _take(grad, placement, groups.rank), None, None, None
+        with ctx.guard.exchange("the backward of undispatch", rows_fields(grad)):
             everyone = torch.cat([_take(grad, placement, rank) for rank in range(placement.world)])
-            return sum_rows_of_ranks(everyone, group), None, None, None
-        return _take(grad, placement, group.rank()), None, None, None
+            return sum_rows_of_ranks(everyone, groups.whole), None, None, None
 
 
 class _Roll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, there: RollPlan, back: RollPlan, group: dist.ProcessGroup) -> torch.Tensor:
-        ctx.back, ctx.group = back, group
-        return _exchange(x, there, group)
+    def forward(ctx: Any, x: torch.Tensor, there: RollPlan, back: RollPlan, guard: Guard) -> torch.Tensor:
+        ctx.back, ctx.guard = back, guard
+        with guard.exchange("roll", rows_fields(x, shift=there.shift)):
+            return _exchange(x, there, guard.groups.whole)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        return _exchange(grad, ctx.back, ctx.group), None, None, None
+        with ctx.guard.exchange("the backward of roll", rows_fields(grad, shift=ctx.back.shift)):
+            return _exchange(grad, ctx.back, ctx.guard.groups.whole), None, None, None
 
 
 def _take(x: torch.Tensor, placement: Placement, rank: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,23 +13,29 @@ from torch.autograd.function import once_differentiable
 from ..reference import compute_dtype
 from .blocks import Mover
 from .comm import max_over_ranks, sum_over_ranks
+from .guard import Guard
 from .heads import HeadExchange
 from .merge import Merger
 from .partial import AttentionSettings, attend, attend_backward
 
-__all__ = ["Route", "run_attention"]
+__all__ = ["CALL", "Route", "run_attention"]
+
+CALL = "calc_attn"
 
 
 @dataclass(frozen=True, eq=False)
 class Route:
     """How the tensors of one call move: which mover brings keys, and the exchange of heads around it, if any.
 
-    group: all ranks.
+    group: all ranks. rows, keys: how many of this rank's rows are not padding; padding comes last.
     """
 
     mover: Mover
     exchange: HeadExchange | None
     group: dist.ProcessGroup
+    guard: Guard
+    rows: int
+    keys: int
 
 
 def run_attention(
@@ -39,9 +46,13 @@ def run_attention(
     route: Route,
     settings: AttentionSettings,
     return_max_logits: bool,
+    compared: Mapping[str, object],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Attention of checked local tensors: out, lse and max_logits, which is empty unless asked for."""
-    return _Attention.apply(q, k, v, sink, route, settings, return_max_logits)
+    """Attention of checked local tensors: out, lse and max_logits, which is empty unless asked for.
+
+    sink: `(sinks, heads_q)` in the compute dtype. compared: what must be the same on every rank.
+    """
+    return _Attention.apply(q, k, v, sink, route, settings, return_max_logits, compared)
 
 
 class _Attention(torch.autograd.Function):
@@ -55,48 +66,70 @@ class _Attention(torch.autograd.Function):
         route: Route,
         settings: AttentionSettings,
         return_max_logits: bool,
+        compared: Mapping[str, object],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        head_dim, exchange = q.shape[2], route.exchange
-        kv = torch.cat([k, v], 2)
-        if exchange is not None:
-            q, kv = exchange.enter(q, kv)
-        merger = Merger(q.shape[0], q.shape[1], kv.shape[2] - head_dim, compute_dtype(q.dtype), q.device)
-        for block in route.mover.forward(kv):
-            if block.mask is not None:
-                keys, values = block.kv[..., :head_dim], block.kv[..., head_dim:]
-                merger.add(*attend(q, keys, values, block.mask, settings, return_max_logits))
-        if sink is not None:
-            merger.add_sinks(_own(sink, exchange))
-        here = merger.out.to(q.dtype), merger.lse
-        out, lse = here if exchange is None else exchange.leave(*here)
-        max_logits = lse.new_empty(0)
-        if return_max_logits:
-            max_logits = max_over_ranks(
-                _for_all_heads(merger.max_logits, -torch.inf, lse.shape[0], exchange), route.group
-            )
-        ctx.save_for_backward(q, kv, sink, *here)
-        ctx.route, ctx.settings, ctx.head_dim = route, settings, head_dim
-        ctx.mark_non_differentiable(max_logits)
-        return out, lse, max_logits
+        with route.guard.exchange(CALL, compared):
+            return _forward(ctx, q, k, v, sink, route, settings, return_max_logits)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: torch.Tensor, dlse: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        # Gradients that are missing come as zeros, so that every rank communicates the same whatever its loss reads.
-        q, kv, sink, out, lse = ctx.saved_tensors
-        route, head_dim = ctx.route, ctx.head_dim
-        needs_q, needs_k, needs_v, needs_sink = ctx.needs_input_grad[:4]
-        if route.exchange is not None:
-            dout, dlse = route.exchange.enter_gradients(dout, dlse)
-        dq = dk = dv = dsink = None
-        if needs_q or needs_k or needs_v:
-            dq, dkv = _query_and_key_gradients(ctx, q, kv, out, lse, dout, dlse, needs_q, needs_k or needs_v)
-            if needs_k or needs_v:
-                dk, dv = dkv[..., :head_dim], dkv[..., head_dim:]
-        if needs_sink:
-            mine = _sink_gradient(_own(sink, route.exchange), out, lse, dout, dlse)
-            dsink = sum_over_ranks(_for_all_heads(mine, 0.0, sink.shape[1], route.exchange), route.group)
-        return dq, dk if needs_k else None, dv if needs_v else None, dsink, None, None, None
+        compared = {"the number of the call": ctx.number, "requires_grad": ctx.needs_input_grad[:4]}
+        with ctx.route.guard.exchange(f"the backward of {CALL}", compared):
+            return *_backward(ctx, dout, dlse), None, None, None, None
+
+
+def _forward(
+    ctx: Any,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    sink: torch.Tensor | None,
+    route: Route,
+    settings: AttentionSettings,
+    return_max_logits: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    head_dim, exchange = q.shape[2], route.exchange
+    q, kv = _without_padding(q, route.rows), torch.cat([k, v], 2)
+    kv[route.keys :] = 0
+    if exchange is not None:
+        q, kv = exchange.enter(q, kv)
+    merger = Merger(q.shape[0], q.shape[1], kv.shape[2] - head_dim, compute_dtype(q.dtype), q.device)
+    for block in route.mover.forward(kv):
+        if block.mask is not None:
+            keys, values = block.kv[..., :head_dim], block.kv[..., head_dim:]
+            merger.add(*attend(q, keys, values, block.mask, settings, return_max_logits))
+    if sink is not None:
+        merger.add_sinks(_own(sink, exchange))
+    here = merger.out.to(q.dtype), merger.lse
+    out, lse = here if exchange is None else exchange.leave(*here)
+    max_logits = lse.new_empty(0)
+    if return_max_logits:
+        max_logits = max_over_ranks(_for_all_heads(merger.max_logits, -torch.inf, lse.shape[0], exchange), route.group)
+    ctx.save_for_backward(q, kv, sink, *here)
+    ctx.route, ctx.settings, ctx.head_dim, ctx.number = route, settings, head_dim, route.guard.number()
+    ctx.mark_non_differentiable(max_logits)
+    return out, lse, max_logits
+
+
+def _backward(ctx: Any, dout: torch.Tensor, dlse: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """Gradients of q, k, v and sink; of out and lse they come as zeros where they are missing, so that every rank
+    communicates the same whatever its loss reads."""
+    q, kv, sink, out, lse = ctx.saved_tensors
+    route, head_dim = ctx.route, ctx.head_dim
+    needs_q, needs_k, needs_v, needs_sink = ctx.needs_input_grad[:4]
+    dout, dlse = _without_padding(dout, route.rows), _without_padding(dlse.T, route.rows).T
+    if route.exchange is not None:
+        dout, dlse = route.exchange.enter_gradients(dout, dlse)
+    dq = dk = dv = dsink = None
+    if needs_q or needs_k or needs_v:
+        dq, dkv = _query_and_key_gradients(ctx, q, kv, out, lse, dout, dlse, needs_q, needs_k or needs_v)
+        if needs_k or needs_v:
+            dk, dv = dkv[..., :head_dim], dkv[..., head_dim:]
+    if needs_sink:
+        mine = _sink_gradient(_own(sink, route.exchange), out, lse, dout, dlse)
+        dsink = sum_over_ranks(_for_all_heads(mine, 0.0, sink.shape[1], route.exchange), route.group)
+    return dq, dk if needs_k else None, dv if needs_v else None, dsink
 
 
 def _query_and_key_gradients(
@@ -146,9 +179,15 @@ def _sink_gradient(
 ) -> torch.Tensor:
     """`-sum over rows of exp(sink - lse) * (out . dout - dlse)`, `(sinks, heads)`."""
     empty = lse == -torch.inf  # only -inf sinks stand before such an lse: exp gives 0
-    delta = (dout.to(lse.dtype) * out.to(lse.dtype)).sum(2).T - dlse.masked_fill(empty, 0.0)
+    products = (dout.to(lse.dtype) * out.to(lse.dtype)).masked_fill(out == 0, 0.0)  # rows without keys have any dout
+    delta = products.sum(2).T - dlse.masked_fill(empty, 0.0)
     share = (sink[:, :, None] - lse.masked_fill(empty, 0.0)).exp()
     return -(share * delta).sum(2)
+
+
+def _without_padding(x: torch.Tensor, rows: int) -> torch.Tensor:
+    """x with zeros behind its first `rows` rows: whatever padding holds, it reaches nobody, not even times 0."""
+    return x if rows == len(x) else torch.cat([x[:rows], x.new_zeros(len(x) - rows, *x.shape[1:])])
 
 
 def _own(sink: torch.Tensor, exchange: HeadExchange | None) -> torch.Tensor:

@@ -31,10 +31,11 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A RunTable: see cute_attn.mask.tiles."""
+    """A RunTable and the keys without rows: see cute_attn.mask.tiles."""
 
     items: cute.Tensor  # (n, 7), int32
     runs: cute.Tensor  # (n, 4), int32
+    idle_keys: cute.Tensor  # (batch of the mask, k_tiles or fewer, 32), int32
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def fake_arguments(spec: ForwardSpec) -> tuple[Any, ...]:
         sink=sink,
         max_logits=array(Float32, batch, heads_q) if spec.max_logits else None,
     )
-    schedule = Schedule(array(Int32, cute.sym_int(), 7), array(Int32, cute.sym_int(), 4))
+    idle_keys = array(Int32, cute.sym_int(), cute.sym_int(), 32)
+    schedule = Schedule(array(Int32, cute.sym_int(), 7), array(Int32, cute.sym_int(), 4), idle_keys)
     scalars = Scalars(Float32(1.0), Float32(1.0), Int32(1), Int32(1))
     return tensors, schedule, scalars, cute.runtime.make_fake_stream(use_tvm_ffi_env_stream=True)

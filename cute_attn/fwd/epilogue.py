@@ -4,7 +4,7 @@ import math
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, const_expr, range_constexpr
+from cutlass import Boolean, Float32, const_expr, range_constexpr
 
 from cute_attn.sm90.ptx import exp2
 
@@ -24,9 +24,11 @@ def write_rows(tensors, item, row, softmax, out):
     """
     seqlen_q = tensors.lse.shape[2]
     weight = cute.make_rmem_tensor(2, Float32)
+    without_keys = cute.make_rmem_tensor(2, Boolean)
     for h in range_constexpr(2):
         total = quad_sum(softmax.total[h])
         empty = total == 0.0
+        without_keys[h] = empty
         log2_sum = -Float32.inf if empty else softmax.m[h] * softmax.factor + cute.math.log2(total, fastmath=True)
         weight[h] = 0.0 if empty else cute.arch.rcp_approx(total)
         if const_expr(tensors.sink is not None):
@@ -39,6 +41,9 @@ def write_rows(tensors, item, row, softmax, out):
         if cute.arch.lane_idx() % 4 == 0 and row + 8 * h < seqlen_q:
             tensors.lse[item.batch, item.head, row + 8 * h] = log2_sum * LN_2
     rescale(out, weight)
+    if cute.arch.vote_any_sync(without_keys[0] | without_keys[1]):  # 0 * NaN of other rows' values is NaN
+        for k in range_constexpr(cute.size(out)):
+            out[k] = 0.0 if without_keys[(k >> 1) & 1] else out[k]
     if const_expr(tensors.max_logits is not None):
         write_max_logits(tensors, item, row, softmax)
 

@@ -14,11 +14,12 @@ from typing import Any
 import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32, const_expr, range_constexpr
+from cutlass import Boolean, Float32, Int32, const_expr, range_constexpr
 from cutlass.cute.nvgpu import OperandMajorMode, warpgroup
 
 from cute_attn.sm90.barriers import BARRIER_EPILOGUE, Turns
 from cute_attn.sm90.fragments import pack_fragment
+from cute_attn.sm90.idle import clear_idle, idle_of_lane
 from cute_attn.sm90.mask import RowBounds
 from cute_attn.sm90.ptx import not_before, tanh
 from cute_attn.sm90.store import store_fragment
@@ -144,7 +145,7 @@ class ForwardKernel:
 
     @cute.jit
     def load_values(self, arguments: Arguments, shared: Shared):
-        tma, runs = arguments.tma, arguments.schedule.runs
+        tma, runs, values = arguments.tma, arguments.schedule.runs, shared.values
         begin, end, step = arguments.share()
         tile_count = Int32(0)
         for index in cutlass.range(begin, end, step, unroll=1):
@@ -153,10 +154,17 @@ class ForwardKernel:
             to_v, from_v = partition(tma.v_atom, shared.v, v)
             for run in cutlass.range(item.first_run, item.last_run, unroll=1):
                 for tile in cutlass.range(runs[run, 0], runs[run, 1], unroll=1):
-                    shared.values.wait_empty(tile_count)
-                    barrier = shared.values.expect(tile_count, self.n * self.dim_v * 2)
-                    slot = shared.values.slot(tile_count)
+                    slot = values.slot(tile_count)
+                    idle, any_idle = Int32(0), Boolean(False)
+                    if run < item.full_run:  # the weights of idle keys are zero, but zero times NaN would be NaN
+                        idle, any_idle = idle_of_lane(arguments.schedule.idle_keys, item.mask_batch, tile)
+                    values.wait_empty(tile_count)
+                    barrier = values.expect(tile_count, self.n * self.dim_v * 2, any_idle)
                     cute.copy(tma.v_atom, from_v[None, tile], to_v[None, slot], tma_bar_ptr=barrier)
+                    if any_idle:
+                        values.wait_landed()
+                        clear_idle(idle, shared.v[None, None, slot])
+                        values.hand_over(tile_count)
                     tile_count += 1
 
     # ------------------------------------------------------------------ consumer

@@ -7,7 +7,7 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Int32
 
-from cute_attn.sm90.barriers import Ring
+from cute_attn.sm90.barriers import Ring, mbarriers_of_ring
 from cute_attn.sm90.tiles import tile_layout
 from cute_attn.spec.forward import ForwardSpec
 
@@ -94,9 +94,9 @@ def _storage(spec: ForwardSpec, layouts: Layouts) -> Any:
 
     @cute.struct
     class Storage:
-        q_barriers: cute.struct.MemRange[cutlass.Int64, 2]
-        k_barriers: cute.struct.MemRange[cutlass.Int64, 2 * stages]
-        v_barriers: cute.struct.MemRange[cutlass.Int64, 2 * stages]
+        q_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(1)]
+        k_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(stages)]
+        v_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(stages)]
         place: cute.struct.MemRange[Int32, 4 * stages]
         q: tiles(cute.cosize(layouts.q))  # type: ignore[valid-type]
         out: tiles(0 if spec.fp32_out or out_shares_queries(spec) else cute.cosize(layouts.out))  # type: ignore[valid-type]

@@ -20,6 +20,7 @@ class Item(NamedTuple):
     head_k: Int32
     tile: Int32
     first_run: Int32
+    full_run: Int32  # the first of those without masking
     last_run: Int32
     n_partial: Int32
     n_full: Int32
@@ -47,7 +48,7 @@ class Arguments:
         heads = self.tensors.q.shape[2]
         items, per_entry = self.schedule.items, heads * self.scalars.batches
         entry, rest = index // per_entry, index % per_entry
-        mask_batch, tile, first_run, _, last_run, n_partial, n_full = (items[entry, i] for i in range(7))
+        mask_batch, tile, first_run, full_run, last_run, n_partial, n_full = (items[entry, i] for i in range(7))
         head = rest % heads
         return Item(
             batch=mask_batch + rest // heads,  # one of the two is zero: a mask is shared or per batch
@@ -56,6 +57,7 @@ class Arguments:
             head_k=head // (heads // self.tensors.k.shape[2]),
             tile=tile,
             first_run=first_run,
+            full_run=full_run,
             last_run=last_run,
             n_partial=n_partial,
             n_full=n_full,

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import functools
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
+from ..directories import CacheUnusable
+from ..errors import Unavailable
 from ..spec.operation import Spec, parse_spec
+from ..strict_json import loads
 from . import cache
 from . import entry as entries
 from .compile import compile
-from .entry import BrokenEntry, link
+from .entry import BrokenEntry, Entry, link
 from .fingerprint import key, key_of
-from .obtain import cached_or_compiled
+from .obtain import KernelNotBuilt, cached_or_compiled
 from .parallel import Outcome, in_processes
 
 __all__ = ["build", "load_specs", "rebuild", "specs_of", "verify"]
@@ -34,7 +38,7 @@ def verify(path: Path) -> str:
     """What is wrong with the files of an entry; "" if nothing is."""
     try:
         found = entries.read(path)
-    except BrokenEntry as error:
+    except (BrokenEntry, OSError) as error:
         return str(error)
     own = key_of(found.manifest["spec"], found.manifest["made_from"], found.manifest["format"])
     return "" if path.name == own else f"{path} is not named by its content, which is {own}"
@@ -51,7 +55,7 @@ def rebuild(directories: Sequence[Path], workers: int, executor: Executor | None
 def load_specs(path: Path) -> list[Spec]:
     """The specs of a JSON list, as `record_specs` saves it. Raises ValueError or TypeError, naming the item."""
     try:
-        items = json.loads(path.read_text())
+        items = loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(items, list):
@@ -76,8 +80,17 @@ def _build(root: Path, spec: Spec) -> Path:
     except BrokenEntry as error:
         raise OSError(f"{error}; remove it, then build again") from error
     if found is None:
-        cache.commit(cached_or_compiled(spec), root)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CacheUnusable)  # every process would say it; the command does
+            cache.commit(_made(spec), root)
     return cache.entry_path(spec, root)
+
+
+def _made(spec: Spec) -> Entry:
+    try:
+        return cached_or_compiled(spec)
+    except KernelNotBuilt as error:
+        raise Unavailable(error.why) from error  # the rest of it says how to build
 
 
 def _rebuild(path: Path) -> str:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import stat
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..spec.operation import Spec, parse_spec
+from ..directories import expanded
+from ..errors import in_words
+from ..spec.operation import Spec, operation, parse_spec
 from . import cache
 from . import entry as entries
 from .entry import BrokenEntry, Entry
 from .fingerprint import FORMAT, made_from
 
-__all__ = ["Bundle", "bundles", "find", "load_bundle"]
+__all__ = ["Bundle", "bundles", "difference", "find", "load_bundle"]
 
 log = logging.getLogger("cute_attn.cache")
 _loaded: list[Bundle] = []
@@ -35,6 +38,9 @@ class Bundle:
     path: Path
     places: dict[Spec, list[_Place]]
 
+    def __repr__(self) -> str:
+        return f"Bundle({str(self.path)!r}, {len(self.places)} kernels)"
+
     @property
     def specs(self) -> tuple[Spec, ...]:
         return tuple(self.places)
@@ -45,30 +51,40 @@ class Bundle:
         any_compiler: whether kernels count that another version of the compiler made.
         """
         for place in list(self.places.get(spec, [])):
-            if _difference(place.manifest, spec.op, any_compiler):
+            if difference(place.manifest, spec.op, any_compiler):
                 continue
             try:
                 return entries.read(place.directory)
-            except BrokenEntry as error:
+            except (BrokenEntry, OSError) as error:
                 self.places[spec].remove(place)
                 warnings.warn(f"a kernel of the bundle {self.path} is broken and not used: {error}", stacklevel=6)
         return None
 
     def unused_because(self, any_compiler: bool) -> str:
-        """Why none of its kernels is used by this installation; "" if some are."""
-        reasons = [_difference(p.manifest, s.op, any_compiler) for s, places in self.places.items() for p in places]
-        return reasons[0] if all(reasons) else ""
+        """Why this installation uses none of its kernels, or none of an operation; "" if it uses some of each."""
+        reasons: dict[str, list[str]] = {}
+        for spec, places in self.places.items():
+            reasons.setdefault(spec.op, []).extend(difference(p.manifest, spec.op, any_compiler) for p in places)
+        unused = {op: why[0] for op, why in reasons.items() if all(why)}
+        if not unused:
+            return ""
+        kind = "" if len(unused) == len(reasons) else f"{operation(next(iter(unused))).title} "
+        return f"no {kind}kernel of the bundle {self.path} is used: {next(iter(unused.values()))}"
 
 
 def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Puts a bundle, made by `cute-attn build`, on the search path of this process, before those loaded earlier.
 
     Only manifests are read now; a kernel is verified when it is first asked for. Imports no compiler. A bundle of which
-    no kernel fits this installation gives a warning with the reason.
+    no forward kernel, or no backward kernel, fits this installation gives a warning with the reason. `~` in `path` is
+    the home directory.
 
-    Raises FileNotFoundError or ValueError if there is no bundle at `path`.
+    Raises FileNotFoundError or ValueError if there is no bundle at `path`, PermissionError if it may not be read,
+    TypeError for what is no path.
     """
-    found = _read_bundle(Path(path))
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be the path of a bundle, got {path!r} of type {type(path).__name__}")
+    found = _read_bundle(expanded(path))
     _loaded[:] = [found, *(b for b in _loaded if b.path != found.path)]
     return found
 
@@ -90,35 +106,44 @@ def find(spec: Spec, mode: str) -> Entry | None:
 
 @functools.lru_cache(maxsize=8)
 def _of_environment(value: str) -> tuple[Bundle, ...]:
-    return tuple(_read_bundle(Path(part)) for part in value.split(os.pathsep) if part)
+    return tuple(_read_bundle(expanded(part)) for part in value.split(os.pathsep) if part)
 
 
 def _read_bundle(path: Path) -> Bundle:
-    if not path.is_dir():
-        raise FileNotFoundError(f"no bundle at {path}: it is not a directory")
     places: dict[Spec, list[_Place]] = {}
-    for directory in cache.entry_directories(path):
+    for directory in _entries(path):
         try:
             manifest = entries.read_manifest(directory)
             places.setdefault(parse_spec(manifest["spec"]), []).append(_Place(directory, manifest))
-        except (BrokenEntry, ValueError, TypeError, KeyError) as error:
+        except (BrokenEntry, OSError, ValueError, TypeError, KeyError) as error:
             warnings.warn(f"a kernel of the bundle {path} is broken and not used: {error}", stacklevel=4)
     if not places:
         raise ValueError(f"{path} holds no compiled kernels: a bundle is what `cute-attn build --output` wrote")
     found = Bundle(path, places)
     if reason := found.unused_because(any_compiler=cache.cache_mode() != "jit"):
-        warnings.warn(f"no kernel of the bundle {path} is used: {reason}", stacklevel=4)
+        warnings.warn(reason, stacklevel=4)
     return found
 
 
-def _difference(manifest: dict[str, Any], op: str, any_compiler: bool) -> str:
+def _entries(path: Path) -> list[Path]:
+    try:
+        if stat.S_ISDIR(path.stat().st_mode):
+            return cache.entry_directories(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise OSError(error.errno, f"the bundle {path} cannot be read: {in_words(error)}") from error
+    raise FileNotFoundError(f"no bundle at {path}: it is not a directory")
+
+
+def difference(manifest: dict[str, Any], op: str, any_compiler: bool) -> str:
     """Why an entry does not fit this installation; "" if it does. A package that is not installed is not compared."""
     here, there = made_from(op), manifest.get("made_from", {})
     if manifest.get("format") != FORMAT:
         return f"it has the format {manifest.get('format')}, this version of cute_attn reads {FORMAT}"
     for name in ("architecture", "sources"):
         if there.get(name) != here[name]:
-            return f"other {name} of cute_attn's kernels: {there.get(name)} there, {here[name]} here"
+            return f"other {name} of cute_attn's kernels: {str(there.get(name))[:12]} there, {here[name][:12]} here"
     for name, version in here["packages"].items():
         if not any_compiler and there["packages"].get(name, version) != version:
             built = there["packages"][name]

@@ -8,13 +8,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..directories import cache_directory
+from ..errors import in_words
 from ..spec.operation import Spec
 from . import entry as entries
 from .entry import BrokenEntry, Entry
@@ -47,20 +50,39 @@ def cache_mode() -> str:
 
 
 def entry_path(spec: Spec, root: Path | None = None) -> Path:
-    """Where a spec's entry is, or would be, in a cache or bundle; None is the user's cache."""
+    """Where a spec's entry is, or would be, in a cache or bundle; None is the user's cache (OSError: there is none)."""
     name = key(spec)
     return (root or cache_directory()) / "kernels" / name[:2] / name
 
 
 def entry_directories(root: Path) -> list[Path]:
-    """Of all entries of a cache or bundle, sound or not, sorted."""
-    return sorted(p for p in (root / "kernels").glob("[0-9a-f][0-9a-f]/*") if not p.name.startswith("."))
+    """Of all entries of a cache or bundle, sound or not, sorted. Raises OSError where it may not be read."""
+    return sorted(p for p in _everything(root) if not p.name.startswith("."))
+
+
+def _everything(root: Path) -> list[Path]:
+    """Entries, and what dead writers and broken ones left; glob would pass over what may not be read."""
+    parts = [p for p in _listed(root / "kernels") if re.fullmatch("[0-9a-f]{2}", p.name)]
+    return [path for part in parts for path in _listed(part)]
+
+
+def _listed(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def read(spec: Spec, root: Path | None = None) -> Entry | None:
-    """The entry of a spec, or None. Raises BrokenEntry if a file is missing, altered or not of this spec."""
+    """The entry of a spec, or None.
+
+    Raises BrokenEntry if a file is missing, altered or not of this spec, OSError where it may not be read.
+    """
     path = entry_path(spec, root)
-    if not path.is_dir():
+    try:
+        if not stat.S_ISDIR(path.stat().st_mode):
+            return None
+    except (FileNotFoundError, NotADirectoryError):
         return None
     found = entries.read(path)
     if found.spec != spec:
@@ -105,9 +127,9 @@ def lock(spec: Spec) -> Iterator[None]:
     import filelock
 
     name = key(spec)
-    path = cache_directory() / "locks" / f"{name}.lock"
-    held = filelock.FileLock(path)
     try:
+        path = cache_directory() / "locks" / f"{name}.lock"
+        held = filelock.FileLock(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             held.acquire(timeout=0)
@@ -129,18 +151,30 @@ def prune(root: Path, older_than: float | None = None, outdated: bool = False) -
 
     outdated: also entries that this installation does not use: other sources, tools or format, or broken ones.
 
-    Returns the removed directories.
+    Returns the removed directories. Raises OSError where the cache may not be read, and, once all others are removed,
+    where some cannot be.
     """
     now = time.time()
-    removed = [p for p in (root / "kernels").glob("*/.broken-*") if p.is_dir()]
-    removed += [p for p in (root / "kernels").glob("*/.new-*") if now - p.stat().st_mtime > _ABANDONED_AFTER]
-    for path in entry_directories(root):
-        old = older_than is not None and now - path.stat().st_mtime > older_than
-        if old or (outdated and not _is_current(path)):
-            removed.append(path)
-    for path in removed:
-        shutil.rmtree(path, ignore_errors=True)
-    return sorted(removed)
+    removed: list[Path] = []
+    left: list[OSError] = []
+    for path in sorted(_everything(root)):
+        try:
+            if _is_refuse(path, now - path.stat().st_mtime, older_than, outdated):
+                shutil.rmtree(path)
+                removed.append(path)
+        except FileNotFoundError:  # somebody else removed it
+            continue
+        except OSError as error:
+            left.append(error)
+    if left:
+        raise OSError(f"{len(removed)} removed, {len(left)} could not be, the first for {in_words(left[0])}")
+    return removed
+
+
+def _is_refuse(path: Path, age: float, older_than: float | None, outdated: bool) -> bool:
+    if path.name.startswith("."):
+        return path.name.startswith(".broken-") or (path.name.startswith(".new-") and age > _ABANDONED_AFTER)
+    return (older_than is not None and age > older_than) or (outdated and not _is_current(path))
 
 
 def _is_current(path: Path) -> bool:

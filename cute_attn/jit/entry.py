@@ -18,15 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import Unavailable
 from ..spec.operation import Spec, operation, parse_spec
 from .compile import Compiled
 from .fingerprint import FORMAT, made_from
 
-__all__ = ["MANIFEST", "SYMBOL", "BrokenEntry", "Entry", "link", "read", "read_manifest", "write"]
+__all__ = ["MANIFEST", "SYMBOL", "BrokenEntry", "Entry", "link", "linker", "read", "read_manifest", "write"]
 
 SYMBOL = "kernel"  # of the host function in every shared object
 MANIFEST = "manifest.json"
 _EXPORTED, _SHARED_OBJECT, _PTX = "kernel.o", "kernel.so", "kernel.ptx.z"
+# What tells of an entry that it lacks a file; any other error of a file tells of a place that cannot be read.
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 class BrokenEntry(Exception):
@@ -47,14 +50,9 @@ class Entry:
     def ptx(self) -> str:
         return zlib.decompress(self.packed_ptx).decode()
 
-    @property
-    def path(self) -> Path | None:
-        """Of the shared object."""
-        return self.directory and self.directory / _SHARED_OBJECT
-
 
 def link(compiled: Compiled) -> Entry:
-    """Exports and links the host code of a compiled kernel. Raises RuntimeError where there is no linker."""
+    """Exports and links the host code of a compiled kernel. Raises Unavailable where no linker is, or works."""
     with tempfile.TemporaryDirectory() as scratch:
         built, target = Path(scratch) / _EXPORTED, Path(scratch) / _SHARED_OBJECT
         compiled.function.export_to_c(object_file_path=str(built), function_name=SYMBOL)
@@ -78,7 +76,7 @@ def link(compiled: Compiled) -> Entry:
 
 
 def read(path: Path) -> Entry:
-    """The entry in a directory. Raises BrokenEntry if a file is missing or altered."""
+    """The entry in a directory. Raises BrokenEntry if a file is missing or altered, OSError if it may not be read."""
     manifest = read_manifest(path)
     try:
         code, packed = ((path / name).read_bytes() for name in (_SHARED_OBJECT, _PTX))
@@ -86,15 +84,15 @@ def read(path: Path) -> Entry:
             if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
                 raise BrokenEntry(f"{path / name} is not the file that was written there: its hash differs")
         return Entry(parse_spec(manifest["spec"]), code, packed, manifest, path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (*_ABSENT, ValueError, KeyError, TypeError) as error:
         raise BrokenEntry(f"{path} cannot be read: {error}") from error
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of the entry in a directory. Raises BrokenEntry if it is missing or altered."""
+    """The manifest of the entry in a directory; raises as `read` does."""
     try:
         return _unsealed((path / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+    except (*_ABSENT, ValueError) as error:
         raise BrokenEntry(f"{path / MANIFEST} cannot be read: {error}") from error
 
 
@@ -119,16 +117,21 @@ def write(entry: Entry, path: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _link(built: Path, target: Path) -> None:
+def linker() -> str:
+    """The C compiler that links. Raises Unavailable where there is none."""
     compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        raise RuntimeError("a kernel has to be linked once, and none of $CC, cc, gcc, clang was found")
-    command = [compiler, "-shared", "-o", str(target), str(built)]
+        raise Unavailable("a kernel has to be linked once, and none of $CC, cc, gcc, clang was found")
+    return compiler
+
+
+def _link(built: Path, target: Path) -> None:
+    command = [linker(), "-shared", "-o", str(target), str(built)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode and os.strerror(errno.ENOSPC) in result.stderr:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} to link a kernel", str(target))
     if result.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
+        raise Unavailable(f"{' '.join(command)} failed:\n{result.stderr}")
 
 
 def _sealed(manifest: dict[str, Any]) -> str:

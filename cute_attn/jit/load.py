@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
-import tempfile
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
+from ..loadable import load_module
 from ..spec.operation import Spec
 from .entry import SYMBOL
 from .obtain import obtain
 from .record import note
+from .runtime import runtime_library
 
 __all__ = ["Kernel", "Runtime", "kernel"]
 
@@ -50,32 +49,20 @@ def kernel(spec: Spec, runtime: Runtime) -> Kernel:
 
 def _load(spec: Spec, runtime: Runtime) -> Kernel:
     entry = obtain(spec)
-    if entry.path is not None:
-        return Kernel(spec, _open(entry.path, runtime), entry.ptx)
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "kernel.so"
-        path.write_bytes(entry.shared_object)
-        return Kernel(spec, _open(path, runtime), entry.ptx)
+    return Kernel(spec, _open(entry.shared_object, runtime), entry.ptx)
 
 
-def _open(shared_object: Path, runtime: Runtime) -> Any:
-    """The host function of a shared object, bound to a runtime."""
+def _open(shared_object: bytes, runtime: Runtime) -> Any:
+    """The host function of a shared object, bound to a runtime; it is loaded as it was verified, from memory."""
     if runtime == "sim":
         from cute_attn import sim
 
         return sim.load(shared_object, SYMBOL)
-    import tvm_ffi
-
     _provide_cuda_runtime()
-    return tvm_ffi.load_module(str(shared_object))[SYMBOL]
+    return load_module(shared_object).get_function(SYMBOL)
 
 
 @functools.cache
 def _provide_cuda_runtime() -> None:
     """Makes the symbols of the DSL's runtime library global: shared objects loaded after it find them."""
-    package = importlib.util.find_spec("nvidia_cutlass_dsl")
-    roots = [Path(p) for p in (package.submodule_search_locations or [])] if package else []
-    libraries = [lib for root in roots for lib in sorted(root.glob("**/libcute_dsl_runtime.so"))]
-    if not libraries:
-        raise RuntimeError("running kernels needs libcute_dsl_runtime.so, which nvidia-cutlass-dsl brings")
-    ctypes.CDLL(str(libraries[0]), mode=ctypes.RTLD_GLOBAL)
+    ctypes.CDLL(str(runtime_library()), mode=ctypes.RTLD_GLOBAL)

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..errors import in_words
 from ..spec.operation import Spec
 
-__all__ = ["Recorder", "note", "record_specs"]
+__all__ = ["NOTHING_RECORDED", "Recorder", "note", "record_specs"]
+
+NOTHING_RECORDED = (
+    "backend 'reference', which serves CPU tensors unless another is asked for, asks for none; record on a Hopper GPU, "
+    "or with cute_attn.backend('sim'), or name kinds of masks: cute-attn build --mask"
+)
 
 _active: tuple[Recorder, ...] = ()
 
@@ -27,10 +35,23 @@ class Recorder:
     def add(self, spec: Spec) -> None:
         self._specs[spec] = None
 
-    def save(self, path: str | Path) -> None:
-        """Writes them as a JSON list, which `cute-attn build --specs` reads."""
+    def __repr__(self) -> str:
+        return f"Recorder({len(self._specs)} kernels)"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes them as a JSON list, which `cute-attn build --specs` reads; warns if there is none.
+
+        Raises TypeError for what is no path, OSError where the file cannot be written.
+        """
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"path must be the path of a file, got {path!r} of type {type(path).__name__}")
+        if not self._specs:
+            warnings.warn(f"{path} will hold no kernel: {NOTHING_RECORDED}", stacklevel=2)
         text = json.dumps([json.loads(spec.canonical()) for spec in self.specs], indent=1)
-        Path(path).write_text(text + "\n")
+        try:
+            Path(path).write_text(text + "\n")
+        except OSError as error:
+            raise OSError(error.errno, f"what was recorded cannot be written: {in_words(error)}") from error
 
 
 @contextlib.contextmanager

@@ -27,7 +27,8 @@ LOG2_E = math.log2(math.e)
 class KernelGradients(NamedTuple):
     """dq, dk, dv like q, k, v (or fp32), None where not asked for.
 
-    delta: rowsum(dout * out) - dlse, (batch, heads_q, seqlen_q) fp32, zero in rows whose lse is -inf.
+    delta: rowsum(dout * out) - dlse, (batch, heads_q, seqlen_q) fp32, zero in rows whose lse is -inf. Rows without keys
+        but with sinks have -dlse, whatever dout and out hold.
     """
 
     dq: torch.Tensor | None
@@ -39,8 +40,9 @@ class KernelGradients(NamedTuple):
 class BackwardPlan(NamedTuple):
     """What a backward reads of its mask, for one tile.
 
-    items, runs: the transposed table of the mask's schedule, whose layers, has_lower and has_upper these are; in the
-        order of turns where dQ has turns (see `cute_attn.launch.order`).
+    lo, hi: of the mask.
+    items, runs: the transposed table of the mask's schedule, whose layers, has_lower, has_upper, idle_rows and
+        idle_keys these are; in the order of turns where dQ has turns (see `cute_attn.launch.order`).
     bounds: the intervals, as `pack_bounds` lays them out.
     turn_ranges, turn_runs: with turns, the runs of key tiles of each query tile, int32 `(batch, q_tiles, 2)`, and these
         runs; else None.
@@ -50,9 +52,13 @@ class BackwardPlan(NamedTuple):
     layers: int
     has_lower: bool
     has_upper: bool
+    lo: torch.Tensor
+    hi: torch.Tensor
     items: torch.Tensor
     runs: torch.Tensor
     bounds: torch.Tensor
+    idle_rows: torch.Tensor
+    idle_keys: torch.Tensor
     turn_ranges: torch.Tensor | None
     turn_runs: torch.Tensor | None
 
@@ -82,15 +88,18 @@ def plan_backward(
 
 def _planned(mask: IntervalMask, schedule: TileSchedule, tile: BackwardTile, has_turns: bool) -> BackwardPlan:
     facts = schedule.layers, schedule.has_lower, schedule.has_upper
+    ends, idle = (mask.lo, mask.hi), (schedule.idle_rows, schedule.idle_keys)
     bounds = mask._derived.get(("bounds", tile.m))
     if bounds is None:
         bounds = mask._derived["bounds", tile.m] = pack_bounds(mask, tile.m)
     if not has_turns:
-        return BackwardPlan(tile, *facts, schedule.backward.items, schedule.backward.runs, bounds, None, None)
+        return BackwardPlan(
+            tile, *facts, *ends, schedule.backward.items, schedule.backward.runs, bounds, *idle, None, None
+        )
     table, items = in_turns(schedule), schedule.forward.items
     order = (items[:, 0].long() * schedule.q_tiles + items[:, 1]).argsort()
     ranges = items[order][:, [2, 4]].view(schedule.batch, schedule.q_tiles, 2).contiguous()
-    return BackwardPlan(tile, *facts, table.items, table.runs, bounds, ranges, schedule.forward.runs)
+    return BackwardPlan(tile, *facts, *ends, table.items, table.runs, bounds, *idle, ranges, schedule.forward.runs)
 
 
 def backward(
@@ -141,7 +150,7 @@ def backward(
         for gradient in (dq, dk, dv):
             if gradient is not None:
                 gradient.zero_()
-        return KernelGradients(dq, dk, dv, row_terms(dout, out, lse, dlse))
+        return KernelGradients(dq, dk, dv, row_terms(dout, out, lse, plan.lo, plan.hi, dlse))
     layers, has_lower, has_upper = backward_mask_kind(plan, softcap > 0.0)
     spec = BackwardSpec(
         dtype=DTYPES[q.dtype],  # type: ignore[arg-type]
@@ -177,14 +186,17 @@ def backward(
         _ctas(q.device, sm_margin),
     )
     found = kernel(spec, runtime)
-    arguments = (tensors, (plan.items, plan.runs, *ordered), scalars)
+    arguments = (tensors, (plan.items, plan.runs, *ordered, plan.idle_rows, plan.idle_keys), scalars)
     if runtime == "sim":
         from cute_attn.sim import run
 
         run(found.function, *arguments, ptx=found.ptx, fresh=(statistics, dq_sum, turns, *outputs))
     else:
         found.function(*arguments)
-    return KernelGradients(dq, dk, dv, unpack_rows(statistics[:, :, :, 1], seqlen_q))
+    delta = unpack_rows(statistics[:, :, :, 1], seqlen_q)
+    if dlse is not None and plan.idle_rows.numel():  # of their sinks alone: the kernels leave zero there
+        delta = torch.where(without_keys(plan.lo, plan.hi) & (lse > -math.inf), -dlse, delta)
+    return KernelGradients(dq, dk, dv, delta)
 
 
 def _ctas(device: torch.device, sm_margin: int) -> int:
@@ -192,11 +204,23 @@ def _ctas(device: torch.device, sm_margin: int) -> int:
     return 2**31 - 1 if sm_margin == 0 else max(1, multiprocessors(device) - sm_margin)
 
 
-def row_terms(dout: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, dlse: torch.Tensor | None) -> torch.Tensor:
+def row_terms(
+    dout: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    lo: torch.Tensor,
+    hi: torch.Tensor,
+    dlse: torch.Tensor | None,
+) -> torch.Tensor:
     """The delta of KernelGradients where no kernel runs."""
-    delta = (dout.float() * out.float()).sum(3).transpose(1, 2)
+    delta = (dout.float() * out.float()).sum(3).transpose(1, 2).masked_fill(without_keys(lo, hi), 0.0)
     delta = delta if dlse is None else delta - dlse
     return delta.masked_fill(lse == -math.inf, 0.0)
+
+
+def without_keys(lo: torch.Tensor, hi: torch.Tensor) -> torch.Tensor:
+    """Which rows of a mask attend nothing: bool (batch of the mask, 1, seqlen_q)."""
+    return (lo >= hi).all(1)[:, None]
 
 
 def _factors(scale: float, softcap: float) -> tuple[float, float]:

@@ -30,7 +30,7 @@ class ForwardPlan(NamedTuple):
     """What a forward reads of its mask, for one tile.
 
     lo, hi: of the mask.
-    items, runs: the forward table of its schedule, whose layers, has_lower and has_upper these are.
+    items, runs: the forward table of its schedule, whose layers, has_lower, has_upper and idle_keys these are.
     """
 
     tile: TileConfig
@@ -41,6 +41,7 @@ class ForwardPlan(NamedTuple):
     hi: torch.Tensor
     items: torch.Tensor
     runs: torch.Tensor
+    idle_keys: torch.Tensor
 
 
 def plan_forward(
@@ -63,7 +64,8 @@ def plan_forward(
     schedule = mask.schedule((tile.m, tile.n))
     facts = schedule.layers, schedule.has_lower, schedule.has_upper
     table = schedule.forward
-    return ForwardPlan(tile, *facts, rows_contiguous(mask.lo), rows_contiguous(mask.hi), table.items, table.runs)
+    bounds = rows_contiguous(mask.lo), rows_contiguous(mask.hi)
+    return ForwardPlan(tile, *facts, *bounds, table.items, table.runs, schedule.idle_keys)
 
 
 def softmax_asked_for() -> Softmax:
@@ -142,7 +144,7 @@ def forward(
     tensors = (q, k, v, out, lse, *bounds, sink_lse, max_logits)
     batches = batch if plan.lo.shape[0] == 1 else 1
     scalars = (score_factor, exp2_factor, batches, max(1, multiprocessors(q.device) - sm_margin))
-    arguments = (tensors, (plan.items, plan.runs), scalars)
+    arguments = (tensors, (plan.items, plan.runs, plan.idle_keys), scalars)
     found = kernel(spec, runtime)
     if runtime == "sim":
         from cute_attn.sim import run

@@ -40,7 +40,7 @@ def _backward_tiles() -> list[Tile]:
 
 FORWARD = Operation(
     name="fwd",
-    title="attention",
+    title="forward",
     sources=("fwd",),
     spec=ForwardSpec,
     parse=ForwardSpec.from_canonical,
@@ -54,7 +54,7 @@ FORWARD = Operation(
 )
 BACKWARD = Operation(
     name="bwd",
-    title="its gradients",
+    title="backward",
     sources=("bwd",),
     spec=BackwardSpec,
     parse=BackwardSpec.from_canonical,

@@ -23,6 +23,8 @@ from cute_attn.mask import IntervalMask
 from cute_attn.spec.operation import operation
 from cute_attn.spec.tiles import Tile
 
+from ..directories import cache_directory, warn_unusable
+
 __all__ = [
     "Found",
     "MaskClass",
@@ -171,9 +173,12 @@ def generation() -> int:
 
 def tables() -> list[Table]:
     """In the order in which they are asked: installed in this process, the user's, the shipped ones."""
-    from ..directories import cache_directory
-
-    return [*_installed, *_read_all(cache_directory() / "tuned", False), *_read_all(SHIPPED, True)]
+    try:
+        own = _read_all(cache_directory() / "tuned", False)
+    except OSError as error:
+        warn_unusable(error)
+        own = ()
+    return [*_installed, *own, *_read_all(SHIPPED, True)]
 
 
 def install(table: dict[str, Any]) -> None:
@@ -194,9 +199,7 @@ def forget() -> None:
 
 
 def table_path(gpu: str) -> Path:
-    """The user's table for a GPU."""
-    from ..directories import cache_directory
-
+    """The user's table for a GPU. Raises OSError where there is no cache directory."""
     return cache_directory() / "tuned" / f"{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}.json"
 
 
@@ -206,8 +209,13 @@ def tile_to_json(tile: Tile) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=8)
 def _read_all(directory: Path, shipped: bool) -> tuple[Table, ...]:
+    """Raises OSError where the directory may not be read; glob would pass over that."""
     found = []
-    for path in sorted(directory.glob("*.json")):
+    try:
+        paths = sorted(path for path in directory.iterdir() if path.suffix == ".json")
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    for path in paths:
         try:
             found.append(Table(str(path), shipped, _parsed(json.loads(path.read_text()))))
         except (OSError, ValueError, TypeError, KeyError) as error:

@@ -7,9 +7,10 @@ else the CPU. Masks made from what the tokens are (documents, images) are in pac
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-from .checks import Integers, check_integers, check_lengths, check_number, device_of
+from .checks import Integers, check_integers, check_lengths, check_number, device_of, shown
 from .intervals import IntervalMask
 
 __all__ = [
@@ -24,7 +25,7 @@ __all__ = [
     "sliding_window",
 ]
 
-Device = torch.device | str | None
+Device = torch.device | str | int | None
 
 
 def full(seqlen_q: int, seqlen_k: int | None = None, *, device: Device = None) -> IntervalMask:
@@ -67,7 +68,7 @@ def sliding_window(
     if (window_size is None) == (left is None and right is None) or (left is None) != (right is None):
         raise ValueError(
             "sliding_window takes either left and right (FlashAttention: inclusive, -1 unlimited) or window_size "
-            f"(MaxText: keys kept), got left={left}, right={right}, window_size={window_size}"
+            f"(MaxText: keys kept), got left={left!r}, right={right!r}, window_size={window_size!r}"
         )
     if window_size is not None:
         left, right = check_number("window_size", window_size, 1) - 1, 0
@@ -91,14 +92,14 @@ def chunked_causal(
 
     ValueError "chunk_size must be positive" for c < 1.
     """
-    check_number("chunk_size", chunk_size, 1)
+    chunk_size = check_number("chunk_size", chunk_size, 1)
     position, seqlen_k = _positions(seqlen_q, seqlen_k, align, offset, device)
     return IntervalMask.from_intervals(_floor(position, chunk_size), position + 1, seqlen_k)
 
 
 def block_causal(seqlen_q: int, seqlen_k: int | None = None, *, block_size: int, device: Device = None) -> IntervalMask:
     """Row i attends its own block and all blocks before it: `[0, b * (floor(p / b) + 1))` for block size b."""
-    check_number("block_size", block_size, 1)
+    block_size = check_number("block_size", block_size, 1)
     position, seqlen_k = _positions(seqlen_q, seqlen_k, "bottom_right", 0, device)
     return IntervalMask.from_intervals(torch.zeros_like(position), _floor(position, block_size) + block_size, seqlen_k)
 
@@ -110,11 +111,11 @@ def prefix_lm(
 
     prefix_length: number of keys, or one a batch element as a list or 1-D tensor.
     """
-    if isinstance(prefix_length, int) and not isinstance(prefix_length, bool):
-        prefix_length = [prefix_length]
-    prefix = check_integers("prefix_length", prefix_length, device)
+    if isinstance(prefix_length, (int, np.integer)) and not isinstance(prefix_length, bool):
+        prefix_length = [int(prefix_length)]
+    prefix = check_integers("prefix_length", prefix_length, device_of(device, prefix_length))
     if prefix.ndim != 1 or prefix.numel() < 1 or bool((prefix < 0).any()):
-        raise ValueError(f"prefix_length must be an int >= 0 or one a batch element, got {prefix_length}")
+        raise ValueError(f"prefix_length must be an int >= 0 or one a batch element, got {shown(prefix_length)}")
     position, seqlen_k = _positions(seqlen_q, seqlen_k, "bottom_right", 0, prefix.device)
     hi = torch.maximum(prefix[:, None, None], position + 1)
     return IntervalMask.from_intervals(torch.zeros_like(hi), hi, seqlen_k)
@@ -130,10 +131,12 @@ def shared_prefix(
     are padding: they attend nothing. ValueError if the lengths add up to more than seqlen_q, or seqlen_k differs.
     """
     seqlen_q, seqlen_k = check_lengths(seqlen_q, seqlen_k, equal_for="shared_prefix")
-    check_number("prefix_length", prefix_length, 0)
-    lengths = check_integers("lengths", lengths, device)
+    prefix_length = check_number("prefix_length", prefix_length, 0)
+    lengths = check_integers("lengths", lengths, device_of(device, lengths))
     if lengths.ndim != 1 or bool((lengths < 0).any()):
         raise ValueError(f"lengths must be 1-D and >= 0, got {lengths.tolist()}")
+    if bool((lengths > seqlen_q).any()):  # one alone; also keeps the sum from wrapping around
+        raise ValueError(f"lengths must not be more than seqlen_q = {seqlen_q}, got {int(lengths.max())}")
     ends = torch.cat([lengths.new_tensor([prefix_length]), lengths]).cumsum(0)  # end of the prompt, of each answer
     if int(ends[-1]) > seqlen_q:
         raise ValueError(f"prefix_length and lengths add up to {int(ends[-1])} tokens, more than seqlen_q = {seqlen_q}")
@@ -157,7 +160,7 @@ def block_diffusion(
     the clean blocks up to its own, `[n, n + e)`. ValueError for an odd seqlen_q or a different seqlen_k.
     """
     seqlen_q, seqlen_k = check_lengths(seqlen_q, seqlen_k, equal_for="block_diffusion")
-    check_number("block_size", block_size, 1)
+    block_size = check_number("block_size", block_size, 1)
     if seqlen_q % 2:
         raise ValueError(f"seqlen_q must be even (noisy half, clean half), got {seqlen_q}")
     n = seqlen_q // 2
@@ -185,8 +188,8 @@ def global_tokens(
     (inclusive, -1 unlimited); a row that stands at one of them attends all keys. One layer for each run of global
     tokens and one for the window. `& causal(...)` makes it a decoder's. ValueError for positions outside [0, seqlen_k).
     """
-    window = sliding_window(seqlen_q, seqlen_k, left=left, right=right, device=device_of(device, positions))
-    tokens = check_integers("positions", positions, window.device)
+    tokens = check_integers("positions", positions, device_of(device, positions))
+    window = sliding_window(seqlen_q, seqlen_k, left=left, right=right, device=tokens.device)
     if tokens.ndim != 1 or (tokens.numel() and not bool(((tokens >= 0) & (tokens < window.seqlen_k)).all())):
         raise ValueError(f"positions must be 1-D keys in [0, {window.seqlen_k}), got {tokens.tolist()}")
     row = torch.arange(window.seqlen_q, device=tokens.device) + window.seqlen_k - window.seqlen_q
@@ -206,7 +209,7 @@ def _positions(
     """int64 `(seqlen_q,)`: the key position at which each row stands; and seqlen_k."""
     seqlen_q, seqlen_k = check_lengths(seqlen_q, seqlen_k)
     shift = {"bottom_right": seqlen_k - seqlen_q, "top_left": 0}
-    if align not in shift:
+    if not isinstance(align, str) or align not in shift:
         raise ValueError(f"align must be 'bottom_right' or 'top_left', got {align!r}")
     first = shift[align] + check_number("offset", offset)
     return torch.arange(first, first + seqlen_q, device=device_of(device)), seqlen_k

@@ -6,14 +6,15 @@ Both are computed from the ends of the intervals, so that a mask of a million ro
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from .checks import check_number
-from .intervals import IntervalMask
+from .checks import check_number, check_tile, shown
+from .intervals import IntervalMask, check_mask
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,6 +39,8 @@ def coverage(mask: IntervalMask, rows: int, columns: int, batch: int = 0) -> tor
     The number of pairs left of an edge e is the sum over intervals of `relu(e - lo) - relu(e - hi)`. With the ends
     counted and summed by cell, `relu(e - x)` adds up to `e * count - sum` over the cells before e.
     """
+    _check_mask(mask, batch)
+    rows, columns = check_number("rows", rows, 1), check_number("columns", columns, 1)
     row_edges, column_edges = (
         torch.tensor(_edges(*pair), device="cpu") for pair in ((mask.seqlen_q, rows), (mask.seqlen_k, columns))
     )
@@ -61,8 +64,8 @@ def draw_text(mask: IntervalMask, width: int = 80, batch: int = 0) -> str:
     A short mask has two characters a key; in a longer one a cell stands for many pairs: `█` all attended, `▓▒░` some,
     `·` none. ValueError for a width below 40 or a batch that the mask does not have.
     """
-    check_number("width", width, 40)
-    _check_batch(mask, batch)
+    _check_mask(mask, batch)
+    width = check_number("width", width, 40)
     gutter = max(3, len(str(mask.seqlen_q))) + 1
     room = width - gutter - 2
     if 0 in (mask.seqlen_q, mask.seqlen_k):
@@ -87,7 +90,11 @@ def draw_text(mask: IntervalMask, width: int = 80, batch: int = 0) -> str:
 
 
 def draw_png(
-    mask: IntervalMask, path: str | Path, tile: tuple[int, int] = (128, 128), batch: int = 0, title: str = "Mask"
+    mask: IntervalMask,
+    path: str | os.PathLike[str],
+    tile: tuple[int, int] = (128, 128),
+    batch: int = 0,
+    title: str = "Mask",
 ) -> Path:
     """Writes a PNG of the attended area with the grid of `(rows, keys)` tiles over it, and returns its path.
 
@@ -98,7 +105,12 @@ def draw_png(
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    _check_batch(mask, batch)
+    _check_mask(mask, batch)
+    tile = check_tile(tile)
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a path, got {shown(path)}")
+    if not isinstance(title, str):
+        raise TypeError(f"title must be a string, got {shown(title)}")
     if 0 in (mask.seqlen_q, mask.seqlen_k):
         raise ValueError(f"mask has nothing to draw: {mask.seqlen_q} rows, {mask.seqlen_k} keys")
     height = min(max(_WIDTH * mask.seqlen_q / mask.seqlen_k, 1.2), 9.0)
@@ -226,6 +238,7 @@ def _colours(shares: torch.Tensor, grid: torch.Tensor | None, mask: IntervalMask
     return background + (attended - background) * shares.clamp(0, 1).numpy()[..., None]
 
 
-def _check_batch(mask: IntervalMask, batch: int) -> None:
+def _check_mask(mask: IntervalMask, batch: int) -> None:
+    check_mask("mask", mask)
     if check_number("batch", batch, 0) >= mask.batch:
         raise ValueError(f"batch must be below the mask's batch {mask.batch}, got {batch}")

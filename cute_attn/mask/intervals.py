@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .checks import check_tile
+from .checks import check_device, check_integer_tensor, check_length, check_tile, shown
 from .owned import owned_intervals
 from .ranges import RangesLike
 from .slices import expand_slices, union_of_slices
@@ -17,7 +17,7 @@ from .union import stack_layers, unite
 if TYPE_CHECKING:
     from .tiles import TileSchedule
 
-__all__ = ["IntervalMask"]
+__all__ = ["IntervalMask", "check_mask"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,16 +49,13 @@ class IntervalMask:
                 got = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
                 raise TypeError(f"{name} must be an int32 tensor, got {got}")
         lo, hi = self.lo, self.hi
+        _check_pair(lo, hi)
         if lo.ndim != 3 or lo.shape != hi.shape or lo.shape[0] < 1 or lo.shape[1] < 1:
             raise ValueError(
                 f"lo and hi must both have shape (batch, layers, seqlen_q) with at least one batch and layer, "
                 f"got {tuple(lo.shape)} and {tuple(hi.shape)}"
             )
-        if lo.device != hi.device:
-            raise ValueError(f"lo and hi must be on one device, got {lo.device} and {hi.device}")
-        _check_seqlen_k(self.seqlen_k)
-        if lo.is_meta:
-            raise ValueError("lo and hi must hold values, got tensors on meta")
+        object.__setattr__(self, "seqlen_k", check_length("seqlen_k", self.seqlen_k))
         for name, value in zip(("lo", "hi"), owned_intervals(lo, hi, self.seqlen_k), strict=True):
             object.__setattr__(self, name, value)
 
@@ -106,14 +103,13 @@ class IntervalMask:
         order and overlapping at will; bounds are clipped to [0, seqlen_k] and intervals with `hi <= lo` are empty."""
         _check_integers("lo", lo)
         _check_integers("hi", hi)
+        _check_pair(lo, hi)
         if lo.shape != hi.shape or lo.ndim not in (1, 2, 3):
             raise ValueError(
                 "lo and hi must both have shape (seqlen_q,), (layers, seqlen_q) or (batch, layers, seqlen_q), "
                 f"got {tuple(lo.shape)} and {tuple(hi.shape)}"
             )
-        if lo.device != hi.device:
-            raise ValueError(f"lo and hi must be on one device, got {lo.device} and {hi.device}")
-        _check_seqlen_k(seqlen_k)
+        seqlen_k = check_length("seqlen_k", seqlen_k)
         lo, hi = (x if x.dtype in (torch.int32, torch.int64) else x.long() for x in (lo, hi))
         while lo.ndim < 3:
             lo, hi = lo[None], hi[None]
@@ -191,6 +187,7 @@ class IntervalMask:
 
     def equals(self, other: IntervalMask) -> bool:
         """Whether both masks have the same shape and attend the same pairs."""
+        check_mask("other", other)
         if (self.batch, self.seqlen_q, self.seqlen_k) != (other.batch, other.seqlen_q, other.seqlen_k):
             return False
         layers = max(self.layers, other.layers)
@@ -247,13 +244,22 @@ class IntervalMask:
 
     def __getitem__(self, rows: slice) -> IntervalMask:
         """The mask of some consecutive rows, `mask[128:256]`; the keys stay."""
-        if not isinstance(rows, slice) or rows.step not in (None, 1):
-            raise TypeError(f"IntervalMask takes a slice of rows with step 1, such as mask[128:256], got {rows!r}")
-        return self._made(self.lo[:, :, rows].contiguous(), self.hi[:, :, rows].contiguous(), self.seqlen_k)
+        wanted = "IntervalMask takes a slice of rows with step 1, such as mask[128:256]"
+        if not isinstance(rows, slice):
+            raise TypeError(f"{wanted}, got {rows!r}")
+        try:
+            first, last, step = rows.indices(self.seqlen_q)
+        except (TypeError, ValueError) as error:  # bounds that are no ints, a step of 0
+            raise TypeError(f"{wanted}, got {rows!r}: {error}") from None
+        if step != 1:
+            raise TypeError(f"{wanted}, got {rows!r}")
+        here = slice(first, last)
+        return self._made(self.lo[:, :, here].contiguous(), self.hi[:, :, here].contiguous(), self.seqlen_k)
 
     def permute_rows(self, order: torch.Tensor) -> IntervalMask:
         """Row i of the result is row `order[i]` of this mask; `order` is a 1-D integer tensor of rows."""
         _check_integers("order", order, one_dimension=True)
+        check_integer_tensor("order", order)
         order = order.to(self.device, torch.int64)
         if order.numel() and not bool(((order >= 0) & (order < self.seqlen_q)).all()):
             raise ValueError(f"order must hold rows in [0, {self.seqlen_q})")
@@ -269,6 +275,7 @@ class IntervalMask:
         `hi'` alike. Intervals whose gap was not gathered unite. Any other order raises ValueError.
         """
         _check_integers("positions", positions, one_dimension=True)
+        check_integer_tensor("positions", positions)
         positions = positions.to(self.device, torch.int64)
         if positions.numel() and not bool(
             (positions[1:] > positions[:-1]).all() & (positions[0] >= 0) & (positions[-1] < self.seqlen_k)
@@ -278,9 +285,10 @@ class IntervalMask:
         lo, hi = (torch.searchsorted(positions, x.contiguous(), out_int32=True) for x in (self.lo, self.hi))
         return IntervalMask.from_intervals(lo, hi, positions.numel())
 
-    def to(self, device: torch.device | str) -> IntervalMask:
+    def to(self, device: torch.device | str | int) -> IntervalMask:
         """The mask on another device; itself if it is there."""
-        if self.device == torch.device(device):
+        device = check_device(device)
+        if self.device == device:
             return self
         return self._made(self.lo.to(device), self.hi.to(device), self.seqlen_k)
 
@@ -295,9 +303,17 @@ def _check_integers(name: str, value: object, one_dimension: bool = False) -> No
         raise TypeError(f"{wanted}, got shape {tuple(value.shape)}")
 
 
-def _check_seqlen_k(seqlen_k: object) -> None:
-    if isinstance(seqlen_k, bool) or not isinstance(seqlen_k, int) or not 0 <= seqlen_k < 1 << 31:
-        raise ValueError(f"seqlen_k must be an int >= 0 and below 2^31, got {seqlen_k!r}")
+def _check_pair(lo: torch.Tensor, hi: torch.Tensor) -> None:
+    if lo.device != hi.device:
+        raise ValueError(f"lo and hi must be on one device, got {lo.device} and {hi.device}")
+    check_integer_tensor("lo", lo)
+    check_integer_tensor("hi", hi)
+
+
+def check_mask(name: str, value: object) -> None:
+    """An IntervalMask; TypeError naming the argument for anything else."""
+    if not isinstance(value, IntervalMask):
+        raise TypeError(f"{name} must be an IntervalMask, got {shown(value)}")
 
 
 def _padded(x: torch.Tensor, layers: int) -> torch.Tensor:

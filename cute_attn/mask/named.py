@@ -5,9 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
-import torch
-
 from . import builders, packed
+from .checks import shown
 from .intervals import IntervalMask
 
 __all__ = ["BUILDERS", "from_spec"]
@@ -17,9 +16,7 @@ BUILDERS: dict[str, Callable[..., IntervalMask]] = {
 }
 
 
-def from_spec(
-    spec: str, seqlen_q: int, seqlen_k: int | None = None, device: torch.device | str | None = None
-) -> IntervalMask:
+def from_spec(spec: str, seqlen_q: int, seqlen_k: int | None = None, device: builders.Device = None) -> IntervalMask:
     """The mask that `NAME[:key=value,...]` names, NAME being a builder and the keys its arguments.
 
     Values are numbers, `true` or `false`, words, lists as `0/137/512`, ranges as `16-48/64-80`:
@@ -28,9 +25,11 @@ def from_spec(
         causal_documents:cu_seqlens=0/137/512
         bidirectional_runs:runs=16-48/64-80
 
-    Raises ValueError for an unknown name or key (with what exists), a value of the wrong form, and whatever the builder
-    refuses.
+    Raises TypeError for a spec that is no string, ValueError for an unknown name or key (with what exists), a value of
+    the wrong form, and whatever the builder refuses.
     """
+    if not isinstance(spec, str):
+        raise TypeError(f"spec must be a string, NAME[:key=value,...], got {shown(spec)}")
     name, rest = (part.strip() for part in spec.partition(":")[::2])
     if name not in BUILDERS:
         raise ValueError(f"unknown mask {name!r}; there are: {', '.join(sorted(BUILDERS))}")

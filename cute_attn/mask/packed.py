@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from .builders import Device, causal
-from .checks import Integers, check_flag, check_integers, check_lengths, device_of
+from .checks import Integers, check_flag, check_integers, check_lengths, device_of, shown
 from .intervals import IntervalMask
 from .ranges import RangesLike, ranges_tensor
 from .union import stack_layers
@@ -85,6 +85,7 @@ def bidirectional_runs(
     if (bidirectional_mask is None) == (runs is None):
         raise ValueError("bidirectional_runs takes exactly one of bidirectional_mask and runs")
     device = device_of(device, bidirectional_mask, runs, segment_ids)
+    ids = None if segment_ids is None else _per_token("segment_ids", segment_ids, seqlen_k, device)
     if runs is not None:
         member = _run_of_each_key(runs, seqlen_k, device)
     else:
@@ -93,9 +94,7 @@ def bidirectional_runs(
             raise ValueError("bidirectional_mask must hold zeros and ones")
     changes = torch.zeros_like(member, dtype=torch.bool)
     changes[:, 1:] = member[:, 1:] != member[:, :-1]
-    ids = None
-    if segment_ids is not None:
-        ids = _per_token("segment_ids", segment_ids, seqlen_k, device)
+    if ids is not None:
         member, changes, ids = (x.contiguous() for x in torch.broadcast_tensors(member, changes, ids))
         changes[:, 1:] |= ids[:, 1:] != ids[:, :-1]
     key = torch.arange(seqlen_k, device=device).expand_as(member)
@@ -155,7 +154,7 @@ def _documents(
     return mask & causal(seqlen_q, seqlen_k, device=device) if is_causal else mask
 
 
-def _cumulative(name: str, value: Integers, seqlen: int, device: Device) -> torch.Tensor:
+def _cumulative(name: str, value: Integers, seqlen: int, device: torch.device) -> torch.Tensor:
     """Checked cumulative lengths, int64 `(batch, documents + 1)`."""
     cu = check_integers(name, value, device)
     if cu.ndim == 1:
@@ -163,11 +162,13 @@ def _cumulative(name: str, value: Integers, seqlen: int, device: Device) -> torc
     if cu.ndim != 2 or 0 in cu.shape:
         raise ValueError(f"{name} must have shape (documents + 1,) or (batch, documents + 1), got {tuple(cu.shape)}")
     if not bool((cu[:, 0] == 0).all() & (cu[:, 1:] >= cu[:, :-1]).all() & (cu[:, -1] <= seqlen).all()):
-        raise ValueError(f"{name} must begin at 0, never fall and end at {seqlen} or before, got {value}")
+        raise ValueError(f"{name} must begin at 0, never fall and end at {seqlen} or before, got {shown(value)}")
     return cu.contiguous()
 
 
-def _per_token(name: str, value: object, seqlen: int, device: Device, *, takes_bools: bool = False) -> torch.Tensor:
+def _per_token(
+    name: str, value: object, seqlen: int, device: torch.device, *, takes_bools: bool = False
+) -> torch.Tensor:
     """Checked numbers for each token, int64 `(batch, seqlen)`."""
     ids = check_integers(name, value, device, takes_bools=takes_bools)
     if ids.ndim not in (1, 2) or ids.shape[-1] != seqlen or (ids.ndim == 2 and len(ids) == 0):

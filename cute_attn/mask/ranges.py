@@ -9,7 +9,10 @@ from enum import Enum
 from itertools import pairwise
 from typing import Any, TypeVar, overload
 
+import numpy as np
 import torch
+
+from .checks import Integers, check_device, check_integer_tensor, check_integers, shown
 
 __all__ = ["AttnMaskType", "AttnRange", "AttnRanges", "RangesLike", "ranges_tensor", "types_tensor"]
 
@@ -26,8 +29,10 @@ class AttnRange:
     def __post_init__(self) -> None:
         for name in ("start", "end"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"AttnRange: {name} must be an int, got {value!r} of type {type(value).__name__}")
+            if isinstance(value, np.integer):
+                object.__setattr__(self, name, int(value))
+            elif isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"AttnRange: {name} must be an int, got {shown(value)}")
         if self.start < 0 or self.start > self.end:
             raise ValueError(f"AttnRange: 0 <= start <= end must hold, got [{self.start}, {self.end})")
         if self.end >= 1 << 31:
@@ -38,8 +43,10 @@ class AttnRange:
         """From `[start, end]` or another AttnRange."""
         if isinstance(pair, AttnRange):
             return pair
-        if not hasattr(pair, "__len__") or isinstance(pair, (str, bytes)):
-            raise TypeError(f"AttnRange: expected [start, end], got {pair!r} of type {type(pair).__name__}")
+        if isinstance(pair, (torch.Tensor, np.ndarray)):
+            pair = check_integers("AttnRange: [start, end]", pair).tolist()
+        if not isinstance(pair, Sequence) or isinstance(pair, (str, bytes)):
+            raise TypeError(f"AttnRange: expected [start, end], got {shown(pair)}")
         if len(pair) != 2:
             raise ValueError(f"AttnRange: expected [start, end], got {len(pair)} numbers: {list(pair)}")
         # NumPy's and torch's integers become ints; a float or bool stays one and is refused
@@ -63,7 +70,7 @@ class AttnRanges(Sequence[AttnRange]):
     """A list of ranges, one for each slice; ranges may overlap and need no order."""
 
     def __init__(self, ranges: Iterable[AttnRange | Sequence[int]] = ()) -> None:
-        self._ranges = [AttnRange.from_range(r) for r in ranges]
+        self._ranges = _pairs("ranges", ranges)
 
     @classmethod
     def from_ranges(cls, ranges: Iterable[AttnRange | Sequence[int]]) -> AttnRanges:
@@ -71,23 +78,26 @@ class AttnRanges(Sequence[AttnRange]):
         return cls(ranges)
 
     @classmethod
-    def from_cu_seqlens(cls, cu_seqlens: Sequence[int] | torch.Tensor) -> AttnRanges:
+    def from_cu_seqlens(cls, cu_seqlens: Integers) -> AttnRanges:
         """From cumulative lengths `[0, a, a + b, ...]`: one range for each sequence."""
-        ends = cu_seqlens.tolist() if isinstance(cu_seqlens, torch.Tensor) else list(cu_seqlens)
-        return cls(pairwise(ends))
+        ends = check_integers("cu_seqlens", cu_seqlens)
+        if ends.ndim != 1:
+            raise ValueError(f"cu_seqlens must have shape (documents + 1,), got {tuple(ends.shape)}")
+        return _read("cu_seqlens", list(pairwise(ends.tolist())), cls)
 
     def append(self, item: AttnRange | Sequence[int]) -> None:
         self._ranges.append(AttnRange.from_range(item))
 
     def extend(self, items: Iterable[AttnRange | Sequence[int]]) -> None:
-        self._ranges.extend(AttnRange.from_range(r) for r in items)
+        self._ranges.extend(_pairs("items", items))
 
     def to_naive_ranges(self) -> list[tuple[int, int]]:
         return [(r.start, r.end) for r in self._ranges]
 
     def to_tensor(self, device: torch.device | str | None = None) -> torch.Tensor:
         """int32 tensor `(n, 2)`."""
-        return torch.tensor(self.to_naive_ranges(), dtype=torch.int32, device=device or "cpu").reshape(-1, 2)
+        place = torch.device("cpu") if device is None else check_device(device)
+        return torch.tensor(self.to_naive_ranges(), dtype=torch.int32, device=place).reshape(-1, 2)
 
     @property
     def total_seqlen(self) -> int:
@@ -134,15 +144,15 @@ class AttnMaskType(Enum):
         return _TYPES.index(self)
 
     @classmethod
-    def from_int_type(cls, value: int) -> AttnMaskType:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"AttnMaskType: expected an int 0..3, got {value!r} of type {type(value).__name__}")
+    def from_int_type(cls, value: int | np.integer) -> AttnMaskType:
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise TypeError(f"AttnMaskType: expected an int 0..3, got {shown(value)}")
         if value not in range(4):
             raise ValueError(f"AttnMaskType: expected 0 full, 1 causal, 2 inv_causal or 3 bi_causal, got {value}")
-        return _TYPES[value]
+        return _TYPES[int(value)]
 
     @classmethod
-    def parse(cls, value: AttnMaskType | str | int) -> AttnMaskType:
+    def parse(cls, value: AttnMaskType | str | int | np.integer) -> AttnMaskType:
         """From an AttnMaskType, one of its names, or 0..3."""
         if isinstance(value, cls):
             return value
@@ -152,40 +162,43 @@ class AttnMaskType(Enum):
             except ValueError:
                 names = ", ".join(repr(t.value) for t in cls)
                 raise ValueError(f"AttnMaskType: unknown name {value!r}; allowed: {names}") from None
-        if isinstance(value, int):
+        if isinstance(value, (int, np.integer)):
             return cls.from_int_type(value)
         raise TypeError(f"AttnMaskType: expected an AttnMaskType, a name or 0..3, got {type(value).__name__}")
 
 
 _TYPES = list(AttnMaskType)
 
-RangesLike = torch.Tensor | AttnRanges | Sequence[Sequence[int]]
+RangesLike = torch.Tensor | np.ndarray | AttnRanges | Sequence[Sequence[int]]
 
 
 def ranges_tensor(name: str, ranges: RangesLike, device: torch.device | str | None = None) -> torch.Tensor:
     """Ranges in any accepted form as an int64 tensor `(n, 2)`; `name` is the argument that errors speak of."""
     if isinstance(ranges, AttnRanges):
         ranges = ranges.to_tensor()
+    elif isinstance(ranges, np.ndarray):
+        ranges = check_integers(name, ranges)
     elif not isinstance(ranges, torch.Tensor):
         if isinstance(ranges, (str, bytes)) or not isinstance(ranges, Sequence):
             raise TypeError(f"{name} must be a tensor, AttnRanges or a list of pairs, got {type(ranges).__name__}")
         ranges = AttnRanges(_each(name, ranges, AttnRange.from_range)).to_tensor()
-    if ranges.dtype.is_floating_point or ranges.dtype.is_complex or ranges.dtype == torch.bool:
-        raise TypeError(f"{name} must hold integers, got {ranges.dtype}")
+    check_integer_tensor(name, ranges)
     if ranges.ndim != 2 or ranges.shape[1] != 2:
         raise ValueError(f"{name} must have shape (n, 2), got {tuple(ranges.shape)}")
-    return ranges.to(device=device or ranges.device, dtype=torch.int64)
+    return ranges.to(device=ranges.device if device is None else check_device(device), dtype=torch.int64)
 
 
 def types_tensor(name: str, types: object, count: int, device: torch.device | str | None = None) -> torch.Tensor:
     """Mask types in any accepted form (None, one type, a list, a tensor) as an int64 tensor `(count,)`."""
+    place = torch.device("cpu") if device is None else check_device(device)
     if types is None:
-        return torch.zeros(count, dtype=torch.int64, device=device or "cpu")
+        return torch.zeros(count, dtype=torch.int64, device=place)
+    if isinstance(types, np.ndarray) and types.ndim:
+        types = types.tolist()  # of numbers or of names
     if isinstance(types, torch.Tensor):
-        if types.dtype.is_floating_point or types.dtype.is_complex or types.dtype == torch.bool:
-            raise TypeError(f"{name} must hold integers, got {types.dtype}")
+        check_integer_tensor(name, types)
         tensor = types
-    elif isinstance(types, (str, int, AttnMaskType)):
+    elif isinstance(types, (str, int, np.integer, AttnMaskType)):
         tensor = torch.full((count,), _read(name, types, AttnMaskType.parse).to_int_type(), device="cpu")
     elif isinstance(types, Sequence):
         kinds = _each(name, types, AttnMaskType.parse)
@@ -194,10 +207,18 @@ def types_tensor(name: str, types: object, count: int, device: torch.device | st
         raise TypeError(f"{name} must be None, a tensor, a type or a list of types, got {type(types).__name__}")
     if tensor.shape != (count,):
         raise ValueError(f"{name} must have shape ({count},), one type a slice, got {tuple(tensor.shape)}")
-    return tensor.to(device=device or tensor.device, dtype=torch.int64)
+    return tensor.to(device=tensor.device if device is None else place, dtype=torch.int64)
 
 
-def _each(name: str, items: Sequence[Any], read: Callable[[Any], Value]) -> list[Value]:
+def _pairs(name: str, ranges: Iterable[AttnRange | Sequence[int]]) -> list[AttnRange]:
+    if isinstance(ranges, (str, bytes)) or not isinstance(ranges, Iterable):
+        raise TypeError(f"{name} must be pairs [start, end], got {shown(ranges)}")
+    if isinstance(ranges, (torch.Tensor, np.ndarray)):
+        ranges = ranges_tensor(name, ranges).tolist()
+    return _each(name, ranges, AttnRange.from_range)
+
+
+def _each(name: str, items: Iterable[Any], read: Callable[[Any], Value]) -> list[Value]:
     return [_read(f"{name}[{index}]", item, read) for index, item in enumerate(items)]
 
 

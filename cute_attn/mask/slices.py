@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from .checks import check_length
 from .ranges import RangesLike, ranges_tensor, types_tensor
 from .union import stack_layers, unite
 
@@ -54,9 +55,7 @@ def expand_slices(
     for name, ranges, seqlen in (("q", q, seqlen_q), ("k", k, seqlen_k)):
         if seqlen is None:
             seqlen = int(ranges.max()) if len(ranges) else 0
-        if isinstance(seqlen, bool) or not isinstance(seqlen, int) or not 0 <= seqlen < 1 << 31:
-            raise ValueError(f"seqlen_{name} must be an int >= 0 and below 2^31, got {seqlen!r}")
-        lengths.append(seqlen)
+        lengths.append(check_length(f"seqlen_{name}", seqlen))
     _check(q, k, types, *lengths)
     inverse, causal = types >> 1, types & 1
     lo = k[:, 0] - inverse * q[:, 0]

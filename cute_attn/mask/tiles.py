@@ -7,16 +7,14 @@ Everything is read off the ends of the intervals: work and memory grow with the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from .checks import check_tile
+from .intervals import IntervalMask, check_mask
 
-if TYPE_CHECKING:
-    from .intervals import IntervalMask
-
-__all__ = ["RunTable", "TileSchedule"]
+__all__ = ["RunTable", "TileSchedule", "by_lane"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +43,8 @@ class TileSchedule:
     layers: of the mask; 0 if every row attends every key, so that only the end of the keys needs a test.
     has_lower, has_upper: whether a partial tile needs the test `lo <= key`, `key < hi`.
     forward: for each query tile, runs of key tiles. backward: the transposed, for each key tile, runs of query tiles.
+    idle_rows, idle_keys: rows without keys, keys without rows, as `by_lane` has them. Kernels take what stands there
+        for zero, since 0 * NaN is NaN; none lies in a full tile.
     """
 
     tile: tuple[int, int]
@@ -56,10 +56,13 @@ class TileSchedule:
     has_upper: bool
     forward: RunTable
     backward: RunTable
+    idle_rows: torch.Tensor
+    idle_keys: torch.Tensor
 
     @classmethod
     def from_mask(cls, mask: IntervalMask, tile: tuple[int, int] = (128, 128)) -> TileSchedule:
         """Lowers an interval mask to tiles of `(rows, keys)`; ValueError for a tile that is not two ints >= 1."""
+        check_mask("mask", mask)
         tile = check_tile(tile)
         grid = _Grid(mask.batch, -(-mask.seqlen_q // tile[0]), -(-mask.seqlen_k // tile[1]), mask.layers)
         segments = _classify(mask, tile, grid)
@@ -75,6 +78,8 @@ class TileSchedule:
             has_upper=not open_end or mask.seqlen_k % tile[1] != 0,
             forward=_table(segments, grid.batch, grid.q_tiles, grid.layers),
             backward=_table(_transpose(segments, grid), grid.batch, grid.k_tiles, grid.layers),
+            idle_rows=by_lane((mask.lo >= mask.hi).all(1), tile[0]),
+            idle_keys=by_lane(_idle_keys(mask), tile[1]),
         )
 
     @property
@@ -92,6 +97,33 @@ class TileSchedule:
     def to_grid_transposed(self) -> torch.Tensor:
         """int8 `(batch, k_tiles, q_tiles)` of the backward's runs; always the transpose of `to_grid()`."""
         return _grid_of(self.backward, self.batch, self.k_tiles, self.q_tiles)
+
+
+def by_lane(flags: torch.Tensor, size: int) -> torch.Tensor:
+    """Flags `(batch, length)` of rows or keys as the 32 lanes of a warp take them up in tiles of `size`.
+
+    Returns int32 `(batch, tiles, 32)`: bit w of lane l is the flag number `32w + l` of the tile. Tiles behind the last
+    one with a flag are left out, so that nothing is read where no flag is set.
+    """
+    batch, length = flags.shape
+    tiles = -(-length // size)
+    flags = torch.nn.functional.pad(flags, (0, tiles * size - length)).view(batch, tiles, size)
+    marked = flags.any(2).any(0).nonzero()
+    flags = flags[:, : int(marked.max()) + 1 if len(marked) else 0]
+    words = torch.nn.functional.pad(flags, (0, -size % 32)).unflatten(2, (-1, 32)).int()
+    place = torch.arange(words.shape[2], dtype=torch.int32, device=flags.device)
+    return (words << place[:, None]).sum(2, dtype=torch.int32)
+
+
+def _idle_keys(mask: IntervalMask) -> torch.Tensor:
+    """bool `(batch, seqlen_k)`: keys that no row attends."""
+    width = mask.seqlen_k + 1
+    change = torch.zeros(mask.batch * width, dtype=torch.int64, device=mask.device)
+    plane = torch.arange(mask.batch, device=mask.device)[:, None, None] * width
+    for ends, sign in ((mask.lo, 1), (mask.hi, -1)):
+        at = (plane + ends).view(-1)
+        change.index_add_(0, at, change.new_full((), sign).expand(len(at)))
+    return change.view(mask.batch, width)[:, :-1].cumsum(1) == 0
 
 
 class _Grid(NamedTuple):

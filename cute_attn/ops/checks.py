@@ -4,11 +4,14 @@ allowed. What passed here is not checked again below."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 
 from ..mask import IntervalMask
+from ..mask.checks import END, INTEGERS, check_flag, check_integers, shown
+from ..mask.checks import check_integer_tensor as check_readable
 from ..reference import compute_dtype
 
 __all__ = [
@@ -18,9 +21,11 @@ __all__ = [
     "check_flag",
     "check_integer_tensor",
     "check_mask",
+    "check_max_seqlen",
     "check_packed",
     "check_qkv",
     "check_scale",
+    "check_seqused",
     "check_sink",
     "check_softcap",
     "check_unsupported",
@@ -30,7 +35,6 @@ __all__ = [
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 SINK_LAYOUTS = ("sh", "ssh")
 LARGEST = torch.finfo(torch.float32).max  # scores are fp32
-FAR = 1 << 31  # no two positions are further apart
 
 
 def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: str) -> None:
@@ -72,80 +76,128 @@ def check_scale(softmax_scale: float | None, head_dim: int) -> float:
     """The scale to use: `1 / sqrt(head_dim)` for None."""
     if softmax_scale is None:
         return 1.0 / math.sqrt(head_dim)
-    _check_finite("softmax_scale", softmax_scale)
-    return softmax_scale
+    return _check_finite("softmax_scale", softmax_scale)
 
 
 def check_softcap(softcap: float) -> float:
-    _check_finite("softcap", softcap)
-    if softcap < 0:
+    cap = _check_finite("softcap", softcap)
+    if cap < 0:
         raise ValueError(f"softcap must be >= 0 (0 for off), got {softcap}")
-    return softcap
+    return cap
 
 
-def check_count(name: str, value: int | None) -> None:
-    """None or an int >= 0."""
-    if value is None:
-        return
+def check_count(name: str, value: int) -> int:
+    """An int >= 0 that fits int32; NumPy's too."""
+    if isinstance(value, np.integer):
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{name} must be an int >= 0, got {value!r} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be an int >= 0, got {shown(value)}")
     if value < 0:
         raise ValueError(f"{name} must be >= 0, got {value}")
+    if value >= END:
+        raise ValueError(f"{name} must be below 2^31, got {value}")
+    return value
 
 
-def check_flag(name: str, value: bool) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r} of type {type(value).__name__}")
+def check_max_seqlen(name: str, value: Any, bounds: torch.Tensor | None) -> None:
+    """A hint that is None, an int or a 0-d tensor, and at least the longest of the lengths between the `bounds`,
+    cumulative lengths or ranges `(n, 2)`, where both are on the host. Nothing is read off a GPU or while compiling."""
+    if value is None:
+        return
+    if isinstance(value, torch.Tensor):
+        if value.ndim or value.dtype not in INTEGERS:
+            raise TypeError(f"{name} must be None, an int >= 0 or a 0-d tensor of one, got {shown(value)}")
+        if not _is_readable(value):
+            return
+        value = int(value.long())
+    elif isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    most = check_count(name, value)
+    if bounds is not None and _is_readable(bounds) and bounds.numel() > 1:
+        lengths = bounds.long().diff()
+        longest = int(lengths.max())
+        # bounds that fall or are no positions are refused where they are read
+        if most < longest < END and int(lengths.min()) >= 0:
+            raise ValueError(f"{name} must not be below the longest length, {longest}, got {most}")
+
+
+def check_seqused(name: str, value: object, ends: torch.Tensor) -> None:
+    """None, or the full length of each document; that it is full is seen only on the host."""
+    if value is None:
+        return
+    used = check_integers(name, value)
+    if not (_is_readable(used) and _is_readable(ends)):
+        raise ValueError(f"{name} is not supported: it must be None or, on the host, the full lengths")
+    if not torch.equal(used, ends.long().diff()):
+        raise ValueError(f"{name} is not supported: it must be None or the full lengths, got {used.tolist()}")
 
 
 def check_sink(sink: torch.Tensor | None, sink_layout: str, q: torch.Tensor) -> torch.Tensor | None:
-    """The sinks as `(b or 1, sq or 1, s_sink, heads_q)`, for q `([b,] sq, heads_q, head_dim)`."""
-    if sink_layout not in SINK_LAYOUTS:
+    """The sinks as `(b or 1, sq or 1, s_sink, heads_q)` in the dtype of the scores, for q `([b,] sq, heads_q, d)`.
+
+    Their gradient goes back into the shape and dtype in which they came.
+    """
+    if not isinstance(sink_layout, str) or sink_layout not in SINK_LAYOUTS:
         raise ValueError(f"sink_layout must be 'sh' or 'ssh', got {sink_layout!r}")
     if sink is None:
         return None
     _check_is_dense("sink", sink)
-    wanted = compute_dtype(q.dtype)
-    if sink.dtype != wanted:
-        raise TypeError(f"sink must be {wanted} with q of {q.dtype}, got {sink.dtype}")
+    if sink.dtype not in DTYPES:
+        raise TypeError(f"sink must be bfloat16, float16, float32 or float64, got {sink.dtype}")
     if sink.device != q.device:
         raise ValueError(f"sink must be on the device of q, {q.device}, got {sink.device}")
     rows, heads = q.shape[-3], q.shape[-2]
+    sinks = sink.to(compute_dtype(q.dtype))
     if sink_layout == "sh":
-        if sink.ndim != 2 or sink.shape[1] != heads:
-            raise ValueError(f"sink of layout 'sh' must have shape (s_sink, {heads}), got {tuple(sink.shape)}")
-        return sink[None, None]
+        if sink.ndim not in (1, 2) or sink.shape[-1] != heads:
+            raise ValueError(
+                f"sink of layout 'sh' must have shape (s_sink, {heads}) or ({heads},), got {tuple(sink.shape)}"
+            )
+        return sinks.view(1, 1, -1, heads) if sink.ndim == 1 else sinks[None, None]
     if sink.ndim == 3 and sink.shape[0] == rows and sink.shape[2] == heads:
-        return sink[None]
+        return sinks[None]
     if q.ndim == 4 and sink.ndim == 4 and sink.shape[:2] == q.shape[:2] and sink.shape[3] == heads:
-        return sink
+        return sinks
     wanted_shape = f"({rows}, s_sink, {heads})" + (
         f" or ({q.shape[0]}, {rows}, s_sink, {heads})" if q.ndim == 4 else ""
     )
     raise ValueError(f"sink of layout 'ssh' must have shape {wanted_shape}, got {tuple(sink.shape)}")
 
 
-def check_window(window_size: Sequence[int], causal: bool) -> tuple[int, int]:
-    """The window (left, right) that `window_size` and `causal` mean together; -1 is unlimited."""
+def check_window(window_size: object, causal: bool) -> tuple[int, int]:
+    """The window (left, right) that `window_size` and `causal` mean together; -1 is unlimited.
+
+    As in FlashAttention, None and all that is below 0 is unlimited too. Bounds are ints, NumPy's, or a tensor's on the
+    host.
+    """
     check_flag("causal", causal)
-    if not isinstance(window_size, (tuple, list)) or len(window_size) != 2:
+    pair = (None, None) if window_size is None else window_size
+    if isinstance(pair, (torch.Tensor, np.ndarray)) and pair.ndim == 1:
+        pair = list(pair)
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise ValueError(f"window_size must be (left, right), got {window_size!r}")
-    for bound in window_size:
-        if isinstance(bound, bool) or not isinstance(bound, int):
-            raise TypeError(f"window_size must hold two ints >= -1, got {window_size!r}")
-        if bound < -1:
-            raise ValueError(f"window_size must hold two ints >= -1 (-1 for unlimited), got {window_size!r}")
-    left, right = (min(bound, FAR) for bound in window_size)
+    left, right = (_window_bound(bound, window_size) for bound in pair)
     return (left, 0) if causal else (left, right)
+
+
+def _window_bound(bound: int | torch.Tensor | None, window_size: object) -> int:
+    if bound is None:
+        return -1
+    if isinstance(bound, torch.Tensor) and bound.ndim == 0 and bound.dtype in INTEGERS:
+        if bound.device.type != "cpu":
+            raise ValueError(f"window_size must be ints or on the host, got a tensor on {bound.device}")
+        bound = int(bound.long())
+    elif isinstance(bound, np.integer):
+        bound = int(bound)
+    if isinstance(bound, bool) or not isinstance(bound, (int, torch.SymInt)):
+        raise TypeError(f"window_size must hold two ints, -1 or None for unlimited, got {window_size!r}")
+    return max(-1, min(bound, END))  # no two positions are further apart
 
 
 def check_integer_tensor(name: str, x: torch.Tensor, layout: str) -> None:
     """An integer tensor with the dimensions of `layout`: "(n, 2)" or "(n,)"."""
-    _check_is_dense(name, x)
-    if x.dtype.is_floating_point or x.dtype.is_complex or x.dtype == torch.bool:
-        raise TypeError(f"{name} must hold integers, got {x.dtype}")
-    if x.is_meta:
-        raise ValueError(f"{name} must hold values, got a tensor on meta")
+    _check_is_tensor(name, x)
+    check_readable(name, x)
     if (x.ndim, x.shape[-1] if x.ndim == 2 else 2) != ((2, 2) if layout == "(n, 2)" else (1, 2)):
         raise ValueError(f"{name} must have shape {layout}, got {tuple(x.shape)}")
 
@@ -178,12 +230,18 @@ def check_ends(name: str, ends: torch.Tensor) -> None:
         raise ValueError(f"{name} must have shape (documents + 1,), got {tuple(ends.shape)}")
 
 
-def check_unsupported(**arguments: tuple[object, object]) -> None:
-    """Arguments that exist for the sake of the signature, each given as (value, the only value allowed)."""
-    for name, (value, allowed) in arguments.items():
-        if value is not allowed and (not isinstance(value, (int, float)) or value != allowed):
-            got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
-            raise ValueError(f"{name} is not supported: it must be {allowed!r}, got {got}")
+def check_unsupported(**arguments: tuple[object, ...]) -> None:
+    """Arguments that exist for the sake of the signature, each given as (value, the values allowed ...)."""
+    for name, (value, *allowed) in arguments.items():
+        is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+        if not any(value is x or (is_number and value == x) for x in allowed):
+            got = shown(value) if isinstance(value, (torch.Tensor, np.ndarray)) else repr(value)
+            raise ValueError(f"{name} is not supported: it must be {' or '.join(map(repr, allowed))}, got {got}")
+
+
+def _is_readable(x: torch.Tensor) -> bool:
+    """Whether its values may be looked at: on the host, and no stand-in of a compiler."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and type(x) is torch.Tensor
 
 
 def _check_is_tensor(name: str, x: object) -> None:
@@ -204,8 +262,11 @@ def _check_tensor(name: str, x: torch.Tensor) -> None:
         raise TypeError(f"{name} must be bfloat16, float16, float32 or float64, got {x.dtype}")
 
 
-def _check_finite(name: str, value: float) -> None:
+def _check_finite(name: str, value: float) -> float:
+    if isinstance(value, (np.integer, np.floating)):
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
-        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
     if not -LARGEST <= value <= LARGEST:  # also where torch.compile made it symbolic; false for NaN
         raise ValueError(f"{name} must be finite in fp32, got {value}")
+    return float(value) if isinstance(value, int) else value

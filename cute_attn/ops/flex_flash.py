@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
 
+import numpy as np
 import torch
 
 from ..mask import AttnMaskType, IntervalMask
+from ..mask.checks import shown
 from ..mask.ranges import RangesLike, ranges_tensor, types_tensor
 from ..mask.source import MaskSource
 from .attention_op import attention
@@ -15,6 +20,7 @@ from .checks import (
     check_flag,
     check_integer_tensor,
     check_mask,
+    check_max_seqlen,
     check_qkv,
     check_scale,
     check_sink,
@@ -23,17 +29,72 @@ from .checks import (
 
 __all__ = ["flex_flash_attn_func"]
 
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+# Keywords of newer MagiAttention that steer its kernels, and those that would change the result.
+HINTS = {
+    "cat_gqa",
+    "disable_bwd_dkv_atomic_reduction",
+    "k_block_size",
+    "pack_gqa",
+    "q_block_size",
+    "ref_block_size",
+    "sparse_load",
+    "swap_ab",
+    "swap_bwd_qk_loop",
+}
+INDEXED = ("index_attn", "index_attn_indices")
+_has_warned = False
+
 TypesLike = torch.Tensor | AttnMaskType | str | int | Sequence[AttnMaskType | str | int]
 
 
+def _as_newer_versions_call_it(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Lets calls written for newer MagiAttention pass: its hints fall, what would be silently different is said."""
+
+    @functools.wraps(function)
+    def call(*args: Parameters.args, **keywords: Parameters.kwargs) -> Result:
+        for name in INDEXED:
+            if name in keywords:
+                raise TypeError(
+                    f"{name} is not supported: give the blocks that are attended as slices, q_ranges and k_ranges"
+                )
+        has_no_types = len(args) < 8 and keywords.get("attn_type_map") is None
+        if len(args) > 5 and has_no_types and not isinstance(args[3], IntervalMask):
+            _note_sixth(args[5])
+        for name in HINTS.intersection(keywords):
+            del keywords[name]
+        return function(*args, **keywords)
+
+    return call
+
+
+def _note_sixth(value: object) -> None:
+    """The sixth positional argument is max_seqlen_q here and attn_type_map in newer MagiAttention."""
+    global _has_warned
+    if isinstance(value, (AttnMaskType, str, list, tuple)) or (isinstance(value, torch.Tensor) and value.ndim):
+        raise TypeError(
+            f"max_seqlen_q must be an int, got {shown(value)}: pass attn_type_map by keyword, it is the eighth argument"
+        )
+    if value is not None and not _has_warned and not torch.compiler.is_compiling():
+        _has_warned = True
+        warnings.warn(
+            f"the sixth argument, {value!r}, is max_seqlen_q, and without attn_type_map all slices are full; "
+            "if it is meant for types, pass attn_type_map by keyword",
+            stacklevel=3,
+        )
+
+
+@_as_newer_versions_call_it
 def flex_flash_attn_func(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     q_ranges: RangesLike | IntervalMask,
     k_ranges: RangesLike | None = None,
-    max_seqlen_q: int | None = None,
-    max_seqlen_k: int | None = None,
+    max_seqlen_q: int | torch.Tensor | None = None,
+    max_seqlen_k: int | torch.Tensor | None = None,
     attn_type_map: TypesLike | None = None,
     softmax_scale: float | None = None,
     softcap: float = 0.0,
@@ -56,7 +117,7 @@ def flex_flash_attn_func(
         k: `(num_tokens_kv, heads_k, head_dim)`; heads_q is a multiple of heads_k, query head h uses key head
             `h // (heads_q / heads_k)`.
         v: `(num_tokens_kv, heads_k, head_dim_v)`.
-        q_ranges, k_ranges: int `(n, 2)`, half-open: tensors on any device, lists of pairs or AttnRanges. Or one
+        q_ranges, k_ranges: int `(n, 2)`, half-open: tensors on any device, arrays, lists of pairs or AttnRanges. Or one
             IntervalMask as q_ranges, with k_ranges and attn_type_map None; it carries its plans from call to call.
         attn_type_map: `(n,)` of 0 full, 1 causal, 2 inverse causal, 3 bi-causal, names or AttnMaskType; one for all;
             None means all full.
@@ -64,9 +125,13 @@ def flex_flash_attn_func(
         softcap: c > 0 makes every score `c * tanh(score / c)`; 0 means off.
         deterministic: gradients bitwise equal from run to run.
         sm_margin: streaming multiprocessors left free for others.
-        max_seqlen_q, max_seqlen_k, disable_fwd_atomic_reduction, auto_range_merge: hints that change nothing.
-        sink: fp32 (fp64 with fp64 inputs) extra logits without a value: `(s_sink, heads_q)` for sink_layout "sh",
-            `(num_tokens_q, s_sink, heads_q)` for "ssh".
+        max_seqlen_q, max_seqlen_k, disable_fwd_atomic_reduction, auto_range_merge: hints that change nothing, as do, by
+            keyword, those of newer MagiAttention: q_block_size, k_block_size, sparse_load, swap_ab, ref_block_size,
+            pack_gqa, cat_gqa, swap_bwd_qk_loop, disable_bwd_dkv_atomic_reduction. A max_seqlen_* that is shorter than
+            a range is refused where both are on the host; nothing is read off a GPU.
+        sink: bf16, fp16, fp32 or fp64 extra logits without a value, taken to fp32 (fp64 with fp64 inputs): `(s_sink,
+            heads_q)` or, for one, `(heads_q,)` for sink_layout "sh", `(num_tokens_q, s_sink, heads_q)` for "ssh". Its
+            gradient is rounded to its dtype once.
 
     Returns:
         out `(num_tokens_q, heads_q, head_dim_v)` in q's dtype and lse `(heads_q, num_tokens_q)`, natural logarithm with
@@ -79,9 +144,7 @@ def flex_flash_attn_func(
     check_qkv(q, k, v, "(num_tokens, heads, head_dim)")
     scale = check_scale(softmax_scale, q.shape[2])
     cap = check_softcap(softcap)
-    check_count("max_seqlen_q", max_seqlen_q)
-    check_count("max_seqlen_k", max_seqlen_k)
-    check_count("sm_margin", sm_margin)
+    margin = check_count("sm_margin", sm_margin)
     check_flag("deterministic", deterministic)
     check_flag("disable_fwd_atomic_reduction", disable_fwd_atomic_reduction)
     check_flag("auto_range_merge", auto_range_merge)
@@ -95,8 +158,30 @@ def flex_flash_attn_func(
         check_mask("q_ranges", mask, q, k)
     else:
         mask = _slice_argument(q_ranges, k_ranges, attn_type_map)
-    out, lse, max_logits = attention(q, k, v, sinks, mask, scale, cap, deterministic, sm_margin, return_max_logits)
+    for name, hint, bounds in (("max_seqlen_q", max_seqlen_q, 0), ("max_seqlen_k", max_seqlen_k, 1)):
+        check_max_seqlen(name, hint, None if isinstance(mask, IntervalMask) else mask.tensors[bounds])
+    out, lse, max_logits = attention(q, k, v, sinks, mask, scale, cap, deterministic, margin, return_max_logits)
     return (out[0], lse[0], max_logits) if return_max_logits else (out[0], lse[0])
+
+
+def _refuse_other_masks(q_ranges: object) -> None:
+    """What describes a mask elsewhere: errors say what does here."""
+    instead = "slices (q_ranges and k_ranges), or an IntervalMask: a builder of cute_attn.mask makes one, and so does"
+    if isinstance(q_ranges, (torch.Tensor, np.ndarray)) and q_ranges.dtype in (torch.bool, np.bool_):
+        raise TypeError(
+            f"q_ranges must hold integers, got booleans: where a dense mask stands elsewhere, give {instead} "
+            "IntervalMask.from_intervals(lo, hi, seqlen_k) from the first and last key of each row's runs"
+        )
+    if isinstance(q_ranges, str):
+        raise TypeError(
+            f"q_ranges must be ranges or an IntervalMask, got {q_ranges!r}: "
+            "cute_attn.mask.from_spec(name, seqlen_q, seqlen_k) makes a mask from its name"
+        )
+    if callable(q_ranges):
+        raise TypeError(
+            f"q_ranges must be ranges or an IntervalMask, got a function: a mask_mod is no mask here; give {instead} "
+            "combining some with &, | and ~"
+        )
 
 
 def _check_alone(k_ranges: object, attn_type_map: object) -> None:
@@ -106,6 +191,7 @@ def _check_alone(k_ranges: object, attn_type_map: object) -> None:
 
 
 def _slice_argument(q_ranges: RangesLike, k_ranges: RangesLike | None, attn_type_map: object) -> MaskSource:
+    _refuse_other_masks(q_ranges)
     if q_ranges is None or k_ranges is None:
         missing = "q_ranges" if q_ranges is None else "k_ranges"
         raise TypeError(

@@ -91,7 +91,7 @@ def attention_backward(
         )
     else:
         dq = dk = dv = None
-        delta = row_terms(dout, out, lse, dlse)
+        delta = row_terms(dout, out, lse, plan.lo, plan.hi, dlse)
     dsink = sink_gradient(sink, lse, delta) if needs[3] and sink is not None else None
     return Gradients(dq, dk, dv, dsink)
 

@@ -36,8 +36,9 @@ class Plan(NamedTuple):
     lo, hi: of the IntervalMask.
     form: int64 (14,), what chooses kernels: the fields of the forward's tile and layers, has_lower, has_upper of its
         schedule; the same of the backward, zeros if it has no tables.
-    items, runs: as in `cute_attn.launch.forward.ForwardPlan`.
-    key_items, key_runs, bounds, turn_ranges, turn_runs: as in `cute_attn.launch.backward.BackwardPlan`, in this order.
+    items, runs, idle_keys: as in `cute_attn.launch.forward.ForwardPlan`.
+    key_items, key_runs, bounds, key_idle_rows, key_idle_keys, turn_ranges, turn_runs: as in
+        `cute_attn.launch.backward.BackwardPlan`, in this order.
     seal: see `cute_attn.ops.recomputed`; None where nothing was looked up.
     """
 
@@ -46,9 +47,12 @@ class Plan(NamedTuple):
     form: Tensor | None = None
     items: Tensor | None = None
     runs: Tensor | None = None
+    idle_keys: Tensor | None = None
     key_items: Tensor | None = None
     key_runs: Tensor | None = None
     bounds: Tensor | None = None
+    key_idle_rows: Tensor | None = None
+    key_idle_keys: Tensor | None = None
     turn_ranges: Tensor | None = None
     turn_runs: Tensor | None = None
     seal: Tensor | None = None
@@ -152,7 +156,7 @@ def make_plan(mask: IntervalMask, call: Call) -> Plan:
     tables: tuple[Tensor | None, ...] = forward[6:]
     if call.backward:
         backward = plan_backward(mask, *arguments, call.deterministic)
-        numbers, tables = [*numbers, *astuple(backward.tile), *backward[1:4]], (*tables, *backward[4:])
+        numbers, tables = [*numbers, *astuple(backward.tile), *backward[1:4]], (*tables, *backward[6:])
     numbers += [0] * (FORWARD + BACKWARD - len(numbers))
     return Plan(forward.lo, forward.hi, torch.tensor(numbers, dtype=torch.int64, device="cpu"), *tables)
 
@@ -162,7 +166,7 @@ def forward_plan(plan: Plan) -> ForwardPlan:
     from ..launch.forward import ForwardPlan
 
     tile, layers, has_lower, has_upper = _forward_form(_numbers(plan.form))
-    return ForwardPlan(tile, layers, has_lower, has_upper, plan.lo, plan.hi, *plan[3:5])  # type: ignore[arg-type]
+    return ForwardPlan(tile, layers, has_lower, has_upper, plan.lo, plan.hi, *plan[3:6])  # type: ignore[arg-type]
 
 
 def backward_plan(plan: Plan) -> BackwardPlan:
@@ -170,7 +174,7 @@ def backward_plan(plan: Plan) -> BackwardPlan:
     from ..launch.backward import BackwardPlan
 
     tile, layers, has_lower, has_upper = _backward_form(_numbers(plan.form))
-    return BackwardPlan(tile, layers, has_lower, has_upper, *plan[5:10])  # type: ignore[arg-type]
+    return BackwardPlan(tile, layers, has_lower, has_upper, plan.lo, plan.hi, *plan[6:13])  # type: ignore[arg-type]
 
 
 def _numbers(form: Tensor | None) -> tuple[int, ...]:
@@ -285,10 +289,11 @@ def _fake_plan(
     tensors = [integers(batch, layers, seqlen_q) for _ in range(2)]
     if on_kernels:
         form = torch.empty(FORWARD + BACKWARD, dtype=torch.int64, device="cpu")
-        tensors += [form, integers(size(), 7), integers(size(), 4)]
+        tensors += [form, integers(size(), 7), integers(size(), 4), integers(batch, size(), 32)]
     if backward:
         q_tiles, rows = size(), size()
         tensors += [integers(size(), 7), integers(size(), 4), integers(batch, q_tiles, layers, 2, rows)]
+        tensors += [integers(batch, size(), 32) for _ in range(2)]
         if deterministic:
             tensors += [integers(batch, q_tiles, 2), integers(size(), 4)]
     return tensors

@@ -2,16 +2,20 @@
 
 What all nine share:
     q, k, v: bf16, fp16, fp32 or fp64; heads_q is a multiple of heads_k; the head_dim of v may differ.
-    sink: fp32 (fp64 with fp64 inputs) extra logits of every row, unscaled, uncapped, unmasked and without a value;
-        `(s_sink, heads_q)` for sink_layout "sh", `([batch,] seqlen_q, s_sink, heads_q)` for "ssh" (no batch in the
-        varlen functions). None means none.
+    sink: bf16, fp16, fp32 or fp64 extra logits of every row, unscaled, uncapped, unmasked and without a value, taken to
+        fp32 (fp64 with fp64 inputs); `(s_sink, heads_q)` or, for one, `(heads_q,)` for sink_layout "sh", `([batch,]
+        seqlen_q, s_sink, heads_q)` for "ssh" (no batch in the varlen functions). None means none. Its gradient is
+        rounded to its dtype once.
     softmax_scale: None means `1 / sqrt(head_dim)`. softcap: c > 0 makes every score `c * tanh(score / c)`.
     causal, window_size: aligned to the last query and the last key. With n_q queries and n_k keys, query i sees keys j
-        with `i + n_k - n_q - left <= j <= i + n_k - n_q + right`; -1 is unlimited, causal makes right 0.
-    deterministic: gradients bitwise equal from run to run. pack_gqa, max_seqlen_*: hints that change nothing.
+        with `i + n_k - n_q - left <= j <= i + n_k - n_q + right`; below 0 or None is unlimited, causal makes right 0.
+    deterministic: gradients bitwise equal from run to run.
+    max_seqlen_*, pack_gqa: hints that change nothing. A max_seqlen_* that is shorter than a document is refused where
+        both are on the host; nothing is read off a GPU.
     sm_margin: streaming multiprocessors left free for others.
-    dropout_p, alibi_slopes, block_table, qv, the descales, attention_chunk, num_splits, seqused_*: not supported, they
-        only complete the signature; anything but their defaults raises ValueError.
+    dropout_p, alibi_slopes, block_table, qv, the descales, attention_chunk: not supported, they only complete the
+        signature; anything but their defaults raises ValueError. num_splits may be 0 or 1, seqused_* the full lengths,
+        on the host.
 
 They return out, like q with the head_dim of v; with return_attn_probs `(out, lse)`, lse the natural logarithm with the
 sinks in it, fp32 (fp64 with fp64 inputs), `(batch, heads_q, seqlen_q)` or `(heads_q, total_q)`. Both are
@@ -21,8 +25,11 @@ naming them, tensors that no backend serves NotImplementedError.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
+from ..mask.checks import Integers, shown
 from ..mask.source import MaskSource
 from .attention_op import attention
 from .checks import (
@@ -30,9 +37,11 @@ from .checks import (
     check_cu_seqlens,
     check_ends,
     check_flag,
+    check_max_seqlen,
     check_packed,
     check_qkv,
     check_scale,
+    check_seqused,
     check_sink,
     check_softcap,
     check_unsupported,
@@ -53,6 +62,8 @@ __all__ = [
 
 Tensor = torch.Tensor
 Result = Tensor | tuple[Tensor, Tensor]
+Window = Sequence[int | None] | Tensor | None
+Hint = int | Tensor | None
 
 
 def fa3_func_with_sink(
@@ -67,7 +78,7 @@ def fa3_func_with_sink(
     q_descale: Tensor | None = None,
     k_descale: Tensor | None = None,
     v_descale: Tensor | None = None,
-    window_size: tuple[int, int] = (-1, -1),
+    window_size: Window = (-1, -1),
     attention_chunk: int = 0,
     softcap: float = 0.0,
     num_splits: int = 1,
@@ -77,8 +88,9 @@ def fa3_func_with_sink(
     return_attn_probs: bool = False,
 ) -> Result:
     """Attention of q `(b, sq, heads_q, d)`, k `(b, sk, heads_k, d)`, v `(b, sk, heads_k, dv)`."""
+    _check_places(sink, sink_layout)
     check_unsupported(qv=(qv, None), q_descale=(q_descale, None), k_descale=(k_descale, None))
-    check_unsupported(v_descale=(v_descale, None), attention_chunk=(attention_chunk, 0), num_splits=(num_splits, 1))
+    check_unsupported(v_descale=(v_descale, None), attention_chunk=(attention_chunk, 0), num_splits=(num_splits, 1, 0))
     if pack_gqa is not None:
         check_flag("pack_gqa", pack_gqa)
     mask = _window_mask(window_size, causal)
@@ -93,19 +105,19 @@ def fa3_varlen_func_with_sink(
     v: Tensor,
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
+    max_seqlen_q: Hint,
+    max_seqlen_k: Hint,
     sink: Tensor | None = None,
     sink_layout: str = "sh",
-    seqused_q: Tensor | None = None,
-    seqused_k: Tensor | None = None,
+    seqused_q: Integers | None = None,
+    seqused_k: Integers | None = None,
     softmax_scale: float | None = None,
     causal: bool = False,
     qv: Tensor | None = None,
     q_descale: Tensor | None = None,
     k_descale: Tensor | None = None,
     v_descale: Tensor | None = None,
-    window_size: tuple[int, int] = (-1, -1),
+    window_size: Window = (-1, -1),
     attention_chunk: int = 0,
     softcap: float = 0.0,
     num_splits: int = 1,
@@ -116,12 +128,14 @@ def fa3_varlen_func_with_sink(
 ) -> Result:
     """Attention of packed q `(total_q, heads_q, d)`, k `(total_k, heads_k, d)`, v `(total_k, heads_k, dv)`, whose
     documents end where the int `(documents + 1,)` cumulative lengths say."""
-    check_unsupported(seqused_q=(seqused_q, None), seqused_k=(seqused_k, None), qv=(qv, None))
-    check_unsupported(q_descale=(q_descale, None), k_descale=(k_descale, None), v_descale=(v_descale, None))
-    check_unsupported(attention_chunk=(attention_chunk, 0), num_splits=(num_splits, 1))
+    _check_places(sink, sink_layout)
+    check_unsupported(qv=(qv, None), q_descale=(q_descale, None), k_descale=(k_descale, None))
+    check_unsupported(v_descale=(v_descale, None), attention_chunk=(attention_chunk, 0), num_splits=(num_splits, 1, 0))
     if pack_gqa is not None:
         check_flag("pack_gqa", pack_gqa)
     mask = _document_mask(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, window_size, causal)
+    check_seqused("seqused_q", seqused_q, cu_seqlens_q)
+    check_seqused("seqused_k", seqused_k, cu_seqlens_k)
     return _attend(
         q, k, v, sink, sink_layout, softmax_scale, softcap, mask, deterministic, sm_margin, return_attn_probs
     )
@@ -136,7 +150,7 @@ def fa3_qkvpacked_func_with_sink(
     q_descale: Tensor | None = None,
     k_descale: Tensor | None = None,
     v_descale: Tensor | None = None,
-    window_size: tuple[int, int] = (-1, -1),
+    window_size: Window = (-1, -1),
     attention_chunk: int = 0,
     softcap: float = 0.0,
     deterministic: bool = False,
@@ -149,12 +163,12 @@ def fa3_qkvpacked_func_with_sink(
     num_heads_q: heads_q; None means as many as k and v have. Anything that leaves k and v no equal share raises
     ValueError.
     """
+    _check_places(sink, sink_layout)
     check_unsupported(q_descale=(q_descale, None), k_descale=(k_descale, None), v_descale=(v_descale, None))
     check_unsupported(attention_chunk=(attention_chunk, 0))
     check_packed("qkv", qkv, "(b, s, heads_q + 2 * heads_k, d)")
-    check_count("num_heads_q", num_heads_q)
     heads = qkv.shape[2]
-    heads_q = heads // 3 if num_heads_q is None else num_heads_q
+    heads_q = heads // 3 if num_heads_q is None else check_count("num_heads_q", num_heads_q)
     heads_k = (heads - heads_q) // 2
     if heads_k < 1 or heads_q + 2 * heads_k != heads or (num_heads_q is None and heads_q != heads_k):
         raise ValueError(f"num_heads_q must leave k and v an equal share of qkv's {heads} heads, got {num_heads_q}")
@@ -174,13 +188,14 @@ def fa2_func_with_sink(
     dropout_p: float = 0.0,
     softmax_scale: float | None = None,
     causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
+    window_size: Window = (-1, -1),
     softcap: float = 0.0,
     alibi_slopes: Tensor | None = None,
     deterministic: bool = False,
     return_attn_probs: bool = False,
 ) -> Result:
     """Attention of q `(b, sq, heads_q, d)`, k `(b, sk, heads_k, d)`, v `(b, sk, heads_k, dv)`."""
+    _check_places(sink, sink_layout)
     check_unsupported(dropout_p=(dropout_p, 0.0), alibi_slopes=(alibi_slopes, None))
     mask = _window_mask(window_size, causal)
     return _attend(q, k, v, sink, sink_layout, softmax_scale, softcap, mask, deterministic, 0, return_attn_probs)
@@ -193,13 +208,14 @@ def fa2_qkvpacked_func_with_sink(
     dropout_p: float = 0.0,
     softmax_scale: float | None = None,
     causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
+    window_size: Window = (-1, -1),
     softcap: float = 0.0,
     alibi_slopes: Tensor | None = None,
     deterministic: bool = False,
     return_attn_probs: bool = False,
 ) -> Result:
     """Attention of qkv `(b, s, 3, heads, d)`."""
+    _check_places(sink, sink_layout)
     check_unsupported(dropout_p=(dropout_p, 0.0), alibi_slopes=(alibi_slopes, None))
     check_packed("qkv", qkv, "(b, s, 3, heads, d)", size=3)
     q, k, v = qkv.unbind(2)
@@ -215,13 +231,14 @@ def fa2_kvpacked_func_with_sink(
     dropout_p: float = 0.0,
     softmax_scale: float | None = None,
     causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
+    window_size: Window = (-1, -1),
     softcap: float = 0.0,
     alibi_slopes: Tensor | None = None,
     deterministic: bool = False,
     return_attn_probs: bool = False,
 ) -> Result:
     """Attention of q `(b, sq, heads_q, d)` and kv `(b, sk, 2, heads_k, d)`."""
+    _check_places(sink, sink_layout)
     check_unsupported(dropout_p=(dropout_p, 0.0), alibi_slopes=(alibi_slopes, None))
     check_packed("kv", kv, "(b, sk, 2, heads_k, d)", size=2)
     k, v = kv.unbind(2)
@@ -235,14 +252,14 @@ def fa2_varlen_func_with_sink(
     v: Tensor,
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
+    max_seqlen_q: Hint,
+    max_seqlen_k: Hint,
     sink: Tensor | None = None,
     sink_layout: str = "sh",
     dropout_p: float = 0.0,
     softmax_scale: float | None = None,
     causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
+    window_size: Window = (-1, -1),
     softcap: float = 0.0,
     alibi_slopes: Tensor | None = None,
     deterministic: bool = False,
@@ -251,6 +268,7 @@ def fa2_varlen_func_with_sink(
 ) -> Result:
     """Attention of packed q `(total_q, heads_q, d)`, k `(total_k, heads_k, d)`, v `(total_k, heads_k, dv)`, whose
     documents end where the int `(documents + 1,)` cumulative lengths say."""
+    _check_places(sink, sink_layout)
     check_unsupported(dropout_p=(dropout_p, 0.0), alibi_slopes=(alibi_slopes, None), block_table=(block_table, None))
     mask = _document_mask(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, window_size, causal)
     return _attend(q, k, v, sink, sink_layout, softmax_scale, softcap, mask, deterministic, 0, return_attn_probs)
@@ -259,13 +277,13 @@ def fa2_varlen_func_with_sink(
 def fa2_varlen_qkvpacked_func_with_sink(
     qkv: Tensor,
     cu_seqlens: Tensor,
-    max_seqlen: int,
+    max_seqlen: Hint,
     sink: Tensor | None = None,
     sink_layout: str = "sh",
     dropout_p: float = 0.0,
     softmax_scale: float | None = None,
     causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
+    window_size: Window = (-1, -1),
     softcap: float = 0.0,
     alibi_slopes: Tensor | None = None,
     deterministic: bool = False,
@@ -273,12 +291,13 @@ def fa2_varlen_qkvpacked_func_with_sink(
 ) -> Result:
     """Attention of packed qkv `(total, 3, heads, d)`, whose documents end where the int `(documents + 1,)` cumulative
     lengths say."""
+    _check_places(sink, sink_layout)
     check_unsupported(dropout_p=(dropout_p, 0.0), alibi_slopes=(alibi_slopes, None))
     check_packed("qkv", qkv, "(total, 3, heads, d)", size=3)
     check_ends("cu_seqlens", cu_seqlens)
-    check_count("max_seqlen", max_seqlen)
+    check_max_seqlen("max_seqlen", max_seqlen, cu_seqlens)
     q, k, v = qkv.unbind(1)
-    mask = _document_mask(cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, window_size, causal)
+    mask = _document_mask(cu_seqlens, cu_seqlens, None, None, window_size, causal)
     return _attend(q, k, v, sink, sink_layout, softmax_scale, softcap, mask, deterministic, 0, return_attn_probs)
 
 
@@ -287,14 +306,14 @@ def fa2_varlen_kvpacked_func_with_sink(
     kv: Tensor,
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
+    max_seqlen_q: Hint,
+    max_seqlen_k: Hint,
     sink: Tensor | None = None,
     sink_layout: str = "sh",
     dropout_p: float = 0.0,
     softmax_scale: float | None = None,
     causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
+    window_size: Window = (-1, -1),
     softcap: float = 0.0,
     alibi_slopes: Tensor | None = None,
     deterministic: bool = False,
@@ -302,6 +321,7 @@ def fa2_varlen_kvpacked_func_with_sink(
 ) -> Result:
     """Attention of packed q `(total_q, heads_q, d)` and kv `(total_k, 2, heads_k, d)`, whose documents end where the
     int `(documents + 1,)` cumulative lengths say."""
+    _check_places(sink, sink_layout)
     check_unsupported(dropout_p=(dropout_p, 0.0), alibi_slopes=(alibi_slopes, None))
     check_packed("kv", kv, "(total_k, 2, heads_k, d)", size=2)
     k, v = kv.unbind(1)
@@ -309,7 +329,17 @@ def fa2_varlen_kvpacked_func_with_sink(
     return _attend(q, k, v, sink, sink_layout, softmax_scale, softcap, mask, deterministic, 0, return_attn_probs)
 
 
-def _window_mask(window_size: tuple[int, int], causal: bool) -> MaskSource:
+def _check_places(sink: object, sink_layout: object) -> None:
+    """Positional arguments in FlashAttention's order land on the sinks: say where they belong."""
+    if not (sink is None or isinstance(sink, Tensor)) or not isinstance(sink_layout, str):
+        raise TypeError(
+            f"sink must be None or a torch.Tensor and sink_layout 'sh' or 'ssh', got {shown(sink)} and "
+            f"{shown(sink_layout)}; they stand where FlashAttention has dropout_p, softmax_scale or causal: "
+            "pass what follows the sequences by keyword"
+        )
+
+
+def _window_mask(window_size: Window, causal: bool) -> MaskSource:
     left, right = check_window(window_size, causal)
     return MaskSource("window", window_left=left, window_right=right)
 
@@ -317,14 +347,14 @@ def _window_mask(window_size: tuple[int, int], causal: bool) -> MaskSource:
 def _document_mask(
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    window_size: tuple[int, int],
+    max_seqlen_q: Hint,
+    max_seqlen_k: Hint,
+    window_size: Window,
     causal: bool,
 ) -> MaskSource:
     check_cu_seqlens(cu_seqlens_q, cu_seqlens_k)
-    check_count("max_seqlen_q", max_seqlen_q)
-    check_count("max_seqlen_k", max_seqlen_k)
+    check_max_seqlen("max_seqlen_q", max_seqlen_q, cu_seqlens_q)
+    check_max_seqlen("max_seqlen_k", max_seqlen_k, cu_seqlens_k)
     left, right = check_window(window_size, causal)
     return MaskSource("documents", cu_seqlens_q, cu_seqlens_k, window_left=left, window_right=right)
 
@@ -348,11 +378,11 @@ def _attend(
     scale, cap = check_scale(softmax_scale, q.shape[-1]), check_softcap(softcap)
     check_flag("deterministic", deterministic)
     check_flag("return_attn_probs", return_attn_probs)
-    check_count("sm_margin", sm_margin)
+    margin = check_count("sm_margin", sm_margin)
     sinks = check_sink(sink, sink_layout, q)
     if packed:
         q, k, v = q[None], k[None], v[None]
-    out, lse, _ = attention(q, k, v, sinks, mask, scale, cap, deterministic, sm_margin, return_max_logits=False)
+    out, lse, _ = attention(q, k, v, sinks, mask, scale, cap, deterministic, margin, return_max_logits=False)
     if packed:
         out, lse = out[0], lse[0]
     return (out, lse) if return_attn_probs else out

@@ -53,7 +53,7 @@ class Report:
 
 
 def inspect(compiled: Compiled) -> Report:
-    """The profile of a compiled kernel. Raises RuntimeError without a disassembler."""
+    """The profile of a compiled kernel. Raises Unavailable without a disassembler."""
     functions = sass.parse(sass.disassemble(compiled.cubin))
     return Report(
         registers=compiled.registers,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sysconfig
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-__all__ = ["Block", "Instruction", "Loop", "disassemble", "loops", "parse"]
+from .errors import Unavailable
+from .packages import folders_of
+
+__all__ = ["Block", "Instruction", "Loop", "disassemble", "disassembler", "loops", "parse"]
 
 
 @dataclass(frozen=True)
@@ -75,18 +76,27 @@ class Loop:
         return (i for b in self.blocks if (id(b) in chosen) == common for i in b.instructions)
 
 
-def disassemble(cubin: bytes) -> str:
-    """The text of `nvdisasm -c`, from NVIDIA's wheel or the CUDA toolkit. Raises RuntimeError if there is none."""
-    found = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin/nvdisasm"))
+def disassembler() -> str:
+    """nvdisasm, from NVIDIA's wheel or the CUDA toolkit. Raises Unavailable if there is none."""
+    found = sorted(path for root in folders_of("nvidia") for path in root.glob("cu*/bin/nvdisasm"))
     program = str(found[-1]) if found else shutil.which("nvdisasm")
     if program is None:
-        raise RuntimeError("inspecting machine code needs nvdisasm: pip install nvidia-cuda-nvdisasm")
+        raise Unavailable(
+            "reading machine code needs nvdisasm, which the extra `inspect` of cute-attn brings: "
+            "pip install nvidia-cuda-nvdisasm"
+        )
+    return program
+
+
+def disassemble(cubin: bytes) -> str:
+    """The text of `nvdisasm -c`. Raises Unavailable without a disassembler, or if it refuses the code."""
+    program = disassembler()
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         result = subprocess.run([program, "-c", file.name], capture_output=True, text=True)
     if result.returncode:
-        raise RuntimeError(f"{program} refused the machine code: {result.stderr.strip()}")
+        raise Unavailable(f"{program} refused the machine code: {result.stderr.strip()}")
     return result.stdout
 
 

@@ -30,6 +30,12 @@ def is_polled(r: Reader) -> bool:
     return name == "atom" or (name == "ld" and any(m in modifiers for m in ("acquire", "relaxed", "volatile", "mmio")))
 
 
+def is_published(r: Reader) -> bool:
+    """Stores and atomics that are made for others to poll."""
+    told = not {"release", "acq_rel", "volatile", "mmio"}.isdisjoint(r.modifiers)
+    return told and r.instruction.name in ("st", "red", "atom")
+
+
 def address(r: Reader, operand: Operand) -> tuple[Typed, int]:
     """Base (as unsigned) and byte offset of a memory operand."""
     if not isinstance(operand, Mem):

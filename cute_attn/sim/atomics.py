@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -44,14 +45,14 @@ def apply(
     lanes = address.reshape(-1)
     columns = [np.broadcast_to(v, lanes.shape) for v in values]
     active = np.flatnonzero(where) if where is not None else np.arange(lanes.size)
+    load: Callable
+    store: Callable
     count = 1 if operation == "cas" else len(values)
     old = np.zeros((count, lanes.size), f"u{size}")
     if active.size:
         if space == "global":
-            cta.machine.record_reduction(
-                cta, lanes[active], size * count, floating=kind in FLOATING and operation != "exch"
-            )
-            load, store = cta.machine.memory.load, cta.machine.memory.store
+            memory = cta.machine.memory
+            load, store = functools.partial(memory.load, adds=not returns), memory.store
         elif space in ("shared", "cluster"):
             load, store = _shared(cta, g, space)
         else:
@@ -62,7 +63,7 @@ def apply(
             where_to = lanes[active] + size * element
             old[element, active], changed = _update(load, store, where_to, size, combine, operands)
             if space == "global" and operation == "add" and kind in FLOATING:
-                cta.machine.memory.note_additions(where_to, old[element, active], operands[0], _ELEMENT[kind])
+                memory.note_additions(where_to, old[element, active], operands[0], _ELEMENT[kind])
             cta.machine.progress += changed  # a spin on an atomic that changes nothing is no progress
     shaped = old.reshape(count, *address.shape)
     return (tuple(shaped) if count > 1 else shaped[0]) if returns else None
@@ -87,7 +88,7 @@ def _update(
 
 
 def _shared(cta: LoadStore, g: Group, space: str) -> tuple[Callable, Callable]:
-    warps = g.lanes.warp + 4 * g.wg.index
+    warps = g.lanes.warp + g.wg.number
 
     def load(address: np.ndarray, size: int) -> np.ndarray:
         return cta._words(space, g, address, size)

@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from .errors import OverArrival, TransactionCount
 from .memory import Fault
 
+if TYPE_CHECKING:
+    from .groups import Group
+
 MAX_TRANSACTION = (1 << 20) - 1
+
+
+class Told:
+    """What arrivals at a barrier tell those who pass it, as Order.release gives it."""
+
+    def __init__(self) -> None:
+        self.arriving: np.ndarray | None = None  # in the phase that is under way
+        self.passed: np.ndarray | None = None  # in those that are over
+
+    def tell(self, seen: np.ndarray) -> None:
+        self.arriving = seen if self.arriving is None else np.maximum(self.arriving, seen)
+
+    def complete(self) -> None:
+        """The phase is over: whoever passes the barrier from now on is told."""
+        if self.arriving is not None:
+            self.passed = self.arriving if self.passed is None else np.maximum(self.passed, self.arriving)
+            self.arriving = None
+
+    def to(self, group: Group) -> None:
+        """These warps pass the barrier."""
+        if self.passed is not None:
+            group.cta.cluster.order.acquire(group.numbers, self.passed)
 
 
 @dataclass(eq=False)
@@ -23,6 +50,7 @@ class MBarrier:
     waiters: list[Any] = field(default_factory=list)  # groups of lanes that are blocked on the current phase
     copies: int = 0  # asynchronous copies in flight that will report here
     expecting: tuple[int, tuple[int, ...]] | None = None  # who expected bytes last: instruction, warps
+    told: Told = field(default_factory=Told)
 
     def __post_init__(self) -> None:
         self.pending = self.expected
@@ -70,6 +98,7 @@ class MBarrier:
             what = f"the phase completes while {self.copies} of its copies are in flight: it expects too few bytes"
             raise Fault(TransactionCount, what, self.subject, [str(self)])
         self.phase += 1
+        self.told.complete()
         self.pending = self.expected
         woken, self.waiters = self.waiters, []
         return woken
@@ -84,6 +113,8 @@ class NamedBarrier:
     arrived: int = 0
     waiters: list[Any] = field(default_factory=list)
     everyone: bool = False  # it came without a count: warps that end are not waited for
+    told: Told = field(default_factory=Told)
+    passed: Told = field(default_factory=Told)  # of the last phase alone: others may have met here before
 
     def __str__(self) -> str:
         return f"barrier {self.number}: {self.arrived} of {self.expected} threads"
@@ -108,4 +139,8 @@ class NamedBarrier:
         if self.arrived < self.expected:
             return None
         self.arrived, woken, self.waiters = 0, self.waiters, []
+        self.passed, self.told = self.told, Told()
+        self.passed.complete()
+        for group in woken:
+            self.passed.to(group)
         return woken

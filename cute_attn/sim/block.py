@@ -38,6 +38,7 @@ class Block:
         self.base = rank << RANK_SHIFT
         self.threads_total = launch.block[0] * launch.block[1] * launch.block[2]
         groups = -(-self.threads_total // 128)
+        self.first_warp = 1 + 4 * groups * rank
         self.warpgroups = [
             Warpgroup(
                 self, i, min(128, self.threads_total - 128 * i), program.rows, machine.known_lanes(i), machine.files
@@ -50,7 +51,6 @@ class Block:
         self.ready: list[Group] = []
         self.bulk: dict[tuple[int, int], Any] = {}  # by (warpgroup, lane): bulk copies of that thread
         self.classic: dict[tuple[int, int], Any] = {}  # cp.async of that thread
-        self.releases = np.zeros(64, np.int64)  # by warp: how often it released what it wrote
         self.reductions: dict[tuple[Any, ...], tuple[int, Any]] = {}
         self.cluster_phase: dict[int, int] = {}  # by warp: the cluster barrier's phase in which it arrived
         self.special = self._special()
@@ -58,11 +58,6 @@ class Block:
     def threads_rounded(self) -> int:
         """Threads of the CTA that have not ended, in whole warps."""
         return 32 * sum(bool(live >> shift & WARP) for live in self.live for shift in (0, 32, 64, 96))
-
-    def release(self, g: Group) -> None:
-        """These warps make what they wrote visible to others: a barrier arrival."""
-        for warp in g.warps:
-            self.releases[warp] += 1
 
     def _special(self) -> SimpleNamespace:
         launch, s = self.machine.launch, SimpleNamespace()

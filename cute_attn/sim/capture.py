@@ -62,7 +62,7 @@ def simulate(
         _current.reset(token)
     if call.error is not None:
         raise call.error
-    report = replace(merged(call.reports), unwritten=_left_unwritten(call.buffers))
+    report = replace(merged(_spread(call.reports)), unwritten=_left_unwritten(call.buffers))
     reports = collected.get()
     if reports is not None:
         reports.append(report)
@@ -90,6 +90,19 @@ def _left_unwritten(buffers: Sequence[Buffer]) -> dict[str, int]:
     return {name: count for name, count in left.items() if count}
 
 
+def _spread(reports: Sequence[Report]) -> list[Report]:
+    """The reports of the launches of one call; what a launch wrote that read reduced buffers is reduced."""
+    errors: Counter[str] = Counter()  # of every buffer so far
+    spread = []
+    for report in reports:
+        errors.update(report.rounding)
+        error = float(sum(errors[name] for name in report.loaded))
+        derived = dict.fromkeys(report.stored - report.reduced, error) if errors.keys() & report.loaded else {}
+        errors |= Counter(derived)
+        spread.append(replace(report, reduced=report.reduced | derived.keys(), derived=derived))
+    return spread
+
+
 def merged(reports: Sequence[Report]) -> Report:
     """One report of several launches, or calls."""
     statistics: Counter[str] = Counter()
@@ -103,7 +116,11 @@ def merged(reports: Sequence[Report]) -> Report:
     unwritten: Counter[str] = Counter()
     for report in reports:
         unwritten |= Counter(report.unwritten)
-    return Report(reduced, warnings, dict(statistics), dict(rounding), dict(unwritten))
+    derived: Counter[str] = Counter()
+    for report in reports:
+        derived |= Counter(report.derived)
+    loaded, stored = (frozenset().union(*(getattr(r, x) for r in reports)) for x in ("loaded", "stored"))
+    return Report(reduced, warnings, dict(statistics), dict(rounding), dict(unwritten), dict(derived), loaded, stored)
 
 
 def _on_launch(kernel: bytes, image: int, config_address: int, arguments: Any) -> int:

@@ -9,9 +9,10 @@ import numpy as np
 
 from .addresses import OFFSET_MASK, PARAM_BASE, RANK_SHIFT
 from .errors import CopyInFlight, OutOfBounds, RedundantReduction, UnsupportedDescriptor, UnsupportedInstruction
-from .memory import IN_FLIGHT, Fault
+from .memory import IN_FLIGHT, Fault, granules
 from .node import Node
 from .operands import fetcher, mbarrier_at, node_of, nothing
+from .order import Accessor
 from .ptx import Imm, Mem
 from .template import Reader
 from .tma import Box, Load, SharedSource, Span, Store, TensorMap, decode_map
@@ -136,8 +137,8 @@ def bulk_load(c: CTA, g: Group, node: Node) -> bool:
     columns.append(mask(c, g) if mask else columns[0] * 0)
     columns += [_signed(x(c, g)) for x in coordinates or ()]
     try:
-        for row in _rows(columns):
-            _start_load(c, g, site, row, tensor=coordinates is not None, multicast=mask is not None, space=space)
+        for row, warp in zip(_rows(columns), g.lanes.warp.tolist(), strict=True):
+            _start_load(c, g, site, row, warp, tensor=coordinates is not None, multicast=mask is not None, space=space)
     except Fault as fault:
         c.raise_fault(fault, site, g)
     return True
@@ -148,7 +149,7 @@ def _signed(values: np.ndarray) -> np.ndarray:
 
 
 def _start_load(
-    c: CTA, g: Group, site: int, row: tuple[int, ...], *, tensor: bool, multicast: bool, space: str
+    c: CTA, g: Group, site: int, row: tuple[int, ...], warp: int, *, tensor: bool, multicast: bool, space: str
 ) -> None:
     to, source, barrier, size, mask, *coordinates = row
     what: Any
@@ -163,6 +164,8 @@ def _start_load(
     else:
         what = SharedSource(c.shared, source & OFFSET_MASK, size)
         what.shared.check_range(what.first, what.first + size)
+        own = Accessor(c.cluster.order, [g.wg.number + warp], c.rank)
+        what.shared.check_ordered(granules(what.first, what.first + size), own, "read")
     if size % 16 or size <= 0:
         raise Fault(UnsupportedInstruction, f"a bulk copy of {size} bytes: not a multiple of 16")
     ranks = [i for i in range(16) if mask >> i & 1] if multicast else [to >> RANK_SHIFT]
@@ -173,7 +176,7 @@ def _start_load(
         home = rank if multicast else barrier >> RANK_SHIFT
         targets.append((peer, to & OFFSET_MASK, mbarrier_at(c, home << RANK_SHIFT | offset)[1]))
     label = f"PTX line {c.program.kernel.instructions[site].line}, warp {g.warps[0]}"
-    copy = Load(what, size, swizzle, targets, site, label)
+    copy = Load(what, size, swizzle, targets, site, label, g.wg.number + warp)
     c.machine.start(copy, c, g)
 
 
@@ -194,10 +197,9 @@ def bulk_store(c: CTA, g: Group, node: Node) -> bool:
                 continue
             seen[row] = lane
             store = _make_store(c, g, site, row, operation, kind, tensor=coordinates is not None)
-            store.begin()
+            store.begin(Accessor(c.cluster.order, [g.wg.number + lane // 32], c.rank))
             if operation is not None:
                 _note_reduction(c, g, site, row, store, lane)
-                c.machine.record_reduction(c, np.array([store.target.address()]), 1, floating=_is_floating(store))
             c.bulk.setdefault((g.wg.index, lane), Queue()).open.append(store)
             c.machine.begin_store(store)
     except Fault as fault:
@@ -205,11 +207,6 @@ def bulk_store(c: CTA, g: Group, node: Node) -> bool:
     c.machine.statistics["copies"] += len(seen)
     c.machine.progress += 1
     return True
-
-
-def _is_floating(store: Store) -> bool:
-    kind = store.target.map.type if isinstance(store.target, Box) else store.target.type
-    return kind[0] == "f" or kind == "bf16"
 
 
 def _repeated(c: CTA, g: Group, site: int, row: tuple[int, ...], operation: str | None, lanes: tuple[int, int]) -> None:
@@ -370,7 +367,7 @@ def _classic(program: Program, r: Reader) -> Node:
 
 def classic_copy(c: CTA, g: Group, node: Node) -> bool:
     site, (to, source, size, taken) = node.detail
-    warps = g.lanes.warp + 4 * g.wg.index
+    warps = g.lanes.warp + g.wg.number
     label = f"PTX line {c.program.kernel.instructions[site].line}, warp {g.warps[0]}"
     taken_bytes = taken(c, g) if taken else np.full(g.lanes.count, size)
     copy = Classic(to(c, g) - c.base, source(c, g), size, np.minimum(taken_bytes, size), label, warps)
@@ -411,7 +408,7 @@ def _finish_classic(c: CTA, copy: Classic) -> None:
     except Fault as fault:
         raise fault.with_note(str(copy)) from None
     words = raw.view({4: "u4", 8: "u8", 16: "c16"}[copy.size])[:, 0]
-    c.shared.store(copy.to, copy.size, words, copy.warps, c.releases[copy.warps])
+    c.shared.store(copy.to, copy.size, words, copy.warps, c.cluster.order)
     c.machine.progress += 1
 
 
@@ -452,6 +449,7 @@ def classic_arrive(c: CTA, g: Group, node: Node) -> bool:
             for copy in [x for group in queue.groups for x in group] + queue.open:
                 _finish_classic(c, copy)
             _, barrier = mbarrier_at(c, one)
+            barrier.told.tell(c.cluster.order.release([g.wg.number + lane // 32]))
             if not no_increment:
                 barrier.pending += 1
             woken += barrier.arrive(1)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .addresses import GENERIC_LOCAL, GENERIC_SHARED
+from .barriers import Told
 from .load_store import LoadStore
+from .order import Order
 from .products import Products
 
 if TYPE_CHECKING:
@@ -43,7 +45,9 @@ class CTA(LoadStore, Products):
 class Cluster:
     """CTAs that run together and reach each other's shared memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int, threads: int) -> None:
+        self.order = Order(size, 4 * -(-threads // 128))
+        self.told = Told()  # at its barrier
         self.ctas: list[CTA] = []
         self.phase = 0
         self.arrived: set[tuple[int, int]] = set()  # (rank, warp)

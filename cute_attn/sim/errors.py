@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cute_attn.errors import Unavailable
+
 
 @dataclass(frozen=True)
 class Place:
@@ -61,6 +63,10 @@ class MissingProxyFence(SimError):
     """The async proxy touches shared memory that ordinary stores wrote, with no fence.proxy.async in between."""
 
 
+class MissingBarrier(SimError):
+    """The async proxy touches shared memory that another warp wrote, and no barrier orders the one behind the other."""
+
+
 class TransactionCount(SimError):
     """An mbarrier's transaction bytes do not add up."""
 
@@ -89,5 +95,5 @@ class UnsupportedDescriptor(SimError):
     """A tensor map or matrix descriptor with bits that the simulator does not know."""
 
 
-class UntestedVersion(SimError):
+class UntestedVersion(SimError, Unavailable):
     """A version of the DSL or of PTX that the simulator was not tested with."""

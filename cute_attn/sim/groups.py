@@ -52,6 +52,11 @@ class Group:
         """Numbers of its warps within the CTA."""
         return tuple(4 * self.wg.index + w for w in self.lanes.warp_numbers)
 
+    @property
+    def numbers(self) -> list[int]:
+        """Numbers of its warps in the order of the cluster."""
+        return [self.wg.number + w for w in self.lanes.warp_numbers]
+
     def merges(self, other: Group) -> bool:
         return self.pc == other.pc and self.wg is other.wg and self.join is other.join
 

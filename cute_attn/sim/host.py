@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from cute_attn.backend import backend, current
+from cute_attn.loadable import load_module
 from cute_attn.sim import stub
 from cute_attn.sim.arguments import CudaView
 from cute_attn.sim.capture import collected, simulate
@@ -60,19 +61,17 @@ def run(
     return simulate(function, argument_names(function, args), args, ptx, schedule, fresh)
 
 
-def load(path: Path, name: str) -> Any:
+def load(shared_object: Path | bytes, name: str) -> Any:
     """The function `name` of a shared object that was exported and linked without a runtime, ready for `run`.
+
+    shared_object: its file, or what is in it.
 
     Needs no DSL, only tvm_ffi: `compiled.export_to_c(object_file_path="k.o", function_name=name)`, then
     `cc -shared -o k.so k.o`. The stub stands in for the CUDA runtime.
     """
-    import tvm_ffi
-
     stub.library()  # its symbols must be there before those that need them
-    with tempfile.TemporaryDirectory() as scratch:
-        retargeted = Path(scratch) / "retargeted.so"
-        retargeted.write_bytes(stub.retargeted(Path(path).read_bytes()))
-        return tvm_ffi.load_module(str(retargeted)).get_function(name)
+    code = shared_object if isinstance(shared_object, bytes) else Path(shared_object).read_bytes()
+    return load_module(stub.retargeted(code)).get_function(name)
 
 
 @contextlib.contextmanager
@@ -199,7 +198,7 @@ def _linked(compiled: Any) -> Any:
         from cutlass._mlir._mlir_libs._cutlass_ir._execution_engine import BinaryExecutionEngine
 
         code = _aot_support.export_module_to_bytes(compiled.ir_module, format="o", opt_level=3, enable_pic=True)
-        engine = BinaryExecutionEngine(stub.retargeted(code), [str(stub.path())], True)
+        engine = BinaryExecutionEngine(stub.retargeted(code), [stub.path()], True)
         entry = engine.lookup("__tvm_ffi_" + compiled.function_name)
         linked = tvm_ffi.Function.__from_extern_c__(entry, keep_alive_object=engine)
         compiled._cute_attn_sim_linked = linked

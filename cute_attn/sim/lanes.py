@@ -78,7 +78,9 @@ class Entry:
     b: tuple[int, ...]
     accumulate: bool  # whether the first step adds to what is there
     locks: tuple[int, int] = (0, 0)  # registers of the accumulator and of A, as bits
-    footprints: tuple[Any, ...] = ()
+    b_read: tuple[Any, ...] = ()  # granules of shared memory, as selectors
+    a_read: dict[int, tuple[Any, ...]] = field(default_factory=dict)  # by warp, those of its rows
+    older: tuple[Entry, ...] = ()  # on the same accumulator, not done when this was issued: they run first
     waiting: int = 4  # warps that have not waited for it
     done: bool = False
 
@@ -102,6 +104,7 @@ class Warpgroup:
         self, cta: Any, index: int, lanes: int, rows: Rows, known: dict[int, Lanes], pool: list[dict[str, np.ndarray]]
     ):
         self.cta, self.index, self.lanes = cta, index, lanes
+        self.number = cta.first_warp + 4 * index  # of its first warp in the order of the cluster
         self.everyone = (1 << lanes) - 1
         kinds = {"p": np.bool_, "h": np.uint16, "r": np.uint32, "d": np.uint64}
         self.files = pool.pop() if pool else {k: np.empty((rows.size[k], 128), t) for k, t in kinds.items()}

@@ -57,12 +57,18 @@ class Schedule:
 class Report:
     """What a simulated launch did besides writing its buffers."""
 
-    reduced: frozenset[str] = frozenset()  # buffers that more than one CTA added floating-point numbers into
+    # buffers whose contents depend, within rounding, on an order that the hardware chooses: an element of them received
+    # several floating-point additions, or they were computed from such a buffer (these are in `derived` too)
+    reduced: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
     statistics: dict[str, int] = field(
         default_factory=dict
     )  # counts: ctas, segments, lane_instructions, wgmmas, copies
-    # of each buffer in `reduced`: the largest rounding error of an element, relative to the largest element
+    # of each buffer that was added into: the largest rounding error of an element, relative to the largest element
     rounding: dict[str, float] = field(default_factory=dict)
     # of each buffer with memory that nobody had written before the call: how many bytes of it nobody has written still
     unwritten: dict[str, int] = field(default_factory=dict)
+    # of each buffer that was computed from reduced ones: the rounding errors of these, added up
+    derived: dict[str, float] = field(default_factory=dict)
+    loaded: frozenset[str] = frozenset()  # buffers that were read
+    stored: frozenset[str] = frozenset()  # buffers that were written

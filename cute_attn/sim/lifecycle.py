@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from .copies import finish_stores
 from .cta import CTA, Cluster
 from .errors import AccumulatorInFlight, CopyInFlight, Place, TransactionCount
@@ -14,8 +16,8 @@ class Lifecycle(Machine):
 
     def start_cluster(self) -> None:
         first = self.unstarted.pop()
-        cluster = Cluster()
         cx, cy, cz = self.launch.cluster
+        cluster = Cluster(cx * cy * cz, math.prod(self.launch.block))
         for rank in range(cx * cy * cz):
             index = (first[0] + rank % cx, first[1] + rank // cx % cy, first[2] + rank // (cx * cy))
             cta = CTA(self, cluster, index, rank)

@@ -153,7 +153,7 @@ class LoadStore(Block):
         for i, value in enumerate(values):
             raw[..., i] = value
         address = np.broadcast_to(address, shape)
-        warps = g.lanes.warp + 4 * g.wg.index
+        warps = g.lanes.warp + g.wg.number
         if where is not None:
             if not where.any():
                 return
@@ -170,7 +170,7 @@ class LoadStore(Block):
 
     def _put(self, space: str, g: Group, address: np.ndarray, size: int, words: np.ndarray, warps: np.ndarray) -> None:
         if space == "shared":
-            self.shared.store(address - self.base, size, words, warps, self.releases[warps])
+            self.shared.store(address - self.base, size, words, warps, self.cluster.order)
         elif space == "global":
             self.machine.memory.store(address, size, words)
         elif space == "cluster":
@@ -180,7 +180,7 @@ class LoadStore(Block):
                 who = np.broadcast_to(warps, address.shape)[here]
                 offsets = address[here] & OFFSET_MASK
                 peer = self.peer(rank, int(offsets[0]))
-                peer.shared.store(offsets, size, words[here], who, self.releases[who])
+                peer.shared.store(offsets, size, words[here], who, self.cluster.order)
         elif space == "local":
             local, index = self._local(g, address, size)
             local[index[..., None] + np.arange(size)] = np.ascontiguousarray(words)[..., None].view(np.uint8)
@@ -264,9 +264,9 @@ class LoadStore(Block):
         if transposed:
             halves = np.swapaxes(halves, -1, -2)
         words = np.ascontiguousarray(halves).view(np.complex128)[..., 0]
-        warps = np.asarray(g.lanes.warp_numbers)[:, None, None] + 4 * g.wg.index
+        warps = np.asarray(g.numbers)[:, None, None]
         try:
-            self.shared.store(rows, 16, words, warps, self.releases[warps])
+            self.shared.store(rows, 16, words, warps, self.cluster.order)
         except Fault as fault:
             self.raise_fault(fault, site, g)
         self.machine.progress += 1

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from .batches import Batch
-from .block import Block
 from .cta import CTA, Cluster
 from .errors import Place
 from .groups import WARP, Group
@@ -39,8 +38,6 @@ class Machine:
         self.woken = 0  # groups woken by the operation that runs
         self.statistics = dict.fromkeys(("ctas", "segments", "lane_instructions", "wgmmas", "copies"), 0)
         self.warnings: dict[str, None] = {}
-        self.reducers: dict[str, int] = {}
-        self.reduced: set[str] = set()
 
     def _parameters(self) -> np.ndarray:
         params = list(self.program.kernel.params.values())
@@ -69,17 +66,6 @@ class Machine:
     def warn(self, what: str, place: Place) -> None:
         """Once for each kind and PTX line, whichever warp or CTA."""
         self.warnings[f"{what}; PTX line {place.line}: {place.text}"] = None
-
-    def record_reduction(self, cta: Block, addresses: np.ndarray, size: int, *, floating: bool) -> None:
-        """Notes who adds floating-point numbers to which buffer."""
-        if not floating:
-            return
-        for address in {int(addresses.min()), int(addresses.max())}:
-            index = self.memory.find(address, address + size)
-            if index is not None:
-                name = self.memory.buffers[index].name
-                if self.reducers.setdefault(name, cta.linear) != cta.linear:
-                    self.reduced.add(name)
 
     def runs_wgmma_at_commit(self) -> bool:
         return self.mode == "eager" or (self.mode == "random" and self.random.random() < 0.5)
@@ -121,6 +107,13 @@ class Machine:
         g.polled = mark
         return True
 
+    def wake_pollers(self) -> bool:
+        """Makes those ready whose polls may find something new; whether there are any."""
+        again = [g for g in self.stalled if g.polled[1] != self.progress]
+        self.stalled = [g for g in self.stalled if g.polled[1] == self.progress]
+        self.wake(again)
+        return bool(again)
+
     def wake(self, groups: Sequence[Group]) -> None:
         """Makes groups ready; in a late schedule they run before whoever woke them."""
         for g in groups:
@@ -153,5 +146,6 @@ class Machine:
         if alive <= cluster.arrived:
             cluster.arrived.clear()
             cluster.phase += 1
+            cluster.told.complete()
             woken, cluster.waiters = cluster.waiters, []
             self.wake(woken)

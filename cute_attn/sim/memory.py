@@ -11,6 +11,7 @@ import numpy as np
 from .errors import (
     CopyInFlight,
     Misaligned,
+    MissingBarrier,
     MissingProxyFence,
     OutOfBounds,
     Place,
@@ -19,6 +20,7 @@ from .errors import (
     UninitializedRead,
 )
 from .launch import Buffer
+from .order import NOBODY, Accessor, Order
 from .rounding import Additions
 
 # shadow codes of a byte of shared memory
@@ -43,6 +45,11 @@ class Fault(Exception):
         return self.error(self.what, place, subject=self.subject, notes=self.notes)
 
 
+def granules(first: int, last: int) -> slice:
+    """The granules of 16 bytes that hold these bytes."""
+    return slice(first >> 4, (last + 15) >> 4)
+
+
 def _word_view(array: np.ndarray, size: int) -> np.ndarray:
     return array.view(WORD[size])
 
@@ -50,9 +57,9 @@ def _word_view(array: np.ndarray, size: int) -> np.ndarray:
 class SharedMemory:
     """The shared memory of one CTA, addressed from 0; the kernel's own begins at `start`.
 
-    Shadow: `code` says of each byte whether it was written; `owner` of each 16 bytes which warp (from 1) wrote it with
-    ordinary stores that no proxy fence followed yet; `readers` how many asynchronous reads of it are in flight; `stamp`
-    when it was last written, on this memory's own `clock`.
+    Shadow: `code` says of each byte whether it was written; `writer` of each 16 bytes which warp of the cluster wrote
+    it last with an ordinary store, and `written` when, on that warp's clock (see Order); `readers` how many
+    asynchronous reads of it are in flight; `stamp` when it was last written, on this memory's own `clock`.
     """
 
     def __init__(self, start: int, end: int):
@@ -60,8 +67,8 @@ class SharedMemory:
         self.start, self.end = start, end
         self.data = np.empty(size, np.uint8)
         self.code = np.empty(size, np.uint8)
-        self.owner = np.empty(size // 16, np.int16)
-        self.epoch = np.empty(size // 16, np.int32)  # the writer's count of releases when it wrote
+        self.writer = np.empty(size // 16, np.int16)
+        self.written = np.empty(size // 16, np.int64)
         self.readers = np.empty(size // 16, np.int16)
         self.stamp = np.empty(size // 16, np.int64)
         self.clock = 0
@@ -74,7 +81,8 @@ class SharedMemory:
     def clear(self) -> None:
         self.data.fill(0xFF)
         self.code.fill(UNWRITTEN)
-        self.owner.fill(0)
+        self.writer.fill(NOBODY)
+        self.written.fill(0)
         self.readers.fill(0)
         self.stamp.fill(0)
         self.pending.clear()
@@ -110,8 +118,8 @@ class SharedMemory:
             self._unreadable(offset, size)
         return self.words[size][index]
 
-    def store(self, offset: np.ndarray, size: int, values: np.ndarray, warps: Any, epoch: Any) -> None:
-        """Ordinary stores by `warps` (numbers from 0, one a lane)."""
+    def store(self, offset: np.ndarray, size: int, values: np.ndarray, warps: Any, order: Order) -> None:
+        """Ordinary stores by `warps` of the cluster, one a lane."""
         self.check(offset, size)
         index = offset >> _SHIFT[size]
         granule = offset >> 4
@@ -125,8 +133,8 @@ class SharedMemory:
             self.granule_codes[index] = _WRITTEN[8]
         else:
             self.codes[size][index] = _WRITTEN[size]
-        self.owner[granule] = warps + 1
-        self.epoch[granule] = epoch
+        self.writer[granule] = warps
+        self.written[granule] = order.clock[warps]
         self.clock += 1
         self.stamp[granule] = self.clock
 
@@ -192,41 +200,39 @@ class SharedMemory:
             raise Fault(CopyInFlight, what, f"shared {byte:#x}", self.copies(byte))
 
     def check_readable(self, first: int, last: int) -> None:
-        """Written, and no ordinary store there without a proxy fence."""
+        """Written, and nothing in flight there."""
         code = self.code[first:last]
         if (code != WRITTEN).any():
             raise self.unreadable(first + int(np.flatnonzero(code != WRITTEN)[0]))
-        self.check_fenced(first, last, "read")
 
     def check_granules(self, selector: Any) -> None:
         """The same for granules of 16 bytes: a slice or an array of their numbers."""
-        if (self.granule_codes[selector] != _WRITTEN[8]).any() or self.owner[selector].any():
-            numbers = np.arange(self.owner.size)[selector]
-            for number in numbers.tolist():
+        if (self.granule_codes[selector] != _WRITTEN[8]).any():
+            for number in np.arange(self.writer.size)[selector].tolist():
                 self.check_readable(16 * number, 16 * number + 16)
 
-    def check_fenced(self, first: int, last: int, verb: str) -> None:
-        owner = self.owner[first >> 4 : (last + 15) >> 4]
-        if owner.any():
-            at = int(np.flatnonzero(owner)[0])
-            byte = (first & ~15) + 16 * at
-            what = (
-                f"asynchronous {verb} of shared address {byte:#x}, written by ordinary stores of warp {owner[at] - 1} "
-            )
-            raise Fault(MissingProxyFence, what + "with no fence.proxy.async since", f"shared {byte:#x}")
-
-    def fence(self, warps: Sequence[int], releases: np.ndarray) -> None:
-        """fence.proxy.async by `warps`: orders their own stores, and those that other warps have released since."""
-        dirty = np.flatnonzero(self.owner)
-        if dirty.size:
-            writer = self.owner[dirty] - 1
-            ordered = np.isin(writer, warps) | (self.epoch[dirty] < releases[writer])
-            self.owner[dirty[ordered]] = 0
+    def check_ordered(self, selector: Any, accessor: Accessor, verb: str) -> None:
+        """Whether asynchronous accesses that start now are ordered behind all ordinary stores to these granules."""
+        writer = self.writer[selector]
+        if not writer.any():
+            return
+        late = self.written[selector] > accessor.newest[writer]
+        if late.any():
+            at = int(late.argmax())
+            number = int(np.arange(self.writer.size)[selector].reshape(-1)[at])
+            store, when = int(writer.flat[at]), int(self.written[number])
+            what = f"asynchronous {verb} of shared address {16 * number:#x}, written by ordinary stores of "
+            what += accessor.order.name(store)
+            others = accessor.unordered(store, when)
+            if others:
+                what += f": no barrier orders {', '.join(others)} behind them"
+                raise Fault(MissingBarrier, what, f"shared {16 * number:#x}")
+            raise Fault(MissingProxyFence, f"{what} with no fence.proxy.async since", f"shared {16 * number:#x}")
 
     def mark_written(self, first: int, last: int) -> None:
         """The async proxy wrote these bytes."""
         self.code[first:last] = WRITTEN
-        self.owner[first >> 4 : (last + 15) >> 4] = 0
+        self.writer[first >> 4 : (last + 15) >> 4] = NOBODY
         self.clock += 1
         self.stamp[first >> 4 : (last + 15) >> 4] = self.clock
 
@@ -245,6 +251,8 @@ class GlobalMemory:
         self.views: dict[tuple[int, int], np.ndarray | None] = {}
         self.shadows: dict[tuple[int, int], np.ndarray] = {}
         self.additions: dict[int, Additions] = {}  # by buffer, for those that receive floating-point additions
+        self.loaded: set[int] = set()  # buffers whose contents somebody read
+        self.stored: set[int] = set()
         self.last = 0
 
     def note_additions(self, address: np.ndarray, old: np.ndarray, new: np.ndarray, kind: str) -> None:
@@ -324,10 +332,13 @@ class GlobalMemory:
         what = f"{reader} byte {offset} of {b.name} that nobody wrote"
         return Fault(UninitializedRead, what, f"global {b.address + offset:#x}")
 
-    def load(self, address: np.ndarray, size: int) -> np.ndarray:
+    def load(self, address: np.ndarray, size: int, *, adds: bool = False) -> np.ndarray:
+        """Words of `size` bytes; `adds`: only to be added to."""
         index, offset = self.locate(address, size)
         if index < 0:
             return self._apart(address, size, None)
+        if not adds:
+            self.loaded.add(index)
         b = self.buffers[index]
         if b.unwritten is not None:
             shadow, where = self._shadow(b.unwritten, index, offset, size)
@@ -346,6 +357,7 @@ class GlobalMemory:
         if index < 0:
             self._apart(address, size, values)
             return
+        self.stored.add(index)
         b = self.buffers[index]
         if b.unwritten is not None:
             shadow, where = self._shadow(b.unwritten, index, offset, size)
@@ -365,6 +377,7 @@ class GlobalMemory:
         index = self.find(first, last)
         if index is None:
             raise self.outside(first, last)
+        (self.stored if writes else self.loaded).add(index)
         b = self.buffers[index]
         offset = first - b.address
         view = np.ndarray(shape, f"u{element}", b.data, offset, strides)

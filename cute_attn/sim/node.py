@@ -27,6 +27,7 @@ class Node:
     weight: int = 0
     warpgroup: bool = False  # has wgmmas: four warps together
     polls: bool = False  # re-reads what others may change
+    publishes: bool = False  # tells those who poll
     # branches
     target: int = -1
     row: int = -1

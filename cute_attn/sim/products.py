@@ -1,4 +1,8 @@
-"""Matrix multiplies of a CTA's warpgroups: queued when issued, run at commit or when waited for, retired in order."""
+"""Matrix multiplies of a CTA's warpgroups: queued when issued, run at commit or when waited for, retired in order.
+
+Every warp issues its own part: its 16 rows of A and of the accumulator, times all of B. The four come by together, but
+nothing that one of them wrote is ordered by that before the part of another.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,10 @@ import numpy as np
 from . import wgmma
 from .block import Block
 from .errors import AccumulatorInFlight, SharedMemoryExceeded, UnsupportedDescriptor
-from .lanes import Entry, Warpgroup
+from .lanes import Entry, Warpgroup, WarpState
 from .memory import Fault
+from .order import Accessor
+from .wgmma import Footprint
 
 if TYPE_CHECKING:
     from .groups import Group
@@ -32,12 +38,13 @@ class Products(Block):
                 if (state.dirty | writes) & lock:
                     what = "wgmma uses registers that were written since the last wgmma.fence"
                     self.fail(AccumulatorInFlight, what, entry.sites[0], g)
+                self._check_registers(state, entry, g)
                 state.open.append(entry)
                 state.accumulators |= entry.locks[0]
                 state.fragments |= entry.locks[1]
             entry.waiting = len(states)
             try:
-                self._note_operands(entry)
+                self._note_operands(entry, g)
             except Fault as fault:
                 self.raise_fault(fault, entry.sites[0], g)
         self.machine.statistics["wgmmas"] += len(sites)
@@ -66,31 +73,56 @@ class Products(Block):
             entry.locks = (entry.locks[0] | tile.accumulator_lock, entry.locks[1] | tile.fragment_lock)
         return entries
 
-    def _note_operands(self, entry: Entry) -> None:
-        """Marks the shared memory that the products read, until they are waited for."""
+    def _check_registers(self, state: WarpState, entry: Entry, g: Group) -> None:
+        """Products of one shape on one accumulator run in order; other registers in flight must be waited for."""
+        site = entry.sites[0]
+        if state.accumulators & entry.locks[1]:
+            self.fail(AccumulatorInFlight, "wgmma reads, as A, registers that a wgmma in flight writes", site, g)
+        if state.fragments & entry.locks[0]:
+            self.fail(AccumulatorInFlight, "wgmma writes registers that a wgmma in flight reads as A", site, g)
+        if not state.accumulators & entry.locks[0]:
+            return
         tile = entry.tiles[0]
+        for other in [*(e for group in state.committed for e in group), *state.open]:
+            if other.locks[0] & entry.locks[0]:
+                if (other.tiles[0].accumulator, other.tiles[0].k) != (tile.accumulator, tile.k):
+                    what = "wgmma shares accumulator registers with one of another shape that is in flight"
+                    self.fail(AccumulatorInFlight, what, site, g)
+                if not other.done and other not in entry.older:
+                    entry.older += (other,)
+
+    def _note_operands(self, entry: Entry, g: Group) -> None:
+        """Marks the shared memory that the products read, until they are waited for."""
+        tile, order = entry.tiles[0], self.cluster.order
         try:
-            prints = [wgmma.footprint(entry.b, tile.n, tile.majors[1], tile.types[1])]
-            if entry.a:
-                prints.append(wgmma.footprint(entry.a, 64, tile.majors[0], tile.types[0]))
+            b = wgmma.footprint(entry.b, tile.n, tile.majors[1], tile.types[1])
+            warps = g.lanes.warp_numbers if entry.a else ()
+            a = {w: wgmma.footprint(entry.a, 64, tile.majors[0], tile.types[0], w) for w in warps}
         except wgmma.BadDescriptor as error:
             raise Fault(UnsupportedDescriptor, str(error)) from None
-        for first, last, selectors in prints:
-            if first * 16 < self.shared.start or last * 16 > self.shared.end:
-                what = f"a wgmma operand covers shared {first * 16:#x} to {last * 16:#x}"
-                limits = f"; shared memory is {self.shared.start:#x} to {self.shared.end:#x}"
-                raise Fault(SharedMemoryExceeded, what + limits, f"shared {last * 16:#x}")
-            for selector in selectors:
-                if self.machine.mode != "eager":  # there the products run at once, and check then
-                    self.shared.check_granules(selector)
-                self.shared.readers[selector] += 1
-        entry.footprints = tuple(prints)
+        self._note(b, Accessor(order, g.numbers, self.rank))
+        for warp, rows in a.items():
+            self._note(rows, Accessor(order, [g.wg.number + warp], self.rank))
+        entry.b_read, entry.a_read = b.selectors, {warp: rows.selectors for warp, rows in a.items()}
+
+    def _note(self, operand: Footprint, accessor: Accessor) -> None:
+        first, last, selectors = operand
+        if first * 16 < self.shared.start or last * 16 > self.shared.end:
+            what = f"a wgmma operand covers shared {first * 16:#x} to {last * 16:#x}"
+            limits = f"; shared memory is {self.shared.start:#x} to {self.shared.end:#x}"
+            raise Fault(SharedMemoryExceeded, what + limits, f"shared {last * 16:#x}")
+        for selector in selectors:
+            if self.machine.mode != "eager":  # there the products run at once, and check then
+                self.shared.check_granules(selector)
+            self.shared.check_ordered(selector, accessor, "read")
+            self.shared.readers[selector] += 1
 
     def execute_wgmmas(self, g: Group, entries: list[Entry]) -> None:
-        """Runs those not yet done."""
+        """Runs those not yet done, each behind the older ones on its accumulator."""
         for entry in entries:
             if not entry.done:
-                entry.done = True
+                self.execute_wgmmas(g, [older for older in entry.older if not older.done])
+                entry.done, entry.older = True, ()
                 try:
                     self._multiply(g.wg, entry)
                 except Fault as fault:
@@ -98,9 +130,8 @@ class Products(Block):
 
     def _multiply(self, wg: Warpgroup, entry: Entry) -> None:
         tile = entry.tiles[0]
-        for _, _, selectors in entry.footprints:
-            for selector in selectors:
-                self.shared.check_granules(selector)
+        for selector in (*entry.b_read, *(s for rows in entry.a_read.values() for s in rows)):
+            self.shared.check_granules(selector)
         if tile.fragment:
             rows = np.concatenate([t.fragment_rows for t in entry.tiles])
             a = wgmma.fragment_matrix(wg.files["r"][rows], tile.types[0])
@@ -134,10 +165,9 @@ class Products(Block):
                 self.execute_wgmmas(g, entries)
                 for entry in entries:
                     entry.waiting -= 1
-                    if entry.waiting == 0:
-                        for _, _, selectors in entry.footprints:
-                            for selector in selectors:
-                                self.shared.readers[selector] -= 1
+                    done = entry.a_read.get(warp, ()) if entry.waiting else (*entry.a_read.get(warp, ()), *entry.b_read)
+                    for selector in done:
+                        self.shared.readers[selector] -= 1
             state.accumulators = state.fragments = 0
             for entry in [e for group in state.committed for e in group] + state.open:
                 state.accumulators |= entry.locks[0]

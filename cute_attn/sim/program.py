@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +13,8 @@ from .node import BRANCH, EXIT, SEGMENT, SYSTEM, Node
 from .ptx import Instruction, Kernel, Reg, Sym, parse
 from .segment import Emitter, Rows, registers_read, registers_written, stack
 from .template import Reader, Template
+
+NEAR = 24  # nodes among which a loop that polls must close
 
 
 class Program:
@@ -111,9 +114,10 @@ class Program:
                 starts[index] = len(self.nodes)
             run.append(template)
             pending |= {*template.accumulator, *template.fragment}
-            if polls:
+            publishes = access.is_published(reader)
+            if polls or publishes:
                 flush()
-                self.nodes[-1].polls = True
+                self.nodes[-1].polls, self.nodes[-1].publishes = polls, publishes
         flush()
         end = Instruction(instructions[-1].line if instructions else 0, "", "ret", (), ())
         starts[len(instructions)] = len(self.nodes)
@@ -240,31 +244,58 @@ class Program:
     def _find_spins(self) -> None:
         """Which tests, when they fail, only lead back to themselves: those may as well wait."""
         for index, node in enumerate(self.nodes):
-            if node.polls or (node.kind == SYSTEM and node.operation is system.try_wait):
-                node.spins = self._returns(index)
+            if node.polls:
+                node.spins = self._may_return(index)
+            elif node.kind == SYSTEM and node.operation is system.try_wait:
+                returns = self._fails_back(index, node.detail[1][0])
+                node.spins = self._may_return(index) if returns is None else returns
 
-    def _returns(self, start: int) -> bool:
+    def _fails_back(self, start: int, row: int) -> bool | None:
+        """Whether a test that left false in a predicate leads back to itself in any case; None if no branch is on it.
+
+        The way that it takes when it succeeds is not looked at, however long it is and wherever it leads.
+        """
         seen: set[int] = set()
-        work, returns = [self.nodes[start].next], False
-        budget = 24
+        work, tested = [self.nodes[start].next], False
         while work:
             index = work.pop()
-            if index == start:
-                returns = True
-                continue
-            if index in seen:
+            if index == start or index in seen:
                 continue
             seen.add(index)
-            budget -= 1
             node = self.nodes[index]
-            if budget < 0:
-                break
-            if node.kind == SEGMENT and any(t.statement for t in node.detail):
-                continue
-            if node.kind in (SYSTEM, EXIT) and node.operation not in (system.try_wait, system.nothing):
-                continue
-            work.extend(self.successors(index))
-        return returns
+            if node.kind == BRANCH and node.row == row:
+                work.append(node.target if node.negated else node.next)
+                tested = True
+            elif self._is_idle(node) and not (node.kind == SEGMENT and self._writes(node, row)):
+                work.extend(self.successors(index))
+            elif node.operation is not system.trap:
+                return False if tested else None
+        return True if tested else None
+
+    def _writes(self, node: Node, row: int) -> bool:
+        written = (r for t in node.detail for r in registers_written(t))
+        return any(r.kind == "p" and self.rows.row.get(r) == row for r in written)
+
+    @staticmethod
+    def _is_idle(node: Node) -> bool:
+        """Whether a node changes nothing but registers."""
+        if node.kind == SEGMENT:
+            return not any(t.statement for t in node.detail)
+        return node.kind == BRANCH or (node.kind == SYSTEM and node.operation in (system.try_wait, system.nothing))
+
+    def _may_return(self, start: int) -> bool:
+        """Whether there is a short way back that changes nothing but registers; nearest nodes first."""
+        seen: set[int] = set()
+        work = deque([self.nodes[start].next])
+        while work and len(seen) < NEAR:
+            index = work.popleft()
+            if index == start:
+                return True
+            if index not in seen:
+                seen.add(index)
+                if self._is_idle(self.nodes[index]):
+                    work.extend(self.successors(index))
+        return False
 
     # ------------------------------------------------------------------ registers and code
 

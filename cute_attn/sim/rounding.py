@@ -28,13 +28,16 @@ class Additions:
     def __init__(self, size: int, kind: str):
         self.kind = kind
         self.errors = np.zeros(size)  # at each element's first byte
+        self.several = False  # whether an element received more than one: their order then matters
 
     def note(self, offset: np.ndarray, old: np.ndarray, new: np.ndarray) -> None:
         """Bits `new` are added to bits `old` at these bytes; the same byte may come several times."""
         result = magnitude(old, self.kind) + magnitude(new, self.kind)
         if result.ndim > offset.ndim:
             result = result.max(-1)
-        np.add.at(self.errors, offset.reshape(-1), UNIT[self.kind] * result.reshape(-1).astype(np.float64))
+        where = offset.reshape(-1)
+        self.several = self.several or bool(self.errors[where].any()) or np.unique(where).size < where.size
+        np.add.at(self.errors, where, UNIT[self.kind] * result.reshape(-1).astype(np.float64))
 
     def bound(self, data: np.ndarray) -> float:
         """The largest error of an element, relative to the largest element that the buffer holds in the end."""

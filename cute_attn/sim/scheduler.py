@@ -31,9 +31,12 @@ class Scheduler(Flow):
                 self._unblock()
 
     def report(self) -> Report:
-        noted = [(self.memory.buffers[i], additions) for i, additions in self.memory.additions.items()]
-        rounding = {b.name: additions.bound(b.data) for b, additions in noted if b.name in self.reduced}
-        return Report(frozenset(self.reduced), tuple(self.warnings), dict(self.statistics), rounding)
+        buffers = self.memory.buffers
+        noted = [(buffers[i], additions) for i, additions in self.memory.additions.items() if additions.several]
+        rounding = {b.name: additions.bound(b.data) for b, additions in noted}
+        loaded, stored = (frozenset(buffers[i].name for i in x) for x in (self.memory.loaded, self.memory.stored))
+        warnings, statistics = tuple(self.warnings), dict(self.statistics)
+        return Report(frozenset(rounding), warnings, statistics, rounding, loaded=loaded, stored=stored)
 
     def _pick(self) -> Group | None:
         """The next group to run, taken off its CTA's list and merged with others at the same place."""
@@ -110,6 +113,10 @@ class Scheduler(Flow):
                 g.deferred = False
                 self._run_segment(g, node)
                 g.pc = node.next
+                if node.publishes and self._polled_now():
+                    ready.append(g)
+                    self.wake_pollers()
+                    return
             elif node.kind == BRANCH:
                 if not self._branch(g, node):
                     return
@@ -137,12 +144,16 @@ class Scheduler(Flow):
                         ready.append(g)
                         return
 
+    def _polled_now(self) -> bool:
+        """Whether those who poll look at once: first of all in a late schedule, sometimes in a random one."""
+        return bool(self.stalled) and (self.mode == "late" or (self.mode == "random" and self.random.random() < 0.5))
+
     def _defers(self, g: Group) -> bool:
         """Whether a warp waits, for speed, until others of its warpgroup reach the same long segment."""
         return g.mask != g.wg.everyone & g.cta.live[g.wg.index] and self.random.random() < 0.75
 
     def _gather(self, g: Group, ready: list[Group]) -> bool:
-        """wgmma needs the whole warpgroup: waits until the four warps are at the same instruction."""
+        """wgmma needs the whole warpgroup: waits until the four warps are there, which orders no memory among them."""
         waiting = g.wg.gathering
         waiting.append(g)
         here = [x for x in waiting if x.pc == g.pc]
@@ -169,6 +180,8 @@ class Scheduler(Flow):
             views, written = wg.gathered(g.mask, node.groups, self.program.rows)
             function(views, g.cta, g)
             wg.put_back(views, written)
+        if node.polls and "global" not in node.instruction.modifiers:  # a flag in shared memory may tell anything
+            g.cta.cluster.order.acquire_all(g.numbers)
         self.statistics["segments"] += 1
         self.statistics["lane_instructions"] += node.weight * g.lanes.count
 
@@ -198,11 +211,9 @@ class Scheduler(Flow):
 
     def _unblock(self) -> None:
         """Polls again after progress, delivers a copy, starts a cluster, or reports that nothing can go on."""
-        again = [g for g in self.stalled if g.polled[1] != self.progress]
-        if again:
-            self.stalled = [g for g in self.stalled if g.polled[1] == self.progress]
-            self.wake(again)
-        elif self.pending:
+        if self.wake_pollers():
+            return
+        if self.pending:
             needed = [i for i, copy in enumerate(self.pending) if copy.needed()]
             choices = needed or range(len(self.pending))
             self._deliver(self.random.choice(list(choices)) if self.mode == "random" else choices[-1])

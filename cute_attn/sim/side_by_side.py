@@ -57,9 +57,9 @@ class NotedMemory(GlobalMemory):
         blank = lambda b: b._replace(data=np.zeros(b.data.size, np.uint8), unwritten=None)  # noqa: E731
         self.read, self.written = (GlobalMemory([blank(b) for b in self.buffers]) for _ in range(2))
 
-    def load(self, address: np.ndarray, size: int) -> np.ndarray:
+    def load(self, address: np.ndarray, size: int, *, adds: bool = False) -> np.ndarray:
         self.read.store(address, size, _ONES[size])
-        return super().load(address, size)
+        return super().load(address, size, adds=adds)
 
     def store(self, address: np.ndarray, size: int, values: np.ndarray) -> None:
         self.written.store(address, size, _ONES[size])
@@ -176,7 +176,11 @@ def _merge(scheduler: Scheduler, outcomes: Sequence[Outcome | None]) -> None:
     warned: list[tuple[int, str]] = []
     for outcome in outcomes:
         assert outcome is not None
-        for buffer, changes in zip(scheduler.memory.buffers, outcome.changes, strict=True):
+        for index, (buffer, changes) in enumerate(zip(scheduler.memory.buffers, outcome.changes, strict=True)):
+            if changes.read.any():
+                scheduler.memory.loaded.add(index)
+            if changes.written.any():
+                scheduler.memory.stored.add(index)
             written = np.unpackbits(changes.written, count=buffer.data.size).view(bool)
             buffer.data[written] = changes.values
             if buffer.unwritten is not None:

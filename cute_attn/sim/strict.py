@@ -40,8 +40,9 @@ def strict(
 
     Raises:
         ScheduleDependence: a tensor differs between two schedules in any bit; or, if it received floating-point
-            reductions from several CTAs and the function does not claim to be deterministic, by more than another order
-            of summation explains. In Python code every floating-point tensor counts as reduced if any was.
+            additions in an order that the hardware chooses, or was computed from what did, and the function does not
+            claim to be deterministic, by more than another order of summation and one more rounding explain. In Python
+            code every floating-point tensor counts as computed from reduced ones if there were any.
         SimError: whatever a run finds.
         ValueError: fresh tensors for Python code, whose own are found by themselves.
     """
@@ -68,6 +69,8 @@ def strict(
             allowed = 0.0
             if not deterministic and is_kernel:
                 allowed = _rounding(report, name) + _rounding(other, name)
+                if any(name in names.split("+") for names in (*report.derived, *other.derived)):
+                    allowed += _unit(value)
             elif not deterministic and report.reduced:  # what Python code made of reduced buffers, rounded once more
                 allowed = sum(report.rounding.values()) + sum(other.rounding.values()) + _unit(value)
             _compare(name, expected[name], value, schedule, allowed)
@@ -78,7 +81,8 @@ def strict(
 
 def _rounding(report: Report, tensor: str) -> float:
     """Of the buffer that holds a tensor: tensors that share memory make up one, named "k+v"."""
-    return max((error for names, error in report.rounding.items() if tensor in names.split("+")), default=0.0)
+    errors = (*report.rounding.items(), *report.derived.items())
+    return max((error for names, error in errors if tensor in names.split("+")), default=0.0)
 
 
 def _unit(value: torch.Tensor) -> float:

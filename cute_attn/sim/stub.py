@@ -1,9 +1,11 @@
 """Builds and loads the C stub that replaces the CUDA runtime under compiled host code.
 
 The stub is compiled once with the system's C compiler into the user's cache directory, under a name that holds the hash
-of its source, and found there ever after.
+of its source, and found there ever after. It is loaded from memory, whatever that directory allows.
 """
 
+import atexit
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -11,9 +13,12 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
-from ..directories import cache_directory
+from ..directories import cache_directory, warn_unusable
+from ..errors import Unavailable
+from ..loadable import loadable
 
 # What host code compiled by the DSL needs of its runtime.
 SYMBOLS = (
@@ -58,40 +63,79 @@ class LaunchAttribute(ctypes.Structure):
     _fields_ = (("id", ctypes.c_int32), ("padding", ctypes.c_int32), ("value", ctypes.c_int32 * 16))
 
 
-def path() -> Path:
-    """The stub as a shared library; compiled on first use.
+def code() -> bytes:
+    """The stub as a shared object: from the cache, else compiled, and kept there; a warning says if it cannot be.
 
     Raises:
-        RuntimeError: there is no C compiler, or it refused the source; the message says what to do.
+        Unavailable: there is no C compiler, or it refused the source; the message says what to do.
     """
+    try:
+        return _kept_at().read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        built = _compiled()
+    except OSError as error:
+        warn_unusable(error)
+        return _compiled()
+    try:
+        _keep(built, _kept_at())
+    except OSError as error:
+        warn_unusable(error)
+    return built
+
+
+def _kept_at() -> Path:
     key = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
-    target = cache_directory() / "sim" / f"stub-{key}.so"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            built = Path(scratch) / target.name
-            _compile(built)
-            os.replace(built, target)  # atomic: whoever comes second replaces a file by its equal
-    return target
+    return cache_directory() / "sim" / f"stub-{key}.so"
+
+
+def _keep(built: bytes, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        whole = Path(scratch) / target.name
+        whole.write_bytes(built)
+        os.replace(whole, target)  # atomic: whoever comes second replaces a file by its equal
+
+
+def _compiled() -> bytes:
+    with tempfile.TemporaryDirectory() as scratch:
+        built = Path(scratch) / "stub.so"
+        _compile(built)
+        return built.read_bytes()
 
 
 def _compile(built: Path) -> None:
     compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        raise RuntimeError(
+        raise Unavailable(
             "cute_attn.sim needs a C compiler once, to build its launch stub, and found none of $CC, cc, gcc, clang: "
             "install one (apt install gcc, dnf install gcc, apk add gcc musl-dev) or name it in the CC variable"
         )
     command = [compiler, *FLAGS, "-o", str(built), str(SOURCE)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
-        raise RuntimeError(f"cute_attn.sim could not build its launch stub with {' '.join(command)}:\n{result.stderr}")
+        raise Unavailable(f"cute_attn.sim could not build its launch stub with {' '.join(command)}:\n{result.stderr}")
+
+
+_open = contextlib.ExitStack()
+_opening = threading.Lock()  # a second copy of the stub would have launches of its own
+atexit.register(_open.close)
+
+
+def path() -> str:
+    """Where this process can load the stub as long as it lives; always the same place. Raises as `code` does."""
+    with _opening:
+        return _path()
+
+
+@functools.cache
+def _path() -> str:
+    return _open.enter_context(loadable(code()))
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
     """The loaded stub. Its symbols are global, so that retargeted shared objects find them."""
-    loaded = ctypes.CDLL(str(path()), mode=ctypes.RTLD_GLOBAL)
+    loaded = ctypes.CDLL(path(), mode=ctypes.RTLD_GLOBAL)
     loaded.cute_attn_stub_on_launch.argtypes = [LaunchCallback]
     loaded.cute_attn_stub_on_launch.restype = None
     return loaded

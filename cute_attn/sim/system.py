@@ -95,7 +95,7 @@ def barrier_sync(c: CTA, g: Group, node: Node) -> bool:
         return False
     barrier = c.barriers[operands[0]]
     barrier.everyone = node.detail[1][1] is None
-    c.release(g)
+    barrier.told.tell(c.cluster.order.release(g.numbers))
     g.pc = node.next  # it goes on behind the barrier when it is woken
     try:
         woken = barrier.arrive(32 * g.lanes.warps, operands[1])
@@ -106,6 +106,7 @@ def barrier_sync(c: CTA, g: Group, node: Node) -> bool:
         g.waits = (barrier, node)
         barrier.waiters.append(g)
     else:
+        barrier.passed.to(g)
         c.machine.wake([*woken, g])
     return False
 
@@ -114,9 +115,10 @@ def barrier_arrive(c: CTA, g: Group, node: Node) -> bool:
     operands = _barrier_operands(c, g, node)
     if operands is None:
         return False
-    c.release(g)
+    barrier = c.barriers[operands[0]]
+    barrier.told.tell(c.cluster.order.release(g.numbers))
     try:
-        woken = c.barriers[operands[0]].arrive(32 * g.lanes.warps, operands[1])
+        woken = barrier.arrive(32 * g.lanes.warps, operands[1])
     except Fault as fault:
         c.raise_fault(fault, node.detail[0], g)
     c.machine.progress += 1
@@ -137,9 +139,9 @@ def _cluster_barrier(program: Program, r: Reader) -> Node:
 
 def cluster_arrive(c: CTA, g: Group, node: Node) -> bool:
     site, relaxed = node.detail
-    if not relaxed:
-        c.release(g)
     cluster = c.cluster
+    if not relaxed:
+        cluster.told.tell(cluster.order.release(g.numbers))
     for warp in g.warps:
         if (c.rank, warp) in cluster.arrived:
             c.fail(OverArrival, "a warp arrives twice at the cluster barrier in one phase", site, g, "cluster barrier")
@@ -156,6 +158,7 @@ def cluster_wait(c: CTA, g: Group, node: Node) -> bool:
     if None in phases:
         c.fail(Deadlock, "barrier.cluster.wait without an arrive", site, g, "cluster barrier")
     if all(p is not None and p < c.cluster.phase for p in phases):
+        c.cluster.told.to(g)
         return True
     g.waits = ("the cluster barrier", node)
     c.cluster.waiters.append(g)
@@ -171,14 +174,15 @@ def _mbarrier(program: Program, r: Reader) -> Node:
     parity = r.flag("parity")
     r.take("shared", "shared::cta", "shared::cluster")
     r.need("b64") if "b64" in r.modifiers else None
-    r.done("release", "acquire", "relaxed", "cta", "cluster")
+    relaxed = r.flag("relaxed")
+    r.done("release", "acquire", "cta", "cluster")
     operands = list(r.operands)
     if action in ("test_wait", "try_wait"):
         result = operands[0]
         if not isinstance(result, Reg):
             raise r.fail("the result")
         tested = [fetcher(program, r, o) for o in operands[1:3]]
-        detail = (program.rows.of(result), *tested, parity)
+        detail = (program.rows.of(result), *tested, parity, relaxed)
         return node_of(program, r, try_wait, detail)
     token = None
     if action in ("arrive", "arrive_drop") and not isinstance(operands[0], Mem):
@@ -192,7 +196,7 @@ def _mbarrier(program: Program, r: Reader) -> Node:
         return node_of(program, r, mbarrier_inval, address)
     if action in ("arrive_drop", "complete_tx"):
         raise r.fail("this operation")
-    return node_of(program, r, mbarrier_arrive, (address, value, token, "bytes" if expects else action))
+    return node_of(program, r, mbarrier_arrive, (address, value, token, "bytes" if expects else action, relaxed))
 
 
 def mbarrier_init(c: CTA, g: Group, node: Node) -> bool:
@@ -227,16 +231,16 @@ def mbarrier_inval(c: CTA, g: Group, node: Node) -> bool:
 
 
 def mbarrier_arrive(c: CTA, g: Group, node: Node) -> bool:
-    site, (address, value, token, action) = node.detail
+    site, (address, value, token, action, relaxed) = node.detail
     where = address(c, g)
     numbers = np.broadcast_to(value(c, g), where.shape) if value is not None else np.ones(where.shape, np.int64)
     woken: list[Any] = []
-    if action != "expect_tx":
-        c.release(g)
     try:
         for one in np.unique(where).tolist():
-            peer, barrier = mbarrier_at(c, one)
+            _, barrier = mbarrier_at(c, one)
             here = where == one
+            if action != "expect_tx" and not relaxed:
+                barrier.told.tell(c.cluster.order.release(_numbers(g, here)))
             lanes, total = int(np.count_nonzero(here)), int(numbers[here].sum())
             if action in ("bytes", "expect_tx"):
                 barrier.expecting = (site, g.warps)
@@ -248,7 +252,6 @@ def mbarrier_arrive(c: CTA, g: Group, node: Node) -> bool:
                 woken += barrier.arrive(lanes, total)
             else:
                 woken += barrier.arrive(total)
-            del peer
     except Fault as fault:
         c.raise_fault(fault, site, g)
     c.machine.progress += 1
@@ -257,16 +260,21 @@ def mbarrier_arrive(c: CTA, g: Group, node: Node) -> bool:
     return True
 
 
+def _numbers(g: Group, here: np.ndarray) -> list[int]:
+    """The warps of a group that have lanes here, numbered through the cluster."""
+    return g.numbers if here.all() else sorted({g.wg.number + w for w in g.lanes.warp[here].tolist()})
+
+
 def try_wait(c: CTA, g: Group, node: Node) -> bool:
     """Waits if it is the test of a spin; elsewhere it is a look, which may say no too early in hostile schedules."""
-    site, (row, address, phase, parity) = node.detail
+    site, (row, address, phase, parity, relaxed) = node.detail
     where, wanted = address(c, g), phase(c, g)
     one, target = uniform(where), uniform(wanted)
     try:
         if one is not None and target is not None:
-            _, barrier = mbarrier_at(c, one)
-            done: Any = _passed(barrier, target, parity)
-            first_waiting = None if done else barrier
+            barriers = [mbarrier_at(c, one)[1]]
+            done: Any = _passed(barriers[0], target, parity)
+            first_waiting = None if done else barriers[0]
         else:
             barriers = [mbarrier_at(c, a)[1] for a in where.tolist()]
             done = np.array([_passed(b, t, parity) for b, t in zip(barriers, wanted.tolist(), strict=True)])
@@ -282,6 +290,9 @@ def try_wait(c: CTA, g: Group, node: Node) -> bool:
         return False
     if first_waiting is None and not node.spins and c.machine.look_away(g):
         done = False
+    if first_waiting is None and not relaxed:
+        for barrier in set(barriers):
+            barrier.told.to(g)
     g.wg.files["p"][row][g.lanes.index] = done
     if first_waiting is not None and not c.machine.poll(g):
         return False
@@ -316,8 +327,9 @@ def _fence(program: Program, r: Reader) -> Node:
     if r.flag("proxy"):
         if "async" in r.modifiers:
             r.need("async")
-            r.done("shared::cta", "shared::cluster", "global")
-            return node_of(program, r, proxy_fence)
+            space = r.take("shared::cta", "shared::cluster", "global")
+            r.done()
+            return node_of(program, r, proxy_fence, space)
         r.need("alias", "tensormap::generic")
         r.done("acquire", "release", "gpu", "sys", "cta", "cluster")
         return node_of(program, r, nothing)
@@ -326,7 +338,10 @@ def _fence(program: Program, r: Reader) -> Node:
 
 
 def proxy_fence(c: CTA, g: Group, node: Node) -> bool:
-    c.shared.fence(g.warps, c.releases)
+    """Of the memory of all CTAs, of this one alone, or of none: of global memory nothing here depends on a fence."""
+    _, space = node.detail
+    if space != "global":
+        c.cluster.order.fence(g.numbers, slice(c.rank, c.rank + 1) if space == "shared::cta" else slice(None))
     return True
 
 

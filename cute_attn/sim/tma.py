@@ -11,7 +11,8 @@ import numpy as np
 from .atomics import combine_values
 from .errors import Misaligned, OutOfBounds, UnsupportedDescriptor
 from .functions import bf16_bits, bf16_values
-from .memory import IN_FLIGHT, Fault, GlobalMemory, SharedMemory
+from .memory import IN_FLIGHT, Fault, GlobalMemory, SharedMemory, granules
+from .order import Accessor
 from .rounding import UNIT
 
 if TYPE_CHECKING:
@@ -142,9 +143,6 @@ class Box:
         axes = [(c + np.arange(w.start, w.stop)) * s for c, s, w in zip(corners, strides, where, strict=True)]
         return self.map.address + np.asarray(sum(np.ix_(*axes)))
 
-    def address(self) -> int:
-        return self.map.address + sum(max(c, 0) * s for c, s in zip(self.coordinates, self.map.strides, strict=True))
-
 
 def combine_bits(old: np.ndarray, new: np.ndarray, operation: str, kind: str) -> np.ndarray:
     """A reduction on bits of a type: u4, i4, f4, f2, bf16, ..."""
@@ -195,9 +193,6 @@ class Span:
         if unwritten is not None:
             unwritten[...] = 0
 
-    def address(self) -> int:
-        return self.first
-
 
 @dataclass(eq=False)
 class Load:
@@ -209,6 +204,7 @@ class Load:
     targets: list[tuple[CTA, int, MBarrier]]  # CTA, first byte, barrier
     site: int
     label: str
+    warp: int  # that issued it, in the order of the cluster
     spans: list[tuple[int, int]] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -221,7 +217,8 @@ class Load:
             last = first + self.size
             cta.shared.check_range(first, last, 16 if not self.swizzle else 128)
             cta.shared.check_writable(first, last)
-            cta.shared.check_fenced(first, last, "write")
+            accessor = Accessor(cta.cluster.order, [self.warp], cta.rank)
+            cta.shared.check_ordered(granules(first, last), accessor, "write")
             if hold:
                 cta.shared.code[first:last] = IN_FLIGHT
                 cta.shared.data[first:last] = 0xFF
@@ -288,9 +285,10 @@ class Store:
     def __str__(self) -> str:
         return f"{self.operation or 'store'} of shared {self.first:#x} to {self.target} ({self.label})"
 
-    def begin(self) -> None:
+    def begin(self, accessor: Accessor) -> None:
         self.shared.check_range(self.first, self.first + self.size, 16 if not self.swizzle else 128)
         self.shared.check_readable(self.first, self.first + self.size)
+        self.shared.check_ordered(granules(self.first, self.first + self.size), accessor, "read")
         self.shared.readers[self.first >> 4 : (self.first + self.size) >> 4] += 1
         self.spans = [(self.first, self.first + self.size)]
         self.shared.pending.append(self)

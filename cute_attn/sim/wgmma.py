@@ -152,9 +152,15 @@ class Footprint(NamedTuple):
     selectors: tuple[Any, ...]  # slices if they are few runs, else one array of numbers
 
 
-@lru_cache(maxsize=4096)
-def footprint(descriptors: tuple[int, ...], rows: int, major: int, kind: str) -> Footprint:
-    flat = np.unique(granules(descriptors, rows, major, kind))
+@lru_cache(maxsize=8192)
+def footprint(descriptors: tuple[int, ...], rows: int, major: int, kind: str, warp: int | None = None) -> Footprint:
+    """What an operand touches; of A, what one warp does, which reads its 16 rows of the 64 alone."""
+    index = granules(descriptors, rows, major, kind)
+    if warp is not None:
+        per_warp = 16 if major == 0 else 16 * ELEMENT[kind] // 16
+        own = slice(per_warp * warp, per_warp * (warp + 1))
+        index = index[own] if major == 0 else index[:, own]
+    flat = np.unique(index)
     breaks = np.flatnonzero(np.diff(flat) != 1)
     firsts = flat[np.concatenate(([0], breaks + 1))].tolist()
     lasts = (flat[np.concatenate((breaks, [len(flat) - 1]))] + 1).tolist()

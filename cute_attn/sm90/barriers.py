@@ -6,11 +6,16 @@ from typing import Any
 import cutlass.cute as cute
 from cutlass import Int32, const_expr
 
-__all__ = ["BARRIER_EPILOGUE", "Ring", "Turns"]
+__all__ = ["BARRIER_EPILOGUE", "Ring", "Turns", "mbarriers_of_ring"]
 
 # Named barriers; 0 is that of sync_threads. Each use has one barrier a consumer warpgroup, at most three.
 BARRIER_TURN = 1
 BARRIER_EPILOGUE = 4
+
+
+def mbarriers_of_ring(stages: int) -> int:
+    """How many mbarriers a ring needs."""
+    return 2 * stages + 1
 
 
 @dataclass(frozen=True)
@@ -18,8 +23,10 @@ class Ring:
     """Slots that a producer fills by TMA and consumers read, in order; use number i has slot `i % stages`.
 
     A use runs: wait_empty, expect, copies (producer); wait_full, reads, release (one lane of every consumer warp).
+    A producer that edits what it loads before anybody reads it runs: wait_empty, expect with landing, copies,
+    wait_landed, edits, hand_over.
 
-    barriers: `2 * stages` mbarriers in shared memory: full ones, then empty ones.
+    barriers: `mbarriers_of_ring(stages)` in shared memory: full ones, empty ones, and that of the landing.
     stages: a power of two.
     readers: warps that release a slot.
     """
@@ -36,11 +43,16 @@ class Ring:
     def empty(self) -> cute.Pointer:
         return self.barriers + self.stages
 
+    @property
+    def landing(self) -> cute.Pointer:
+        return self.barriers + 2 * self.stages
+
     def initialise(self) -> None:
         """By one thread, before any other touches the ring."""
         for slot in range(self.stages):
             cute.arch.mbarrier_init(self.full + slot, 1)
             cute.arch.mbarrier_init(self.empty + slot, self.readers)
+        cute.arch.mbarrier_init(self.landing, 1)
 
     def slot(self, use: Any) -> Any:
         return use & (self.stages - 1)
@@ -51,12 +63,31 @@ class Ring:
     def wait_empty(self, use: Any) -> None:
         cute.arch.mbarrier_wait(self.empty + self.slot(use), self._phase(use) ^ 1)
 
-    def expect(self, use: Any, n_bytes: int) -> cute.Pointer:
-        """Announces the bytes of this use; returns the barrier to give to its copies. One lane of the warp acts."""
-        barrier = self.full + self.slot(use)
+    @cute.jit
+    def expect(self, use, n_bytes, landing=False):
+        """Announces the bytes of this use; returns the barrier to give to its copies. One lane of the warp acts.
+
+        landing: whether the producer has the slot to itself until `hand_over`.
+        """
+        number = self.slot(use)
+        if landing:
+            number = Int32(2 * self.stages)
+        barrier = self.barriers + number
         with cute.arch.elect_one():
             cute.arch.mbarrier_arrive_and_expect_tx(barrier, n_bytes)
         return barrier
+
+    def wait_landed(self) -> None:
+        """By all lanes of the producer's warp."""
+        cute.arch.mbarrier_wait(self.landing, 0)
+
+    def hand_over(self, use: Any) -> None:
+        """Lets the readers have what the lanes of this warp have edited."""
+        cute.arch.fence_view_async_shared()
+        cute.arch.sync_warp()
+        with cute.arch.elect_one():
+            cute.arch.mbarrier_arrive(self.landing)  # a second phase, so that each landing is one of parity 0
+            cute.arch.mbarrier_arrive(self.full + self.slot(use))
 
     def wait_full(self, use: Any) -> None:
         cute.arch.mbarrier_wait(self.full + self.slot(use), self._phase(use))

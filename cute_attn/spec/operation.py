@@ -23,6 +23,10 @@ class Spec(Protocol):
     def op(self) -> str:
         """The name of its operation."""
 
+    @property
+    def tile(self) -> Tile:
+        """A field."""
+
     def canonical(self) -> str:
         """JSON with sorted keys: equal for equal specs, in every process, and unlike that of any other operation."""
 

@@ -2,18 +2,19 @@
 
 import contextlib
 
+from autotune.measure import Lost
 from autotune.profile import Loop, Profile
 from cute_attn.jit.parallel import Outcome
 
 
 class FakeGpu:
-    """times: seconds of each tile, else `usual`. A tile in `broken` cannot run."""
+    """times: seconds of each tile, else `usual`. A tile in `broken` cannot run, one in `hanging` never ends."""
 
     gpu, sms = "Fake GPU", 100
     metadata = {"driver": "1.0"}  # noqa: RUF012
 
-    def __init__(self, times=None, usual=100e-6, broken=()):
-        self.times, self.usual, self.broken = times or {}, usual, broken
+    def __init__(self, times=None, usual=100e-6, broken=(), hanging=()):
+        self.times, self.usual, self.broken, self.hanging = times or {}, usual, broken, hanging
         self.clock, self.calls, self.locked = 0.0, [], 0
 
     @contextlib.contextmanager
@@ -30,6 +31,8 @@ class FakeGpu:
 
     def seconds(self, run):
         assert self.locked == 1, "measured without the lock"
+        if run in self.hanging:
+            raise Lost("it hangs")
         value = self.times.get(run, self.usual)
         value = value() if callable(value) else value
         self.calls.append(run)

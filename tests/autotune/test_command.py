@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from fake_gpu import FakeCompiler, FakeGpu
+from fake_gpu import FakeCompiler, FakeGpu, profile
 
 from autotune import command as module
 from autotune import tune
-from autotune.problem import Problem
+from autotune.problem import Problem, load_shapes
+from autotune.profile import Profile
 from autotune.ranks import decided_by_rank_0
 from cute_attn.launch import tuned
 from cute_attn.spec.tiles import TileConfig
@@ -30,8 +31,8 @@ def autotune(tmp_path, monkeypatch):
     (tmp_path / "shapes.json").write_text(json.dumps(SHAPES))
     tuned.forget()
 
-    def invoke(gpu, *arguments):
-        compiler = FakeCompiler()
+    def invoke(gpu, *arguments, profile=profile):
+        compiler = FakeCompiler(profile)
         monkeypatch.setattr(module, "find_device", lambda: gpu)
         monkeypatch.setattr(module, "tune", lambda *a, events: tune(*a, compiler=compiler, events=events))
         shapes = ["--shapes", str(tmp_path / "shapes.json")] if "--preset" not in arguments else []
@@ -88,9 +89,13 @@ def test_without_a_gpu_it_says_plainly_that_nothing_was_measured_and_writes_no_t
     result, compiler = autotune(None)
     assert result.exit_code == 0, result.output
     assert "Nothing was measured: there is no Hopper GPU here." in result.output
+    assert "NOT measured, predicted by the static model of a GPU with 132 SMs" in result.output
+    assert "H200" not in result.output, "a GPU that is not here is not named"
     assert "the default 128x128, 2 stages, ping-pong stays" in " ".join(result.output.split())
     assert compiler.specs
     assert results(tmp_path)["measured"] is False
+    assert "H200" not in json.dumps(results(tmp_path))
+    assert {problem["key"] for problem in results(tmp_path)["problems"]} == {None}
     assert not (tmp_path / "cache" / "tuned").exists()
 
 
@@ -98,7 +103,7 @@ def test_a_dry_run_lists_candidates_and_compiles_measures_and_writes_nothing(aut
     gpu = FakeGpu()
     result, compiler = autotune(gpu, "--dry-run")
     assert "128x128, 2 stages, ping-pong  (default)" in result.output
-    assert "9 would be compiled" in result.output
+    assert "9 would be compiled, 0 are built" in result.output
     assert not compiler.specs
     assert not gpu.calls
     assert not (tmp_path / "cache").exists()
@@ -116,10 +121,81 @@ def test_a_default_that_cannot_run_ends_with_a_message(autotune):
     assert "Error: the default tile 128x128, 2 stages, ping-pong cannot run" in result.stderr
 
 
+def test_the_report_says_which_loops_are_unknown_and_why(autotune, monkeypatch):
+    def blind(spec):
+        return Profile(168, 0, unknown="no nvdisasm") if spec.tile == TileConfig() else profile(spec)
+
+    result, _ = autotune(None, profile=blind)
+    said = " ".join(result.output.split())
+    assert "loops unknown of 1 of 9 candidates (no nvdisasm), where the model takes 0.35 issue slots" in said
+    assert "of partial ones: 128x128, 2 stages, ping-pong" in said
+    assert said.count("loops unknown") == 1, "all those of the backward are known"
+
+
+def test_what_was_measured_is_written_before_the_next_problem_is_begun(autotune, tmp_path):
+    gpu = FakeGpu({FAST: 50e-6}, broken=[Problem(op="bwd").default])
+    result, _ = autotune(gpu, "--effort", "full")
+    assert result.exit_code == 1
+    assert "cannot run bwd" in result.stderr
+    assert [p["tile"]["n"] for p in results(tmp_path)["problems"]] == [96]
+    assert len(json.loads(tuned.table_path("Fake GPU").read_text())["entries"]) == 1
+
+
+def test_a_tile_that_hangs_is_named_and_what_was_found_before_is_written(autotune, tmp_path, monkeypatch):
+    class Exit(BaseException):
+        pass
+
+    def exit(code):
+        raise Exit(code)
+
+    monkeypatch.setattr(module.os, "_exit", exit)
+    gpu = FakeGpu({FAST: 50e-6}, hanging=[Problem(op="bwd").default])
+    with pytest.raises(Exit, match="1"):
+        autotune(gpu, "--effort", "full")
+    assert [p["tile"]["n"] for p in results(tmp_path)["problems"]] == [96]
+    assert len(json.loads(tuned.table_path("Fake GPU").read_text())["entries"]) == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2, "entries": []}', '{"format": 1, "entries": [3]}'])
+def test_a_table_that_cannot_be_read_is_set_aside_and_a_new_one_written(autotune, content):
+    path = tuned.table_path("Fake GPU")
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.warns(UserWarning, match="could not be read and is now"):
+        autotune(FakeGpu({FAST: 50e-6}), "--effort", "full")
+    assert len(json.loads(path.read_text())["entries"]) == 2
+    assert path.with_suffix(".broken").read_text() == content
+
+
+def test_without_matplotlib_the_table_is_written_all_the_same(autotune, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result, _ = autotune(FakeGpu({FAST: 50e-6}), "--effort", "full")
+    assert result.exit_code == 0, result.output
+    assert "no plot: " in result.output
+    assert tuned.table_path("Fake GPU").exists()
+
+
 def test_nothing_to_tune_is_refused(autotune, tmp_path):
     result = CliRunner().invoke(module.command, [])
     assert result.exit_code == 2
     assert "give --preset (causal, full, packed" in result.output
+
+
+def test_where_results_cannot_be_kept_it_says_so_before_the_work(autotune, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path / "file"))
+    monkeypatch.setattr(module, "tune", None)  # would fail if it were called
+    with pytest.raises(
+        OSError, match=f"results and tables cannot be kept: {tmp_path / 'file'}.*: Not a directory; CUTE"
+    ):
+        module._run(None, [Problem()], "quick", None, 1)
+
+
+def test_a_key_that_stands_twice_in_a_shape_is_refused(tmp_path):
+    path = tmp_path / "shapes.json"
+    path.write_text('[{"heads_q": 8, "heads_k": 2, "heads_q": 4}]')
+    with pytest.raises(ValueError, match="the key 'heads_q' stands more than once in an object"):
+        load_shapes(path)
 
 
 def test_it_runs_as_a_module():

@@ -1,13 +1,16 @@
 """Profiles of candidates: made once, kept beside the cache, and true to the machine code."""
 
+import json
+
 import pytest
 
 from autotune import profile as module
-from autotune.profile import Loop, Profile, compile_profile
+from autotune.profile import Loop, Profile, compile_profile, read_profile, write_profile
 from cute_attn.directories import cache_directory
 from cute_attn.jit import cache
 from cute_attn.jit.compile import Compiled
 from cute_attn.jit.entry import Entry
+from cute_attn.jit.fingerprint import key
 from cute_attn.spec.forward import ForwardSpec
 
 SPEC = ForwardSpec(layers=1)
@@ -24,7 +27,7 @@ def compiles(monkeypatch, tmp_path):
         return Compiled(spec, None, "// ptx", b"", LOG)
 
     monkeypatch.setattr(module, "compile", compile)
-    monkeypatch.setattr(module, "_loops", lambda compiled: (Loop(1024, 351),))
+    monkeypatch.setattr(module, "_loops", lambda compiled: ((Loop(1024, 351),), ""))
     kept = {}
     monkeypatch.setattr(module, "link", lambda compiled: Entry(compiled.spec, b"", b"", {}))
     monkeypatch.setattr(module.cache, "commit", lambda entry: kept.setdefault(entry.spec, entry))
@@ -45,6 +48,71 @@ def test_a_profile_whose_kernel_is_gone_is_made_again(compiles, monkeypatch):
     monkeypatch.setattr(module.cache, "read", lambda spec: None)
     compile_profile(SPEC)
     assert compiles == [SPEC, SPEC]
+
+
+def kept():
+    return cache_directory() / "profiles" / f"{key(SPEC)}.json"
+
+
+WHOLE = {"registers": 168, "spill_bytes": 24, "warnings": [], "loops": [{"tensor_cycles": 1024, "slots": 351}]}
+WHOLE |= {"unknown": ""}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", json.dumps(WHOLE)[:-9]]
+    + [json.dumps({k: v for k, v in WHOLE.items() if k != name}) for name in WHOLE]
+    + [json.dumps(WHOLE | broken) for broken in ({"registers": None}, {"loops": None}, {"loops": [{"slots": 1}]})]
+    + [json.dumps(WHOLE | {"loops": [{"tensor_cycles": 0, "slots": 1}]}), json.dumps(WHOLE | {"warnings": [1]})],
+)
+def test_a_profile_that_is_empty_cut_or_lacks_a_part_is_made_again(compiles, content):
+    compile_profile(SPEC)
+    assert json.loads(kept().read_text()) == WHOLE
+    kept().write_text(content)
+    assert compile_profile(SPEC).loops == (Loop(1024, 351),)
+    assert compiles == [SPEC, SPEC]
+    assert json.loads(kept().read_text()) == WHOLE
+
+
+def test_a_profile_that_cannot_be_written_whole_leaves_the_one_before(tmp_path, monkeypatch):
+    write_profile(tmp_path, "name", Profile(168, 0))
+
+    def dies(content, file, **options):
+        file.write("{")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("autotune.files.json.dump", dies)
+    with pytest.raises(KeyboardInterrupt):
+        write_profile(tmp_path, "name", Profile(200, 0))
+    assert read_profile(tmp_path, "name") == Profile(168, 0)
+
+
+def test_loops_that_are_unknown_are_so_by_name_and_known_once_there_is_a_disassembler(compiles, monkeypatch):
+    disassembler = []
+
+    def found():
+        if not disassembler:
+            raise RuntimeError("inspecting machine code needs nvdisasm")
+        return disassembler[0]
+
+    monkeypatch.setattr(module.sass, "disassembler", found)
+    monkeypatch.setattr(module, "_loops", lambda compiled: ((), "no nvdisasm"))
+    for _ in range(2):
+        assert compile_profile(SPEC) == Profile(168, 24, (), (), unknown="no nvdisasm")
+    assert compiles == [SPEC]
+    disassembler.append("/usr/bin/nvdisasm")
+    monkeypatch.setattr(module, "_loops", lambda compiled: ((Loop(1024, 351),), ""))
+    for _ in range(2):
+        assert compile_profile(SPEC).loops == (Loop(1024, 351),)
+    assert compiles == [SPEC, SPEC]
+
+
+def test_without_a_disassembler_the_loops_of_a_kernel_are_none_and_the_reason_is_kept(monkeypatch):
+    monkeypatch.setattr(module.sass.shutil, "which", lambda name: None)
+    monkeypatch.setattr(module.sass.sysconfig, "get_path", lambda name: "/nowhere")
+    loops, unknown = module._loops(Compiled(SPEC, None, "// ptx", b"", LOG))
+    assert loops == ()
+    assert "needs nvdisasm" in unknown
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 from fake_gpu import FakeCompiler, FakeGpu, profile
 
 from autotune import PRESETS, Problem, tune
-from autotune.measure import EFFORTS, choose
+from autotune.measure import EFFORTS, Lost, choose
 from autotune.model import predict
 from autotune.profile import Loop, Profile
 from autotune.space import candidates
@@ -146,6 +146,19 @@ def test_a_candidate_that_fails_to_run_is_reported_and_the_default_must_run():
     assert tuning.tile != FAST
     with pytest.raises(RuntimeError, match=r"the default tile .* cannot run"):
         fake(FakeGpu(broken=[DEFAULT]))
+
+
+@pytest.mark.parametrize("calls", [0, 20, 40], ids=["warming up", "screening", "in the finals"])
+def test_a_tile_that_hangs_ends_the_search_by_name_and_is_no_mere_failure(calls):
+    number = count()
+
+    def hangs():
+        if next(number) == calls:
+            raise Lost("it hangs")
+        return 50e-6
+
+    with pytest.raises(Lost, match=r"the tile 128x96, 2 stages, ping-pong of fwd bf16.*: it hangs"):
+        fake(FakeGpu({FAST: hangs}), effort="full")
 
 
 def test_the_backward_is_tuned_alike():

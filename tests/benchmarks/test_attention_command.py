@@ -2,13 +2,19 @@
 
 import functools
 import json
+import os
+import subprocess
+import sys
+import time
 
 import attention
+import common
 import pytest
 import torch
 from attention_cases import CASES
 from attention_kernels import OURS, PEERS, Kernel, Peer, ours, sdpa
 from click.testing import CliRunner
+from guarded import Guarded, Stopped
 from small_problem import small
 from torch.nn.attention import SDPBackend
 
@@ -102,13 +108,13 @@ def test_ours_and_a_peer_that_agrees_get_a_row_each(bench, operation, peers):
     assert sorted(row["microseconds"] for row in found.rows) == [5.0, 6.0]
 
 
-def test_a_peer_that_cannot_is_left_out_with_the_reason_in_a_line(bench, peers):
+def test_a_peer_that_cannot_is_left_out_with_all_that_it_says(bench, peers):
     found = measured(bench, "forward", peers("absent", "refusing"))
     assert [row["kernel"] for row in found.rows] == [OURS]
     assert found.rows[0]["over the fastest peer"] == "no peer"
     assert [row["why"] for row in found.left_out] == [
         "it is not installed",
-        "RuntimeError: No available kernel.; head_dim / is odd",
+        "RuntimeError: No available kernel.\nAborting; head_dim | is odd\nsecond line",
     ]
 
 
@@ -147,24 +153,141 @@ def test_speeds_follow_from_the_medians():
     assert [row["over the fastest peer"] for row in rows] == [0.5, 0.25, 1.0]
 
 
-def test_a_whole_run_writes_json_and_a_table_and_fails_where_something_was_wrong(bench, peers, monkeypatch, results):
+class InThisProcess:
+    """Stands for `Guarded`: measures here with the bench of a test, or does what `stops` says when a peer is asked."""
+
+    killed = 0
+
+    def __init__(self, bench, stops=()):
+        self.bench, self.stops, self.tasks = bench, dict(stops), []
+
+    def __call__(self, task, until=float("inf")):
+        self.tasks.append(task)
+        results = attention.Results()
+        said = []
+        if found := next((name for name in (OURS, *task.peers) if name in self.stops), None):
+            time.sleep(self.stops[found] == "the time was over" and max(0.0, until - time.monotonic()))
+            raise Stopped(found, self.stops[found])
+        attention.measure(self.bench, task.name, task.problem, task.operation, task.peers, results, said.append)
+        assert said[:2] == [OURS, *task.peers][:2]
+        return results, {"product, FLOP a second": 8e14}
+
+    def end(self):
+        pass
+
+
+@pytest.fixture
+def run(bench, peers, monkeypatch, results):
+    """Runs the command with its measurements in this process; returns exit code, output and JSON."""
     monkeypatch.setattr(attention, "has_hopper", lambda: True)
-    monkeypatch.setattr(attention, "on_this_gpu", lambda quick: (bench, {"product, FLOP a second": 8e14}))
     monkeypatch.setattr(attention, "CASES", {name: small(name, factor=16) for name in ("causal", "window")})
     peers("right", "wrong")
     monkeypatch.setattr(attention, "PEERS", {name: PEERS[name] for name in ("sdpa-flash", "right", "wrong")})
     monkeypatch.setitem(attention.PEERS, "sdpa-cudnn", attention.PEERS["right"])
 
-    def run(*options):
-        ended = CliRunner().invoke(attention.main, ["--quick", "--op", "forward", *options])
-        return ended.exit_code, ended.output, json.loads((results / "attention.json").read_text())
+    def invoke(*options, stops=(), file="attention"):
+        guarded = InThisProcess(bench, stops)
+        monkeypatch.setattr(attention, "Guarded", lambda work, seconds: guarded)
+        ended = CliRunner().invoke(attention.main, ["--quick", "--op", "forward", "--name", file, *options])
+        assert ended.exception is None or isinstance(ended.exception, SystemExit), ended.exception
+        return ended.exit_code, ended.output, json.loads((results / f"{file}.json").read_text())
 
+    return invoke
+
+
+def test_a_whole_run_writes_json_and_a_table_and_fails_where_something_was_wrong(run, results):
     code, _, found = run("--case", "causal", "--case", "window", "--peer", "sdpa-flash", "--peer", "sdpa-cudnn")
     assert code == 1  # the window of the stand-in for cuDNN is no window
     assert {row["case"] for row in found["rows"]} == {"causal"}
     assert found["tables"]["Ceilings"] == [{"of": "product, FLOP a second", "measured": "800 T"}]
     assert found["tables"]["Wrong, and so not timed"][0]["with"] == "sdpa-cudnn"
     assert {"gpu", "torch", "command", "flash-attn-4"} <= set(found["where"])
+    assert "killed where a step takes more than 180 s; 0 were killed" in found["where"]["guard"]
     assert "## Left out" in (results / "attention.md").read_text()
-    assert run("--case", "causal", "--peer", "sdpa-cudnn", "--name", "other")[0] == 0
+    assert run("--case", "causal", "--peer", "sdpa-cudnn", file="other")[0] == 0
     assert "## Wrong" not in (results / "other.md").read_text()
+
+
+def test_a_peer_that_hangs_is_left_out_by_name_and_the_others_are_timed(run):
+    peers = ("--peer", "sdpa-flash", "--peer", "sdpa-cudnn")
+    code, _, found = run("--case", "causal", *peers, stops={"sdpa-flash": "hung: 180 s without an end"})
+    assert code == 0
+    assert [row["kernel"] for row in found["rows"]] == [OURS, "sdpa-cudnn"]
+    (left_out,) = found["tables"]["Left out"]
+    assert (left_out["peer"], left_out["why"]) == ("sdpa-flash", "hung: 180 s without an end")
+
+
+def test_a_hang_of_ours_is_wrong_and_the_next_case_goes_on(run):
+    code, output, found = run("--peer", "sdpa-cudnn", "--case", "causal", stops={OURS: "hung: 180 s without an end"})
+    assert code == 1
+    assert not found["rows"]
+    assert found["tables"]["Wrong, and so not timed"][0]["with"] == OURS
+    assert "WRONG: causal, forward, cute_attn: hung" in output
+
+
+def test_after_the_budget_nothing_is_begun_and_the_result_says_what_was_not_run(run):
+    code, output, found = run("--peer", "sdpa-cudnn", "--budget", "0")
+    assert code == 0
+    assert [(row["case"], row["why"]) for row in found["tables"]["Not run"]] == [
+        ("causal", "the budget was over before"),
+        ("window", "the budget was over before"),
+    ]
+    assert "2 of 2 were not run" in output
+    assert found["where"]["budget"] == "0 s"
+    options = ("--peer", "sdpa-cudnn", "--case", "causal", "--budget", "0.5")
+    _, _, found = run(*options, stops={"sdpa-cudnn": "the time was over"})
+    assert found["tables"]["Not run"][0]["why"] == "the budget was over during: sdpa-cudnn"
+    assert "Left out" not in found["tables"], "the peer was not slow: the time was short"
+
+
+def test_an_error_of_the_gpu_ends_the_process_in_which_it_was_left(bench, peers, monkeypatch):
+    monkeypatch.setattr(attention, "spoilt", lambda device: True)
+    with pytest.raises(RuntimeError, match="No available kernel"):
+        measured(bench, "forward", peers("refusing"))
+
+
+def test_long_errors_are_whole_in_the_json_and_a_line_in_the_table(results):
+    text = "first | line\n" + "x" * 500
+    common.save("long", "Long", [], tables={"Left out": [{"peer": "a", "why": text}]})
+    assert json.loads((results / "long.json").read_text())["tables"]["Left out"][0]["why"] == text
+    (line,) = [line for line in (results / "long.md").read_text().splitlines() if "first" in line]
+    assert line.startswith("| a | first / line xxx")
+    assert len(line) < 230
+    assert line.endswith("x... |")
+    assert {path.name for path in results.iterdir()} == {"long.json", "long.md"}
+
+
+def test_a_peer_whose_import_fails_is_left_out_of_the_list_with_what_it_raised(tmp_path):
+    (tmp_path / "flash_attn").mkdir()
+    (tmp_path / "flash_attn" / "__init__.py").write_text("raise RuntimeError('No CTK flavor installed: expected one')")
+    command = [sys.executable, attention.__file__, "--list", "--case", "causal", "--peer", "flash-attn-4"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    assert "  flash-attn-4: left out, RuntimeError: No CTK flavor installed: expected one\n" in ended.stdout
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no device"), ImportError("cannot import name"), OSError("libcuda")])
+def test_whatever_asking_a_peer_raises_is_its_reason_in_the_list_and_in_a_run(bench, error, monkeypatch):
+    def raising(problem):
+        raise error
+
+    monkeypatch.setitem(PEERS, "raising", peer(None, raising))
+    reason = f"{type(error).__name__}: {error}"
+    lines = attention.plan({"causal": small("causal")}, ["forward"], ["raising"])
+    assert f"  raising: left out, {reason}" in list(lines)
+    found = measured(bench, "forward", ["raising"])
+    assert [row["why"] for row in found.left_out] == [reason]
+    assert [row["kernel"] for row in found.rows] == [OURS]
+
+
+def test_the_processes_that_measure_say_what_they_do_and_what_went_wrong():
+    """The real ones; without a Hopper GPU they fail at the first step."""
+    if attention.has_hopper():
+        pytest.skip("this machine has one")
+    guarded = Guarded(attention.measure_on_gpu, seconds=100)
+    task = attention.Task("causal", small("causal"), "forward", (), True)
+    found, limits = attention.measure_guarded(guarded, task, float("inf"), {})
+    guarded.end()
+    assert [row["with"] for row in found.wrong] == ["measuring the ceilings"]
+    assert limits == {}

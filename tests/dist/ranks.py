@@ -19,17 +19,18 @@ GRACE = 5.0  # seconds the other ranks get once one has failed
 _fork = multiprocessing.get_context("fork")
 
 
-def run_ranks(world, function, *arguments, deadline=DEADLINE):
+def run_ranks(world, function, *arguments, deadline=DEADLINE, timeout=None):
     """`[function(rank, *arguments) for rank in range(world)]`, each in its own process of one gloo world.
 
     What the function returns must pickle. AssertionError if a rank raises, dies, or has not returned in time.
+    timeout: seconds after which the world's collectives give up, the deadline if None.
     """
     with tempfile.TemporaryDirectory() as folder:
         processes, ends = [], []
         for rank in range(world):
             here, there = _fork.Pipe(duplex=False)
             process = _fork.Process(
-                target=_main, args=(rank, world, folder, there, deadline, function, arguments), daemon=True
+                target=_main, args=(rank, world, folder, there, timeout or deadline, function, arguments), daemon=True
             )
             process.start()
             there.close()
@@ -47,6 +48,12 @@ def run_ranks(world, function, *arguments, deadline=DEADLINE):
     return [results[rank] for rank in range(world)]
 
 
+def join_world(rank, world, folder, timeout):
+    """Makes the default process group; `folder` must be a new one each time."""
+    store = dist.FileStore(os.path.join(folder, "store"), world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=timeout))
+
+
 def error_of(function, *arguments, **keywords):
     """Type name and message of what the function raises, or None: what ranks return to be compared."""
     try:
@@ -56,11 +63,10 @@ def error_of(function, *arguments, **keywords):
     return None
 
 
-def _main(rank, world, folder, end, deadline, function, arguments):
+def _main(rank, world, folder, end, timeout, function, arguments):
     torch.set_num_threads(1)
     try:
-        store = dist.FileStore(os.path.join(folder, "store"), world)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=deadline))
+        join_world(rank, world, folder, timeout)
         end.send_bytes(pickle.dumps((True, function(rank, *arguments))))
         dist.barrier()  # nobody leaves while others still talk
     except BaseException:

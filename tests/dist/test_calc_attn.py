@@ -71,6 +71,33 @@ def test_sinks_count_once(mover):
 
 
 @pytest.mark.parametrize("mover", MOVERS)
+def test_sinks_of_one_dimension_and_of_any_floating_dtype(mover):
+    run_ranks(2, _free_sinks, Problem(documents(20, 33), sinks=1), mover)
+
+
+def _free_sinks(rank, problem, mover):
+    pad_size = compute_pad_size(53, 2, 4)
+    key = magi_attn_flex_key(problem.mask, None, None, 53, 53, pad_size, 4, dist.group.WORLD, config(mover))
+    q, k, v = (dispatch(x, key) for x in problem.inputs[:3])
+    dout = dispatch(problem.gradients[0], key)
+
+    def attended(sink):
+        sink = sink.clone().requires_grad_()
+        out, lse = calc_attn(q, k, v, key, sink)
+        return out, lse, torch.autograd.grad(out, sink, dout)[0]
+
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        sink = problem.inputs[3].to(dtype)
+        wanted = attended(sink.double())
+        for got in (attended(sink), attended(sink[0])):
+            assert torch.equal(got[0], wanted[0])
+            assert torch.equal(got[1], wanted[1])
+            assert got[2].dtype == dtype
+            assert torch.equal(got[2].view(1, -1), wanted[2].to(dtype)), "rounded once"
+    calc_attn(q, k, v, key, softcap=10**30)  # an int that no int64 holds
+
+
+@pytest.mark.parametrize("mover", MOVERS)
 def test_values_of_another_width_softcap_and_scale(mover):
     problems = {
         "narrow values": Problem(documents(40, 21), head_dim=16, head_dim_v=4, softcap=1.5),

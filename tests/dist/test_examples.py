@@ -10,6 +10,10 @@ import pytest
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_packed_documents.py"
 
 
+def test_every_example_has_a_run_here():
+    assert set(EXAMPLE.parent.rglob("*.py")) == {EXAMPLE}
+
+
 @pytest.mark.slow
 def test_training_on_three_ranks_matches_training_alone():
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]

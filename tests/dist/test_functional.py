@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,6 +63,23 @@ def test_padding_rows_get_a_slice_that_attends_nothing():
     before = IntervalMask.from_slices(q, k, types)
     assert IntervalMask.from_slices(*padded, 16, 10)[:10].equals(before)
     assert IntervalMask.from_slices(*padded, 16, 10).area() == before.area()
+
+
+def test_arrays_and_names_are_taken_for_lists_and_types():
+    ranges = np.array([[0, 4], [4, 10]])
+    q, k, types = apply_padding(ranges, ranges, np.array([0, 1]), total_seqlen=10, pad_size=6)
+    assert q.to_naive_ranges() == [(0, 4), (4, 10), (10, 16)]
+    assert k.to_naive_ranges() == [(0, 4), (4, 10), (0, 0)]
+    assert types == [AttnMaskType.FULL, AttnMaskType.CAUSAL, AttnMaskType.FULL]
+    assert apply_padding(ranges, ranges, ["full", "causal"], 10, 6)[2] == types
+    rows = AttnRange(0, 9)
+    by_array = infer_attn_mask_from_sliding_window(rows, rows, np.array([2, 0]))
+    assert by_array == infer_attn_mask_from_sliding_window(rows, rows, (2, 0))
+
+
+def test_padding_may_be_infinite_where_numbers_may():
+    assert pad_at_dim(torch.zeros(1), 0, 1, value=-torch.inf).tolist() == [0.0, -torch.inf]
+    assert pad_at_dim(torch.tensor([True]), 0, 1, value=True).tolist() == [True, True]
 
 
 def test_a_batch_is_a_packed_sequence_of_equal_lengths():
@@ -129,6 +147,10 @@ def test_a_window_over_no_rows_or_no_keys_is_no_slice():
         (lambda: unpad_at_dim(torch.zeros(2), 0, 3), "pad_size must be at most 2"),
         (lambda: squash_batch_dim(torch.zeros(2)), r"x must have shape \(batch, seq, ...\), got \(2,\)"),
         (lambda: apply_padding(AttnRanges([[0, 1]]), AttnRanges(), [], 1, 1), "equally many, got 1, 0 and 0"),
+        (lambda: infer_varlen_mask_from_batch(2**31, 1), r"batch_size must be below 2147483648, got 2147483648"),
+        (lambda: infer_varlen_mask_from_batch(2**16, 2**15), r"batch_size \* seq_len must be below 2\^31"),
+        (lambda: pad_at_dim(torch.tensor([1]), 0, 1, value=0.5), r"value must be an integer in \[-9223372036854775808"),
+        (lambda: pad_at_dim(torch.tensor([1], dtype=torch.int8), 0, 1, value=200), r"in \[-128, 127\] .* got 200"),
         (
             lambda: infer_attn_mask_from_sliding_window(AttnRange(0, 1), AttnRange(0, 1), (1,)),
             r"window_size must be \(left, right\)",
@@ -149,7 +171,11 @@ def test_bad_values_are_refused_by_name(call, message):
     [
         (lambda: compute_pad_size(True, 4, 512), "total_seqlen_q must be an int, got True"),
         (lambda: pad_at_dim(torch.zeros(2), 0.0, 1), "dim must be an int, got 0.0"),
-        (lambda: infer_attn_mask_from_sliding_window([0, 1], AttnRange(0, 1), (1, 1)), "q_range must be an AttnRange"),
+        (lambda: squash_batch_dim([]), "x must be a torch.Tensor, got list"),
+        (
+            lambda: infer_attn_mask_from_sliding_window([0, 1], AttnRange(0, 1), (1, 1)),
+            "q_range must be of type AttnRange",
+        ),
     ],
 )
 def test_bad_types_are_refused_by_name(call, message):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -53,11 +54,15 @@ def test_equal_content_gives_one_key_and_plans_once():
 
 def _one_key(rank):
     key = make_key()
+    assert repr(key).startswith("DistAttnRuntimeKey(40 x 40 tokens in chunks of 4, Groups(2 ranks), mask ")
+    assert len(repr(key)) < 100
     for same in (
         make_key(torch.tensor(Q), torch.tensor(K, dtype=torch.int32), ["causal", AttnMaskType.CAUSAL]),
         make_key(AttnRanges.from_ranges(Q), AttnRanges.from_ranges(K), torch.tensor([1, 1])),
         make_key(dist_attn_config=DistAttnConfig(DispatchConfig(AutoDispatchAlg()), OverlapConfig(degree=1))),
+        make_key(np.array(Q), AttnRanges.from_ranges(K), np.array([1, 1])),
         magi_attn_varlen_key(torch.tensor([0, 15, 40]), torch.tensor([0, 15, 40]), 0, CHUNK, dist.group.WORLD, True),
+        magi_attn_varlen_key([0, 15, 40], np.array([0, 15, 40]), 0, np.int64(CHUNK), dist.group.WORLD, True),
     ):
         assert same == key
         assert hash(same) == hash(key)
@@ -250,7 +255,9 @@ def _bad_calls(rank):
         ),
         ("one dtype", "TypeError"): error_of(calc_attn, q, k.double(), v, key),
         ("sink", "ValueError"): error_of(calc_attn, q, k, v, key, torch.zeros(1, 2)),
-        ("sink must be torch.float32", "TypeError"): error_of(calc_attn, q, k, v, key, torch.zeros(1, 3).double()),
+        ("sink must be bfloat16", "TypeError"): error_of(
+            calc_attn, q, k, v, key, torch.zeros(1, 3, dtype=torch.int32)
+        ),
         ("softcap", "ValueError"): error_of(calc_attn, q, k, v, key, softcap=-1.0),
         ("softmax_scale", "ValueError"): error_of(calc_attn, q, k, v, key, softmax_scale=torch.inf),
         ("deterministic", "TypeError"): error_of(calc_attn, q, k, v, key, deterministic=1),
@@ -272,7 +279,7 @@ def test_after_clear_cache_every_rank_refuses_old_keys_before_it_communicates():
         for error in errors:
             assert error is not None
             assert error[0] == "ValueError"
-            assert "key is unknown" in error[1]
+            assert "is unknown" in error[1]
 
 
 def _cleared(rank):
@@ -308,9 +315,13 @@ def test_something_that_is_no_group_is_refused():
 
 
 def test_cumulative_lengths_must_start_at_zero_and_never_fall():
+    run_ranks(1, _bad_cumulative_lengths)
+
+
+def _bad_cumulative_lengths(rank):
     for bad in ([1, 40], [0, 30, 20]):
         with pytest.raises(ValueError, match="cu_seqlens_q must start at 0 and never fall"):
-            magi_attn_varlen_key(torch.tensor(bad), torch.tensor(bad), 0, CHUNK, None)
+            magi_attn_varlen_key(torch.tensor(bad), torch.tensor(bad), 0, CHUNK, dist.group.WORLD)
 
 
 def test_a_mask_of_several_batch_elements_is_refused():

@@ -48,6 +48,15 @@ def test_lengths_may_have_suffixes(text, tokens):
     assert f"{tokens:,} tokens" in run("--world", "1", "--seqlen", text, "--chunk-size", "1Ki").output
 
 
+def test_a_sequence_too_short_for_the_ranks_is_said_to_be_unbalanced():
+    coarse = run("--world", "64", "--seqlen", "100").output
+    assert "the busiest rank has 64.0 times the mean area, 63 of 64 ranks have nothing to attend" in coarse
+    assert "try --chunk-size 1\n" in coarse
+    assert "fewer ranks or a longer sequence" in run("--world", "64", "--seqlen", "40", "--chunk-size", "1").output
+    for balanced in ("64Ki", "256Ki"):
+        assert "unbalanced" not in run("--world", "4", "--seqlen", balanced).output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -29,5 +29,5 @@ def compiles(monkeypatch):
         return compiled(spec)
 
     monkeypatch.setattr(obtain, "compile", compile)
-    monkeypatch.setattr(load, "_open", lambda path, runtime: path.read_bytes())
+    monkeypatch.setattr(load, "_open", lambda shared_object, runtime: shared_object)
     return seen

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -12,12 +13,16 @@ from fake_compiler import compiled, forget
 
 import cute_attn
 from cute_attn import cli
+from cute_attn.errors import Unavailable
 from cute_attn.jit import build, cache, fingerprint, load
+from cute_attn.jit import bundle as bundle_module
+from cute_attn.jit import obtain as obtain_module
 from cute_attn.jit.bundle import load_bundle
 from cute_attn.jit.entry import link
 from cute_attn.jit.obtain import KernelNotBuilt, obtain
 from cute_attn.spec.backward import BackwardSpec
 from cute_attn.spec.forward import ForwardSpec
+from cute_attn.spec.tiles import TileConfig
 
 SPEC = ForwardSpec(layers=1)
 OTHER = BackwardSpec(layers=1)
@@ -124,10 +129,95 @@ def test_where_no_compiler_is_installed_its_version_does_not_matter(bundle, comp
 def test_a_bundle_of_other_sources_is_never_used(bundle, compiles, monkeypatch):
     monkeypatch.setattr(fingerprint, "_sources", lambda op: "other")
     monkeypatch.setenv("CUTE_ATTN_CACHE_MODE", "cached-only")
-    with pytest.warns(UserWarning, match="other sources of cute_attn's kernels"):
+    with pytest.warns(UserWarning, match="no kernel of the bundle .* is used: other sources of cute_attn's kernels"):
         load_bundle(bundle)
-    with pytest.raises(KernelNotBuilt):
+    with pytest.raises(KernelNotBuilt, match=f"the bundle {bundle} has it, but other sources of cute_attn's kernels"):
         obtain(SPEC)
+
+
+def test_a_bundle_whose_forward_alone_is_outdated_gives_a_warning(bundle, monkeypatch):
+    cache.commit(link(compiled(OTHER)), bundle)
+    here = fingerprint._sources("bwd")
+    monkeypatch.setattr(fingerprint, "_sources", lambda op: "other" if op == "fwd" else here)
+    with pytest.warns(UserWarning, match="no forward kernel of the bundle .* is used: other sources") as seen:
+        load_bundle(bundle)
+    assert len(seen) == 1
+    assert obtain(OTHER).ptx == "// ptx"
+
+
+def test_a_missing_kernel_names_the_bundle_and_the_cache_that_nearly_have_it(bundle, compiles, monkeypatch, tmp_path):
+    obtain(SPEC)
+    there = fingerprint._packages()
+    monkeypatch.setattr(fingerprint, "_packages", lambda: {**there, "nvidia-cutlass-dsl": "99"})
+    monkeypatch.setenv("CUTE_ATTN_BUNDLES", str(bundle))
+    monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(obtain_module, "linker", no_linker)
+    with pytest.warns(UserWarning, match="made it and 99 is here"), pytest.raises(KernelNotBuilt) as raised:
+        obtain(SPEC)
+    of_bundle, of_cache = raised.value.near
+    assert of_bundle.startswith(f"the bundle {bundle} has it, but nvidia-cutlass-dsl ")
+    assert of_bundle.endswith("CUTE_ATTN_CACHE_MODE=prefer-cached uses it all the same")
+    assert of_cache.startswith(f"the cache {tmp_path / 'cache'} has it, but nvidia-cutlass-dsl ")
+    assert of_bundle in str(raised.value)
+    assert of_cache in str(raised.value)
+
+
+def test_a_missing_kernel_names_what_has_it_with_another_tile_or_for_another_installation(
+    bundle, monkeypatch, compiles
+):
+    load_bundle(bundle)
+    monkeypatch.setattr(obtain_module, "linker", no_linker)
+    with pytest.raises(KernelNotBuilt, match=r"has it with the tile 128x128, 2 stages, ping-pong;"):
+        obtain(replace(SPEC, tile=TileConfig(128, 96)))
+    with pytest.raises(KernelNotBuilt) as raised:
+        obtain(replace(SPEC, sink=True))
+    assert raised.value.near == ()
+
+
+def no_linker():
+    raise Unavailable("a kernel has to be linked once, and none was found")
+
+
+def test_a_missing_kernel_says_that_the_cache_has_it_for_more_packages(compiles, monkeypatch):
+    obtain(SPEC)
+    there = fingerprint._packages()
+    monkeypatch.setattr(fingerprint, "_packages", lambda: {k: v for k, v in there.items() if "cu1" not in k})
+    monkeypatch.setattr(obtain_module, "linker", no_linker)
+    with pytest.raises(KernelNotBuilt, match=r"it was made where nvidia-cutlass-dsl-libs-cu1.* is installed too"):
+        obtain(SPEC)
+
+
+def test_where_only_the_half_that_runs_kernels_is_installed_a_missing_kernel_is_named(monkeypatch, tmp_path):
+    half = tmp_path / "cutlass" / "_mlir" / "_mlir_libs"
+    (half / "_cutlass_ir").mkdir(parents=True)
+    (tmp_path / "cutlass" / "__init__.py").write_text("")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "cutlass", raising=False)
+
+    def refuse(spec):
+        raise RuntimeError("No CTK flavor installed: expected one or more of ...")
+
+    monkeypatch.setattr(obtain_module, "compile", refuse)
+    with pytest.raises(KernelNotBuilt, match="only the half that runs kernels is installed, not the compiler, and no"):
+        obtain(SPEC)
+    (half / "_cutlass_ir.cu12.so").write_text("")
+    with pytest.raises(RuntimeError, match="No CTK flavor") as raised:  # some other fault, which is not hidden
+        obtain(SPEC)
+    assert not isinstance(raised.value, KernelNotBuilt)
+
+
+def test_a_tilde_leads_to_the_bundles_of_the_home_directory(bundle, monkeypatch):
+    monkeypatch.setenv("HOME", str(bundle.parent))
+    assert load_bundle("~/bundle").specs == (SPEC,)
+    monkeypatch.setattr(bundle_module, "_loaded", [])
+    monkeypatch.setenv("CUTE_ATTN_BUNDLES", "~/bundle")
+    assert obtain(SPEC).ptx == "// ptx"
+
+
+def test_bundles_and_recorders_print_in_a_line(bundle):
+    assert repr(load_bundle(bundle)) == f"Bundle({str(bundle)!r}, 1 kernels)"
+    with cute_attn.record_specs() as recorder:
+        assert repr(recorder) == "Recorder(0 kernels)"
 
 
 # ---------------------------------------------------------------- recording and building
@@ -143,6 +233,23 @@ def test_a_recorder_lists_what_is_used_also_from_memory_and_only_while_it_is_ope
     assert recorder.specs == inner.specs == (SPEC, OTHER)
     recorder.save(tmp_path / "specs.json")
     assert build.load_specs(tmp_path / "specs.json") == [SPEC, OTHER]
+
+
+def test_a_recorder_that_saw_nothing_says_so_when_it_saves_and_so_does_build(tmp_path):
+    with cute_attn.record_specs() as recorder:
+        pass
+    with pytest.warns(UserWarning, match="will hold no kernel: backend 'reference'.* asks for none"):
+        recorder.save(tmp_path / "specs.json")
+    result = run("build", "--output", tmp_path / "out", "--specs", tmp_path / "specs.json")
+    assert result.exit_code == 2
+    assert f"{tmp_path / 'specs.json'} holds no kernel: backend 'reference'" in result.stderr
+
+
+def test_what_was_recorded_and_cannot_be_written_is_said_in_a_sentence(tmp_path):
+    with cute_attn.record_specs() as recorder:
+        recorder.add(SPEC)
+    with pytest.raises(FileNotFoundError, match=r"what was recorded cannot be written: .*No such file or directory"):
+        recorder.save(tmp_path / "nowhere" / "specs.json")
 
 
 def test_what_was_recorded_is_built_and_runs_where_nothing_may_be_compiled(
@@ -222,6 +329,9 @@ def test_a_kernel_that_cannot_be_built_is_named_and_the_others_are_built(compile
         ([], "nothing to build"),
         (["--spec", "{"], "--spec is not JSON"),
         (["--spec", '{"op":"fwd"}'], "spec 0 is not valid"),
+        (["--spec", '{"op":"fwd","op":"bwd"}'], "the key 'op' stands more than once"),
+        (["--spec", SPEC.canonical(), "--softcap"], "--softcap goes with --mask"),
+        (["--mask", "causal", "--op", "bwd", "--sink"], "--sink goes with --op fwd"),
         (["--mask", "cuasal"], "unknown mask 'cuasal'"),
         (["--mask", "causal", "--head-dim", "a"], "expected a head_dim such as 128"),
     ],

@@ -1,5 +1,6 @@
 """Every builder against a predicate over (batch, row, key), written from its definition and evaluated pair by pair."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -239,6 +240,51 @@ def test_long_masks_cost_memory_by_rows_not_by_pairs():
     assert mask.layers == 1
     assert mask.area() == rows * 257 // 2
     assert masks.global_tokens(rows, positions=[0, 5], left=128, right=128).layers == 3
+
+
+numpy_forms = [
+    (masks.full, (6, 8), {}),
+    (masks.causal, (6, 8), {"offset": -1}),
+    (masks.sliding_window, (6,), {"left": 2, "right": -1}),
+    (masks.sliding_window, (6,), {"window_size": 2}),
+    (masks.chunked_causal, (6,), {"chunk_size": 4}),
+    (masks.block_causal, (6,), {"block_size": 4}),
+    (masks.prefix_lm, (6,), {"prefix_length": 3}),
+    (masks.prefix_lm, (6,), {"prefix_length": [3, 1]}),
+    (masks.shared_prefix, (6,), {"prefix_length": 2, "lengths": [3, 1]}),
+    (masks.block_diffusion, (8,), {"block_size": 3}),
+    (masks.global_tokens, (6,), {"positions": [0, 4], "left": 1, "right": 0}),
+    (masks.documents, (6,), {"cu_seqlens": [0, 2, 6]}),
+    (masks.documents, (6,), {"segment_ids": [0, 0, 1, 1, 0, 2]}),
+    (masks.causal_documents, (4, 6), {"cu_seqlens": [0, 2, 4], "cu_seqlens_k": [0, 1, 6]}),
+    (masks.bidirectional_runs, (6,), {"bidirectional_mask": [0, 1, 1, 0, 0, 1]}),
+    (masks.bidirectional_runs, (6,), {"runs": [[0, 2], [2, 5]]}),
+]
+
+
+@pytest.mark.parametrize(("builder", "lengths", "arguments"), numpy_forms)
+@pytest.mark.parametrize("dtype", [np.int64, np.int8, np.uint16])
+def test_numpys_integers_and_arrays_are_taken_for_ints_and_lists(builder, lengths, arguments, dtype):
+    def in_numpy(value):
+        if dtype == np.uint16 and value == -1:
+            return value
+        return np.array(value, dtype=dtype) if isinstance(value, list) else dtype(value)
+
+    made = builder(*map(in_numpy, lengths), **{name: in_numpy(value) for name, value in arguments.items()})
+    assert made.equals(builder(*lengths, **arguments))
+    assert type(made.seqlen_k) is int
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_masks_live_on_the_cpu_whatever_the_default_device(device):
+    with torch.device(device):
+        for builder, lengths, arguments in numpy_forms:
+            assert builder(*lengths, **arguments).device.type == "cpu"
+
+
+def test_lengths_whose_sum_wraps_around_are_refused():
+    with pytest.raises(ValueError, match="lengths must not be more than seqlen_q = 4"):
+        masks.shared_prefix(4, prefix_length=1, lengths=[1 << 62] * 4)
 
 
 bad_calls = [

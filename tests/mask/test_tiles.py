@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import random_slices
 
-from cute_attn.mask import IntervalMask, TileSchedule
+from cute_attn.mask import IntervalMask, TileSchedule, causal
 
 
 def grid_by_brute_force(mask: IntervalMask, tile: tuple[int, int]) -> torch.Tensor:
@@ -143,3 +144,30 @@ def test_a_tile_that_is_not_two_positive_ints_is_refused(tile):
     mask = IntervalMask.from_slices([[0, 3]], [[0, 3]])
     with pytest.raises(ValueError, match="tile must be"):
         TileSchedule.from_mask(mask, tile)
+
+
+@pytest.mark.parametrize("tile", [(128, 128), (64, 80), (64, 256), (7, 16)])
+def test_rows_without_keys_and_keys_without_rows_are_marked(tile):
+    masks = [IntervalMask.from_slices(*random_slices(n, 333, 500), 333, 500) for n in (1, 3, 8)]
+    layers = max(mask.layers for mask in masks)
+    both = [
+        torch.cat([torch.nn.functional.pad(getattr(m, side), (0, 0, 0, layers - m.layers)) for m in masks])
+        for side in ("lo", "hi")
+    ]
+    mask = IntervalMask(*both, 500)
+    schedule, dense = mask.schedule(tile), mask.to_dense()
+    for words, idle, size in (
+        (schedule.idle_rows, ~dense.any(2), tile[0]),
+        (schedule.idle_keys, ~dense.any(1), tile[1]),
+    ):
+        marked = torch.zeros_like(idle)
+        for batch, at in idle.nonzero().tolist():
+            marked[batch, at] = words[batch, at // size, at % size % 32] >> (at % size // 32) & 1
+        assert torch.equal(marked, idle)
+        assert idle.any()
+        assert sum(bin(word).count("1") for word in words.flatten().tolist()) == idle.sum()
+
+
+def test_masks_without_idle_rows_and_keys_mark_no_tile():
+    schedule = causal(1000).schedule((128, 80))
+    assert schedule.idle_rows.shape == schedule.idle_keys.shape == (1, 0, 32)

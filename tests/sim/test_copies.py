@@ -236,6 +236,16 @@ def test_bulk_reductions_add_floats(mode):
     report = run(body, out, source, smem=2048, mode=mode, grid=2)
     np.testing.assert_allclose(out, 1 + 2 * source, rtol=1e-6)
     assert report.reduced == {"argument 0"}
+    assert run(body, np.zeros_like(out), source, smem=2048, mode=mode).reduced == frozenset()
+
+
+@every_mode
+def test_bulk_reductions_of_one_cta_are_in_no_order_either(mode):
+    out, source = np.zeros(64, np.float32), RANDOM.random(64).astype(np.float32)
+    add = "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%a0], [{}], 16; cp.async.bulk.commit_group;"
+    body = BULK.format(256, WAIT).split("mov.u32 %r1, %t;")[0]
+    body += f"@%p9 bra END; {add.format('%r8')} {add.format('%r8+16')} cp.async.bulk.wait_group.read 0; END:"
+    assert run(body, out, source, smem=2048, mode=mode).reduced == {"argument 0"}
 
 
 @pytest.mark.parametrize(

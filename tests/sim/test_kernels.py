@@ -44,9 +44,9 @@ def test_sums_by_atomics_and_by_bulk_reductions_say_that_they_were_reduced(mode,
     assert report.reduced == {"out", "total"}
 
 
-def test_one_block_alone_reduces_nothing_across_blocks():
+def test_one_block_alone_reduces_what_several_of_its_warps_add_up():
     report = sim.run(kernels.column_sums(), torch.randn(8, 128), torch.zeros(128), torch.zeros(1))
-    assert report.reduced == frozenset()
+    assert report.rounding.keys() == {"total"}
 
 
 @every_mode
@@ -102,6 +102,31 @@ def test_strict_lets_reduced_sums_differ_by_rounding_but_not_where_determinism_i
     sim.strict(kernels.column_sums(), x, out, total)
     with pytest.raises(sim.ScheduleDependence, match=r"(out|total): .* elements depend on the schedule"):
         sim.strict(kernels.column_sums(), x, out, total, deterministic=True)
+
+
+def ties():
+    """Blocks of rows that add up to a tie between two neighbours in bf16, or, the small ones first, to a bit more."""
+    x = torch.zeros(64, 128)
+    x[0], x[8::8] = 1 + 2**-8, 2**-25
+    return x, torch.zeros(128), torch.zeros(1), torch.zeros(128, dtype=torch.bfloat16)
+
+
+def test_what_is_computed_from_reduced_sums_is_reduced():
+    x, out, total, rounded = ties()
+    report = sim.strict(kernels.rounded_sums(), x, out, total, rounded)
+    assert report.reduced == {"out", "total", "rounded"}
+    assert report.derived.keys() == {"rounded"}
+    with pytest.raises(sim.ScheduleDependence, match=r"^out: "):
+        sim.strict(kernels.rounded_sums(), *ties(), deterministic=True)
+
+
+def test_python_code_around_reduced_sums_may_round_them_too():
+    def function(x):
+        out, total = torch.zeros(128), torch.zeros(1)
+        kernels.column_sums()(x, out, total)
+        return out.bfloat16()
+
+    sim.strict(function, ties()[0])
 
 
 def test_strict_starts_every_run_from_the_same_contents():

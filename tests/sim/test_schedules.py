@@ -20,7 +20,7 @@ RING = """
     and.b32 %r2, %r1, 1; shr.u32 %r3, %r1, 1; and.b32 %r3, %r3, 1; xor.b32 %r4, %r3, 1;
     mad.lo.u32 %r5, %r2, 8, %r9; mad.lo.u32 %r6, %r2, 256, %r9; add.u32 %r6, %r6, 1024;
     @%p1 bra TAKE;
-    E: mbarrier.try_wait.parity.shared.b64 %p8, [%r5+16], %r4; @!%p8 bra E;
+    E: mbarrier.try_wait.parity.shared.b64 %p8, [%r5+16], %r4; @%p8 bra DONE; bra.uni E; DONE: {skips}
     elect.sync _|%p2, -1; @!%p2 bra NEXT;
     mbarrier.arrive.expect_tx.shared.b64 _, [%r5], 256;
     mad.wide.u32 %d1, %r1, 256, %a1;
@@ -38,10 +38,12 @@ RING = """
 RELEASE = "mbarrier.arrive.shared.b64 _, [%r5+16];"
 
 
-def ring(mode, seed=0, early="", late=RELEASE):
+def ring(mode, seed=0, early="", late=RELEASE, skips=""):
     source = np.random.default_rng(1).random((6, 32, 2)).astype(np.float32)
     out = np.zeros(32, np.float32)
-    report = run(RING.format(early=early, late=late), out, source, block=64, smem=2048, mode=mode, seed=seed)
+    report = run(
+        RING.format(early=early, late=late, skips=skips), out, source, block=64, smem=2048, mode=mode, seed=seed
+    )
     expected = np.zeros(32, np.float32)
     for tile in source:
         expected = expected + tile[:, 0] + tile[:, 1]
@@ -63,6 +65,54 @@ def test_a_slot_released_before_it_is_read_is_found_late():
         ring("late", early=RELEASE, late="")
     assert caught.value.place.warps == (1,)
     assert "mbarrier 0x4" in str(caught.value)
+
+
+def test_a_wait_is_a_wait_however_long_the_code_behind_it_is():
+    """Long code that does nothing where no lane is elected once hid that a wait only leads back to itself."""
+    skips = "".join(f"elect.sync _|%p4, -1; @!%p4 bra S{i}; st.shared.u32 [%r9+512], 0; S{i}:" for i in range(30))
+    with pytest.raises(CopyInFlight, match="copy in flight writes"):
+        ring("late", early=RELEASE, late="", skips=skips)
+
+
+@pytest.mark.parametrize(("mode", "seed"), [("eager", 0), ("late", 0), *(("random", s) for s in range(6))])
+def test_a_look_within_a_short_loop_does_not_wait(mode, seed):
+    """Warp 0 looks whether warp 1 answered, asks it, and waits if it had not; some lanes do nothing in between."""
+    out = np.zeros(1, np.uint32)
+    body = """
+    mov.u32 %r9, smem; setp.ne.u32 %p9, %t, 0; setp.ne.u32 %p1, %warp, 0; mov.u32 %r1, 0; @%p9 bra READY;
+    mbarrier.init.shared.b64 [%r9], 1; mbarrier.init.shared.b64 [%r9+8], 1; READY: bar.sync 0;
+    LOOP: and.b32 %r2, %r1, 1; @%p1 bra ANSWER;
+    mbarrier.try_wait.parity.shared.b64 %p8, [%r9+8], %r2;
+    elect.sync _|%p2, -1; @!%p2 bra ASKED; mbarrier.arrive.shared.b64 _, [%r9]; ASKED: @%p8 bra NEXT;
+    W: mbarrier.try_wait.parity.shared.b64 %p8, [%r9+8], %r2; @!%p8 bra W; bra.uni NEXT;
+    ANSWER: A: mbarrier.try_wait.parity.shared.b64 %p8, [%r9], %r2; @!%p8 bra A;
+    elect.sync _|%p2, -1; @%p2 mbarrier.arrive.shared.b64 _, [%r9+8];
+    NEXT: add.u32 %r1, %r1, 1; setp.lt.u32 %p3, %r1, 5; @%p3 bra LOOP; st.global.u32 [%a0], %r1;"""
+    run(body, out, block=64, smem=64, mode=mode, seed=seed)
+    assert out[0] == 5
+
+
+PUBLISH = """
+    mov.u32 %r1, %ctaid.x; setp.eq.u32 %p1, %r1, 0; setp.ne.u32 %p4, %t, 0; @%p4 bra END; @%p1 bra SET;
+    SPIN: ld.acquire.gpu.global.u32 %r2, [%a1]; setp.eq.u32 %p2, %r2, 0; @%p2 bra SPIN;
+    ld.global.u32 %r3, [%a1+4]; st.global.u32 [%a0], %r3; bra.uni END;
+    SET: st.global.u32 [%a1+8], 1; {} END:"""
+
+
+def test_who_polls_a_flag_looks_at_once_in_a_late_schedule_and_sometimes_in_a_random_one():
+    """So that what is stored behind the flag instead of before it is missing."""
+    flag, data = "st.release.gpu.global.u32 [%a1], 1;", "st.global.u32 [%a1+4], 7;"
+    for lines, found in ((data + flag, 7), (flag + data, 0)):
+        out, flags = np.zeros(1, np.uint32), np.zeros(4, np.uint32)
+        run(PUBLISH.format(lines), out, flags, grid=2, mode="late")
+        assert out[0] == found
+        results = []
+        for seed in range(40):
+            out, flags = np.zeros(1, np.uint32), np.zeros(4, np.uint32)
+            run(PUBLISH.format(lines), out, flags, grid=2, mode="random", seed=seed)
+            results.append(out[0])
+        assert found in results
+        assert 7 in results
 
 
 def test_random_schedules_find_it_by_some_seed_and_always_by_the_same():

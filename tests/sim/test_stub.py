@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from cute_attn.errors import Unavailable
 from cute_attn.sim import stub
 
 
@@ -15,35 +16,35 @@ def empty_cache(tmp_path, monkeypatch):
 
 
 def test_the_stub_is_compiled_once_into_the_cache_directory(empty_cache):
-    first = stub.path()
-    assert first.is_relative_to(empty_cache)
-    built = first.stat().st_mtime_ns
-    assert stub.path() == first
-    assert first.stat().st_mtime_ns == built
-    assert [p.name for p in first.parent.iterdir()] == [first.name]  # no scratch file stays behind
+    code = stub.code()
+    (kept,) = (empty_cache / "sim").iterdir()  # no scratch file stays behind
+    built = kept.stat().st_mtime_ns
+    assert stub.code() == kept.read_bytes() == code
+    assert kept.stat().st_mtime_ns == built
 
 
 def test_another_source_gives_another_file(empty_cache, tmp_path, monkeypatch):
-    first = stub.path()
+    first = stub.code()
     changed = tmp_path / "stub.c"
     changed.write_text(stub.SOURCE.read_text() + "\nint one_more;\n")
     monkeypatch.setattr(stub, "SOURCE", changed)
-    assert stub.path() != first
+    assert stub.code() != first
+    assert len(list((empty_cache / "sim").iterdir())) == 2
 
 
 def test_without_a_compiler_the_error_says_what_to_install(empty_cache, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(RuntimeError, match=r"needs a C compiler.*apt install gcc"):
-        stub.path()
+    with pytest.raises(Unavailable, match=r"needs a C compiler.*apt install gcc"):
+        stub.code()
 
 
 def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(empty_cache, monkeypatch, tmp_path):
     broken = tmp_path / "broken.c"
     broken.write_text("not C")
     monkeypatch.setattr(stub, "SOURCE", broken)
-    with pytest.raises(RuntimeError, match=r"could not build its launch stub with .*broken\.c"):
-        stub.path()
-    assert list((empty_cache / "sim").iterdir()) == []
+    with pytest.raises(Unavailable, match=r"could not build its launch stub with .*broken\.c"):
+        stub.code()
+    assert not list(empty_cache.rglob("stub*.so"))
 
 
 def test_every_runtime_symbol_has_a_stand_in_of_equal_length():

@@ -70,6 +70,7 @@ def multiply(
     spans=(128, 128),
     from_registers=False,
     mode="eager",
+    seed=0,
     accumulate=0,
     scale=1,
     lines="{MMA}",
@@ -105,7 +106,7 @@ def multiply(
     mad.wide.u32 %o, %t, 4, %a0; {"".join(stores)}"""
     out = np.zeros((n // 2, 128), np.float32)
     fragment = np.ascontiguousarray(fragments_of(a_bits)) if from_registers else np.zeros(1, np.uint32)
-    run(body, out, shared, fragment, block=128, smem=shared.size + extra_smem, mode=mode)
+    run(body, out, shared, fragment, block=128, smem=shared.size + extra_smem, mode=mode, seed=seed)
     d = np.empty((64, n), np.float32)
     register, thread = np.meshgrid(np.arange(n // 2), np.arange(128), indexing="ij")
     row = thread // 32 * 16 + register // 2 % 2 * 8 + thread % 32 // 4
@@ -219,6 +220,41 @@ def test_accumulators_belong_to_the_wgmma_until_it_is_waited_for(lines, message,
     a, b = operands(("bf16", "bf16"), 16, 16)
     with pytest.raises(AccumulatorInFlight, match=message):
         multiply(a, b, spans=(32, 32), lines=lines, mode=mode)
+
+
+IN_TWO_GROUPS = f"{FENCE}; MMA {COMMIT}; setp.eq.u32 %p5, %r9, %r9; MMA {COMMIT}; {WAIT} 0;"
+
+
+@pytest.mark.parametrize("from_registers", [False, True])
+def test_groups_on_one_accumulator_run_in_order(from_registers):
+    """The first does not accumulate, so it would overwrite what a later one left."""
+    kinds = ("bf16", "bf16")
+    a, b = operands(kinds, 16, 16)
+    for mode, seed in [("eager", 0), ("late", 0), *(("random", seed) for seed in range(60))]:
+        d = multiply(a, b, spans=(32, 32), from_registers=from_registers, lines=IN_TWO_GROUPS, mode=mode, seed=seed)
+        check(d / 2, a, b, kinds)
+
+
+@every_mode
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (
+            "{%r104, %r105, %r106, %r107, %r100, %r101, %r102, %r103}, %d3, %d4",
+            "accumulator registers with one of another",
+        ),
+        ("{%r200, %r201, %r202, %r203, %r204, %r205, %r206, %r207}, {%r100, %r101, %r102, %r103}, %d4", "reads, as A"),
+        ("{%r50, %r51, %r52, %r53, %r204, %r205, %r206, %r207}, {%r60, %r61, %r62, %r63}, %d4", "reads as A"),
+    ],
+)
+def test_other_products_must_not_share_registers_with_one_in_flight(second, message, mode):
+    a, b = operands(("bf16", "bf16"), 16, 16)
+    from_registers = "%r50" in second
+    transposes = "0" if second.count("{") > 1 else "0, 0"
+    other = f"wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {second}, %p5, 1, 1, {transposes};"
+    lines = f"{FENCE}; MMA {COMMIT}; {other} {COMMIT}; {WAIT} 0;"
+    with pytest.raises(AccumulatorInFlight, match=message):
+        multiply(a, b, spans=(32, 32), from_registers=from_registers, lines=lines, mode=mode)
 
 
 @every_mode

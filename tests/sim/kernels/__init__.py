@@ -11,7 +11,7 @@ from typing import Any
 
 import cuda.bindings.driver as cuda
 import cutlass
-from cutlass import Float32, Int32, cute, range_constexpr
+from cutlass import BFloat16, Float32, Int32, cute, range_constexpr
 from cutlass._mlir.dialects import llvm
 from cutlass.cutlass_dsl import dsl_user_op
 
@@ -115,6 +115,29 @@ def _launch_column_sums(
     _column_sums(x, out, total, rows).launch(
         grid=(x.shape[0] // rows, 1, 1), block=(WARPGROUP, 1, 1), smem=WARPGROUP * 4, stream=stream
     )
+
+
+@cute.kernel
+def _round(sums: cute.Tensor, rounded: cute.Tensor) -> None:
+    thread = cute.arch.thread_idx()[0]
+    rounded[thread] = sums[thread].to(BFloat16)
+
+
+@cute.jit
+def _launch_rounded_sums(
+    x: cute.Tensor, out: cute.Tensor, total: cute.Tensor, rounded: cute.Tensor, rows: cutlass.Constexpr,
+    stream: cuda.CUstream,
+) -> None:  # fmt: skip
+    _launch_column_sums(x, out, total, rows, stream)
+    _round(out, rounded).launch(grid=(1, 1, 1), block=(WARPGROUP, 1, 1), stream=stream)
+
+
+@functools.cache
+def rounded_sums() -> Any:
+    """`column_sums`, and a second kernel that rounds out to bf16."""
+    x = fake(Float32, cute.sym_int(divisibility=8), WARPGROUP)
+    out, rounded = fake(Float32, WARPGROUP), fake(BFloat16, WARPGROUP)
+    return compiled(_launch_rounded_sums, x, out, fake(Float32, 1), rounded, 8)
 
 
 @functools.cache

@@ -177,6 +177,11 @@ ATTENTION = [
         "TMA reads what stmatrix wrote", (drop("epilogue fence", r"fence\.proxy\.async"),), ("o",),
     ),
     Mutation(
+        "proxy fence of global memory before the output is stored", "attention", "wrong fence space", "harmful",
+        "the output is staged in shared memory",
+        (substitute("epilogue fence", r"async\.shared::cta", "async.global"),), ("o",),
+    ),
+    Mutation(
         "previous output still read when overwritten", "attention", "wrong store-read wait", "harmful",
         "one buffer, several query tiles", (drop("wait store read", r"cp\.async\.bulk\.wait_group"),), ("o",),
     ),

@@ -104,6 +104,11 @@ MATMUL = [
         (drop("epilogue fence", r"fence\.proxy\.async"),), ("c",),
     ),
     Mutation(
+        "proxy fence of global memory before the store", "matmul", "wrong fence space", "harmful",
+        "the target is global, but what was stored before lies in shared memory",
+        (substitute("epilogue fence", r"async\.shared::cta", "async.global"),), ("c",),
+    ),
+    Mutation(
         "no barrier before the store", "matmul", "named barrier", "harmful",
         "warp 0 stores the tile before the other three have written theirs",
         (drop("epilogue barrier 2", r"bar\.sync"),), ("c",),

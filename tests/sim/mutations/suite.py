@@ -19,11 +19,12 @@ from cute_attn.sim.launch import Schedule
 from cute_attn.sim.strict import SCHEDULES
 from mutations import Mutation
 from mutations.attention import ATTENTION
+from mutations.gram import GRAM
 from mutations.matmul import CLUSTER, MATMUL, REGISTERS
 from mutations.sums import ELEMENTWISE, SUMS
 from mutations.workloads import WORKLOADS, Expected, Workload
 
-MUTATIONS = {m.name: m for m in (*ELEMENTWISE, *SUMS, *MATMUL, *REGISTERS, *CLUSTER, *ATTENTION)}
+MUTATIONS = {m.name: m for m in (*ELEMENTWISE, *SUMS, *MATMUL, *REGISTERS, *CLUSTER, *ATTENTION, *GRAM)}
 
 # Harmful mutations that no mode finds, and why not.
 MISSED: dict[str, str] = {}

@@ -19,6 +19,11 @@ SUMS = [
         "the async proxy reads what ordinary stores wrote", (drop("proxy fence", r"fence\.proxy"),), ("partial",),
     ),
     Mutation(
+        "proxy fence of global memory before the bulk reduction", "sums", "wrong fence space", "harmful",
+        "the async proxy reads shared memory",
+        (substitute("proxy fence", r"async\.shared::cta", "async.global"),), ("partial",),
+    ),
+    Mutation(
         "no barrier before the bulk reduction", "sums", "removed wait", "harmful",
         "the other warps may not have stored their sums", (drop("block barrier", r"bar\.sync"),), ("partial",),
     ),

@@ -8,6 +8,7 @@ from typing import Any
 import kernels
 import torch
 from kernels.attention import attention
+from kernels.gram import gram
 from kernels.matmul import matmul
 
 Arguments = tuple[Any, ...]
@@ -57,6 +58,13 @@ def _attention() -> tuple[Arguments, Expected]:
     return (q, k, v, out, lse, 0.125, 1), expected
 
 
+def _gram() -> tuple[Arguments, Expected]:
+    """Three tiles in one CTA."""
+    x, out = torch.randn(192, 64).bfloat16(), _poisoned(192, 64)
+    tiles = x.float().unflatten(0, (3, 64))
+    return (x, out, 1), {"out": (out, 2 * (tiles @ tiles.mT).flatten(0, 1), 1e-3)}
+
+
 MATMUL_REGIONS = {"full": (0, 24), "empty": (24, 24), "a": (1024, 49152), "b": (50176, 24576), "c": (74752, 16384)}
 ATTENTION_REGIONS = {
     "q_full": (0, 8), "q_empty": (8, 8), "k_full": (16, 16), "k_empty": (32, 16),
@@ -73,4 +81,5 @@ WORKLOADS = {
     ),
     "cluster": Workload(functools.partial(matmul, cluster=2), functools.partial(_matmul, 2), MATMUL_REGIONS, 91136),
     "attention": Workload(attention, _attention, ATTENTION_REGIONS, 66560),
+    "gram": Workload(gram, _gram, {"x": (0, 8192)}, 8192),
 }

@@ -1,0 +1,59 @@
+"""What a missing kernel was nearly found as: the same made otherwise, or with another tile."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from typing import Any, cast
+
+from ..directories import cache_directory
+from ..spec.operation import Spec, parse_spec
+from . import cache
+from .bundle import bundles, difference
+from .entry import BrokenEntry, read_manifest
+from .fingerprint import made_from
+
+__all__ = ["near_misses"]
+
+
+def near_misses(spec: Spec, mode: str) -> list[str]:
+    """A sentence for each bundle, and one for the cache, that has nearly this kernel."""
+    found = []
+    for bundle in bundles():
+        kernels = [(other, place.manifest) for other, places in bundle.places.items() for place in places]
+        found.append(_sentence(f"the bundle {bundle.path}", spec, kernels, mode))
+    with contextlib.suppress(OSError):  # a cache that cannot be reached was warned of
+        found.append(_sentence(f"the cache {cache_directory()}", spec, _cached(), mode))
+    return [sentence for sentence in found if sentence]
+
+
+def _sentence(where: str, spec: Spec, kernels: list[tuple[Spec, dict[str, Any]]], mode: str) -> str:
+    for other, manifest in kernels:
+        if other == spec:
+            why = difference(manifest, spec.op, any_compiler=mode != "jit")
+            return f"{where} has it, but {why or _other_packages(manifest, spec.op)}"
+    tiles = [str(other.tile) for other, _ in kernels if other.op == spec.op and _retiled(other, spec) == spec]
+    return f"{where} has it with {'the tile' if len(tiles) == 1 else 'tiles'} {'; '.join(tiles)}" if tiles else ""
+
+
+def _retiled(other: Spec, spec: Spec) -> Spec | None:
+    try:
+        return cast(Spec, replace(cast(Any, other), tile=spec.tile))
+    except ValueError:  # other fields do not go with this tile
+        return None
+
+
+def _cached() -> list[tuple[Spec, dict[str, Any]]]:
+    found = []
+    for directory in cache.entry_directories(cache_directory()):
+        with contextlib.suppress(BrokenEntry, OSError, ValueError, TypeError, KeyError):
+            manifest = read_manifest(directory)
+            found.append((parse_spec(manifest["spec"]), manifest))
+    return found
+
+
+def _other_packages(manifest: dict[str, Any], op: str) -> str:
+    """Entries of the cache are for equal installations, and this one differs in what is not installed."""
+    there, here = (m.get("packages", {}) for m in (manifest.get("made_from", {}), made_from(op)))
+    absent = sorted(set(there) - set(here))
+    return f"it was made where {', '.join(absent)} is installed too" if absent else "it cannot be used"

@@ -1,0 +1,211 @@
+"""What the self-test runs: each case is one kernel on one problem, and names the spec that it needs."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
+
+from cute_attn.launch.shapes import spec_for
+from cute_attn.mask import IntervalMask
+from cute_attn.spec.backward import BackwardSpec
+from cute_attn.spec.forward import HEAD_DIMS, ForwardSpec
+from cute_attn.spec.operation import operation, parse_spec
+
+from .masks import MASKS, kind_of_mask
+
+__all__ = ["GROUPS", "Case", "case_for", "cases", "profiled", "specs"]
+
+SIMULATED_TOKENS = 300  # at most: a simulated case takes seconds
+# By name, what each is for. A group's cases come in the order of their work, smallest first.
+GROUPS = {
+    "smoke": "the smallest forward and the smallest backward",
+    "matrix": "every head_dim, kind of mask and of score, small",
+    "long": "long loops, more work than multiprocessors; not simulated",
+    "tools": "few and tiny, for tools that make kernels slow; only when named",
+}
+
+
+AttentionSpec = ForwardSpec | BackwardSpec
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel on one problem.
+
+    spec: of the kernel; its tile is used whatever tables say. mask: a name of MASKS. tokens: queries; keys as the mask
+    has it. dims: of q and k, and of v; smaller than the spec's where padding is to be seen. scale: None for the usual.
+    inputs: "normal", "huge" (logits of a hundred), or "growing" (a larger maximum in every tile of keys).
+    public: forward and backward by autograd through flex_flash_attn_func, so also the forward's kernel.
+    """
+
+    spec: AttentionSpec
+    mask: str
+    tokens: int
+    dims: tuple[int, int]
+    heads: tuple[int, int] = (4, 2)
+    scale: float | None = None
+    softcap: float = 0.0
+    sink: bool = False
+    inputs: str = "normal"
+    public: bool = False
+
+    @property
+    def op(self) -> str:
+        return self.spec.op
+
+    @property
+    def softmax_scale(self) -> float:
+        return self.dims[0] ** -0.5 if self.scale is None else self.scale
+
+    @property
+    def name(self) -> str:
+        s = self.spec
+        plain = ("softcap", "deterministic", "max_logits", "fp32_out", "dlse", "fp32_gradients")
+        extras = [name for name in plain if getattr(s, name, False) is True]
+        extras += ["exact"] * (getattr(s, "softmax", "") == "exact") + ["fp16"] * (s.dtype == "fp16")
+        extras += [f"softcap {self.softcap:g}"] * (self.softcap > 0) + ["sink"] * self.sink
+        extras += [f"scale {self.scale}"] * (self.scale is not None) + [self.inputs] * (self.inputs != "normal")
+        if isinstance(s, BackwardSpec) and not (s.dq and s.dk and s.dv):
+            extras.append("+".join(name for name in ("dq", "dk", "dv") if getattr(s, name)))
+        if s.tile != operation(s.op).default_tile(s.head_dim, s.head_dim_v):
+            extras.append(f"tile {s.tile}".replace(",", ""))
+        dims = f"d{self.dims[0]}" if self.dims[0] == self.dims[1] else f"d{self.dims[0]}/{self.dims[1]}"
+        op = "public" if self.public else s.op
+        return " ".join([op, dims, self.mask, str(self.tokens), f"h{self.heads[0]}/{self.heads[1]}", *extras])
+
+    @property
+    def work(self) -> int:
+        """Proportional to the products of a dense mask."""
+        return self.tokens**2 * self.heads[0] * sum(self.dims) * (3 if self.op == "bwd" else 1)
+
+    def simulated(self) -> Case:
+        """The same kernel on a problem for the simulator."""
+        heads = self.heads if self.heads == (1, 1) else (2, 1)
+        return replace(self, tokens=min(self.tokens, SIMULATED_TOKENS), heads=heads)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "spec": json.loads(self.spec.canonical())}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Case:
+        pairs = {name: tuple(fields[name]) for name in ("dims", "heads")}
+        return cls(**{**fields, **pairs, "spec": parse_spec(json.dumps(fields["spec"]))})
+
+
+def cases(groups: Iterable[str], simulated: bool = False) -> list[Case]:
+    """Those of the groups, each once, smallest first."""
+    found = [case for group in groups for case in _group(group)]
+    if simulated:
+        found = [case.simulated() for case in found]
+    return sorted(dict.fromkeys(found), key=lambda case: case.work)
+
+
+def profiled(simulated: bool = False) -> list[Case]:
+    """A large forward and backward, for a profiler."""
+    found = [_case(op, "causal", 8192, heads=(32, 8)) for op in ("fwd", "bwd")]
+    return [case.simulated() for case in found] if simulated else found
+
+
+def specs() -> list[AttentionSpec]:
+    """What the bundle of `cute-attn build --selftest` holds: the kernels of every case."""
+    found = [case.spec for case in cases(GROUPS)]
+    found += [_forward_of(case) for case in cases(GROUPS) if case.public]
+    return list(dict.fromkeys(found))
+
+
+def case_for(spec: AttentionSpec) -> Case:
+    """A small case of the matrix's size for any kernel, such as those of a user's bundle."""
+    fields: dict[str, Any] = {"softcap": 15.0} if spec.score == "softcap" else {}
+    fields |= {"scale": -0.1} if spec.score == "scaled" else {}
+    fields |= {"sink": True} if getattr(spec, "sink", False) else {}
+    name = kind_of_mask(spec.layers, spec.has_lower, spec.has_upper)
+    # Whole tiles of keys leave the upper bound untested, where a kernel has no test of it.
+    tokens = 1000 if spec.has_upper else SIMULATED_TOKENS // spec.tile.n * spec.tile.n
+    return Case(spec, name, tokens, (spec.head_dim, spec.head_dim_v), **fields)
+
+
+def _forward_of(case: Case) -> AttentionSpec:
+    """The kernel that a public case runs before its own."""
+    variant: dict[str, Any] = {"score": "softcap"} if case.softcap else {}
+    return _spec_for("fwd", case.spec.dtype, *case.dims, _mask(case.mask), sink=case.sink, **variant)
+
+
+def _spec_for(*arguments: Any, **variant: Any) -> AttentionSpec:
+    return cast(AttentionSpec, spec_for(*arguments, **variant))
+
+
+@functools.cache
+def _mask(name: str) -> IntervalMask:
+    """What specs are made for: their masks have one kind at every length."""
+    return MASKS[name](1000)
+
+
+# ---------------------------------------------------------------- the cases
+
+VARIANTS = ("deterministic", "max_logits", "softmax", "fp32_out", "dlse", "fp32_gradients", "dq", "dk", "dv")
+
+
+def _case(
+    op: str,
+    mask: str = "causal",
+    tokens: int = 1000,
+    dims: tuple[int, int] = (128, 128),
+    dtype: str = "bf16",
+    **fields: Any,
+) -> Case:
+    """A case with the spec that its problem leads to; `fields` are those of the case, and VARIANTS of the spec."""
+    variant = {name: fields.pop(name) for name in VARIANTS if name in fields}
+    if fields.get("softcap"):
+        variant["score"] = "softcap"
+    elif fields.get("scale", 1.0) <= 0 and op == "fwd":
+        variant["score"] = "scaled"
+    if fields.get("sink") and op == "fwd":
+        variant["sink"] = True
+    return Case(_spec_for(op, dtype, *dims, _mask(mask), **variant), mask, tokens, dims, **fields)
+
+
+@functools.cache
+def _group(name: str) -> tuple[Case, ...]:
+    return tuple({"smoke": _smoke, "matrix": _matrix, "long": _long, "tools": _tools}[name]())
+
+
+def _smoke() -> list[Case]:
+    return [_case(op, "full", 256, heads=(1, 1)) for op in ("fwd", "bwd")]
+
+
+def _matrix() -> list[Case]:
+    found = []
+    for op in ("fwd", "bwd"):
+        found += [_case(op, "causal", 256, heads=(1, 1)), _case(op, "causal", 129)]
+        found += [_case(op, mask, dims=dims) for dims in HEAD_DIMS for mask in ("full", "causal", "packed", "window")]
+        found += [_case(op, mask, dims=dims) for dims in ((128, 128), (64, 64)) for mask in ("prefix", "slices")]
+        found += [_case(op, dims=(80, 72)), _case(op, heads=(8, 1)), _case(op, dtype="fp16")]
+        found += [_case(op, softcap=15.0), _case(op, "empty_rows"), _case(op, inputs="huge")]
+    found += [_case("fwd", sink=True), _case("fwd", scale=-0.1), _case("fwd", max_logits=True, softmax="exact")]
+    found += [_case("fwd", mask, softmax="exact") for mask in ("causal", "full")]
+    found += [
+        _case("fwd", mask, inputs="growing", softmax=softmax)
+        for mask in ("causal", "full")
+        for softmax in ("stale", "exact")
+    ]
+    found += [_case("bwd", mask, deterministic=True) for mask in ("full", "causal", "window", "prefix")]
+    found += [_case("bwd", dims=dims, deterministic=True) for dims in ((64, 64), (192, 128), (256, 256))]
+    found += [_case("bwd", mask, public=True) for mask in ("causal", "slices")]
+    found += [_case("bwd", public=True, sink=True), _case("bwd", public=True, softcap=15.0)]
+    return found
+
+
+def _long() -> list[Case]:
+    found = []
+    for op, heads in (("fwd", (16, 4)), ("bwd", (8, 2))):
+        found += [_case(op, mask, 8192, heads=heads) for mask in ("full", "causal", "packed", "window", "slices")]
+        found += [_case(op, "causal", 8192, dims, heads=heads) for dims in ((64, 64), (192, 128), (256, 256))]
+    found += [_case("bwd", mask, 8192, heads=(16, 4), deterministic=True) for mask in ("causal", "window")]
+    return [*found, _case("fwd", "causal", 32768, heads=(2, 1)), _case("bwd", "window", 32768, heads=(2, 1))]
+
+
+def _tools() -> list[Case]:
+    return [_case(op, mask, 300, heads=(2, 1)) for op in ("fwd", "bwd") for mask in ("causal", "window", "slices")]

@@ -1,0 +1,256 @@
+"""One case: random inputs, the kernel on a GPU or in simulation, and float64 to compare with."""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from cute_attn.backend import backend
+from cute_attn.jit.load import Runtime
+from cute_attn.jit.record import record_specs
+from cute_attn.launch.backward import backward
+from cute_attn.launch.forward import forward
+from cute_attn.mask import IntervalMask
+from cute_attn.ops.flex_flash import flex_flash_attn_func
+from cute_attn.reference import attention_backward, attention_forward
+from cute_attn.spec.backward import BackwardSpec
+from cute_attn.spec.forward import ForwardSpec
+
+from .cases import Case
+from .masks import MASKS
+from .plain import plain_attention
+
+__all__ = ["Verdict", "check", "launch", "make_problem"]
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AGAIN = 2  # further runs on a GPU of what gives the same bits every time
+Tensors = dict[str, torch.Tensor]
+
+
+class Verdict(NamedTuple):
+    """Of each tensor the largest error against float64 and what is allowed; what is wrong, in words, or ""."""
+
+    error: dict[str, float]
+    allowed: dict[str, float]
+    wrong: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A case's tensors, on its device, with a batch of 1; of a backward also what the forward made of them."""
+
+    mask: IntervalMask
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    dout: torch.Tensor
+    sink: torch.Tensor | None  # (1, 1, n, heads_q)
+    dlse: torch.Tensor | None
+    out: torch.Tensor | None
+    lse: torch.Tensor | None
+
+
+def check(case: Case, runtime: Runtime, device: torch.device) -> Verdict:
+    """Runs a case. Whatever its launch raises goes through."""
+    problem = make_problem(case, device)
+    with record_specs() as recorder:
+        got = launch(case, problem, runtime)
+    wrong = []
+    if recorder.specs[-1:] != (case.spec,):
+        wrong.append(f"another kernel was launched: {'; '.join(map(str, recorder.specs)) or 'none'}")
+    for name, again in _runs_again(case, problem, runtime):
+        if not torch.equal(again, got[name]):
+            wrong.append(f"{name} has other bits in another run")
+    exact, plain = _exact(case, problem), _plain(case, problem)
+    error, allowed = {}, {}
+    for name, result in got.items():
+        allowed[name] = _allowed(case, name, exact[name], plain.get(name))
+        error[name], problem_of = _compared(name, result, exact[name], allowed[name])
+        wrong += [problem_of] * bool(problem_of)
+    return Verdict(error, allowed, "; ".join(dict.fromkeys(wrong)))
+
+
+def make_problem(case: Case, device: torch.device) -> Problem:
+    """The same numbers for a case every time, on every device: they are drawn on the CPU."""
+    numbers = torch.Generator().manual_seed(zlib.crc32(case.name.encode()))
+    mask, (heads_q, heads_k), (dim, dim_v) = MASKS[case.mask](case.tokens), case.heads, case.dims
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(1, *shape, generator=numbers)
+
+    q, k = random(mask.seqlen_q, heads_q, dim), random(mask.seqlen_k, heads_k, dim)
+    v, dout = random(mask.seqlen_k, heads_k, dim_v), random(mask.seqlen_q, heads_q, dim_v)
+    sink = random(1, 3, heads_q).to(device) if case.sink else None
+    dlse = random(heads_q, mask.seqlen_q).to(device) if getattr(case.spec, "dlse", False) else None
+    if case.inputs == "huge":
+        q = 30 * q
+    if case.inputs == "growing":
+        direction = random(1, 1, dim).sign()
+        heights = torch.linspace(0, 8, k.shape[1])[None, :, None, None]
+        q, k = q.abs() * direction, 0.1 * k + heights * direction
+    dtype = DTYPES[case.spec.dtype]
+    q, k, v, dout = (x.to(dtype).to(device) for x in (q, k, v, dout))
+    mask = IntervalMask(mask.lo.to(device), mask.hi.to(device), mask.seqlen_k)
+    out = lse = None
+    if case.op == "bwd" and not case.public:
+        factors = case.softmax_scale, case.softcap
+        out, lse, _ = attention_forward(q, k, v, mask.lo, mask.hi, sink, *factors)
+    return Problem(mask, q, k, v, dout, sink, dlse, out, lse)
+
+
+def launch(case: Case, p: Problem, runtime: Runtime, **simulation: object) -> Tensors:
+    """The results of one run by name, their memory poisoned before. simulation: options of the backend "sim"."""
+    with _poisoned(), backend(runtime, **simulation):
+        found = _public(case, p) if case.public else _launched(case, p, runtime)
+        if p.q.device.type == "cuda":
+            torch.cuda.synchronize(p.q.device)
+    return found
+
+
+def _launched(case: Case, p: Problem, runtime: Runtime) -> Tensors:
+    spec = case.spec
+    if isinstance(spec, ForwardSpec):
+        out, lse, max_logits = forward(
+            p.q,
+            p.k,
+            p.v,
+            p.mask,
+            softmax_scale=case.softmax_scale,
+            softcap=case.softcap,
+            sink_lse=None if p.sink is None else p.sink.logsumexp(2).transpose(1, 2),
+            return_max_logits=spec.max_logits,
+            softmax=spec.softmax,
+            fp32_out=spec.fp32_out,
+            tile=spec.tile,
+            runtime=runtime,
+        )
+        return {"out": out, "lse": lse} | ({} if max_logits is None else {"max_logits": max_logits[0]})
+    assert p.out is not None
+    assert p.lse is not None
+    gradients = backward(
+        p.dout,
+        p.q,
+        p.k,
+        p.v,
+        p.out,
+        p.lse,
+        p.mask,
+        softmax_scale=case.softmax_scale,
+        softcap=case.softcap,
+        dlse=p.dlse,
+        needs=(spec.dq, spec.dk, spec.dv),
+        deterministic=spec.deterministic,
+        fp32_gradients=spec.fp32_gradients,
+        tile=spec.tile,
+        runtime=runtime,
+    )
+    named = zip(("dq", "dk", "dv"), gradients, strict=False)
+    return {name: gradient for name, gradient in named if gradient is not None}
+
+
+def _public(case: Case, p: Problem) -> Tensors:
+    q, k, v = (x[0].detach().clone().requires_grad_() for x in (p.q, p.k, p.v))
+    sink = None if p.sink is None else p.sink[0, 0].clone().requires_grad_()
+    scale, softcap = case.softmax_scale, case.softcap
+    out, lse = flex_flash_attn_func(q, k, v, p.mask, softmax_scale=scale, softcap=softcap, sink=sink)
+    inputs = (q, k, v) if sink is None else (q, k, v, sink)
+    gradients = torch.autograd.grad(out, inputs, p.dout[0])
+    named = dict(zip(("dq", "dk", "dv", "dsink"), gradients, strict=False))
+    return {name: x.detach()[None] for name, x in {"out": out, "lse": lse, **named}.items()}
+
+
+def _runs_again(case: Case, p: Problem, runtime: Runtime) -> Iterator[tuple[str, torch.Tensor]]:
+    """The results of further runs, of what is the same every time; in simulation under another schedule."""
+    if case.public or (isinstance(case.spec, BackwardSpec) and not case.spec.deterministic):
+        return
+    if runtime == "sm90":
+        for _ in range(AGAIN):
+            yield from launch(case, p, runtime).items()
+    elif case.op == "bwd":
+        yield from launch(case, p, runtime, mode="random", seed=1).items()
+
+
+@contextlib.contextmanager
+def _poisoned() -> Iterator[None]:
+    """Fresh memory is filled with NaN: what no kernel wrote is seen."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+# ---------------------------------------------------------------- what it must be
+
+
+def _exact(case: Case, p: Problem) -> Tensors:
+    """By name, in float64."""
+    q, k, v, dout = (x.double() for x in (p.q, p.k, p.v, p.dout))
+    sink, dlse = (x if x is None else x.double() for x in (p.sink, p.dlse))
+    bounds, factors = (p.mask.lo, p.mask.hi), (case.softmax_scale, case.softcap)
+    out, lse, max_logits = attention_forward(q, k, v, *bounds, sink, *factors)
+    found = {"out": out, "lse": lse, "max_logits": max_logits}
+    if case.op == "bwd":
+        gradients = attention_backward(dout, dlse, q, k, v, out, lse, *bounds, sink, *factors)
+        named = zip(("dq", "dk", "dv"), gradients, strict=False)
+        found |= {name: x for name, x in named if x is not None}
+        if gradients.sink is not None:
+            found["dsink"] = gradients.sink[0]
+    return found
+
+
+def _plain(case: Case, p: Problem) -> Tensors:
+    """By name, of plain PyTorch in the case's dtype."""
+    q, k, v = leaves = tuple(x.detach().clone().requires_grad_(case.op == "bwd") for x in (p.q, p.k, p.v))
+    sink = None if p.sink is None else p.sink.clone().requires_grad_(case.op == "bwd")
+    out, lse = plain_attention(q, k, v, p.mask, sink, case.softmax_scale, case.softcap)
+    found = {"out": out.detach(), "lse": lse.detach()}
+    if case.op == "bwd":
+        loss = (out * p.dout).sum()
+        if p.dlse is not None:
+            loss = loss + torch.where(lse.isfinite(), lse * p.dlse.to(lse.dtype), 0.0).sum()
+        loss.backward()
+        found |= {name: x.grad for name, x in zip(("dq", "dk", "dv"), leaves, strict=True) if x.grad is not None}
+        if sink is not None and sink.grad is not None:
+            found["dsink"] = sink.grad[0]
+    return found
+
+
+def _allowed(case: Case, name: str, exact: torch.Tensor, plain: torch.Tensor | None) -> float:
+    """Twice the error of plain PyTorch; of sums kept in fp32, 1e-5 of the largest where nothing else rounds them."""
+    if name in ("lse", "max_logits") and not case.softcap:
+        finite = exact[exact.isfinite()]
+        return 1e-5 * max(1.0, finite.abs().max().item() if len(finite) else 1.0)
+    if plain is None:  # max_logits under a softcap: as good as the hardware's tanh
+        return 2 * case.softcap * torch.finfo(DTYPES[case.spec.dtype]).eps
+    difference = (plain.double() - exact)[exact.isfinite()]
+    return 2 * difference.abs().max().item() + 1e-6
+
+
+def _compared(name: str, got: torch.Tensor, exact: torch.Tensor, allowed: float) -> tuple[float, str]:
+    """The largest error, and what is wrong in words."""
+    if got.shape != exact.shape:
+        return float("inf"), f"{name} has shape {tuple(got.shape)}, not {tuple(exact.shape)}"
+    got = got.double()
+    if bad := int(got.isnan().sum()):
+        return float("nan"), f"{name} has {bad:,} NaN of {got.numel():,}"
+    infinite = exact.isinf()
+    if not torch.equal(got[infinite], exact[infinite]):
+        return float("inf"), f"{name} differs where infinities belong"
+    if bool(infinite.all()):
+        return 0.0, ""
+    off = (got - exact).abs().masked_fill(infinite, 0.0)
+    error = off.max().item()
+    if error <= allowed:
+        return error, ""
+    beyond = int((off > allowed).sum())
+    place = tuple(int(i) for i in torch.unravel_index(off.argmax(), off.shape))
+    return error, (
+        f"{name} is off by {error:.3g}, allowed {allowed:.2g}: "
+        f"{beyond:,} of {off.numel():,} elements are, most at {place}"
+    )

@@ -1,0 +1,44 @@
+"""Rows without keys, and keys without rows: what stands there counts as zero, since 0 * NaN is NaN in a product.
+
+Tables are those of `cute_attn.mask.tiles.by_lane`: (planes, tiles, 32), bit w of lane l for the row 32w + l of a tile.
+"""
+
+import cutlass.cute as cute
+from cutlass import Boolean, Int32, range_constexpr
+
+__all__ = ["clear_idle", "idle_of_lane", "is_idle"]
+
+VECTOR = 8  # elements of 16 bytes
+
+
+@cute.jit
+def idle_of_lane(table, plane, tile):
+    """This lane's word of a tile, and whether any lane of the warp has one that is not zero."""
+    word = Int32(0)
+    if tile < table.shape[1]:
+        word = table[plane, tile, cute.arch.lane_idx()]
+    return word, cute.arch.vote_any_sync(word != 0)
+
+
+@cute.jit
+def is_idle(table, batch, tile, row):
+    """Whether row `row` of a tile is idle in a batch element, whose plane is its own or that of all."""
+    idle = Boolean(False)
+    if tile < table.shape[1]:
+        plane = batch if table.shape[0] > 1 else Int32(0)
+        idle = Boolean((table[plane, tile, row % 32] >> (row // 32)) & 1)
+    return idle
+
+
+@cute.jit
+def clear_idle(word, *tiles):
+    """Zeroes the idle rows of tiles (rows, columns) in shared memory; the lanes of a warp have a row each."""
+    zeros = cute.make_rmem_tensor(VECTOR, tiles[0].element_type)
+    zeros.fill(0.0)
+    for tile in tiles:
+        rows, columns = cute.size(tile.shape[0]), cute.size(tile.shape[1])
+        for w in range_constexpr(-(-rows // 32)):
+            if (word >> w) & 1 == 1:
+                line = cute.logical_divide(tile[32 * w + cute.arch.lane_idx(), None], cute.make_layout(VECTOR))
+                for c in range_constexpr(columns // VECTOR):
+                    cute.autovec_copy(zeros, line[None, c])

@@ -1,0 +1,135 @@
+"""Numbers that are not finite stay where they are: in rows without keys, in keys without rows, in their tiles."""
+
+import types
+
+import pytest
+import torch
+from forward_case import Case, random_inputs, random_sink, run
+from poison import MASKS, idle, poisoned, zeroed
+
+from cute_attn.launch import forward as launch
+from cute_attn.mask import IntervalMask, causal_documents
+from cute_attn.sim.errors import MissingProxyFence
+
+SCHEDULES = [("eager", 0), ("late", 0), ("random", 1), ("random", 2)]
+
+
+def check_that_idle_numbers_change_nothing(case, runtime):
+    """Every bit of every result is that of zeros in their place."""
+    rows, keys = idle(case.mask)
+    q, k, v = (x.to(case.dtype) for x in random_inputs(case))
+    scale, sink = case.dims[0] ** -0.5, random_sink(case)
+    clean = run(case, runtime, zeroed(q, rows), zeroed(k, keys), zeroed(v, keys), scale, sink)
+    dirty = run(case, runtime, poisoned(q, rows), poisoned(k, keys), poisoned(v, keys), scale, sink)
+    out, lse, _ = clean
+    assert out.isfinite().all()
+    for got, wanted in zip(dirty, clean, strict=True):
+        assert wanted is None or torch.equal(got, wanted)
+    rows = rows.expand(case.batch, -1)
+    assert (out[rows] == 0).all()
+    if sink is None:
+        assert torch.equal(lse.isinf(), rows[:, None].expand_as(lse))
+
+
+@pytest.mark.parametrize("name", ["padding at the end", "more rows than keys", "one token"])
+def test_padding(name, runtime):
+    check_that_idle_numbers_change_nothing(Case(MASKS[name], batch=2, heads=(4, 2)), runtime)
+
+
+@pytest.mark.parametrize(("mode", "seed"), SCHEDULES)
+def test_holes_in_every_schedule(mode, seed, runtime):
+    case = Case(MASKS["holes"], mode=mode, seed=seed, options={"sm_margin": 130})
+    check_that_idle_numbers_change_nothing(case, runtime)
+
+
+def test_two_layers_with_sinks_at_head_dim_64(runtime):
+    case = Case(MASKS["two layers"], heads=(4, 1), dims=(64, 64), dtype=torch.float16, sink="sh", mode="late")
+    check_that_idle_numbers_change_nothing(case, runtime)
+
+
+def test_many_layers_and_the_largest_logit(runtime):
+    case = Case(MASKS["many layers"], heads=(2, 2), options={"return_max_logits": True}, mode="random")
+    check_that_idle_numbers_change_nothing(case, runtime)
+
+
+def test_a_mask_for_each_batch_with_softcap(runtime):
+    case = Case(MASKS["one for each batch"], batch=2, heads=(8, 1), dims=(80, 72), softcap=5.0, sink="ssh")
+    check_that_idle_numbers_change_nothing(case, runtime)
+
+
+def test_products_may_not_read_zeroed_rows_without_a_fence(monkeypatch):
+    load = launch.kernel
+
+    def without_the_fence(spec, runtime):
+        """The first is that of the warp that loads V, the second that of the epilogue."""
+        found = load(spec, runtime)
+        return types.SimpleNamespace(function=found.function, ptx=found.ptx.replace("fence.proxy.async", "//", 1))
+
+    monkeypatch.setattr(launch, "kernel", without_the_fence)
+    with pytest.raises(MissingProxyFence):
+        check_that_idle_numbers_change_nothing(Case(MASKS["holes"]), "sim")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("dims", [(64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256)])
+def test_every_head_dim(name, dims, runtime):
+    batch = MASKS[name].batch
+    check_that_idle_numbers_change_nothing(Case(MASKS[name], batch=batch, dims=dims), runtime)
+    options = {"softmax": "exact", "fp32_out": True}
+    case = Case(MASKS[name], batch=batch, dims=dims, softcap=3.0, options=options, mode="late")
+    check_that_idle_numbers_change_nothing(case, runtime)
+
+
+# ---------------------------------------------------------------- numbers that some row attends
+
+DOCUMENTS = [0, 100, 157, 285, 450, 600]
+TOKEN = 120  # in the second document, in a tile with the first and the third
+
+
+def documents_with(which, runtime):
+    """out and lse of random inputs, and of the same with TOKEN of one of q, k and v not finite."""
+    case = Case(causal_documents(600, cu_seqlens=DOCUMENTS), heads=(2, 2))
+    inputs = dict(zip("qkv", (x.to(case.dtype) for x in random_inputs(case)), strict=True))
+    results = []
+    for x in (inputs[which], inputs[which].clone()):
+        if results:
+            x[:, TOKEN] = torch.nan
+        results.append(run(case, runtime, *(inputs | {which: x}).values(), 0.1, None)[:2])
+    return case, *results
+
+
+def changed(before, after):
+    """bool (rows,): where a result (1, rows, heads, dim) has any other bit."""
+    return (before != after).any(3).any(2)[0]
+
+
+@pytest.mark.parametrize("which", ["q", "k"])
+def test_a_query_or_a_key_reaches_the_rows_that_have_it(which, runtime):
+    case, (out, lse), (out_after, lse_after) = documents_with(which, runtime)
+    rows = torch.arange(600) == TOKEN if which == "q" else case.mask.to_dense()[0, :, TOKEN]
+    assert torch.equal(changed(out, out_after), rows)
+    assert torch.equal(changed(lse.mT[..., None], lse_after.mT[..., None]), rows)
+    assert out_after[:, rows].isnan().all()
+
+
+def test_a_value_reaches_the_rows_of_the_query_tiles_that_visit_it_and_no_lse(runtime):
+    case, (out, lse), (out_after, lse_after) = documents_with("v", runtime)
+    assert torch.equal(lse, lse_after)
+    visits = case.mask.schedule((128, 128)).to_grid()[0, :, TOKEN // 128] > 0
+    reached = changed(out, out_after)
+    assert not reached[~visits.repeat_interleave(128)[:600]].any()
+    assert reached[case.mask.to_dense()[0, :, TOKEN]].all()
+    assert out_after[:, reached].isnan().all()
+
+
+def test_a_row_without_keys_is_zero_whatever_values_others_attend(runtime):
+    mask = IntervalMask.from_slices([[0, 50], [60, 100]], [[0, 90], [0, 90]], None, 130, 90)
+    case = Case(mask, heads=(2, 2))
+    q, k, v = (x.to(case.dtype) for x in random_inputs(case))
+    for x in (k, v):
+        x[:, 20] = torch.inf
+        out, lse, _ = run(case, runtime, q, k, v, 0.1, None)
+        rows, _ = idle(mask)
+        assert (out[:, rows[0]] == 0).all()
+        assert (lse[:, :, rows[0]] == -torch.inf).all()

@@ -1,0 +1,20 @@
+"""Stands for the self-test's process: needs no PyTorch, and does with each case what $PLAN says of its mask."""
+
+import json
+import os
+import sys
+import time
+
+START = json.loads(os.environ.get("START", '{"gpu": "a GPU"}'))
+if not START:
+    sys.exit("died at the start")
+print(json.dumps(START), flush=True)
+for line in sys.stdin:
+    what = json.loads(os.environ["PLAN"])[json.loads(line)["case"]["mask"]]
+    print(json.dumps({"obtained": True}), flush=True)
+    if what == "hang":
+        time.sleep(600)
+    if what == "die":
+        print("last words", file=sys.stderr, flush=True)
+        os.abort()
+    print(json.dumps({"status": what, "detail": f"process {os.getpid()}", "seconds": 0.1}), flush=True)

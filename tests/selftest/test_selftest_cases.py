@@ -1,0 +1,104 @@
+"""The cases of the self-test are data: each names its kernel, and the kernels of all are what a bundle must hold."""
+
+import json
+
+import pytest
+import torch
+
+from cute_attn.selftest.cases import GROUPS, Case, case_for, cases, profiled, specs
+from cute_attn.selftest.check import make_problem
+from cute_attn.selftest.masks import MASKS
+from cute_attn.spec.backward import BackwardSpec
+from cute_attn.spec.forward import HEAD_DIMS, ForwardSpec
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Lists what launches ask for; nothing is compiled, and a launch does nothing."""
+    import cute_attn.launch.backward
+    import cute_attn.launch.forward
+    import cute_attn.sim
+    from cute_attn.jit.load import Kernel
+
+    seen = []
+
+    def noted(spec, runtime):
+        seen.append(spec)
+        return Kernel(spec, None, "")
+
+    for module in (cute_attn.launch.backward, cute_attn.launch.forward):
+        monkeypatch.setattr(module, "kernel", noted)
+    monkeypatch.setattr(cute_attn.sim, "run", lambda *arguments, **options: None)
+    return seen
+
+
+def test_every_case_launches_the_kernel_that_it_names_and_no_other(launched):
+    from cute_attn.selftest.check import launch
+
+    everything = specs()
+    found = cases(["smoke", "matrix", "tools"], simulated=True) + profiled(simulated=True)
+    for case in {(case.spec, case.mask, case.public): case for case in found}.values():
+        launch(case, make_problem(case, torch.device("cpu")), "sim")
+        assert launched[-1] == case.spec, case.name
+        assert set(launched) <= set(everything), case.name
+        assert len(launched) == (2 if case.public else 1), case.name
+        launched.clear()
+
+
+def test_a_case_has_one_kernel_at_every_size():
+    shrunk = {case.simulated() for case in cases(GROUPS)}
+    for case in shrunk:
+        schedule = MASKS[case.mask](case.tokens).schedule((case.spec.tile.m, case.spec.tile.n))
+        few = 3 if case.spec.layers == "many" else case.spec.layers
+        assert case.spec.layers == 0 or schedule.layers >= min(few, 2) or case.softcap, case.name
+
+
+def test_cases_have_names_of_their_own_and_come_smallest_first():
+    for simulated in (False, True):
+        found = cases(GROUPS, simulated)
+        assert len({case.name for case in found}) == len(found)
+        assert [case.work for case in found] == sorted(case.work for case in found)
+    assert [case.op for case in cases(["smoke"])] == ["fwd", "bwd"]
+    assert cases([]) == []
+
+
+def test_a_case_travels_to_its_process_as_json():
+    for case in cases(GROUPS):
+        assert Case.from_json(json.loads(json.dumps(case.to_json()))) == case
+
+
+def test_the_matrix_covers_what_kernels_differ_in():
+    found = cases(["matrix"])
+    for op in ("fwd", "bwd"):
+        mine = [case.spec for case in found if case.op == op]
+        dims = {(s.head_dim, s.head_dim_v) for s in mine}
+        assert dims == set(HEAD_DIMS)
+        assert {s.dtype for s in mine} == {"bf16", "fp16"}
+        assert {s.layers for s in mine} == {0, 1, 2, "many"}
+        assert any(case.softcap for case in found if case.op == op)
+        assert any(case.heads[0] > case.heads[1] for case in found if case.op == op)
+        assert any(case.tokens % 128 for case in found if case.op == op)
+    assert {s.spec.score for s in found if s.op == "fwd"} == {"plain", "scaled", "softcap"}
+    assert any(s.spec.deterministic for s in found if s.op == "bwd")
+    assert any(s.sink for s in found)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ForwardSpec(layers=1, has_lower=True, has_upper=False),
+        ForwardSpec(layers=2, has_lower=True, score="softcap", sink=True),
+        ForwardSpec(layers="many", has_lower=True, score="scaled", fp32_out=True, dtype="fp16"),
+        ForwardSpec(softmax="exact", max_logits=True),
+        BackwardSpec(layers=1, dlse=True, dq=False),
+        BackwardSpec(layers="many", has_lower=True, score="softcap", deterministic=True, fp32_gradients=True),
+        BackwardSpec(head_dim=192, head_dim_v=128, layers=1, has_lower=True, has_upper=False, dk=False, dv=False),
+    ],
+    ids=str,
+)
+def test_any_kernel_of_a_bundle_has_a_case_that_launches_it(spec, launched):
+    from cute_attn.selftest.check import launch
+
+    case = case_for(spec).simulated()
+    launch(case, make_problem(case, torch.device("cpu")), "sim")
+    assert launched == [spec]

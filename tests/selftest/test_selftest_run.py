@@ -1,0 +1,68 @@
+"""The self-test from its command line to its last sentence, in simulation, over a bundle with planted faults."""
+
+import json
+import time
+
+import pytest
+from planted import SPECS, faulty_bundle
+
+from cute_attn.selftest.cases import case_for
+from cute_attn.selftest.command import main
+
+PATIENCE = 20  # of a loaded machine
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return faulty_bundle(tmp_path_factory.mktemp("faulty") / "bundle")
+
+
+def run(capsys, *arguments):
+    """(exit code, rows by case, lines of stdout)"""
+    code = main(["--backend", "sim", *map(str, arguments)])
+    lines = capsys.readouterr().out.splitlines()
+    rows = [json.loads(line) for line in lines if line.startswith("{")]
+    return code, {row["case"]: row for row in rows}, lines
+
+
+def test_a_wrong_result_a_hang_and_a_crash_are_named_and_the_rest_is_measured(bundle, capsys, tmp_path):
+    names = {name: case_for(spec).simulated().name for name, spec in SPECS.items()}
+    absent = "fwd d64 causal 300 h2/1"
+    chosen = [f"--case={name}" for name in (*names.values(), absent)]
+    file = tmp_path / "rows.json"
+    code, rows, lines = run(capsys, "--bundle", bundle, "--patience", PATIENCE, "--json", file, *chosen)
+    assert code == 1
+    statuses = {"full": "right", "causal": "right", "window": "wrong", "prefix": "hang", "slices": "crash"}
+    assert {name: rows[names[name]]["status"] for name in names} == statuses
+    assert rows[absent]["status"] == "missing"
+    assert "no cache or bundle has the kernel fwd bf16 head_dim 64" in rows[absent]["detail"]
+    assert "cute-attn build --spec" in rows[absent]["detail"]
+    for name, spec in SPECS.items():
+        row = rows[names[name]]
+        assert set(row) == {"case", "spec", "status", "error", "allowed", "seconds", "gpu", "detail"}
+        assert row["spec"] == json.loads(spec.canonical())
+        assert row["gpu"] == "simulation"
+    assert "elements are, most at" in rows[names["window"]]["detail"]
+    assert "in _launched" in rows[names["prefix"]]["detail"]  # where the host stands
+    assert "the process died (SIG" in rows[names["slices"]]["detail"]
+    for name in ("full", "causal"):
+        row = rows[names[name]]
+        assert set(row["error"]) == {"out", "lse"}
+        assert all(0 < row["error"][x] <= row["allowed"][x] for x in row["error"])
+    assert lines[-1].startswith("6 cases on simulation: 2 right, 1 wrong, 1 hang, 1 crash, 1 missing, in ")
+    assert [json.loads(line)["case"] for line in file.read_text().splitlines()] == list(rows)
+    table = "\n".join(line for line in lines if not line.startswith("{"))
+    for name in names.values():
+        assert name in table
+
+
+def test_what_the_budget_leaves_no_time_for_is_skipped(bundle, capsys):
+    hanging = case_for(SPECS["prefix"]).simulated().name
+    begun = time.monotonic()
+    code, rows, lines = run(capsys, "--bundle", bundle, "--budget", 8, f"--case={hanging}", "--case=fwd d64 *")
+    assert time.monotonic() - begun < 8 + 5
+    assert {row["status"] for row in rows.values()} <= {"skipped", "missing"}
+    assert rows[hanging]["status"] == "skipped"
+    assert "no time left" in rows[hanging]["detail"]
+    assert code == 2
+    assert "skipped" in lines[-1]
