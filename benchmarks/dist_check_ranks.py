@@ -107,9 +107,9 @@ def main() -> None:
         times = measured(world)
         for clock, name in enumerate(("wall", "CPU a rank")):
             for call in ("forward", "forward and backward"):
-                on, off = ([both[clock] for both in times[call, check_ranks]] for check_ranks in (True, False))
+                on, off = ([clocks[clock] for clocks in times[call, check_ranks]] for check_ranks in (True, False))
                 rows.append(row(world, call, on, off, name))
-            again = [both[clock] for both in times["a key found again", True]]
+            again = [clocks[clock] for clocks in times["a key found again", True]]
             rows.append(row(world, "a key found again", again, [0.0] * len(again), name))
     notes = [
         f"Medians of {ROUNDS} rounds of {CALLS} calls, in turns, {ROWS} rows a rank, one head of 8, gloo between "

@@ -27,7 +27,13 @@ _failures: WeakKeyDictionary[dist.ProcessGroup, str] = WeakKeyDictionary()
 
 
 def check_sound(groups: Groups, call: str) -> None:
-    """Raises RuntimeError if a call has failed half-way on any of the groups."""
+    """Raises RuntimeError if the groups have been destroyed, or a call has failed half-way on any of them."""
+    try:
+        dist.get_process_group_ranks(groups.whole)
+    except KeyError:
+        raise RuntimeError(
+            f"{call}: the process group of this key has been destroyed; make a key of another group"
+        ) from None
     for group in groups.every:
         failure = _failures.get(group)
         if failure is not None:

@@ -160,7 +160,7 @@ def test_a_mark_is_that_of_its_group_alone_and_ends_with_it():
 
 
 def _two_groups(rank):
-    groups = [dist.new_group(timeout=timedelta(seconds=1)) for _ in range(2)]
+    groups = [dist.new_group(timeout=timedelta(seconds=3)), dist.new_group()]
     first, second = (make_key(config("group_cast"), group) for group in groups)
     qkv = local_inputs(second)
     fail_once(rank, "attend")
@@ -172,6 +172,21 @@ def _two_groups(rank):
     dist.destroy_process_group(groups.pop(0))
     gc.collect()
     assert len(soundness._failures) == 0
+
+
+def test_a_key_of_a_destroyed_group_is_refused_by_that_name():
+    run_ranks(2, _destroyed)
+
+
+def _destroyed(rank):
+    group = dist.new_group()
+    key = make_key(config("ring"), group)
+    qkv = local_inputs(key)
+    dist.destroy_process_group(group)
+    for call in ((calc_attn, *qkv, key), (undispatch, qkv[0], key), (dispatch, torch.zeros(LENGTH), key)):
+        error = error_of(*call)
+        assert error[0] == "RuntimeError"
+        assert "the process group of this key has been destroyed" in error[1]
 
 
 def test_a_rank_alone_may_go_on():

@@ -168,7 +168,7 @@ def test_the_same_plan_comes_out_every_time():
 
 def test_arguments_that_do_not_fit_are_refused():
     mask, place = masks()["causal"], random_placement(LENGTH, 4, 8)
-    with pytest.raises(ValueError, match=r"rank must be an int in \[0, 4\), got 4"):
+    with pytest.raises(ValueError, match="rank must be below 4, got 4"):
         plan_group_cast(mask, place, place, 4)
     with pytest.raises(ValueError, match="does not fit placements of 203 and 100"):
         plan_group_cast(mask, place, random_placement(100, 4, 8), 0)

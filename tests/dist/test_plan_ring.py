@@ -77,10 +77,18 @@ def test_ring_and_cross_attention():
         assert torch.equal(count_pairs(parts_of(plans), 90, 210), mask.to_dense()[0].long())
 
 
-@pytest.mark.parametrize("ulysses_size", [0, 3, 8, True])
-def test_a_ulysses_size_that_does_not_divide_the_world_is_refused(ulysses_size):
+@pytest.mark.parametrize(
+    ("ulysses_size", "error", "message"),
+    [
+        (0, ValueError, "must be >= 1, got 0"),
+        (3, ValueError, "must divide the world of 4, got 3"),
+        (8, ValueError, "must divide the world of 4, got 8"),
+        (True, TypeError, "must be an int, got True"),
+    ],
+)
+def test_a_ulysses_size_that_does_not_divide_the_world_is_refused(ulysses_size, error, message):
     place = random_placement(LENGTH, 4, 8)
-    with pytest.raises(ValueError, match="ulysses_size must be an int >= 1 that divides the world of 4"):
+    with pytest.raises(error, match=f"ulysses_size {message}"):
         plan_ring(masks()["causal"], place, place, 0, ulysses_size)
 
 

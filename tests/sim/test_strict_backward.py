@@ -1,0 +1,58 @@
+"""Strict on our own backward: what is rounded from sums in no fixed order may differ by a rounding, and by no more."""
+
+import pytest
+import torch
+
+from cute_attn import sim
+from cute_attn.bwd.launch import backward
+from cute_attn.fwd.launch import forward
+from cute_attn.mask import causal
+
+MASK = causal(192, 320)
+
+
+def inputs():
+    """dout, q, k, v, out and lse of a call."""
+    shapes = (192, 2), (320, 1), (320, 1)
+    q, k, v = (torch.randn(1, *shape, 128).bfloat16() for shape in shapes)
+    with sim.simulated():
+        out, lse, _ = forward(q, k, v, MASK, softmax_scale=0.1, runtime="sim")
+    return torch.randn_like(q), q, k, v, out, lse
+
+
+def gradients(sm_margin, deterministic=False):
+    def function(dout, q, k, v, out, lse):
+        options = {"softmax_scale": 0.1, "sm_margin": sm_margin, "deterministic": deterministic, "runtime": "sim"}
+        dq, dk, dv, _ = backward(dout, q, k, v, out, lse, MASK, **options)
+        return dq, dk, dv
+
+    return function
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sm_margin", [0, 131])  # 131 leaves one CTA, whose bulk additions are in no order either
+def test_python_code_that_calls_the_backward_gives_no_alarm(sm_margin):
+    sim.strict(gradients(sm_margin), *inputs())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sm_margin", [0, 131])
+def test_the_compiled_backward_alone_gives_no_alarm(sm_margin, monkeypatch):
+    calls, run = [], sim.run
+
+    def noted(function, *args, **options):
+        calls.append((function, args, options))
+        return run(function, *args, **options)
+
+    arguments = inputs()
+    with monkeypatch.context() as patch:
+        patch.setattr(sim, "run", noted)
+        gradients(sm_margin)(*arguments)
+    ((function, args, options),) = calls
+    report = sim.strict(function, *args, **options)
+    assert report.derived
+
+
+@pytest.mark.slow
+def test_a_deterministic_backward_gives_the_same_bits_in_every_schedule():
+    sim.strict(gradients(0, deterministic=True), *inputs(), deterministic=True)
