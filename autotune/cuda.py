@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 
-from cute_attn.launch.backward import backward
-from cute_attn.launch.forward import forward
 from cute_attn.mask import IntervalMask
-from cute_attn.spec.tiles import BackwardTile, Tile, TileConfig
+from cute_attn.spec.operation import operation
+from cute_attn.spec.tiles import Tile
 
 from .measure import Lost
 from .problem import Problem
@@ -82,12 +81,7 @@ class CudaDevice:
         q = random(problem.seqlen_q, problem.heads_q, problem.head_dim)
         k = random(problem.seqlen_k, problem.heads_k, problem.head_dim)
         v = random(problem.seqlen_k, problem.heads_k, problem.head_dim_v)
-        if isinstance(tile, TileConfig):
-            return lambda: forward(q, k, v, mask, softmax_scale=scale, tile=tile)
-        assert isinstance(tile, BackwardTile)
-        out, lse, _ = forward(q, k, v, mask, softmax_scale=scale)
-        dout = torch.randn_like(out)
-        return lambda: backward(dout, q, k, v, out, lse, mask, softmax_scale=scale, tile=tile)
+        return operation(problem.op).call(q, k, v, mask, scale, tile)
 
 
 def wait_for(event: torch.cuda.Event) -> None:

@@ -9,6 +9,7 @@ multiprocessors without a gap.
 
 from __future__ import annotations
 
+from cute_attn.spec.operation import operation
 from cute_attn.spec.tiles import Tile, TileConfig
 
 from .problem import Problem
@@ -32,9 +33,9 @@ ASSUMPTIONS = (
 def predict(problem: Problem, tile: Tile, profile: Profile | None = None, sms: int = MODELLED_SMS) -> float:
     """Seconds of one call, by the static model."""
     schedule = problem.intervals().schedule((tile.m, tile.n))
-    table = schedule.backward if problem.op == "bwd" else schedule.forward
-    partial, full = (table.items[:, column].double() for column in (5, 6))
-    tensor = tile.m * tile.n * _depth(problem) / 2048
+    row = operation(problem.op)
+    partial, full = (row.table(schedule).items[:, column].double() for column in (5, 6))
+    tensor = tile.m * tile.n * row.depth(problem.head_dim, problem.head_dim_v) / 2048
     slots_full, slots_partial = _slots(profile)
     stall = STALL_PING_PONG if isinstance(tile, TileConfig) and tile.ping_pong else STALL
     cycles = full * _tile_cycles(tensor, slots_full, stall) + partial * _tile_cycles(tensor, slots_partial, stall)
@@ -42,12 +43,6 @@ def predict(problem: Problem, tile: Tile, profile: Profile | None = None, sms: i
     heads = problem.heads_q * (problem.batch if problem.intervals().batch == 1 else 1)
     busiest = max(float(items.sum()) * heads / sms, float(items.max()) if len(items) else 0.0)
     return busiest / CLOCK
-
-
-def _depth(problem: Problem) -> int:
-    """Sum over the products of the dimension that is not of the tile: forward S and PV, backward S, dP, dQ, dK, dV."""
-    d, dv = problem.head_dim, problem.head_dim_v
-    return 3 * d + 2 * dv if problem.op == "bwd" else d + dv
 
 
 def _tile_cycles(tensor: float, slots: float, stall: float) -> float:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ..bwd import config as bwd
 from ..fwd import config as fwd
+from ..mask import IntervalMask
 from ..spec.backward import BackwardSpec
 from ..spec.forward import ForwardSpec
 from ..spec.operation import Operation, register
@@ -23,6 +28,12 @@ def _forward_program(spec: ForwardSpec) -> tuple[Any, tuple[Any, ...]]:
     return ForwardKernel(spec), fake_arguments(spec)
 
 
+def _forward_call(q: Tensor, k: Tensor, v: Tensor, mask: IntervalMask, scale: float, tile: Any) -> Callable[[], object]:
+    from .forward import forward
+
+    return lambda: forward(q, k, v, mask, softmax_scale=scale, tile=tile)
+
+
 def _forward_tiles() -> list[Tile]:
     return [TileConfig(*values) for values in product((128, 192), range(48, 257, 16), (2, 4), (True, False))]
 
@@ -32,6 +43,17 @@ def _backward_program(spec: BackwardSpec) -> tuple[Any, tuple[Any, ...]]:
     from ..bwd.backward import BackwardKernels
 
     return BackwardKernels(spec), fake_arguments(spec)
+
+
+def _backward_call(
+    q: Tensor, k: Tensor, v: Tensor, mask: IntervalMask, scale: float, tile: Any
+) -> Callable[[], object]:
+    from .backward import backward
+    from .forward import forward
+
+    out, lse, _ = forward(q, k, v, mask, softmax_scale=scale)
+    dout = torch.randn_like(out)
+    return lambda: backward(dout, q, k, v, out, lse, mask, softmax_scale=scale, tile=tile)
 
 
 def _backward_tiles() -> list[Tile]:
@@ -48,6 +70,9 @@ FORWARD = Operation(
     program=_forward_program,
     shared_memory_bytes=fwd.shared_memory_bytes,
     mask_kind=mask_kind,
+    table=lambda schedule: schedule.forward,
+    depth=lambda d, dv: d + dv,  # S and PV
+    call=_forward_call,
     tile=TileConfig,
     default_tile=fwd.default_tile,
     tiles=_forward_tiles,
@@ -62,6 +87,9 @@ BACKWARD = Operation(
     program=_backward_program,
     shared_memory_bytes=bwd.shared_memory_bytes,
     mask_kind=backward_mask_kind,
+    table=lambda schedule: schedule.backward,
+    depth=lambda d, dv: 3 * d + 2 * dv,  # S, dQ and dK; dP and dV
+    call=_backward_call,
     tile=BackwardTile,
     default_tile=bwd.default_tile,
     tiles=_backward_tiles,

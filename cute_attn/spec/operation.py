@@ -43,6 +43,9 @@ class Operation:
     program: the kernel of a spec and stand-ins for its arguments, to compile; imports the compiler.
     shared_memory_bytes: of a CTA of the kernel that has the products.
     mask_kind: a tile schedule, and whether scores are capped, as its specs name them: layers, has_lower, has_upper.
+    table: of a tile schedule, the one that it walks. depth: at head dims, the sum over its products of the dimension
+        that is not of the tile.
+    call: q, k, v, a mask, the softmax scale and a tile, as something to be called and timed.
     tile: the type of its tiles. default_tile: at a pair of HEAD_DIMS. tiles: all that may be tried.
     """
 
@@ -55,6 +58,9 @@ class Operation:
     program: Callable[[Any], tuple[Any, tuple[Any, ...]]]
     shared_memory_bytes: Callable[[Any], int]
     mask_kind: Callable[[Any, bool], tuple[Any, bool, bool]]
+    table: Callable[[Any], Any]
+    depth: Callable[[int, int], int]
+    call: Callable[..., Callable[[], object]]
     tile: Callable[..., Tile]
     default_tile: Callable[[int, int], Tile]
     tiles: Callable[[], list[Tile]]
