@@ -60,8 +60,12 @@ def beside_peers(name: str, plan: Sequence[Beside], machine: Machine, until: flo
                 _say(what, "skipped", why)
                 continue
             before = len(results.rows), len(results.wrong), len(results.left_out)
-            with watched(what, machine.patience):
-                attention.measure(machine.bench, problem, PROBLEMS[problem], operation, peers, results)
+            try:
+                with watched(what, machine.patience):
+                    attention.measure(machine.bench, problem, PROBLEMS[problem], operation, peers, results)
+            except Exception as error:  # it left the GPU unusable for this process
+                _say(what, "crash", f"{type(error).__name__}: {error}")
+                return
             used[problem] = PROBLEMS[problem]
             if results.rows:
                 attention.report(f"attention_{name}", results, used, machine.limits, show=False)
