@@ -1,6 +1,8 @@
 """The self-test from its command line to its last sentence, in simulation, over a bundle with planted faults."""
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -102,3 +104,13 @@ def test_list_names_cases_and_their_kernels(capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("fwd d128 full 256 h1/1: fwd bf16 head_dim 128")
     assert second.startswith("bwd d128 full 256 h1/1: bwd bf16 head_dim 128")
+
+
+def test_it_imports_nothing_that_a_bare_machine_lacks():
+    program = (
+        "import sys; from cute_attn.selftest import command, worker; "
+        "assert command.main(['--list', '--group', 'smoke']) == 0; "
+        "print({'click', 'rich', 'platformdirs', 'filelock', 'matplotlib', 'cutlass'} & set(sys.modules))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.stdout.splitlines()[-1] == "set()", ended.stdout + ended.stderr
