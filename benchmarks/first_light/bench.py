@@ -31,6 +31,7 @@ from interleaved import interleaved, summary
 from cute_attn.bwd.launch import backward
 from cute_attn.fwd.launch import forward
 from cute_attn.jit.load import Runtime
+from cute_attn.jit.obtain import KernelNotBuilt
 
 PLANS = {"core": CORE, "rest": REST}
 HUNG = 7  # exit code
@@ -81,7 +82,7 @@ def _say_results(what: str, results: attention.Results, rows: int, wrong: int, l
         text = f"{row['microseconds']} us ({row['middle half']}), {row['TFLOP/s']} TFLOP/s{beside}"
         _say(f"{what} {row['kernel']}", "right", text, measured=row)
     for row in results.wrong[wrong:]:
-        _say(f"{what} {row['with']}", "wrong", str(row["what"]))
+        _say(f"{what} {row['with']}", _status(str(row["what"])), str(row["what"]))
     for row in results.left_out[left_out:]:
         _say(f"{what} {row['peer']}", "skipped", str(row["why"]))
 
@@ -104,7 +105,8 @@ def tiles(machine: Machine, until: float, left_out: Sequence[str]) -> None:
                 if not error < AGREE:
                     raise RuntimeError(f"it differs from the default tile by {error:.2g}")
             except Exception as error:  # another tile may do
-                _say(f"{what} {name}", "wrong", f"{type(error).__name__}: {error}")
+                text = f"{type(error).__name__}: {error}"
+                _say(f"{what} {name}", _status(text), text)
                 continue
             calls[name] = runs
         if not calls:
@@ -137,6 +139,10 @@ def warm(machine: Machine) -> None:
             for operation in operations:
                 attention_kernels.prepared(kernel, operation, inputs)()
             _say(f"warm {problem}", "right", "flex_attention compiled")
+
+
+def _status(failure: str) -> str:
+    return "missing" if failure.startswith(KernelNotBuilt.__name__) else "wrong"
 
 
 def _no_turn(operation: str, until: float, left_out: Sequence[str]) -> str:
