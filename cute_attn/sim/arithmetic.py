@@ -57,6 +57,10 @@ def _binary(integer: str | None, floating: str | None, packed: str | None = None
             return _floating(r, function, kind)
         if integer is None or kind == "pred":
             raise r.fail("this type")
+        if kind == "s32" and packed in ("min", "max") and r.flag("relu"):
+            r.done()
+            code = f"np.maximum({integer}({{0}}, {{1}}), np.int32(0))"
+            return r.template(code, Typed(r.operands[0], kind), r.typed(kind, 1))
         r.done("lo" if integer == "np.multiply" else "")
         return r.template(integer, Typed(r.operands[0], kind), r.typed(kind, 1), ufunc=True)
 

@@ -29,6 +29,8 @@ def wrap(values, dtype):
         ("mul.hi.s32", lambda a, b: a * b >> 32),
         ("min.s32", min),
         ("max.s32", max),
+        ("min.relu.s32", lambda a, b: max(min(a, b), 0)),
+        ("max.relu.s32", lambda a, b: max(a, b, 0)),
         ("and.b32", lambda a, b: a & b),
         ("or.b32", lambda a, b: a | b),
         ("xor.b32", lambda a, b: a ^ b),
