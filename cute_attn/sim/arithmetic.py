@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .ptx import Imm, Pair, Reg, Sym, Vec
-from .template import KIND_WIDTH, Reader, Template, Typed, is_sink
+from .template import KIND_WIDTH, Reader, Template, Typed, arguments_of, is_sink
 
 INTEGERS = ("u16", "s16", "u32", "s32", "u64", "s64")
 BITS = ("b16", "b32", "b64")
@@ -233,6 +233,7 @@ def _bits(
     def handler(r: Reader) -> Template:
         kind = r.need(*kinds)
         r.done()
+        r.count(1 + arguments_of(function))
         count = len(r.operands) - 1 - len(extra)
         sources = r.typed([*[kind] * count, *extra], 1)
         places = ", ".join(f"{{{i}}}" for i in range(len(sources)))
