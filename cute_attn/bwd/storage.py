@@ -55,7 +55,7 @@ def storage_type(products: Products) -> Any:
         q_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(tile.q_stages)]
         do_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(tile.do_stages)]
         kv_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(1)]
-        place: cute.struct.MemRange[Int32, 4 * tile.q_stages]
+        place: cute.struct.Align[cute.struct.MemRange[Int32, 4 * tile.q_stages], 16]  # read as one vector
         shift: cute.struct.Align[cute.struct.MemRange[Float32, m * tile.q_stages], 128]
         delta: cute.struct.Align[cute.struct.MemRange[Float32, m * tile.do_stages], 128]
         bounds: cute.struct.Align[cute.struct.MemRange[Int32, 2 * layers * m * tile.q_stages], 128]

@@ -97,7 +97,7 @@ def _storage(spec: ForwardSpec, layouts: Layouts) -> Any:
         q_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(1)]
         k_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(stages)]
         v_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(stages)]
-        place: cute.struct.MemRange[Int32, 4 * stages]
+        place: cute.struct.Align[cute.struct.MemRange[Int32, 4 * stages], 16]  # read as one vector
         q: tiles(cute.cosize(layouts.q))  # type: ignore[valid-type]
         out: tiles(0 if spec.fp32_out or out_shares_queries(spec) else cute.cosize(layouts.out))  # type: ignore[valid-type]
         k: tiles(cute.cosize(layouts.k))  # type: ignore[valid-type]
