@@ -130,7 +130,7 @@ def _table(title: str, rows: Sequence[tuple[str, ...]]) -> Table:
         title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2, 0, 0)
     )
     table.add_column()
-    for _ in rows[0][2:]:
+    for _ in range(max(map(len, rows), default=2) - 2):
         table.add_column()
     table.add_column(overflow="fold")  # paths are told whole
     for name, *states, text in rows:

@@ -109,7 +109,7 @@ def test_loops_that_are_unknown_are_so_by_name_and_known_once_there_is_a_disasse
 
 def test_without_a_disassembler_the_loops_of_a_kernel_are_none_and_the_reason_is_kept(monkeypatch):
     monkeypatch.setattr(module.sass.shutil, "which", lambda name: None)
-    monkeypatch.setattr(module.sass.sysconfig, "get_path", lambda name: "/nowhere")
+    monkeypatch.setattr(module.sass, "folders_of", lambda package: [])
     loops, unknown = module._loops(Compiled(SPEC, None, "// ptx", b"", LOG))
     assert loops == ()
     assert "needs nvdisasm" in unknown
