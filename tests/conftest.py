@@ -44,6 +44,12 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs an NVIDIA Hopper GPU"))
 
 
+@pytest.fixture(params=["sim", pytest.param("sm90", marks=pytest.mark.gpu)])
+def runtime(request):
+    """Where a kernel runs: what a test of kernels says holds for both."""
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def _fresh_random_numbers(request):
     """Every test draws the same numbers on every run and machine, and no two tests draw the same."""
