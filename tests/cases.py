@@ -73,7 +73,7 @@ class Problem:
     q: torch.Tensor
     k: torch.Tensor
     v: torch.Tensor
-    sink: torch.Tensor | None = None  # fp32, (1 or batch, 1 or rows, n, heads_q), as the reference takes it
+    sink: torch.Tensor | None = None  # fp32 or fp64, (1 or batch, 1 or rows, n, heads_q), as the reference takes it
     out: torch.Tensor | None = None
     lse: torch.Tensor | None = None
     dout: torch.Tensor | None = None
@@ -85,7 +85,8 @@ def draw(case: Case) -> Problem:
     q, k, v = (x.to(case.dtype) for x in (case.inputs or random_inputs)(case))
     if case.sink is None:
         return Problem(q, k, v)
-    sink = torch.randn(*((1, 1, 3) if case.sink == "sh" else (case.batch, case.mask.seqlen_q, 2)), case.heads[0])
+    shape = (1, 1, 3) if case.sink == "sh" else (case.batch, case.mask.seqlen_q, 2)
+    sink = torch.randn(*shape, case.heads[0], dtype=torch.promote_types(case.dtype, torch.float32))
     return Problem(q, k, v, sink.masked_fill(torch.rand_like(sink) < 0.2, -math.inf))
 
 
