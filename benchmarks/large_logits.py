@@ -9,13 +9,13 @@ import cute_attn
 from cute_attn.mask import causal
 from cute_attn.reference import attention_backward, attention_forward
 
-TOKENS, HEADS, HEAD_DIM = 256, 2, 64
-POWERS = (6, 10, 14, 16, 18, 20, 22, 24, 26, 28, 30)  # of two, even: logits up to 1e9
-BACKENDS = (("sim", torch.bfloat16), ("reference", torch.bfloat16), ("reference", torch.float32))
+TOKENS, HEADS, HEAD_DIM = 256, 2, 128
+POWERS = (6, 10, 14, 16, 18, 20, 22, 26, 30)  # of two, even: logits up to 1e9
+BACKENDS = ("sim", "reference")
 NAMES = ("out", "lse", "dq", "dk", "dv")
 
 
-def problem(power: int, dtype: torch.dtype, alike: bool) -> tuple[torch.Tensor, ...]:
+def problem(power: int, alike: bool) -> tuple[torch.Tensor, ...]:
     """q, k, v and dout for a scale of 1. The logits of a row are 2^power plus what logits usually are; or, not alike,
     random ones of that magnitude, of which the largest takes all."""
     generator = torch.Generator().manual_seed(0)
@@ -25,7 +25,7 @@ def problem(power: int, dtype: torch.dtype, alike: bool) -> tuple[torch.Tensor, 
         q[..., 0] = k[..., 0] = 2.0 ** (power // 2)
     else:
         q, k = (x * 2.0 ** (power // 2) * HEAD_DIM**-0.25 for x in (q, k))
-    return tuple(x.to(dtype) for x in (q, k, v, dout))
+    return tuple(x.bfloat16() for x in (q, k, v, dout))
 
 
 def exact(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -54,18 +54,18 @@ def error(got: torch.Tensor, wanted: torch.Tensor) -> str:
 
 def table(alike: bool, names: tuple[str, ...]) -> list[dict[str, object]]:
     rows = []
-    for backend, dtype in BACKENDS:
+    for backend in BACKENDS:
         for power in POWERS:
-            inputs = problem(power, dtype, alike)
+            inputs = problem(power, alike)
             errors = dict(zip(NAMES, map(error, computed(inputs, backend), exact(inputs)), strict=True))
-            row: dict[str, object] = {"backend": backend, "dtype": str(dtype).removeprefix("torch.")}
-            rows.append(row | {"logits": f"2^{power} = {2.0**power:.1e}"} | {name: errors[name] for name in names})
+            row: dict[str, object] = {"backend": backend, "logits": f"2^{power} = {2.0**power:.1e}"}
+            rows.append(row | {name: errors[name] for name in names})
     return rows
 
 
 def main() -> None:
     notes = [
-        f"Causal, {TOKENS} tokens, {HEADS} heads, head_dim {HEAD_DIM}, a scale of 1. An error is the norm of the",
+        f"bf16, causal, {TOKENS} tokens, {HEADS} heads, head_dim {HEAD_DIM}, a scale of 1. An error is the norm of the",
         "difference from fp64, on the same inputs, by the norm of what is right. Here the logits of a row are large,",
         "and alike: 2^p through the first dim of q and k, left out of dq and dk, plus what logits usually are.",
     ]

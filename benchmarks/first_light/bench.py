@@ -29,6 +29,7 @@ from attention_cases import Inputs, flops, make_inputs
 from interleaved import interleaved, summary
 
 from cute_attn.jit.load import Runtime
+from cute_attn.jit.obtain import KernelNotBuilt
 from cute_attn.launch.backward import backward
 from cute_attn.launch.forward import forward
 
@@ -60,8 +61,12 @@ def beside_peers(name: str, plan: Sequence[Beside], machine: Machine, until: flo
                 _say(what, "skipped", why)
                 continue
             before = len(results.rows), len(results.wrong), len(results.left_out)
-            with watched(what, machine.patience):
-                attention.measure(machine.bench, problem, PROBLEMS[problem], operation, peers, results)
+            try:
+                with watched(what, machine.patience):
+                    attention.measure(machine.bench, problem, PROBLEMS[problem], operation, peers, results)
+            except Exception as error:  # it left the GPU unusable for this process
+                _say(what, "crash", f"{type(error).__name__}: {error}")
+                return
             used[problem] = PROBLEMS[problem]
             if results.rows:
                 attention.report(f"attention_{name}", results, used, machine.limits, show=False)
@@ -77,7 +82,7 @@ def _say_results(what: str, results: attention.Results, rows: int, wrong: int, l
         text = f"{row['microseconds']} us ({row['middle half']}), {row['TFLOP/s']} TFLOP/s{beside}"
         _say(f"{what} {row['kernel']}", "right", text, measured=row)
     for row in results.wrong[wrong:]:
-        _say(f"{what} {row['with']}", "wrong", str(row["what"]))
+        _say(f"{what} {row['with']}", _status(str(row["what"])), str(row["what"]))
     for row in results.left_out[left_out:]:
         _say(f"{what} {row['peer']}", "skipped", str(row["why"]))
 
@@ -100,7 +105,8 @@ def tiles(machine: Machine, until: float, left_out: Sequence[str]) -> None:
                 if not error < AGREE:
                     raise RuntimeError(f"it differs from the default tile by {error:.2g}")
             except Exception as error:  # another tile may do
-                _say(f"{what} {name}", "wrong", f"{type(error).__name__}: {error}")
+                text = f"{type(error).__name__}: {error}"
+                _say(f"{what} {name}", _status(text), text)
                 continue
             calls[name] = runs
         if not calls:
@@ -133,6 +139,10 @@ def warm(machine: Machine) -> None:
             for operation in operations:
                 attention_kernels.prepared(kernel, operation, inputs)()
             _say(f"warm {problem}", "right", "flex_attention compiled")
+
+
+def _status(failure: str) -> str:
+    return "missing" if failure.startswith(KernelNotBuilt.__name__) else "wrong"
 
 
 def _no_turn(operation: str, until: float, left_out: Sequence[str]) -> str:

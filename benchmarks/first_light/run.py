@@ -50,7 +50,7 @@ def steps(options: argparse.Namespace) -> list[Step]:
     bench = (python, str(HERE / "bench.py"))
     timed = ("--until", UNTIL, "--folder", str(options.out), *(["--simulate"] * (options.backend == "sim")))
     few = [f"--case={pattern}" for pattern in options.case]
-    tests = (python, "-m", "pytest", *GPU_TESTS, "-q", "--tb=line", "-W", "ignore", "-p", "no:cacheprovider")
+    tests = (python, "-m", "pytest", *GPU_TESTS, "--tb=line", "-W", "ignore", "-p", "no:cacheprovider")
     chosen = ("-m", "gpu and not slow") if options.backend == "sm90" else ("-m", "not slow", "-k", "sim and slices_run")
     return [
         Step("env", 60, (python, str(HERE / "environment.py"))),

@@ -157,7 +157,10 @@ class _Attention(torch.autograd.Function):
         q, k, v, sink, *rest = inputs
         ctx.mark_non_differentiable(max_logits)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(q, k, v, out, lse, sink, *rest[:_FIELDS])
+        plan = Plan(*rest[:_FIELDS])
+        ctx.save_for_backward(q, k, v, out, lse, sink, plan.seal)
+        # Not saved: checkpointing would drop it, and hand the backward the plan of the forward that it computes again.
+        ctx.plan = plan._replace(seal=None)
         ctx.scalars, ctx.inputs = rest[_FIELDS:-1], len(inputs)
         return out, lse, max_logits
 
@@ -167,7 +170,8 @@ class _Attention(torch.autograd.Function):
         if dout is None and dlse is None:
             return (None,) * ctx.inputs
         needs = list(ctx.needs_input_grad[:4])
-        results = _OPS.attention_backward(dout, dlse, *ctx.saved_tensors, *ctx.scalars, needs)
+        *tensors, _ = ctx.saved_tensors
+        results = _OPS.attention_backward(dout, dlse, *tensors, *ctx.plan, *ctx.scalars, needs)
         grads = tuple(grad if need else None for grad, need in zip(results, needs, strict=True))
         return *grads, *(None,) * (ctx.inputs - 4)
 

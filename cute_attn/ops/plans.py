@@ -91,9 +91,10 @@ def plan_of(
     if isinstance(mask, IntervalMask):
         return _kept(mask, call)
     lengths = q.shape[1], k.shape[1]
+    device = torch.device("cpu") if q.is_meta else q.device  # on meta nobody reads the plan
     if _is_traced():
-        return _in_graph(mask, *lengths, q.device, call)
-    found, seal = find_mask(mask, *lengths, q.device)
+        return _in_graph(mask, *lengths, device, call)
+    found, seal = find_mask(mask, *lengths, device)
     return _kept(found, call)._replace(seal=seal)
 
 

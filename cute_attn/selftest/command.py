@@ -105,8 +105,9 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m cute_
             rows.append(row)
             _say(row, lines)
     except Unable as error:
-        print(f"Nothing could run: {error}")
-        return EXIT_NOTHING
+        print(f"Nothing {'more ' * bool(rows)}could run: {error}")
+        if not rows:
+            return EXIT_NOTHING
     finally:
         if lines is not None:
             lines.close()

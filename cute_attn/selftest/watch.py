@@ -116,7 +116,8 @@ class _Worker:
     def __enter__(self) -> _Worker:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
+        self.over = self.over or kind is not None  # who is made to end has no time to wait
         self.end()
 
     def started(self) -> Row | None:

@@ -42,6 +42,7 @@ def main(runtime: Runtime, path: str) -> None:
             os.environ.pop("CUTE_ATTN_BUNDLES", None)
             os.environ.setdefault("CUTE_ATTN_CACHE_MODE", "cached-only")
             bundle.load_bundle(path)
+        bundle.bundles()  # what CUTE_ATTN_BUNDLES names must be there
     except (RuntimeError, OSError, ValueError) as error:
         _say(said, unable=str(error))
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .ptx import Imm, Pair, Reg, Sym, Vec
-from .template import KIND_WIDTH, Reader, Template, Typed, is_sink
+from .template import KIND_WIDTH, Reader, Template, Typed, arguments_of, is_sink
 
 INTEGERS = ("u16", "s16", "u32", "s32", "u64", "s64")
 BITS = ("b16", "b32", "b64")
@@ -57,6 +57,10 @@ def _binary(integer: str | None, floating: str | None, packed: str | None = None
             return _floating(r, function, kind)
         if integer is None or kind == "pred":
             raise r.fail("this type")
+        if kind == "s32" and packed in ("min", "max") and r.flag("relu"):
+            r.done()
+            code = f"np.maximum({integer}({{0}}, {{1}}), np.int32(0))"
+            return r.template(code, Typed(r.operands[0], kind), r.typed(kind, 1))
         r.done("lo" if integer == "np.multiply" else "")
         return r.template(integer, Typed(r.operands[0], kind), r.typed(kind, 1), ufunc=True)
 
@@ -229,6 +233,7 @@ def _bits(
     def handler(r: Reader) -> Template:
         kind = r.need(*kinds)
         r.done()
+        r.count(1 + arguments_of(function))
         count = len(r.operands) - 1 - len(extra)
         sources = r.typed([*[kind] * count, *extra], 1)
         places = ", ".join(f"{{{i}}}" for i in range(len(sources)))

@@ -8,6 +8,7 @@ there is a second such table, one for the memory of each CTA, as a fence may be 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -63,9 +64,12 @@ class Accessor:
     """Warps that start asynchronous accesses to the memory of a CTA, and what they may rely on there."""
 
     def __init__(self, order: Order, warps: Sequence[int], memory: int):
-        self.order, self.warps = order, warps
-        tables = order.seen[warps, 1 + memory]
-        self.newest = tables.min(0)  # by writer, of what may be accessed asynchronously
+        self.order, self.warps, self.memory = order, warps, memory
+
+    @functools.cached_property
+    def newest(self) -> np.ndarray:
+        """By writer, of the stores behind which all of them may access asynchronously."""
+        return self.order.seen[self.warps, 1 + self.memory].min(0)
 
     def unordered(self, writer: int, written: int) -> list[str]:
         """Those of them that may not even rely on a store with ordinary accesses."""

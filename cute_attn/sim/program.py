@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -10,7 +12,7 @@ from . import access, arithmetic, convert, system, warp, wgmma
 from .addresses import PARAM_BASE, SHARED_START
 from .errors import Place, UnsupportedInstruction
 from .node import BRANCH, EXIT, SEGMENT, SYSTEM, Node
-from .ptx import Instruction, Kernel, Reg, Sym, parse
+from .ptx import MALFORMED, Instruction, Kernel, Reg, Sym, parse
 from .segment import Emitter, Rows, registers_read, registers_written, stack
 from .template import Reader, Template
 
@@ -95,15 +97,15 @@ class Program:
             if instruction.name in ("bra", "ret", "exit", "trap"):
                 flush()
                 starts[index] = len(self.nodes)
-                self.nodes.append(self._control(instruction, reader))
+                self.nodes.append(self._made(self._control, reader))
                 continue
-            operation = system.build(self, reader)
+            operation = self._made(functools.partial(system.build, self), reader)
             if operation is not None:
                 flush()
                 starts[index] = len(self.nodes)
                 self._system(instruction, operation)
                 continue
-            template = self._template(reader)
+            template = self._made(self._template, reader)
             if template is None:
                 continue
             touched = {*registers_read(template), *registers_written(template)}
@@ -124,13 +126,22 @@ class Program:
         self.nodes.append(Node(EXIT, end))
         self._link(starts, leaders)
 
+    @staticmethod
+    def _made(make: Callable[[Reader], Any], reader: Reader) -> Any:
+        """What a handler makes of an instruction; one with operands of other numbers or kinds is refused."""
+        try:
+            return make(reader)
+        except MALFORMED as error:
+            raise reader.fail(f"these operands ({error!r})") from error
+
     def _segment(self, templates: list[Template]) -> Node:
         node = Node(SEGMENT, templates[0].instruction, groups=stack(templates), weight=len(templates))
         node.warpgroup = any(t.accumulator for t in templates)
         node.detail = templates
         return node
 
-    def _control(self, instruction: Instruction, reader: Reader) -> Node:
+    def _control(self, reader: Reader) -> Node:
+        instruction = reader.instruction
         if instruction.name == "trap":
             return Node(SYSTEM, instruction, operation=system.trap)
         if instruction.name != "bra":

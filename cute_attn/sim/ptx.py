@@ -112,6 +112,7 @@ class Kernel:
 _TYPE_SIZE = {"b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "f16": 2, "b32": 4, "u32": 4, "s32": 4, "f32": 4}
 _TYPE_SIZE |= {"b64": 8, "u64": 8, "s64": 8, "f64": 8, "b128": 16}
 _KIND = {"pred": "p", **{t: {1: "h", 2: "h", 4: "r", 8: "d", 16: "q"}[size] for t, size in _TYPE_SIZE.items()}}
+MALFORMED = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)  # what bad text runs into
 _NAME = re.compile(r"[%$A-Za-z_][\w$%.:]*")
 _IDENTIFIER = re.compile(r"[A-Za-z_$%][\w$]*")
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
@@ -129,18 +130,26 @@ def parse(text: str, entry: str) -> Kernel:
     head = re.search(r"\.entry\s+" + re.escape(entry) + r"\b", clean)
     if head is None:
         raise UnsupportedInstruction("the PTX has no such entry", place)
-    kernel = Kernel(entry)
+    body = _Body(Kernel(entry), clean, text.split("\n"))
+    body.line, body.counted = clean.count("\n", 0, head.start()) + 1, head.start()
+    try:
+        return _parsed(body, head.end())
+    except MALFORMED as error:
+        raise body.error(f"the text does not parse ({error!r})") from error
+
+
+def _parsed(body: _Body, position: int) -> Kernel:
+    kernel, clean = body.kernel, body.text
     for match in re.finditer(r"^\s*(?:\.extern|\.visible|\.weak)?\s*\.shared\s+([^;]*);", clean, re.M):
         _declare(kernel.shared, match.group(1))
-    position = head.end()
     opening = re.compile(r"[({]").search(clean, position)
     if opening is None:
-        raise UnsupportedInstruction("the entry has no body", place)
+        raise body.error("the entry has no body")
     if opening.group() == "(":
         closing = clean.index(")", opening.start())
         _parameters(kernel, clean[opening.end() : closing])
         position = closing + 1
-    _Body(kernel, clean, text.split("\n")).run(clean.index("{", position) + 1)
+    body.run(clean.index("{", position) + 1)
     return kernel
 
 
@@ -171,7 +180,7 @@ class _Body:
 
     def __init__(self, kernel: Kernel, text: str, lines: list[str]):
         self.kernel, self.text, self.lines = kernel, text, lines
-        self.registers: list[dict[str, Reg]] = [{}]
+        self.registers: list[dict[str, Reg | Vec]] = [{}]
         self.ranges: list[list[tuple[str, int, str]]] = [[]]
         self.labels: list[dict[str, str]] = [{}]
         self.scopes = 0
@@ -196,6 +205,7 @@ class _Body:
                     return
             else:
                 position = self._statement(position)
+        raise self.error("the body does not end")
 
     def _enter(self, position: int) -> None:
         """Opens a scope and finds its labels first: a branch may precede its label."""
@@ -234,8 +244,12 @@ class _Body:
 
     def _directive(self, statement: str) -> None:
         if statement.startswith(".reg"):
-            kind = statement.split()[1].lstrip(".")
-            for name in statement.split(None, 2)[2].split(","):
+            kinds, names = re.fullmatch(r"\.reg((?:\s*\.\w+)+)\s+(.*)", statement, re.S).groups()  # type: ignore[union-attr]
+            *vector, kind = kinds.replace(".", " ").split()
+            if vector:
+                self._vectors(vector, kind, names)
+                return
+            for name in names.split(","):
                 bank = re.fullmatch(r"\s*([%\w$]+)<(\d+)>\s*", name)
                 if bank:
                     self.ranges[-1].append((bank.group(1), int(bank.group(2)), _KIND[kind]))
@@ -247,12 +261,22 @@ class _Body:
         elif statement.startswith(".local"):
             _declare(self.kernel.local, statement.removeprefix(".local"))
         elif not statement.startswith(".pragma"):
-            raise self._error(f"directive {statement.split()[0]} is not known")
+            raise self.error(f"directive {statement.split()[0]} is not known")
+
+    def _vectors(self, vector: list[str], kind: str, names: str) -> None:
+        """Registers of several elements: v.x or v.r, v.y or v.g, ..."""
+        if vector not in (["v2"], ["v4"]) or "<" in names:
+            raise self.error("this declaration is not known")
+        for name in (part.strip() for part in names.split(",")):
+            elements = tuple(Reg(f"{name}.{x}@{self.scopes}", _KIND[kind]) for x in "xyzw"[: int(vector[0][1:])])
+            self.registers[-1][name] = Vec(elements)
+            for letters in ("xyzw", "rgba"):
+                self.registers[-1] |= {f"{name}.{x}": e for x, e in zip(letters, elements, strict=False)}
 
     def _instruction(self, statement: str) -> None:
         match = re.match(r"(?:@(!?)\s*([%\w$]+)\s+)?([a-z]\w*)((?:\.[\w:]+)*)\s*", statement)
         if match is None:
-            raise self._error("the statement does not parse")
+            raise self.error("the statement does not parse")
         negated, guard, name, modifiers = match.groups()
         rest = statement[match.end() :].strip()
         operands = tuple(self._operand(part) for part in _split(rest)) if rest else ()
@@ -260,7 +284,7 @@ class _Body:
         if guard:
             operand = self._operand(guard)
             if not isinstance(operand, Reg):
-                raise self._error(f"guard {guard} is no register")
+                raise self.error(f"guard {guard} is no register")
             register = operand
         raw = self.lines[self.line - 1].strip()
         self.kernel.instructions.append(
@@ -288,6 +312,8 @@ class _Body:
         for labels in reversed(self.labels):
             if text in labels:
                 return Sym(labels[text])
+        if not _NAME.fullmatch(text):
+            raise self.error(f"operand {text!r} does not parse")
         return Sym(text)
 
     def _memory(self, text: str) -> Mem:
@@ -298,7 +324,7 @@ class _Body:
             base_text, offset = match.group(1), int(match.group(2), 0)
         base = self._operand(base_text)
         if not isinstance(base, Reg | Sym | Imm):
-            raise self._error(f"address [{text}] does not parse")
+            raise self.error(f"address [{text}] does not parse")
         coordinates: tuple[Operand, ...] = ()
         if len(parts) > 1:
             vector = self._operand(parts[1])
@@ -318,9 +344,9 @@ class _Body:
                 return Imm(int(text, 8))
             return Imm(int(text, 0))
         except ValueError:
-            raise self._error(f"number {text!r} does not parse") from None
+            raise self.error(f"number {text!r} does not parse") from None
 
-    def _register(self, name: str) -> Reg | None:
+    def _register(self, name: str) -> Reg | Vec | None:
         for registers, ranges in zip(reversed(self.registers), reversed(self.ranges), strict=True):
             if name in registers:
                 return registers[name]
@@ -333,7 +359,7 @@ class _Body:
     def _label(self, name: str) -> str:
         return self.labels[-1].get(name, name)
 
-    def _error(self, what: str) -> UnsupportedInstruction:
+    def error(self, what: str) -> UnsupportedInstruction:
         return UnsupportedInstruction(what, Place(self.kernel.name, self.line, self.lines[self.line - 1].strip()))
 
 

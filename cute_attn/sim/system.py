@@ -191,6 +191,7 @@ def _mbarrier(program: Program, r: Reader) -> Node:
     address = fetcher(program, r, operands[0])
     value = fetcher(program, r, operands[1]) if len(operands) > 1 else None
     if action == "init":
+        r.count(2)
         return node_of(program, r, mbarrier_init, (address, value))
     if action == "inval":
         return node_of(program, r, mbarrier_inval, address)

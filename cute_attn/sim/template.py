@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
+
+from . import functions
 from .errors import Place, UnsupportedInstruction
 from .ptx import Imm, Instruction, Mem, Not, Operand, Pair, Reg, Sym, Vec
 
@@ -130,6 +135,8 @@ class Reader:
                     raise self.fail(f"register {typed.operand.name} has {width} bits, not {WIDTH[typed.type]},")
             elif isinstance(typed.operand, Vec | Pair | Mem):
                 raise self.fail(f"operand {typed.operand}")
+        if ufunc and arguments_of(code) != len(sources):
+            raise self.fail(f"{len(sources)} sources where {arguments_of(code)} are needed")
         return Template(
             self.instruction,
             destinations,
@@ -147,6 +154,14 @@ class Reader:
         if isinstance(types, str):
             types = [types] * len(operands)
         return [Typed(o, t) for o, t in zip(operands, types, strict=True)]
+
+
+@lru_cache(maxsize=256)
+def arguments_of(function: str) -> int:
+    """How many a NumPy function, or one of ours, takes."""
+    if function.startswith("np."):
+        return getattr(np, function[3:]).nin
+    return len(inspect.signature(getattr(functions, function)).parameters)
 
 
 def is_sink(operand: Operand) -> bool:

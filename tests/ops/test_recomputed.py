@@ -133,6 +133,7 @@ def test_a_compiled_call_that_recomputes_under_a_memory_budget_has_its_mask_or_r
 
 
 @pytest.mark.parametrize("write", [None, write_by_numpy, write_by_torch])
+@pytest.mark.slow
 def test_a_compiled_call_with_checkpointing_has_its_mask_or_raises(write):
     attend, _ = FUNCTIONS["ranges made inside"]
     _compiled_has_its_mask_or_raises(

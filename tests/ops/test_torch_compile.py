@@ -268,7 +268,7 @@ def test_an_interval_mask_made_inside_needs_no_graph_break(how):
     def attend(q, k, v):
         return flex_flash_attn_func(q, k, v, MADE_INSIDE[how](q, lo, hi))
 
-    assert_compiles(attend, [randn(ROWS, 4, 8), randn(ROWS, 2, 8), randn(ROWS, 2, 8)], backend="inductor")
+    assert_compiles(attend, [randn(ROWS, 4, 8), randn(ROWS, 2, 8), randn(ROWS, 2, 8)])
 
 
 def test_intervals_given_inside_are_checked():

@@ -16,7 +16,7 @@ SPECS = {
     "prefix": ForwardSpec(layers=2, has_lower=True, tile=NARROW),
     "slices": ForwardSpec(layers="many", has_lower=True, tile=NARROW),
 }
-HANGS, DIES = "for (volatile int i = 0; i < 1; i *= 2);", "__builtin_trap();"
+HANGS, DIES = "for (;;) pause();", "__builtin_trap();"
 
 
 def faulty_bundle(root):
@@ -46,7 +46,7 @@ def _with(entry, shared_object, packed_ptx):
 def _shared_object(body, root):
     root.mkdir(exist_ok=True)
     target = root / "planted.so"
-    source = f"int __tvm_ffi_kernel(void) {{ {body} return 0; }}"
+    source = f"#include <unistd.h>\nint __tvm_ffi_kernel(void) {{ {body} return 0; }}"
     command = ["cc", "-O0", "-shared", "-fPIC", "-x", "c", "-", "-o", str(target)]
     subprocess.run(command, input=source.encode(), check=True)
     code = target.read_bytes()

@@ -218,6 +218,7 @@ def test_the_whole_flow_from_packing_to_the_table_in_simulation(tmp_path):
     for operation in ("forward", "backward"):
         assert status["core", f"bench causal {operation} cute_attn"] == "right"
         assert status["core", f"bench causal {operation} sdpa-cudnn"] == "right"
+    assert status["core", "bench small forward cute_attn"] == "missing"
     assert status["ncu", "ncu: fwd d128 causal 300 h2/1"] == "right"
     assert status["tiles", "tiles causal forward default"] == "right"
     assert status["memcheck", "memcheck"] == status["racecheck", "racecheck"] == "right"

@@ -1,10 +1,12 @@
 """The cases of the self-test are data: each names its kernel, and the kernels of all are what a bundle must hold."""
 
+import functools
 import json
 
 import pytest
 import torch
 
+from cute_attn.jit.record import note
 from cute_attn.selftest.cases import GROUPS, Case, case_for, cases, profiled, specs
 from cute_attn.selftest.check import make_problem
 from cute_attn.selftest.masks import MASKS
@@ -81,6 +83,40 @@ def test_the_matrix_covers_what_kernels_differ_in():
     assert {s.spec.score for s in found if s.op == "fwd"} == {"plain", "scaled", "softcap"}
     assert any(s.spec.deterministic for s in found if s.op == "bwd")
     assert any(s.sink for s in found)
+
+
+def test_a_kernel_that_writes_nothing_or_is_another_one_is_wrong(launched):
+    from cute_attn.selftest.check import check
+
+    (case,) = (c for c in cases(["matrix"], simulated=True) if c.name == "fwd d64 causal 300 h2/1")
+    verdict = check(case, "sim", torch.device("cpu"))
+    assert "out has 38,400 NaN of 38,400" in verdict.wrong
+    assert "lse has 600 NaN of 600" in verdict.wrong
+    assert "another kernel was launched: none" in verdict.wrong  # the fixture's launches note nothing
+
+
+@pytest.mark.parametrize(("name", "off"), [("out", 1.0), ("lse", 1e-3), ("dq", 1.0), ("dk", 1.0), ("dv", 1.0)])
+@pytest.mark.parametrize("how", ["one element", "a NaN", "an infinity"])
+def test_a_single_wrong_element_is_found(name, off, how, monkeypatch):
+    """A reference in place of the kernel, right but for one element."""
+    from cute_attn.selftest import check
+
+    op = "bwd" if name.startswith("d") else "fwd"
+    (case,) = (c for c in cases(["matrix"], simulated=True) if c.name == f"{op} d64 causal 300 h2/1")
+
+    def launch(case, problem, runtime, broken=True):
+        exact = check._exact(case, problem)
+        names = ("dq", "dk", "dv") if op == "bwd" else ("out", "lse")
+        results = {x: exact[x].float() for x in names}
+        spoilt = {"one element": results[name][0, -1, 0] + off, "a NaN": torch.nan, "an infinity": torch.inf}[how]
+        results[name][0, -1, 0] = spoilt if broken else results[name][0, -1, 0]
+        note(case.spec)
+        return results
+
+    monkeypatch.setattr(check, "launch", launch)
+    assert check.check(case, "sim", torch.device("cpu")).wrong.startswith(name)
+    monkeypatch.setattr(check, "launch", functools.partial(launch, broken=False))
+    assert check.check(case, "sim", torch.device("cpu")).wrong == ""
 
 
 @pytest.mark.parametrize(

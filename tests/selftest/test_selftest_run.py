@@ -1,6 +1,8 @@
 """The self-test from its command line to its last sentence, in simulation, over a bundle with planted faults."""
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -66,3 +68,49 @@ def test_what_the_budget_leaves_no_time_for_is_skipped(bundle, capsys):
     assert "no time left" in rows[hanging]["detail"]
     assert code == 2
     assert "skipped" in lines[-1]
+
+
+def test_where_nothing_can_run_it_says_why_in_the_last_line_and_ends_with_2(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("CUTE_ATTN_BUNDLES", str(tmp_path / "nowhere"))
+    code, rows, lines = run(capsys, "--group", "smoke")
+    assert (code, rows) == (2, {})
+    assert lines[-1].startswith("Nothing could run: no bundle at ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--budget", "soon"], "expected a number of seconds above 0, got 'soon'"),
+        (["--bundle", "/nowhere"], "no bundle at /nowhere"),
+        (["--case", "fwd d3*"], "no case is named like fwd d3*"),
+        (["--json", "/nowhere/rows.json"], "/nowhere/rows.json"),
+        (["--sanitise"], "unrecognized arguments: --sanitise"),
+        (["--group", "large"], "invalid choice: 'large'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, words, capsys):
+    try:
+        code = main(arguments)
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert words in said
+
+
+def test_list_names_cases_and_their_kernels(capsys):
+    assert main(["--list", "--group", "smoke"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("fwd d128 full 256 h1/1: fwd bf16 head_dim 128")
+    assert second.startswith("bwd d128 full 256 h1/1: bwd bf16 head_dim 128")
+
+
+def test_it_imports_nothing_that_a_bare_machine_lacks():
+    program = (
+        "import sys; from cute_attn.selftest import command, worker; "
+        "assert command.main(['--list', '--group', 'smoke']) == 0; "
+        "print({'click', 'rich', 'platformdirs', 'filelock', 'matplotlib', 'cutlass'} & set(sys.modules))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.stdout.splitlines()[-1] == "set()", ended.stdout + ended.stderr

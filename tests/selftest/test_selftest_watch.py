@@ -1,6 +1,10 @@
 """The processes of the self-test: used again while they live, replaced when they hang or die, ended in time."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -81,3 +85,30 @@ def test_a_process_that_dies_at_its_start_costs_its_case(play, monkeypatch):
     assert {row["status"] for row in found.values()} == {"crash"}
     assert "died at the start" in found["full"]["detail"]
     assert "the start of the process" in found["full"]["detail"]
+
+
+def test_whoever_is_asked_to_end_leaves_no_process_behind(tmp_path):
+    """The self-test in the middle of a case that hangs, ended as a step of the first light is."""
+    fake = Path(__file__).with_name("fake_worker.py")
+    program = (
+        "import sys; from cute_attn.selftest import command, watch;"
+        f"watch.WORKER = ({str(fake)!r},);"
+        "sys.exit(command.main(['--group', 'smoke', '--patience', '600', '--budget', '600']))"
+    )
+    environment = {**os.environ, "PLAN": '{"full": "hang"}'}
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL, env=environment)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    worker = _soon(lambda: children.read_text().split())[0]
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(5) == 128 + signal.SIGTERM
+    assert not Path(f"/proc/{worker}").exists()
+
+
+def _soon(look):
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        if found := look():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it never came")

@@ -29,6 +29,8 @@ def wrap(values, dtype):
         ("mul.hi.s32", lambda a, b: a * b >> 32),
         ("min.s32", min),
         ("max.s32", max),
+        ("min.relu.s32", lambda a, b: max(min(a, b), 0)),
+        ("max.relu.s32", lambda a, b: max(a, b, 0)),
         ("and.b32", lambda a, b: a & b),
         ("or.b32", lambda a, b: a | b),
         ("xor.b32", lambda a, b: a ^ b),
@@ -225,7 +227,8 @@ def test_packed_bfloat16_arithmetic_rounds_each_half():
 
 
 def test_unknown_instructions_and_modifiers_name_the_line():
-    for line in ("frobnicate.b32 %y, %x0;", "add.sat.s32 %y, %x0, %x0;", "mul.rz.f32 %y, %x0, %x0;"):
+    lines = "frobnicate.b32 %y, %x0;", "add.sat.s32 %y, %x0, %x0;", "min.relu.u32 %y, %x0, %x0;"
+    for line in (*lines, "add.relu.s32 %y, %x0, %x0;", "mul.rz.f32 %y, %x0, %x0;"):
         with pytest.raises(UnsupportedInstruction, match=line.split()[0].split(".")[0]) as caught:
             compute(line, A, result=np.int32)
         assert caught.value.place.line is not None

@@ -1,7 +1,8 @@
 """The PTX parser: operands, scopes, labels, line numbers."""
 
+import numpy as np
 import pytest
-from snippet import frame
+from snippet import frame, run
 
 from cute_attn.sim.errors import UnsupportedInstruction
 from cute_attn.sim.ptx import Imm, Mem, Pair, Reg, Sym, Vec, parse
@@ -47,11 +48,64 @@ def test_lines_are_those_of_the_text():
         assert one.name in text.split("\n")[one.line - 1]
 
 
-@pytest.mark.parametrize("body", ["$ %r1;", "mov.u32 %r1, 0zz;", ".section debug;"])
+def test_registers_of_several_elements():
+    first, second = instructions(
+        ".reg .v2 .f32 pair; .reg .v4 .b16 four; ld.global.v2.f32 pair, [%a0]; mov.b16 four.w, four.r;"
+    )
+    assert [o.kind for o in first.operands[0].items] == ["r", "r"]
+    assert [o.kind for o in second.operands] == ["h", "h"]
+    assert second.operands[0] != second.operands[1]
+    out = np.array([1.0, 2.0, 0.0, 0.0], np.float32)
+    run(".reg .v2 .f32 v; ld.global.v2.f32 v, [%a0]; add.f32 v.x, v.x, v.y; st.global.v2.f32 [%a0+8], v;", out)
+    np.testing.assert_array_equal(out, [1, 2, 3, 2])
+
+
+MALFORMED = [
+    *("$ %r1;", "mov.u32 %r1, 0zz;", ".section debug;", ".reg .b33 %z;", ".reg;", ".reg .v3 .b32 v;", "mov.u32 %r1"),
+    *(
+        ".reg .v4 .b32 %v<3>;",
+        "ld.global.u32 %r1, [%a0;",
+        "mov.b64 {%r1, %r2, %d1;",
+        "mov.u32 %r1, ;",
+        "setp.eq.u32 %p1|;",
+    ),
+    *(".shared .b33 x[4];", ".local .align 4 .b33 x[4];", "mov.u32 %r1, 0f;", "@%p1;", "{ mov.u32 %r1, %r2;"),
+]
+
+
+@pytest.mark.parametrize("body", MALFORMED)
 def test_what_does_not_parse_is_refused_with_its_line(body):
     with pytest.raises(UnsupportedInstruction) as caught:
         instructions(body)
     assert caught.value.place.line is not None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(
+            "ld.global.u32 %r1;",
+            "st.global.u32;",
+            "bar.sync;",
+            "mbarrier.init.shared.b64 [%r1];",
+            "bra;",
+            "elect.sync;",
+        ),
+        *(
+            "cp.async.bulk.wait_group;",
+            "cp.async.wait_group;",
+            "wgmma.wait_group.sync.aligned;",
+            "shfl.sync.idx.b32 %r1;",
+        ),
+        *("cvt.f32.f16 %r1;", "selp.b32 %r1;", "atom.global.add.u32 %r1;", "mov.b64 {%r1, %r2};", "add.u32;"),
+        *("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r1];", "ldmatrix.sync.aligned.m8n8.x4;"),
+        *("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r1};", "prmt.b32 %r1;", "vote.sync.all.pred %p1;"),
+    ],
+)
+def test_instructions_without_their_operands_are_refused_with_their_line(body):
+    with pytest.raises(UnsupportedInstruction) as caught:
+        run(body)
+    assert caught.value.place.text == body
 
 
 def test_a_missing_entry():
