@@ -44,6 +44,43 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs an NVIDIA Hopper GPU"))
 
 
+@pytest.fixture(params=["sim", pytest.param("sm90", marks=pytest.mark.gpu)])
+def runtime(request):
+    """Where a kernel runs: what a test of kernels says holds for both."""
+    return request.param
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    """No kernel anywhere: the user's cache is an empty directory, nothing is in memory, no bundle is loaded."""
+    from cute_attn.jit import bundle, load
+
+    for name in ("CUTE_ATTN_BUNDLES", "CUTE_ATTN_CACHE_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(load, "_kernels", {})
+    monkeypatch.setattr(bundle, "_loaded", [])
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def compiles(monkeypatch):
+    """Replaces the compiler and the loader; lists what is compiled."""
+    from fake_compiler import compiled
+
+    from cute_attn.jit import load, obtain
+
+    seen = []
+
+    def compile(spec):
+        seen.append(spec)
+        return compiled(spec)
+
+    monkeypatch.setattr(obtain, "compile", compile)
+    monkeypatch.setattr(load, "_open", lambda shared_object, runtime: shared_object)
+    return seen
+
+
 @pytest.fixture(autouse=True)
 def _fresh_random_numbers(request):
     """Every test draws the same numbers on every run and machine, and no two tests draw the same."""

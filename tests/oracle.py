@@ -1,35 +1,42 @@
-"""What the results must be: attention over a dense mask in fp64, differentiated by autograd."""
+"""What the results must be: attention over a dense mask, in fp64 or as plainly as any dtype gives it, for autograd."""
 
 import torch
 
 
 def dense_attention(q, k, v, mask, sink=None, sink_layout="sh", softmax_scale=None, softcap=0.0):
+    """`plain_attention` in fp64. sink: "sh" `(n, heads_q)` or "ssh" `([b,] sq, n, heads_q)`."""
+    q, k, v = (x.double() for x in (q, k, v))
+    if sink is not None:
+        sink = sink[None, None] if sink_layout == "sh" else sink if sink.ndim == 4 else sink[None]
+    return plain_attention(q, k, v, mask, sink, q.shape[3] ** -0.5 if softmax_scale is None else softmax_scale, softcap)
+
+
+def plain_attention(q, k, v, mask, sink, softmax_scale, softcap):
     """out `(b, sq, heads_q, dv)`, lse `(b, heads_q, sq)` and max_logits `(heads_q,)` of q, k, v `(b, s, heads, d)`.
 
-    mask: bool `(b or 1, sq, sk)`. sink: "sh" `(n, heads_q)` or "ssh" `([b,] sq, n, heads_q)`. Everything in fp64.
+    mask: bool `(b or 1, sq, sk)`. sink: `(1 or b, 1 or sq, n, heads_q)`. Every tensor in the dtype of q, but for lse,
+    which is fp32 at least.
     """
-    q, k, v = (x.double() for x in (q, k, v))
-    batch, rows, heads, head_dim = q.shape
-    ratio = heads // k.shape[2]
-    k, v = (x.repeat_interleave(ratio, dim=2) for x in (k, v))
-    logits = torch.einsum("bqhd,bkhd->bhqk", q, k) * (head_dim**-0.5 if softmax_scale is None else softmax_scale)
-    if softcap:
-        logits = softcap * torch.tanh(logits / softcap)
-    logits = logits.masked_fill(~mask[:, None], -torch.inf)
-    n_keys = k.shape[1]
-    max_logits = torch.cat([logits, logits.new_full((batch, heads, rows, 1), -torch.inf)], 3).amax((0, 2, 3))
+    logits = plain_logits(q, k, mask, softmax_scale, softcap)
+    max_logits = torch.cat([logits, logits.new_full((*logits.shape[:3], 1), -torch.inf)], 3).amax((0, 2, 3))
     if sink is not None:
-        sink = sink.double()
-        if sink_layout == "sh":
-            extra = sink.T[None, :, None]
-        else:
-            extra = (sink if sink.ndim == 4 else sink[None]).permute(0, 3, 1, 2)
-        logits = torch.cat([logits, extra.expand(batch, heads, rows, extra.shape[3])], 3)
+        extra = sink.to(q.dtype).permute(0, 3, 1, 2)
+        logits = torch.cat([logits, extra.expand(*logits.shape[:3], sink.shape[2])], 3)
     empty = (logits == -torch.inf).all(3)
     safe = logits.masked_fill(empty[..., None], 0.0)
-    lse = safe.logsumexp(3).masked_fill(empty, -torch.inf)
-    weights = safe.softmax(3).masked_fill(empty[..., None], 0.0)[..., :n_keys]
+    wide = safe.to(torch.promote_types(q.dtype, torch.float32))
+    lse = wide.logsumexp(3).masked_fill(empty, -torch.inf)
+    weights = safe.softmax(3).masked_fill(empty[..., None], 0.0)[..., : k.shape[1]]
+    v = v.repeat_interleave(q.shape[2] // v.shape[2], 2)
     return torch.einsum("bhqk,bkhd->bqhd", weights, v), lse, max_logits
+
+
+def plain_logits(q, k, mask, softmax_scale, softcap):
+    """`(b, heads_q, sq, sk)`, -inf where the mask leaves a pair out."""
+    logits = torch.einsum("bqhd,bkhd->bhqk", q, k.repeat_interleave(q.shape[2] // k.shape[2], 2)) * softmax_scale
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    return logits.masked_fill(~mask[:, None], -torch.inf)
 
 
 def assert_close(name, got, wanted, tolerance):

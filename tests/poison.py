@@ -1,10 +1,13 @@
 """Numbers that are not finite, where a mask leaves room for anything: rows without keys, keys without rows."""
 
 import torch
+from cases import stacked, with_gaps
 
 from cute_attn.mask import IntervalMask
 
 VALUES = torch.tensor([torch.nan, torch.inf, -torch.inf])
+DOCUMENTS = [0, 100, 157, 285, 450, 600]
+TOKEN = 120  # in the second document, in a tile with the first and the third
 
 
 def idle(mask: IntervalMask) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,7 +38,9 @@ def masks_with_room() -> dict[str, IntervalMask]:
         [[10, 100], [140, 141], [200, 290]], [[30, 60], [100, 130], [150, 260]], [0, 0, 1], 300, 450
     )
     two = IntervalMask.from_slices([[20, 250], [100, 250]], [[10, 100], [200, 400]], [0, 1], 300, 450)
-    many = _with_gaps(200, 400, 20) & ~IntervalMask.from_slices([[0, 200]], [[150, 190]], None, 200, 400)
+    many = with_gaps(200, 400, 20, torch.Generator().manual_seed(0)) & ~IntervalMask.from_slices(
+        [[0, 200]], [[150, 190]], None, 200, 400
+    )
     return {
         "padding at the end": IntervalMask.from_slices([[0, 170]], [[0, 190]], [1], 300, 333),
         "more rows than keys": IntervalMask.from_slices([[0, 300]], [[0, 130]], [1], 300, 200),
@@ -43,24 +48,11 @@ def masks_with_room() -> dict[str, IntervalMask]:
         "one token": IntervalMask.from_slices([[37, 38]], [[5, 6]], None, 40, 70),
         "two layers": two,
         "many layers": many,
-        "one for each batch": _stacked(
+        "one for each batch": stacked(
             IntervalMask.from_slices([[0, 170]], [[0, 190]], [1], 260, 260),
             IntervalMask.from_slices([[64, 260]], [[64, 200]], [0], 260, 260),
         ),
     }
-
-
-def _stacked(*masks: IntervalMask) -> IntervalMask:
-    return IntervalMask(*(torch.cat([getattr(m, side) for m in masks]) for side in ("lo", "hi")), masks[0].seqlen_k)
-
-
-def _with_gaps(rows: int, keys: int, layers: int) -> IntervalMask:
-    """Intervals of random length, apart from each other; every 16th row has none."""
-    generator = torch.Generator().manual_seed(0)
-    ends = [torch.randperm(keys - 1, generator=generator)[: 2 * layers].sort().values + 1 for _ in range(rows)]
-    ends = torch.stack(ends, 1)
-    ends[:, ::16] = 0
-    return IntervalMask.from_intervals(ends[0::2], ends[1::2], keys)
 
 
 MASKS = masks_with_room()

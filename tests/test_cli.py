@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cute_attn import cli, sass
+from cute_attn import cli
 from cute_attn.directories import CacheUnusable
 from cute_attn.errors import Unavailable
 from cute_attn.mask import BUILDERS
+from cute_attn.profile import sass
 
 
 @pytest.fixture

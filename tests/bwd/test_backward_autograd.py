@@ -44,22 +44,17 @@ def check(got, wanted):
             assert_close(name, a, b, 0.02 * b.abs().max().item())
 
 
-@pytest.fixture(params=["sim", pytest.param("sm90", marks=pytest.mark.gpu)])
-def kernels(request):
-    return request.param
-
-
 @pytest.mark.parametrize("call", [plainly, compiled, checkpointed])
-def test_gradients_flow_through_out_and_lse(call, kernels):
-    check(gradients(kernels, call), gradients("reference"))
+def test_gradients_flow_through_out_and_lse(call, runtime):
+    check(gradients(runtime, call), gradients("reference"))
 
 
-def test_sinks_have_gradients(kernels):
+def test_sinks_have_gradients(runtime):
     sink = torch.randn(3, HEADS[0])
-    check(gradients(kernels, sink=sink), gradients("reference", sink=sink))
+    check(gradients(runtime, sink=sink), gradients("reference", sink=sink))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("requires", [(True, False, False), (False, True, False), (False, False, True)])
-def test_only_what_requires_gradients_gets_them(requires, kernels):
-    check(gradients(kernels, requires=requires), gradients("reference", requires=requires))
+def test_only_what_requires_gradients_gets_them(requires, runtime):
+    check(gradients(runtime, requires=requires), gradients("reference", requires=requires))

@@ -1,15 +1,14 @@
 """The backward on a covering set: every feature once, in few kernels. The whole matrix is in test_backward_matrix."""
 
-from dataclasses import replace
-
 import pytest
 import torch
-from backward_case import Case, block_sparse, check, make_problem, one_hot, random_inputs, run, with_gaps
+from backward_case import check, check_same_bits
+from cases import LENGTHS, SCHEDULES, Case, block_sparse, huge, one_hot, packed, stacked, with_gaps
 
 from cute_attn.mask import IntervalMask, causal, full, sliding_window
 
 
-@pytest.mark.parametrize("n", [1, 127, 129, 257])
+@pytest.mark.parametrize("n", LENGTHS[:4])
 def test_causal_of_any_length(n, runtime):
     check(Case(causal(n)), runtime)
 
@@ -32,7 +31,7 @@ def test_keys_that_nobody_attends_get_zero_and_each_element_is_written(runtime):
     assert (gradients.dv[:, 50:] == 0).all()
 
 
-@pytest.mark.parametrize("inputs", [one_hot, lambda c: [30 * x for x in random_inputs(c)]])
+@pytest.mark.parametrize("inputs", [one_hot, huge])
 def test_peaked_rows_and_huge_logits(inputs, runtime):
     check(Case(causal(300), inputs=inputs), runtime)
 
@@ -43,39 +42,26 @@ def test_masks_whose_tiles_are_all_full(runtime):
 
 
 def test_strided_inputs_run_without_a_copy(runtime, caplog):
-    def slices(c):
-        packed = torch.randn(2, 3, 300, 5, 160, dtype=c.dtype)
-        return packed[:, 0, :, 1:3, 16:144], packed[:, 1, :, :1, 16:144], packed[:, 2, :, 4:, 32:]
-
     with caplog.at_level("INFO", "cute_attn.copy"):
-        check(Case(causal(300), batch=2, inputs=slices), runtime)
+        check(Case(causal(300), batch=2, inputs=packed), runtime)
     assert not caplog.records
 
 
 def test_deterministic_gradients_have_the_same_bits_in_every_schedule(runtime):
-    case = Case(causal(300), heads=(4, 2), options={"deterministic": True})
-    problem = make_problem(case)
-    runs = [run(replace(case, mode=m, seed=s), runtime, problem) for m, s in DETERMINISTIC_RUNS]
-    for gradients in runs[1:]:
-        for name in ("dq", "dk", "dv"):
-            assert torch.equal(getattr(gradients, name), getattr(runs[0], name)), name
-
-
-DETERMINISTIC_RUNS = [("eager", 0), ("late", 0), ("random", 1), ("random", 2)]
+    check_same_bits(Case(causal(300), heads=(4, 2), options={"deterministic": True}), runtime, SCHEDULES[:4])
 
 
 def test_two_layers_fp16_with_sinks_and_a_gradient_of_lse(runtime):
     mask = IntervalMask.from_slices([[0, 300], [100, 300]], [[0, 100], [200, 450]], [0, 1], 300, 450)
-    check(Case(mask, heads=(4, 1), dims=(64, 64), dtype=torch.float16, sink=(1, 1, 3, 4), dlse=True), runtime)
+    check(Case(mask, heads=(4, 1), dims=(64, 64), dtype=torch.float16, sink="sh", dlse=True), runtime)
 
 
 def test_many_layers_and_a_sink_for_each_row(runtime):
-    check(Case(with_gaps(200, 400, 20), heads=(2, 2), sink=(1, 200, 2, 2), mode="late"), runtime)
+    check(Case(with_gaps(200, 400, 20), heads=(2, 2), sink="ssh", mode="late"), runtime)
 
 
 def test_odd_head_dim_softcap_and_a_mask_for_each_batch(runtime):
-    masks = [sliding_window(260, left=40, right=0), causal(260)]
-    mask = IntervalMask(*(torch.cat([getattr(m, side) for m in masks]) for side in ("lo", "hi")), 260)
+    mask = stacked(sliding_window(260, left=40, right=0), causal(260))
     check(Case(mask, batch=2, heads=(8, 1), dims=(80, 72), softcap=5.0, scale=0.3), runtime)
 
 

@@ -1,7 +1,8 @@
 """What the backward allocates beside its inputs: no square of the length, no copy of K or V."""
 
 import torch
-from backward_case import Case, make_problem
+from backward_case import make_problem
+from cases import Case
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 

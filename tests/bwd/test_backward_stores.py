@@ -3,7 +3,8 @@
 import types
 
 import pytest
-from backward_case import Case, make_problem, run
+from backward_case import make_problem, run
+from cases import Case
 
 from cute_attn import sim
 from cute_attn.launch import backward as launch

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from forward_case import NARROW, Case, check, falling, growing, one_hot, random_inputs, with_gaps
+from cases import LENGTHS, NARROW, Case, falling, growing, huge, one_hot, packed, stacked, with_gaps
+from forward_case import check
 
 from cute_attn.mask import IntervalMask, causal, full, sliding_window
 
 
-@pytest.mark.parametrize("n", [1, 127, 129, 257, 384])
+@pytest.mark.parametrize("n", LENGTHS)
 def test_causal_of_any_length(n, runtime):
     check(Case(causal(n)), runtime)
 
@@ -35,16 +36,12 @@ def test_one_key_that_takes_all_weight(runtime):
 
 
 def test_huge_logits(runtime):
-    check(Case(causal(300), inputs=lambda c: [30 * x for x in random_inputs(c)]), runtime)
+    check(Case(causal(300), inputs=huge), runtime)
 
 
 def test_strided_inputs_run_without_a_copy(runtime, caplog):
-    def slices(c):
-        packed = torch.randn(2, 3, 300, 5, 160, dtype=c.dtype)
-        return packed[:, 0, :, 1:3, 16:144], packed[:, 1, :, :1, 16:144], packed[:, 2, :, 4:, 32:]
-
     with caplog.at_level("INFO", "cute_attn.copy"):
-        check(Case(causal(300), batch=2, inputs=slices), runtime)
+        check(Case(causal(300), batch=2, inputs=packed), runtime)
     assert not caplog.records
 
 
@@ -58,8 +55,7 @@ def test_many_layers_and_the_largest_logit(runtime):
 
 
 def test_odd_head_dim_softcap_and_a_mask_for_each_batch(runtime):
-    masks = [sliding_window(260, left=40, right=0), causal(260)]
-    mask = IntervalMask(*(torch.cat([getattr(m, side) for m in masks]) for side in ("lo", "hi")), 260)
+    mask = stacked(sliding_window(260, left=40, right=0), causal(260))
     check(Case(mask, batch=2, heads=(8, 1), dims=(80, 72), softcap=5.0, sink="ssh"), runtime)
 
 

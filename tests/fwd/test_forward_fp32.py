@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from forward_case import Case, check, random_inputs, run, with_gaps
+from cases import Case, draw, with_gaps
+from forward_case import check, run
 from oracle import assert_close
 
 from cute_attn.mask import causal, sliding_window
@@ -16,21 +17,21 @@ FP32 = {"fp32_out": True}
 def check_unrounded(case, runtime):
     """Queries of zero weigh all their keys alike, and weights of one have no rounding: nothing but that of the output
     could be more than some ulps of fp32."""
-    _, k, v = (x.to(case.dtype) for x in random_inputs(case))
-    q = torch.zeros(case.batch, case.mask.seqlen_q, case.heads[0], case.dims[0], dtype=case.dtype)
-    out, lse, _ = run(case, runtime, q, k, v, 0.1, None)
+    problem = draw(case)
+    problem.q.zero_()
+    out, lse, _ = run(case, runtime, problem)
     dense = case.mask.to_dense().double()
     count = dense.sum(2)[:, :, None, None]
-    values = v.double().repeat_interleave(case.heads[0] // case.heads[1], 2)
+    values = problem.v.double().repeat_interleave(case.heads[0] // case.heads[1], 2)
     assert out.dtype == torch.float32
     assert_close("out", out, torch.einsum("bqk,bkhd->bqhd", dense, values) / count.clamp(min=1), 2e-6)
     assert_close("lse", lse, count[..., 0].log().mT.expand_as(lse), 2e-6)
 
 
 def check_rounds_to_what_the_other_kernel_gives(case, runtime):
-    q, k, v = (x.to(case.dtype) for x in random_inputs(case))
-    unrounded, lse, _ = run(replace(case, options=FP32), runtime, q, k, v, 0.1, None)
-    rounded, same_lse, _ = run(case, runtime, q, k, v, 0.1, None)
+    problem = draw(case)
+    unrounded, lse, _ = run(replace(case, options=FP32), runtime, problem)
+    rounded, same_lse, _ = run(case, runtime, problem)
     assert torch.equal(unrounded.to(case.dtype), rounded)
     assert torch.equal(lse, same_lse)
 

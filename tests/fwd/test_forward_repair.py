@@ -3,7 +3,8 @@
 import math
 
 import pytest
-from forward_case import NARROW, Case, check, falling
+from cases import NARROW, Case, falling
+from forward_case import check
 
 from cute_attn.jit import load
 from cute_attn.mask import causal

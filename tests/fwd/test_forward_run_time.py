@@ -1,7 +1,7 @@
 """What is known at run time only never compiles a kernel."""
 
 import torch
-from forward_case import NARROW
+from cases import NARROW
 
 from cute_attn.backend import backend
 from cute_attn.jit.compile import compile_count

@@ -9,21 +9,12 @@ from toy_operation import TOY, ToySpec, ToyTile
 
 from cute_attn import load_bundle, sim
 from cute_attn.cli import main
-from cute_attn.jit import bundle, cache, load
+from cute_attn.jit import cache, load
 from cute_attn.jit.compile import compile
 from cute_attn.jit.obtain import obtain
 from cute_attn.spec.operation import operation, operations, parse_spec
 
 SPEC = ToySpec()
-
-
-@pytest.fixture
-def empty_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("CUTE_ATTN_BUNDLES", raising=False)
-    monkeypatch.delenv("CUTE_ATTN_CACHE_MODE", raising=False)
-    monkeypatch.setattr(load, "_kernels", {})
-    monkeypatch.setattr(bundle, "_loaded", [])
 
 
 def run():

@@ -17,7 +17,7 @@ KEY = TunedKey.of("NVIDIA H200", 132, "fwd", "bf16", (128, 128), (32, 8), causal
 
 
 @pytest.fixture(autouse=True)
-def no_tables(monkeypatch, tmp_path):
+def no_tables(monkeypatch, tmp_path, empty_cache):
     monkeypatch.setattr(tuned, "SHIPPED", tmp_path / "shipped")
     tuned.forget()
     yield

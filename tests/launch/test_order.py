@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from backward_case import Case, block_sparse, check, make_problem, run, with_gaps
+from backward_case import check, check_same_bits
+from cases import Case, block_sparse, stacked, with_gaps
 from oracle import random_slices
 
 from cute_attn.launch.order import in_turns, upwards
@@ -17,9 +18,7 @@ MASKS = {
     "slices": IntervalMask.from_slices(*random_slices(12, 700, 700), 700, 700),
     "blocks": block_sparse(torch.tensor([[1, 0, 1], [0, 1, 1], [1, 0, 0]], dtype=torch.bool)),
     "nothing": IntervalMask.from_slices([[0, 0]], [[0, 0]], None, 300, 300),
-    "of each batch": IntervalMask(
-        *(torch.cat([getattr(m, side) for m in (WINDOW, causal(700))]) for side in ("lo", "hi")), 700
-    ),
+    "of each batch": stacked(WINDOW, causal(700)),
 }
 
 
@@ -62,11 +61,7 @@ def test_last_key_tiles_come_first_and_the_order_is_made_once():
 def test_a_window_has_the_same_bits_in_every_schedule_and_is_right(runtime):
     case = Case(WINDOW, options={"deterministic": True})
     check(case, runtime)
-    problem = make_problem(case)
-    first, *others = [run(Case(**{**vars(case), "mode": m, "seed": 1}), runtime, problem) for m in ("eager", "random")]
-    for gradients in others:
-        for name in ("dq", "dk", "dv"):
-            assert torch.equal(getattr(gradients, name), getattr(first, name)), name
+    check_same_bits(case, runtime, [("eager", 1), ("random", 1)])
 
 
 @pytest.mark.slow
