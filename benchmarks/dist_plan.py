@@ -23,8 +23,8 @@ from cute_attn.dist import (
     place,
     plan_group_cast,
 )
-from cute_attn.dist.needs import chunk_needs, rank_needs, remote_needs, rows_sent
-from cute_attn.dist.placement import rank_areas
+from cute_attn.dist.placing.needs import chunk_needs, rank_needs, remote_needs, rows_sent
+from cute_attn.dist.placing.placement import rank_areas
 from cute_attn.dist.workload import lognormal_documents
 
 TOKENS = 8192  # a rank

@@ -21,10 +21,10 @@ from ..dist.config import (
     ZigzagDispatchAlg,
 )
 from ..dist.cost import CostModel
-from ..dist.dispatch import place
-from ..dist.draw import draw_png, draw_text
-from ..dist.placement import Placement, rank_areas
-from ..dist.predict import MoverPrediction, predict_movers
+from ..dist.placing.draw import draw_png, draw_text
+from ..dist.placing.place import place
+from ..dist.placing.placement import Placement, rank_areas
+from ..dist.plans.predict import MoverPrediction, predict_movers
 from ..dist.workload import lognormal_documents
 from ..mask import IntervalMask, from_spec
 from .files import Picture

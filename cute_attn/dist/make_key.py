@@ -17,9 +17,9 @@ from ..ops.checks import check_cu_seqlens, check_flag
 from .agreement import agree, refusing
 from .checks import END, check_int, check_kind, integer_tensor, listed
 from .config import DistAttnConfig
-from .dispatch import place
 from .groups import GroupOrMesh, find_groups
 from .manager import Manager, ulysses_size_of
+from .placing.place import place
 from .registry import DistAttnRuntimeKey, registry
 from .soundness import REFUSALS, marking
 

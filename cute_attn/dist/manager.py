@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 
 from ..mask import IntervalMask
-from .blocks import Mover
-from .cast import GroupCast
 from .config import DistAttnConfig
 from .cost import CostModel
 from .groups import Groups
 from .guard import Guard
-from .heads import HeadExchange
-from .placement import Placement
-from .plan import plan_group_cast
-from .predict import choose_mover
-from .ring import plan_ring, ulysses_heads
-from .rotate import Ring, home_indices
+from .movers.blocks import Mover
+from .movers.group_cast import GroupCast
+from .movers.heads import HeadExchange
+from .movers.ring import Ring, home_indices
+from .placing.placement import Placement
+from .plans.group_cast import plan_group_cast
+from .plans.predict import choose_mover
+from .plans.ring import plan_ring, ulysses_heads
 from .rows import RollPlan, plan_roll
 from .runtime import Route
 

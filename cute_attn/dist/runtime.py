@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
+from ..merge import Merger
 from ..reference import compute_dtype
-from .blocks import Mover
 from .comm import max_over_ranks, sum_over_ranks
 from .guard import Guard
-from .heads import HeadExchange
-from .merge import Merger
+from .movers.blocks import Mover
+from .movers.heads import HeadExchange
 from .partial import AttentionSettings, attend, attend_backward
 
 __all__ = ["CALL", "Route", "run_attention"]

@@ -21,8 +21,8 @@ from cute_attn.dist import (
     magi_attn_flex_key,
     undispatch,
 )
-from cute_attn.dist.cast import GroupCast
-from cute_attn.dist.predict import choose_mover
+from cute_attn.dist.movers.group_cast import GroupCast
+from cute_attn.dist.plans.predict import choose_mover
 
 MOVERS = ("group_cast", "ring", "ulysses")
 

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from cute_attn.cli import main
 from cute_attn.dist import ContiguousDispatchAlg, DispatchConfig, place
-from cute_attn.dist.draw import draw_text, ownership
+from cute_attn.dist.placing.draw import draw_text, ownership
 from cute_attn.dist.workload import lognormal_documents
 from cute_attn.mask import builders
 

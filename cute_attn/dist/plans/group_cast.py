@@ -11,12 +11,12 @@ from itertools import pairwise
 
 import torch
 
-from ..mask import IntervalMask
-from .checks import check_int, check_kind
-from .config import OverlapConfig
-from .cost import CostModel
-from .needs import Spans, chunk_needs, expand, meet, rank_needs, remote_needs
-from .placement import Placement, rank_areas
+from ...mask import IntervalMask
+from ..checks import check_int, check_kind
+from ..config import OverlapConfig
+from ..cost import CostModel
+from ..placing.needs import Spans, chunk_needs, expand, meet, rank_needs, remote_needs
+from ..placing.placement import Placement, rank_areas
 from .stages import stage_cuts
 
 __all__ = ["CastPlan", "CastStage", "local_mask", "plan_group_cast"]

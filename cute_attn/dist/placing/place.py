@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ..mask import IntervalMask
-from ..ops.checks import check_flag
-from .checks import END, check_int, check_kind
-from .config import DispatchConfig
-from .cost import CostModel
-from .functional import compute_pad_size
-from .keys import nearest_keys
+from ...mask import IntervalMask
+from ...ops.checks import check_flag
+from ..checks import END, check_int, check_kind
+from ..config import DispatchConfig
+from ..cost import CostModel
+from ..functional import compute_pad_size
+from .nearest import nearest_keys
 from .needs import chunk_needs
 from .placement import Placement, chunk_areas
 from .solve import DispatchProblem, solve

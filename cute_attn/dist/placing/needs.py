@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..mask import IntervalMask
-from ..mask.union import unite
+from ...mask import IntervalMask
+from ...mask.union import unite
 from .placement import Placement
 
 __all__ = ["Spans", "chunk_needs", "expand", "intersect", "meet", "rank_needs", "remote_needs", "rows_sent"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..mask import IntervalMask
+from ...mask import IntervalMask
 from .needs import Spans, chunk_needs, meet, rank_needs
 from .placement import Placement
 

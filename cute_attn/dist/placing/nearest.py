@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..mask import IntervalMask
+from ...mask import IntervalMask
 from .needs import chunk_needs, meet, rank_needs
 from .placement import Placement
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..mask import IntervalMask
-from .checks import check_int, check_tensor
+from ...mask import IntervalMask
+from ..checks import check_int, check_tensor
 
 __all__ = ["Placement", "chunk_areas", "rank_areas"]
 

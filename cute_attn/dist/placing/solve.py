@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
-from .config import (
+from ..config import (
     ContiguousDispatchAlg,
     DispatchAlg,
     LocalityDispatchAlg,
     MinHeapDispatchAlg,
     ZigzagDispatchAlg,
 )
-from .cost import CostModel
+from ..cost import CostModel
 from .needs import Spans, rank_needs, remote_needs, rows_sent
 from .placement import Placement
 from .search import Start, find_owner

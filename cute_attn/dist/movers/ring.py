@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-from ..mask import IntervalMask
+from ...mask import IntervalMask
+from ..comm import Arrival, send_rows
+from ..plans.ring import RingPlan, merge_ranks, ring_reach
 from .blocks import Block
-from .comm import Arrival, send_rows
-from .ring import RingPlan, merge_ranks, ring_reach
 
 __all__ = ["Ring", "home_indices"]
 

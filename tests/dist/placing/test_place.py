@@ -18,8 +18,8 @@ from cute_attn.dist import (
     plan_group_cast,
     plan_ring,
 )
-from cute_attn.dist.placement import rank_areas
-from cute_attn.dist.predict import choose_mover, predict_movers
+from cute_attn.dist.placing.placement import rank_areas
+from cute_attn.dist.plans.predict import choose_mover, predict_movers
 from cute_attn.dist.workload import lognormal_documents
 from cute_attn.mask import IntervalMask, builders, packed
 

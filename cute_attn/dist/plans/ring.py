@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import torch
 
-from ..mask import IntervalMask
-from .checks import check_int
-from .needs import Spans, chunk_needs, expand, meet, rank_needs
-from .placement import Placement
-from .plan import check_plan_arguments, local_mask
+from ...mask import IntervalMask
+from ..checks import check_int
+from ..placing.needs import Spans, chunk_needs, expand, meet, rank_needs
+from ..placing.placement import Placement
+from .group_cast import check_plan_arguments, local_mask
 
 __all__ = ["RingPlan", "RingStep", "UlyssesHeads", "plan_ring", "ring_reach", "ulysses_heads"]
 

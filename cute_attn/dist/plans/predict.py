@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ..mask import IntervalMask
-from .config import OverlapConfig
-from .cost import CostModel
-from .needs import Spans, chunk_needs, rank_needs, remote_needs, rows_sent
-from .placement import Placement, rank_areas
+from ...mask import IntervalMask
+from ..config import OverlapConfig
+from ..cost import CostModel
+from ..placing.needs import Spans, chunk_needs, rank_needs, remote_needs, rows_sent
+from ..placing.placement import Placement, rank_areas
 from .ring import merge_ranks, ring_reach, ulysses_heads
 from .stages import stage_cuts
 
