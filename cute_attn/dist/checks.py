@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..reference import compute_dtype
-
 __all__ = [
     "END",
     "as_list",
