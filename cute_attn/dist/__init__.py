@@ -42,7 +42,8 @@ from .make_key import (
 from .placing.place import place
 from .placing.placement import Placement
 from .plans.group_cast import CastPlan, CastStage, plan_group_cast
-from .plans.ring import RingPlan, RingStep, UlyssesHeads, plan_ring, ulysses_heads
+from .plans.heads import UlyssesHeads, ulysses_heads
+from .plans.ring import RingPlan, RingStep, plan_ring
 from .registry import DistAttnRuntimeKey
 
 __all__ = [

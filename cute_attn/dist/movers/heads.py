@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from ..comm import heads_to_rows, rows_to_heads
-from ..plans.ring import UlyssesHeads
+from ..plans.heads import UlyssesHeads
 
 __all__ = ["HeadExchange"]
 

@@ -41,10 +41,14 @@ class Spans(NamedTuple):
 
 
 def chunk_needs(mask: IntervalMask, chunk_size: int) -> Spans:
-    """For each chunk of query rows, the keys that any of its rows attends."""
-    lo, hi = mask.lo[0].cpu(), mask.hi[0].cpu()
-    layer, row = (lo < hi).nonzero(as_tuple=True)
-    return Spans(*unite(row // chunk_size, lo[layer, row].long(), hi[layer, row].long(), mask.seqlen_k))
+    """For each chunk of query rows, the keys that any of its rows attends; kept on the mask."""
+    name = ("needs", chunk_size)
+    if name not in mask._derived:
+        lo, hi = mask.lo[0].cpu(), mask.hi[0].cpu()
+        layer, row = (lo < hi).nonzero(as_tuple=True)
+        needs = unite(row // chunk_size, lo[layer, row].long(), hi[layer, row].long(), mask.seqlen_k)
+        mask._derived[name] = Spans(*needs)
+    return mask._derived[name]
 
 
 def rank_needs(needs: Spans, query: Placement, seqlen_k: int) -> Spans:
