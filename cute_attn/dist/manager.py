@@ -14,11 +14,11 @@ from .movers.group_cast import GroupCast
 from .movers.heads import HeadExchange
 from .movers.ring import Ring
 from .placing.placement import Placement
-from .plans.group_cast import group_cast_plan
+from .plans.group_cast import plan_placed_group_cast
 from .plans.heads import ulysses_heads
 from .plans.placed import PlacedMask
 from .plans.predict import choose_mover
-from .plans.ring import ring_plan
+from .plans.ring import plan_placed_ring
 from .rows import RollPlan, plan_roll
 from .runtime import Route
 
@@ -85,7 +85,7 @@ class Manager:
         return choose_mover(self.placed, self.config.overlap_config, cost, ulysses_size)
 
     def _group_cast(self, mover: str, cost: CostModel, device: torch.device) -> Route:
-        plan = group_cast_plan(self.placed, self.groups.rank, self.config.overlap_config, cost)
+        plan = plan_placed_group_cast(self.placed, self.groups.rank, self.config.overlap_config, cost)
         return self._route(GroupCast(plan.to(device), self.groups.whole), None)
 
     def _ring(self, mover: str, cost: CostModel, device: torch.device) -> Route:
@@ -93,7 +93,7 @@ class Manager:
         groups = self.groups
         ulysses_size = ulysses_size_of(mover, groups)
         heads = ulysses_heads(cost.heads_q, cost.heads_k, ulysses_size)
-        plan = ring_plan(self.placed, groups.rank, ulysses_size).to(device)
+        plan = plan_placed_ring(self.placed, groups.rank, ulysses_size).to(device)
         if mover == "ring":
             return self._route(Ring(plan, groups.whole), None)
         # Of Ulysses alone the ring has one position, which sends nothing.

@@ -20,7 +20,7 @@ from ..placing.placement import Placement
 from .placed import PlacedMask
 from .stages import stage_cuts
 
-__all__ = ["CastPlan", "CastStage", "group_cast_plan", "plan_group_cast"]
+__all__ = ["CastPlan", "CastStage", "plan_group_cast", "plan_placed_group_cast"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,10 +121,10 @@ def plan_group_cast(
     check_kind("overlap", overlap, OverlapConfig)
     check_kind("cost", cost, CostModel)
     placed = PlacedMask(mask, query, key)
-    return group_cast_plan(placed, check_int("rank", rank, 0, query.world), overlap, cost)
+    return plan_placed_group_cast(placed, check_int("rank", rank, 0, query.world), overlap, cost)
 
 
-def group_cast_plan(placed: PlacedMask, rank: int, overlap: OverlapConfig, cost: CostModel) -> CastPlan:
+def plan_placed_group_cast(placed: PlacedMask, rank: int, overlap: OverlapConfig, cost: CostModel) -> CastPlan:
     """plan_group_cast of what has been checked."""
     query, key, remote = placed.query, placed.key, placed.remote
     rows = placed.rows_at(query.positions(rank))

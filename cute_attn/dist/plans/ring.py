@@ -16,7 +16,7 @@ from ..checks import check_int
 from ..placing.placement import Placement
 from .placed import PlacedMask
 
-__all__ = ["RingPlan", "RingStep", "plan_ring", "ring_plan"]
+__all__ = ["RingPlan", "RingStep", "plan_placed_ring", "plan_ring"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,10 +109,10 @@ def plan_ring(mask: IntervalMask, query: Placement, key: Placement, rank: int, u
     ulysses_size = check_int("ulysses_size", ulysses_size, 1)
     if world % ulysses_size:
         raise ValueError(f"ulysses_size must divide the world of {world}, got {ulysses_size}")
-    return ring_plan(placed, rank, ulysses_size)
+    return plan_placed_ring(placed, rank, ulysses_size)
 
 
-def ring_plan(placed: PlacedMask, rank: int, ulysses_size: int) -> RingPlan:
+def plan_placed_ring(placed: PlacedMask, rank: int, ulysses_size: int) -> RingPlan:
     """plan_ring of what has been checked."""
     query, key, ring = placed.query, placed.key, placed.ring(ulysses_size)
     here, reach = rank // ulysses_size, ring.reach

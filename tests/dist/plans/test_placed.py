@@ -7,10 +7,10 @@ from planned import LENGTH, masks, random_placement
 from cute_attn.dist import CostModel, OverlapConfig, Placement
 from cute_attn.dist.placing.needs import chunk_needs
 from cute_attn.dist.plans import placed as placed_module
-from cute_attn.dist.plans.group_cast import group_cast_plan
+from cute_attn.dist.plans.group_cast import plan_placed_group_cast
 from cute_attn.dist.plans.placed import PlacedMask
 from cute_attn.dist.plans.predict import predict_movers
-from cute_attn.dist.plans.ring import ring_plan
+from cute_attn.dist.plans.ring import plan_placed_ring
 from cute_attn.mask import IntervalMask, builders
 
 
@@ -22,9 +22,9 @@ def test_needs_are_computed_once_and_the_reach_once_for_each_size_of_a_ring(monk
     placed = PlacedMask(masks()["slices"], place, place)
     for _ in range(2):
         predict_movers(placed, OverlapConfig(), cost, ulysses_size=2)
-        group_cast_plan(placed, 1, OverlapConfig(), cost)
+        plan_placed_group_cast(placed, 1, OverlapConfig(), cost)
         for size in (1, 2, 4):
-            ring_plan(placed, 1, size)
+            plan_placed_ring(placed, 1, size)
     assert calls.count("ring_reach") == calls.count("rank_needs") == calls.count("rank_areas") == 3
     assert calls.count("remote_needs") == 1
 
