@@ -23,8 +23,8 @@ from cute_attn.dist import (
     place,
     plan_group_cast,
 )
-from cute_attn.dist.needs import chunk_needs, rank_needs, remote_needs, rows_sent
-from cute_attn.dist.placement import rank_areas
+from cute_attn.dist.placing.needs import rows_sent
+from cute_attn.dist.plans.placed import PlacedMask
 from cute_attn.dist.workload import lognormal_documents
 
 TOKENS = 8192  # a rank
@@ -53,8 +53,8 @@ MASKS = {
 
 
 def measure(mask: IntervalMask, query: Placement, key: Placement) -> dict[str, float]:
-    areas = rank_areas(mask, query)
-    remote = remote_needs(rank_needs(chunk_needs(mask, query.chunk_size), query, mask.seqlen_k), key)
+    placed = PlacedMask(mask, query, key)
+    areas, remote = placed.areas, placed.remote
     received, sent = remote.rows_by_group(query.world), rows_sent(remote, key)
     others = (query.world - 1) * key.rows_per_rank  # what all-gather brings to a rank
     return {

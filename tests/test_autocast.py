@@ -106,7 +106,7 @@ def test_every_function_that_multiplies_matrices_of_torch_is_known():
             is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in products
             if is_operator or is_call:
                 found.add(str(path.relative_to(root)))
-    numpy_only = {"dist/spread.py", "dist/locality.py"}
+    numpy_only = {"dist/placing/spread.py", "dist/placing/locality.py"}
     found = {name for name in found if not name.startswith(("sim/", "fwd/", "bwd/", "sm90/"))}
     assert found <= {"reference.py", "commands/demo.py", *numpy_only}
 

@@ -19,8 +19,8 @@ from cute_attn import (
 from cute_attn.dist import infer_varlen_mask_from_batch
 from cute_attn.dist.config import OverlapConfig
 from cute_attn.dist.cost import CostModel
-from cute_attn.dist.placement import Placement
-from cute_attn.dist.plan import plan_group_cast
+from cute_attn.dist.placing.placement import Placement
+from cute_attn.dist.plans.group_cast import plan_group_cast
 from cute_attn.ops import plan_cache
 
 # What torch makes on the default device, unless told another.

@@ -21,12 +21,12 @@ from ..dist.config import (
     ZigzagDispatchAlg,
 )
 from ..dist.cost import CostModel
-from ..dist.dispatch import place
-from ..dist.draw import draw_png, draw_text
-from ..dist.placement import Placement, rank_areas
-from ..dist.predict import MoverPrediction, predict_movers
+from ..dist.placing.place import place
+from ..dist.plans.draw import draw_png, draw_text
+from ..dist.plans.placed import PlacedMask
+from ..dist.plans.predict import MoverPrediction, predict_movers
 from ..dist.workload import lognormal_documents
-from ..mask import IntervalMask, from_spec
+from ..mask import from_spec
 from .files import Picture
 from .terminal import drawn
 
@@ -107,24 +107,24 @@ def command(
     else:
         mask, title = from_spec(spec or "causal", seqlen), spec or "causal"
     began = time.perf_counter()
-    query, key = place(mask, world, chunk_size, config=DispatchConfig(ALGS[alg]), cost=cost)
+    placed = PlacedMask(mask, *place(mask, world, chunk_size, config=DispatchConfig(ALGS[alg]), cost=cost))
     seconds = time.perf_counter() - began
     overlap = OverlapConfig(degree=degree)
-    movers = predict_movers(mask, query, key, overlap, cost, ulysses_size if world % ulysses_size == 0 else None)
+    movers = predict_movers(placed, overlap, cost, ulysses_size if world % ulysses_size == 0 else None)
     console = Console()
-    console.print(_placement(mask, query, title, alg, seconds))
+    console.print(_placement(placed, title, alg, seconds))
     console.print(_movers(movers))
-    click.echo(_remark(mask, query), nl=False)
+    click.echo(_remark(placed), nl=False)
     width = max(40, min(console.width, 120))
     click.echo(drawn("held █, received ▒ (░ in part); a line a rank, keys from left to right"))
-    click.echo(drawn(draw_text(mask, query, key, width)))
+    click.echo(drawn(draw_text(placed, width)))
     if png is not None:
-        draw_png(mask, query, key, png, f"{title}: {seqlen:,} tokens on {world:,} ranks")
+        draw_png(placed, png, f"{title}: {seqlen:,} tokens on {world:,} ranks")
         click.echo(f"picture: {png}")
 
 
-def _placement(mask: IntervalMask, query: Placement, title: str, alg: str, seconds: float) -> Table:
-    areas = rank_areas(mask, query)
+def _placement(placed: PlacedMask, title: str, alg: str, seconds: float) -> Table:
+    mask, query, areas = placed.mask, placed.query, placed.areas
     mean = float(areas.double().mean())
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("mask", f"{title}: {mask.seqlen_q:,} tokens, {int(areas.sum()):,} pairs")
@@ -138,14 +138,14 @@ def _placement(mask: IntervalMask, query: Placement, title: str, alg: str, secon
     return table
 
 
-def _remark(mask: IntervalMask, query: Placement) -> str:
+def _remark(placed: PlacedMask) -> str:
     """A line where one rank has far more to do than the others, empty otherwise."""
-    areas = rank_areas(mask, query)
+    query, areas = placed.query, placed.areas
     ratio = float(areas.max()) / max(float(areas.double().mean()), 1e-9)
     if ratio <= UNEVEN:
         return ""
     idle = int((areas == 0).sum())
-    fine = max(1, mask.seqlen_q // (CHUNKS_A_RANK * query.world))
+    fine = max(1, query.length // (CHUNKS_A_RANK * query.world))
     way_out = f"--chunk-size {fine}" if fine < query.chunk_size else "--alg min_heap, fewer ranks or a longer sequence"
     return (
         f"unbalanced: the busiest rank has {ratio:.1f} times the mean area, {idle:,} of {query.world:,} ranks have "

@@ -24,7 +24,6 @@ from .config import (
     ZigzagDispatchAlg,
 )
 from .cost import CostModel
-from .dispatch import place
 from .functional import (
     apply_padding,
     compute_pad_size,
@@ -40,10 +39,12 @@ from .make_key import (
     make_flex_key_for_new_mask_after_dispatch,
     make_varlen_key_for_new_mask_after_dispatch,
 )
-from .placement import Placement
-from .plan import CastPlan, CastStage, plan_group_cast
+from .placing.place import place
+from .placing.placement import Placement
+from .plans.group_cast import CastPlan, CastStage, plan_group_cast
+from .plans.heads import UlyssesHeads, ulysses_heads
+from .plans.ring import RingPlan, RingStep, plan_ring
 from .registry import DistAttnRuntimeKey
-from .ring import RingPlan, RingStep, UlyssesHeads, plan_ring, ulysses_heads
 
 __all__ = [
     "AttnOverlapMode",

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
-
-from ..reference import compute_dtype
 
 __all__ = [
     "END",
@@ -20,7 +17,6 @@ __all__ = [
     "check_side",
     "check_tensor",
     "integer_tensor",
-    "listed",
 ]
 
 END = 1 << 31  # positions are int32
@@ -91,7 +87,8 @@ def as_list(name: str, value: object) -> list[object]:
 def integer_tensor(name: str, value: object) -> torch.Tensor:
     """Integers in a tensor of one dimension, an array or a list, as a tensor."""
     if isinstance(value, (list, tuple)):
-        return torch.tensor([check_int(f"{name}[{i}]", x, -END, END) for i, x in enumerate(value)], dtype=torch.int64)
+        numbers = [check_int(f"{name}[{i}]", x, -END, END) for i, x in enumerate(value)]
+        return torch.tensor(numbers, dtype=torch.int64, device="cpu")
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "iu":
             raise TypeError(f"{name} must hold integers, got {value.dtype}")
@@ -103,11 +100,6 @@ def integer_tensor(name: str, value: object) -> torch.Tensor:
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} must hold integers, got {value.dtype}")
     return value
-
-
-def listed(value: Any) -> Any:
-    """An array as the list of its numbers; anything else as it is."""
-    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def _shown(value: object) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from ..mask import AttnMaskType, AttnRange, AttnRanges
 from ..mask.ranges import RangesLike, ranges_tensor
-from .checks import END, as_list, check_int, check_kind, check_number, check_tensor, listed
+from .checks import END, as_list, check_int, check_kind, check_number, check_tensor
 
 __all__ = [
     "apply_padding",
@@ -68,7 +68,7 @@ def apply_padding(
     """
     total_seqlen = check_int("total_seqlen", total_seqlen, 0, END)
     pad_size = check_int("pad_size", pad_size, 0, END - total_seqlen)
-    q, k = (_pairs(name, x) for name, x in (("q_ranges", q_ranges), ("k_ranges", k_ranges)))
+    q, k = ranges_tensor("q_ranges", q_ranges, "cpu").tolist(), ranges_tensor("k_ranges", k_ranges, "cpu").tolist()
     types = [_parsed(f"attn_mask_type[{i}]", kind) for i, kind in enumerate(as_list("attn_mask_type", attn_mask_type))]
     if not len(q) == len(k) == len(types):
         raise ValueError(
@@ -163,10 +163,6 @@ def _check_value(value: float, dtype: torch.dtype) -> None:
     least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
     if number != int(number) or not least <= value <= most:
         raise ValueError(f"value must be an integer in [{least}, {most}] for x of {dtype}, got {value}")
-
-
-def _pairs(name: str, ranges: RangesLike) -> list[list[int]]:
-    return ranges_tensor(name, listed(ranges), "cpu").tolist()
 
 
 def _parsed(name: str, kind: object) -> AttnMaskType:

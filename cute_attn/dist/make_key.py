@@ -15,11 +15,11 @@ from ..mask import AttnRanges, IntervalMask
 from ..mask.ranges import RangesLike, ranges_tensor, types_tensor
 from ..ops.checks import check_cu_seqlens, check_flag
 from .agreement import agree, refusing
-from .checks import END, check_int, check_kind, integer_tensor, listed
+from .checks import END, check_int, check_kind, integer_tensor
 from .config import DistAttnConfig
-from .dispatch import place
 from .groups import GroupOrMesh, find_groups
 from .manager import Manager, ulysses_size_of
+from .placing.place import place
 from .registry import DistAttnRuntimeKey, registry
 from .soundness import REFUSALS, marking
 
@@ -71,7 +71,6 @@ def magi_attn_flex_key(
     ValueError, naming the argument and the ranks.
     """
     groups = find_groups(cp_group_or_mesh)
-    q_ranges, k_ranges, attn_mask_type = (listed(x) for x in (q_ranges, k_ranges, attn_mask_type))
     with refusing(groups, CALL):
         check_kind("dist_attn_config", dist_attn_config, DistAttnConfig)
         total_seqlen_q = check_int("total_seqlen_q", total_seqlen_q, 0, END)
@@ -159,7 +158,6 @@ def make_flex_key_for_new_mask_after_dispatch(
     """
     first = registry.manager(key_for_dispatch, "key_for_dispatch")
     config = key_for_dispatch.dist_attn_config if dist_attn_config is None else dist_attn_config
-    q_ranges, k_ranges, attn_mask_type = (listed(x) for x in (q_ranges, k_ranges, attn_mask_type))
     with refusing(first.groups, CALL):
         check_kind("dist_attn_config", config, DistAttnConfig)
         ulysses_size_of(config.mover, first.groups)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import torch
 
 from ..mask import IntervalMask
-from .blocks import Mover
-from .cast import GroupCast
 from .config import DistAttnConfig
 from .cost import CostModel
 from .groups import Groups
 from .guard import Guard
-from .heads import HeadExchange
-from .placement import Placement
-from .plan import plan_group_cast
-from .predict import choose_mover
-from .ring import plan_ring, ulysses_heads
-from .rotate import Ring, home_indices
+from .movers.blocks import Mover
+from .movers.group_cast import GroupCast
+from .movers.heads import HeadExchange
+from .movers.ring import Ring
+from .placing.placement import Placement
+from .plans.group_cast import plan_placed_group_cast
+from .plans.heads import ulysses_heads
+from .plans.placed import PlacedMask
+from .plans.predict import choose_mover
+from .plans.ring import plan_placed_ring
 from .rows import RollPlan, plan_roll
 from .runtime import Route
 
@@ -41,7 +43,7 @@ def ulysses_size_of(mover: str, groups: Groups) -> int:
 
 
 class Manager:
-    """The placements of a mask, and the routes of tensors, planned at the first call that needs them and kept.
+    """A mask on its placements, and the routes of tensors, planned at the first call that needs them and kept.
 
     digest: that of the key that this stands behind.
     """
@@ -49,14 +51,14 @@ class Manager:
     def __init__(
         self, groups: Groups, mask: IntervalMask, query: Placement, key: Placement, config: DistAttnConfig, digest: str
     ) -> None:
-        self.groups, self.mask, self.config = groups, mask, config
+        self.groups, self.config = groups, config
+        self.placed = PlacedMask(mask, query, key)
         self.guard = Guard(groups, digest, config.check_ranks)
-        self._placements = {"q": query, "k": key}
         self._routes: dict[tuple[CostModel, torch.device], Route] = {}
         self._rolls: dict[tuple[str, int, torch.device], RollPlan] = {}
 
     def placement(self, side: str) -> Placement:
-        return self._placements[side]
+        return self.placed.query if side == "q" else self.placed.key
 
     def roll_plan(self, side: str, shift: int, device: torch.device) -> RollPlan:
         name = (side, shift, device)
@@ -80,29 +82,26 @@ class Manager:
             return self.config.mover
         ulysses = self.groups.ulysses
         ulysses_size = None if ulysses is None else ulysses.size()
-        query, key = self._placements.values()
-        return choose_mover(self.mask, query, key, self.config.overlap_config, cost, ulysses_size)
+        return choose_mover(self.placed, self.config.overlap_config, cost, ulysses_size)
 
     def _group_cast(self, mover: str, cost: CostModel, device: torch.device) -> Route:
-        query, key = self._placements.values()
-        plan = plan_group_cast(self.mask, query, key, self.groups.rank, self.config.overlap_config, cost)
+        plan = plan_placed_group_cast(self.placed, self.groups.rank, self.config.overlap_config, cost)
         return self._route(GroupCast(plan.to(device), self.groups.whole), None)
 
     def _ring(self, mover: str, cost: CostModel, device: torch.device) -> Route:
         """The ring, Ulysses, or both: one plan serves all three."""
-        groups, (query, key) = self.groups, self._placements.values()
+        groups = self.groups
         ulysses_size = ulysses_size_of(mover, groups)
         heads = ulysses_heads(cost.heads_q, cost.heads_k, ulysses_size)
-        plan = plan_ring(self.mask, query, key, groups.rank, ulysses_size)
-        home = [index.to(device) for index in home_indices(self.mask, plan)]
-        plan = plan.to(device)
+        plan = plan_placed_ring(self.placed, groups.rank, ulysses_size).to(device)
         if mover == "ring":
-            return self._route(Ring(plan, home, groups.whole), None)
+            return self._route(Ring(plan, groups.whole), None)
         # Of Ulysses alone the ring has one position, which sends nothing.
         ulysses = groups.ulysses if mover == "ulysses_ring" and groups.ulysses is not None else groups.whole
         exchange = HeadExchange(heads, cost.heads_k, plan.key_index, ulysses)
-        return self._route(Ring(plan, home, groups.ring or groups.whole), exchange)
+        return self._route(Ring(plan, groups.ring or groups.whole), exchange)
 
     def _route(self, mover: Mover, exchange: HeadExchange | None) -> Route:
-        rows, keys = (int((x.positions(self.groups.rank) < x.length).sum()) for x in self._placements.values())
+        placements, rank = (self.placed.query, self.placed.key), self.groups.rank
+        rows, keys = (int((x.positions(rank) < x.length).sum()) for x in placements)
         return Route(mover, exchange, self.groups.whole, self.guard, rows, keys)

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from .comm import gather_rows, send_rows, sum_rows_of_ranks
 from .guard import Guard, rows_fields
-from .placement import Placement
+from .placing.placement import Placement
 
 __all__ = ["RollPlan", "dispatch_rows", "plan_roll", "roll_rows", "undispatch_rows"]
 

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
+from ..merge import Merger
 from ..reference import compute_dtype
-from .blocks import Mover
 from .comm import max_over_ranks, sum_over_ranks
 from .guard import Guard
-from .heads import HeadExchange
-from .merge import Merger
+from .movers.blocks import Mover
+from .movers.heads import HeadExchange
 from .partial import AttentionSettings, attend, attend_backward
 
 __all__ = ["CALL", "Route", "run_attention"]
@@ -90,7 +91,7 @@ def _forward(
     return_max_logits: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     head_dim, exchange = q.shape[2], route.exchange
-    q, kv = _without_padding(q, route.rows), torch.cat([k, v], 2)
+    kv = torch.cat([k, v], 2)
     kv[route.keys :] = 0
     if exchange is not None:
         q, kv = exchange.enter(q, kv)
@@ -118,7 +119,7 @@ def _backward(ctx: Any, dout: torch.Tensor, dlse: torch.Tensor) -> tuple[torch.T
     q, kv, sink, out, lse = ctx.saved_tensors
     route, head_dim = ctx.route, ctx.head_dim
     needs_q, needs_k, needs_v, needs_sink = ctx.needs_input_grad[:4]
-    dout, dlse = _without_padding(dout, route.rows), _without_padding(dlse.T, route.rows).T
+    dlse = pad(dlse[:, : route.rows], (0, dlse.shape[1] - route.rows))  # that of padding would reach the sinks
     if route.exchange is not None:
         dout, dlse = route.exchange.enter_gradients(dout, dlse)
     dq = dk = dv = dsink = None
@@ -183,11 +184,6 @@ def _sink_gradient(
     delta = products.sum(2).T - dlse.masked_fill(empty, 0.0)
     share = (sink[:, :, None] - lse.masked_fill(empty, 0.0)).exp()
     return -(share * delta).sum(2)
-
-
-def _without_padding(x: torch.Tensor, rows: int) -> torch.Tensor:
-    """x with zeros behind its first `rows` rows: whatever padding holds, it reaches nobody, not even times 0."""
-    return x if rows == len(x) else torch.cat([x[:rows], x.new_zeros(len(x) - rows, *x.shape[1:])])
 
 
 def _own(sink: torch.Tensor, exchange: HeadExchange | None) -> torch.Tensor:

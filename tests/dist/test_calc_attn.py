@@ -21,8 +21,8 @@ from cute_attn.dist import (
     magi_attn_flex_key,
     undispatch,
 )
-from cute_attn.dist.cast import GroupCast
-from cute_attn.dist.predict import choose_mover
+from cute_attn.dist.movers.group_cast import GroupCast
+from cute_attn.dist.plans.predict import choose_mover
 
 MOVERS = ("group_cast", "ring", "ulysses")
 
@@ -172,10 +172,9 @@ def _auto(rank, problems):
     rows = problem.mask.seqlen_q
     pad_size = compute_pad_size(rows, dist.get_world_size(), 4)
     key = magi_attn_flex_key(problem.mask, None, None, rows, rows, pad_size, 4, dist.group.WORLD, config("auto"))
-    placements = key.manager.placement("q"), key.manager.placement("k")
     fast = CostModel(problem.heads_q, problem.heads_k, 8, 8, 8)
     for cost in (fast, replace(fast, head_dim=4096), replace(fast, heads_k=problem.heads_q)):
-        wanted = choose_mover(problem.mask, *placements, key.dist_attn_config.overlap_config, cost)
+        wanted = choose_mover(key.manager.placed, key.dist_attn_config.overlap_config, cost)
         route = key.manager.route(cost, torch.device("cpu"))
         assert (type(route.mover) is GroupCast) == (wanted == "group_cast")
         assert (route.exchange is not None) == (wanted == "ulysses")

@@ -49,6 +49,35 @@ def test_deterministic_runs_give_the_same_bits():
             assert torch.equal(first[0][name], second[0][name]), name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mover", ["group_cast", "ulysses"])
+def test_what_padding_holds_reaches_nobody_on_kernels_either(mover):
+    assert any(run_ranks(2, _dirty_padding, config(mover), deadline=DEADLINE))
+
+
+def _dirty_padding(rank, settings):
+    key = magi_attn_flex_key(masks.causal(50), None, None, 50, 50, 14, CHUNK, dist.group.WORLD, settings)
+    placement = key.manager.placement("q")
+    padding = placement.positions(rank) >= placement.length
+    torch.manual_seed(rank)
+    drawn = [torch.randn(CHUNK, 2, 64).bfloat16() for _ in range(4)]
+    clean, dirty = (_with_padding_of(rubbish, padding, drawn, key) for rubbish in (0.0, torch.nan))
+    for a, b in zip(clean, dirty, strict=True):
+        assert torch.equal(a, b)
+        assert not b.isnan().any()
+    return bool(padding.any())
+
+
+def _with_padding_of(rubbish, padding, drawn, key):
+    """The results and gradients of calc_attn where tensors and gradients hold rubbish in their padding."""
+    q, k, v, dout = (x.masked_fill(padding[:, None, None], rubbish) for x in drawn)
+    leaves = [x.requires_grad_() for x in (q, k, v, torch.zeros(1, 2))]
+    with cute_attn.backend("sim"):
+        out, lse = calc_attn(*leaves[:3], key, leaves[3])
+    torch.autograd.backward([out, lse], [dout, dout[..., 0].T.float()])
+    return out.detach(), lse.detach(), *(x.grad for x in leaves)
+
+
 @pytest.mark.parametrize(("dtype", "head_dim"), [(torch.float32, 64), (torch.bfloat16, 20)])
 def test_what_the_kernels_do_not_take_is_refused_on_every_rank_before_anything_is_sent(dtype, head_dim):
     first, second = run_ranks(2, _refused, dtype, head_dim)

@@ -22,7 +22,6 @@ from cute_attn.dist import (
     roll,
     undispatch,
 )
-
 from cute_attn.dist.groups import host_group
 
 LENGTH, CHUNK = 48, 4
@@ -126,7 +125,9 @@ def _other_forms(rank):
     return [
         error_of(magi_attn_varlen_key, ends, ends, pad_size, CHUNK, dist.group.WORLD),
         error_of(make_flex_key_for_new_mask_after_dispatch, window, None, None, full),
-        error_of(make_flex_key_for_new_mask_after_dispatch, full.manager.mask, None, None, either(rank, full, causal)),
+        error_of(
+            make_flex_key_for_new_mask_after_dispatch, full.manager.placed.mask, None, None, either(rank, full, causal)
+        ),
     ]
 
 

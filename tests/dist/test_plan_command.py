@@ -8,7 +8,8 @@ from click.testing import CliRunner
 
 from cute_attn.cli import main
 from cute_attn.dist import ContiguousDispatchAlg, DispatchConfig, place
-from cute_attn.dist.draw import draw_text, ownership
+from cute_attn.dist.plans.draw import draw_text, ownership
+from cute_attn.dist.plans.placed import PlacedMask
 from cute_attn.dist.workload import lognormal_documents
 from cute_attn.mask import builders
 
@@ -74,11 +75,12 @@ def test_bad_input_ends_with_one_line(arguments, message):
 
 
 def test_ownership_counts_what_ranks_hold_and_need():
-    query, key = place(builders.causal(64), 4, 8, config=DispatchConfig(ContiguousDispatchAlg()))
-    held, needed = ownership(builders.causal(64), query, key, torch.arange(4), 8)
+    mask = builders.causal(64)
+    placed = PlacedMask(mask, *place(mask, 4, 8, config=DispatchConfig(ContiguousDispatchAlg())))
+    held, needed = ownership(placed, torch.arange(4), 8)
     assert torch.equal(held, torch.eye(4, dtype=torch.float64).repeat_interleave(2, 1))
     assert torch.equal(needed, torch.ones(4, 4, dtype=torch.float64).tril().repeat_interleave(2, 1))
-    assert draw_text(builders.causal(64), query, key, width=10).splitlines() == [
+    assert draw_text(placed, width=10).splitlines() == [
         "0 ██",
         "1 ▒▒██",
         "2 ▒▒▒▒██",
@@ -87,8 +89,8 @@ def test_ownership_counts_what_ranks_hold_and_need():
 
 
 def test_of_many_ranks_some_are_drawn():
-    query, key = place(builders.causal(512), 64, 8)
-    lines = draw_text(builders.causal(512), query, key, lines=16).splitlines()
+    mask = builders.causal(512)
+    lines = draw_text(PlacedMask(mask, *place(mask, 64, 8)), lines=16).splitlines()
     assert [int(line.split()[0]) for line in lines] == list(range(0, 64, 4))
 
 

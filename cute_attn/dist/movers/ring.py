@@ -11,32 +11,23 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-from ..mask import IntervalMask
+from ..comm import Arrival, send_rows
+from ..plans.ring import RingPlan
 from .blocks import Block
-from .comm import Arrival, send_rows
-from .ring import RingPlan, merge_ranks, ring_reach
 
-__all__ = ["Ring", "home_indices"]
-
-
-def home_indices(mask: IntervalMask, plan: RingPlan) -> list[torch.Tensor]:
-    """For each step, int64 indices of the ring position's own keys whose journey ends that many ranks further."""
-    query, key = (merge_ranks(x, plan.ulysses_size) for x in (plan.query, plan.key))
-    distance = ring_reach(mask, query, key).at(key.positions(plan.ring_rank))
-    return [(distance == step).nonzero().squeeze(1) for step in range(len(plan.steps))]
+__all__ = ["Ring"]
 
 
 class Ring:
     """The mover of a RingPlan, for keys that already lie in ascending order over the ring position.
 
-    plan, home: on the device of the keys. group: the process group whose rank is the plan's `ring_rank`.
+    plan: on the device of the keys. group: the process group whose rank is the plan's `ring_rank`.
     """
 
-    def __init__(self, plan: RingPlan, home: list[torch.Tensor], group: dist.ProcessGroup) -> None:
-        self._steps, self._home, self._group = plan.steps, home, group
+    def __init__(self, plan: RingPlan, group: dist.ProcessGroup) -> None:
+        self._steps, self._group = plan.steps, group
         self._rank, self._size = plan.ring_rank, plan.ring_size
         self._masks = [step.mask if step.area else None for step in plan.steps]
-        self._stay = [_complement(step.send_index, step.mask.seqlen_k) for step in plan.steps]
 
     def forward(self, kv: torch.Tensor) -> Iterator[Block]:
         """The blocks, own keys first, from packed own keys `(rows, heads_k, head_dim + head_dim_v)`."""
@@ -61,12 +52,12 @@ class Ring:
         further; see `split_returned`.
         """
         step = self._steps[number]
-        sends = [(1, grad[step.send_index]), (-number, grad[self._stay[number]])]
-        return self._send(sends, [(-1, step.receive_rows), (number, len(self._home[number]))])
+        sends = [(1, grad[step.send_index]), (-number, grad[step.end_index])]
+        return self._send(sends, [(-1, step.receive_rows), (number, len(step.home_index))])
 
     def split_returned(self, number: int, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What arrived for `return_gradient(number)`: the next block's gradient so far, own rows' and their indices."""
-        onward, home = self._steps[number].receive_rows, self._home[number]
+        onward, home = self._steps[number].receive_rows, self._steps[number].home_index
         if (self._rank - 1) % self._size < (self._rank + number) % self._size:
             return rows[:onward], rows[onward:], home
         return rows[len(home) :], rows[: len(home)], home
@@ -112,10 +103,3 @@ class RingGradients:
         so_far, returned, home = self._ring.split_returned(number, arrival.wait())
         self._total[home] = self._total[home] + returned
         return so_far
-
-
-def _complement(index: torch.Tensor, length: int) -> torch.Tensor:
-    """The other indices below `length`, ascending."""
-    other = torch.ones(length, dtype=torch.bool, device=index.device)
-    other[index] = False
-    return other.nonzero().squeeze(1)

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from ..mask import IntervalMask
+from ...mask import IntervalMask
 
 __all__ = ["Block", "Gradients", "Mover"]
 

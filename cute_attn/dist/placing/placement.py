@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..mask import IntervalMask
-from .checks import check_int, check_tensor
+from ...mask import IntervalMask
+from ..checks import check_int, check_tensor
 
-__all__ = ["Placement", "chunk_areas", "rank_areas"]
+__all__ = ["Placement", "chunk_areas", "merge_ranks", "rank_areas", "split_ranks"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +92,21 @@ class Placement:
     @classmethod
     def contiguous(cls, length: int, chunk_size: int, world: int, chunks_per_rank: int) -> Placement:
         """Rank r holds the r-th consecutive part."""
-        return cls(length, chunk_size, torch.arange(world * chunks_per_rank, device="cpu").reshape(world, chunks_per_rank))
+        return cls(
+            length, chunk_size, torch.arange(world * chunks_per_rank, device="cpu").reshape(world, chunks_per_rank)
+        )
+
+
+def merge_ranks(placement: Placement, count: int) -> Placement:
+    """The placement in which every `count` consecutive ranks are one."""
+    chunks = placement.chunks.reshape(placement.world // count, -1).sort(dim=1).values
+    return Placement(placement.length, placement.chunk_size, chunks)
+
+
+def split_ranks(placement: Placement, count: int) -> Placement:
+    """The placement in which every rank is `count` consecutive ones."""
+    chunks = placement.chunks.reshape(placement.world * count, -1)
+    return Placement(placement.length, placement.chunk_size, chunks)
 
 
 def chunk_areas(mask: IntervalMask, chunk_size: int, chunks: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..mask.union import unite
+from ...mask.union import unite
 from .locality import local_search
 from .needs import Spans
 

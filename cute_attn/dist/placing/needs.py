@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..mask import IntervalMask
-from ..mask.union import unite
+from ...mask import IntervalMask
+from ...mask.union import unite
 from .placement import Placement
 
 __all__ = ["Spans", "chunk_needs", "expand", "intersect", "meet", "rank_needs", "remote_needs", "rows_sent"]
@@ -41,10 +41,14 @@ class Spans(NamedTuple):
 
 
 def chunk_needs(mask: IntervalMask, chunk_size: int) -> Spans:
-    """For each chunk of query rows, the keys that any of its rows attends."""
-    lo, hi = mask.lo[0].cpu(), mask.hi[0].cpu()
-    layer, row = (lo < hi).nonzero(as_tuple=True)
-    return Spans(*unite(row // chunk_size, lo[layer, row].long(), hi[layer, row].long(), mask.seqlen_k))
+    """For each chunk of query rows, the keys that any of its rows attends; kept on the mask."""
+    name = ("needs", chunk_size)
+    if name not in mask._derived:
+        lo, hi = mask.lo[0].cpu(), mask.hi[0].cpu()
+        layer, row = (lo < hi).nonzero(as_tuple=True)
+        needs = unite(row // chunk_size, lo[layer, row].long(), hi[layer, row].long(), mask.seqlen_k)
+        mask._derived[name] = Spans(*needs)
+    return mask._derived[name]
 
 
 def rank_needs(needs: Spans, query: Placement, seqlen_k: int) -> Spans:
@@ -66,7 +70,9 @@ def rows_sent(remote: Spans, key: Placement) -> torch.Tensor:
     """int64 `(world,)`: rows that each rank sends if every rank receives its `remote` rows from their owners."""
     edges = torch.arange(key.chunks.numel(), device="cpu") * key.chunk_size
     parts, chunk = meet(remote, edges, edges + key.chunk_size)
-    return torch.zeros(key.world, dtype=torch.int64, device="cpu").index_add_(0, key.owner()[chunk], parts.hi - parts.lo)
+    return torch.zeros(key.world, dtype=torch.int64, device="cpu").index_add_(
+        0, key.owner()[chunk], parts.hi - parts.lo
+    )
 
 
 def intersect(a: Spans, b: Spans, bound: int) -> Spans:

@@ -8,9 +8,9 @@ from ranks import run_ranks
 
 from cute_attn import mask as masks
 from cute_attn.dist import calc_attn, comm, compute_pad_size, dispatch, magi_attn_flex_key, plan_group_cast, plan_ring
-from cute_attn.dist import cast as cast_module
-from cute_attn.dist import rotate as rotate_module
 from cute_attn.dist import runtime as runtime_module
+from cute_attn.dist.movers import group_cast as cast_module
+from cute_attn.dist.movers import ring as ring_module
 
 
 def recorded_events(mask, settings):
@@ -42,7 +42,7 @@ def recorded_events(mask, settings):
 
         return call
 
-    cast_module.send_rows = rotate_module.send_rows = send_rows
+    cast_module.send_rows = ring_module.send_rows = send_rows
     runtime_module.attend = logging(runtime_module.attend)
     runtime_module.attend_backward = logging(runtime_module.attend_backward)
     out, _ = calc_attn(*local, key)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
+from ..comm import Arrival, add_returned, send_rows
+from ..plans.group_cast import CastPlan, CastStage
 from .blocks import Block
-from .comm import Arrival, add_returned, send_rows
-from .plan import CastPlan, CastStage
 
 __all__ = ["GroupCast"]
 

@@ -15,11 +15,11 @@ from cute_attn.dist import (
     Placement,
     ZigzagDispatchAlg,
     place,
-    plan_group_cast,
     plan_ring,
 )
-from cute_attn.dist.placement import rank_areas
-from cute_attn.dist.predict import choose_mover, predict_movers
+from cute_attn.dist.placing.placement import rank_areas
+from cute_attn.dist.plans.placed import PlacedMask
+from cute_attn.dist.plans.predict import predict_movers
 from cute_attn.dist.workload import lognormal_documents
 from cute_attn.mask import IntervalMask, builders, packed
 
@@ -33,7 +33,7 @@ def balance(mask, query):
 
 def rows_received(mask, query, key):
     cost = CostModel()
-    for prediction in predict_movers(mask, query, key, OverlapConfig(), cost):
+    for prediction in predict_movers(PlacedMask(mask, query, key), OverlapConfig(), cost):
         if prediction.mover == "group_cast":
             return int(prediction.bytes_received.sum()) // cost.key_bytes
     raise AssertionError("group_cast is always predicted")
@@ -114,7 +114,8 @@ def test_auto_is_never_predicted_slower_than_the_others():
     for mask in (builders.causal(1 << 13), lognormal_documents(1 << 14), random_slices(1 << 12, 1 << 12)):
         seconds = []
         for alg in ALGS:
-            predictions = predict_movers(mask, *place(mask, 4, 128, config=DispatchConfig(alg)), overlap, cost)
+            placed = PlacedMask(mask, *place(mask, 4, 128, config=DispatchConfig(alg)))
+            predictions = predict_movers(placed, overlap, cost)
             seconds += [p.seconds for p in predictions if p.mover == "group_cast"]
         assert seconds[-1] <= min(seconds)
 
@@ -203,42 +204,7 @@ def test_a_placement_must_hold_every_chunk_once_in_ascending_order():
             Placement(9, 4, torch.tensor(chunks))
 
 
-# ---------------------------------------------------------------- predictions
-
-
-@pytest.mark.parametrize("name", masks())
-def test_predicted_bytes_are_those_of_the_plans(name):
-    mask, cost = masks()[name], CostModel(heads_q=8, heads_k=2)
-    query, key = place(mask, 4, 8)
-    predictions = {p.mover: p for p in predict_movers(mask, query, key, OverlapConfig(), cost, ulysses_size=2)}
-    for mover, share, exchanged, plan in (
-        ("group_cast", 1, 0, lambda rank: plan_group_cast(mask, query, key, rank)),
-        ("ring", 1, 0, lambda rank: plan_ring(mask, query, key, rank)),
-        ("ulysses_ring", 2, 1, lambda rank: plan_ring(mask, query, key, rank, 2)),
-    ):
-        head_rows = exchanged * query.rows_per_rank * (cost.query_bytes + cost.key_bytes) // share
-        for rank in range(4):
-            expected = plan(rank)
-            assert predictions[mover].bytes_sent[rank] == expected.rows_sent * cost.key_bytes // share + head_rows
-            assert (
-                predictions[mover].bytes_received[rank] == expected.rows_received * cost.key_bytes // share + head_rows
-            )
-
-
-def test_heads_decide_which_movers_are_predicted():
-    mask = masks()["causal"]
-    query, key = place(mask, 4, 8)
-    names = [p.mover for p in predict_movers(mask, query, key, OverlapConfig(), CostModel(heads_q=6, heads_k=2))]
-    assert names == ["all_gather", "group_cast", "ring"]
-    names = [p.mover for p in predict_movers(mask, query, key, OverlapConfig(), CostModel(heads_q=8), 2)]
-    assert names == ["all_gather", "group_cast", "ring", "ulysses", "ulysses_ring"]
-
-
-def test_the_mover_follows_the_mask():
-    few_heads = CostModel(heads_q=8, heads_k=8, flops=1e18)
-    window, causal = builders.sliding_window(1 << 14, left=63, right=0), builders.full(1 << 14)
-    chosen = [choose_mover(m, *place(m, 8, 128), OverlapConfig(), few_heads) for m in (window, causal)]
-    assert chosen == ["group_cast", "ulysses"]
+# ---------------------------------------------------------------- the search
 
 
 @pytest.mark.parametrize(("world", "chunks"), [(127, 3), (96, 7), (70, 24), (6, 53)])

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import torch
 
-from ..mask import IntervalMask
-from .needs import chunk_needs, meet, rank_needs
+from .needs import Spans, meet, rank_needs
 from .placement import Placement
 
 __all__ = ["nearest_keys"]
 
 
-def nearest_keys(mask: IntervalMask, query: Placement, key: Placement) -> Placement:
+def nearest_keys(needs: Spans, query: Placement, key: Placement) -> Placement:
     """Equal numbers of key chunks a rank, each where more of its rows are needed than elsewhere, as far as room allows.
 
-    Greedy over (chunk, rank) pairs by falling number of rows needed; ties go to the lower chunk, then the lower rank.
+    needs: by chunk of queries. Greedy over (chunk, rank) pairs by falling number of rows needed; ties go to the lower
+    chunk, then the lower rank.
     """
     world, chunks, size = key.world, key.chunks.numel(), key.chunk_size
     edges = torch.arange(chunks, device="cpu") * size
-    parts, chunk = meet(rank_needs(chunk_needs(mask, query.chunk_size), query, mask.seqlen_k), edges, edges + size)
+    parts, chunk = meet(rank_needs(needs, query, key.length), edges, edges + size)
     pair = chunk * world + parts.group
     pairs, index = pair.unique(return_inverse=True)
     rows = torch.zeros(len(pairs), dtype=torch.int64, device="cpu").index_add_(0, index, parts.hi - parts.lo)

@@ -11,15 +11,16 @@ from itertools import pairwise
 
 import torch
 
-from ..mask import IntervalMask
-from .checks import check_int, check_kind
-from .config import OverlapConfig
-from .cost import CostModel
-from .needs import Spans, chunk_needs, expand, meet, rank_needs, remote_needs
-from .placement import Placement, rank_areas
+from ...mask import IntervalMask
+from ..checks import check_int, check_kind
+from ..config import OverlapConfig
+from ..cost import CostModel
+from ..placing.needs import Spans, expand, meet
+from ..placing.placement import Placement
+from .placed import PlacedMask
 from .stages import stage_cuts
 
-__all__ = ["CastPlan", "CastStage", "local_mask", "plan_group_cast"]
+__all__ = ["CastPlan", "CastStage", "plan_group_cast", "plan_placed_group_cast"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,14 +120,18 @@ def plan_group_cast(
     cost = CostModel() if cost is None else cost
     check_kind("overlap", overlap, OverlapConfig)
     check_kind("cost", cost, CostModel)
-    check_plan_arguments(mask, query, key, rank)
-    needs = rank_needs(chunk_needs(mask, query.chunk_size), query, mask.seqlen_k)
-    remote = remote_needs(needs, key)
-    rows = local_mask(mask, query.positions(rank), key.padded_length)
+    placed = PlacedMask(mask, query, key)
+    return plan_placed_group_cast(placed, check_int("rank", rank, 0, query.world), overlap, cost)
+
+
+def plan_placed_group_cast(placed: PlacedMask, rank: int, overlap: OverlapConfig, cost: CostModel) -> CastPlan:
+    """plan_group_cast of what has been checked."""
+    query, key, remote = placed.query, placed.key, placed.remote
+    rows = placed.rows_at(query.positions(rank))
     if not overlap.enable:
         return CastPlan(rank, query, key, (_stage(rows, remote, key, rank, includes_local=True),))
     stages = [_stage(rows, Spans(*[x[:0] for x in remote]), key, rank, includes_local=True)]
-    cuts = stage_cuts(needs, remote, rank_areas(mask, query), key, overlap, cost)
+    cuts = stage_cuts(placed.needs, remote, placed.areas, key, overlap, cost)
     for low, high in pairwise(cuts):
         stages.append(_stage(rows, remote.clip(low, high), key, rank, includes_local=False))
     return CastPlan(rank, query, key, tuple(stages))
@@ -160,28 +165,3 @@ def _stage(rows: IntervalMask, remote: Spans, key: Placement, rank: int, include
         mask=rows.remap(positions),
         communicates=remote.group.numel() > 0,
     )
-
-
-def local_mask(mask: IntervalMask, positions: torch.Tensor, keys: int) -> IntervalMask:
-    """The mask of the rows at some positions over `keys` keys; rows past the mask's end are padding, without keys."""
-    lo, hi = (torch.zeros(1, mask.layers, len(positions), dtype=torch.int32, device="cpu") for _ in range(2))
-    inside = positions < mask.seqlen_q
-    lo[:, :, inside] = mask.lo.cpu()[:, :, positions[inside]]
-    hi[:, :, inside] = mask.hi.cpu()[:, :, positions[inside]]
-    return IntervalMask._made(lo, hi, keys)
-
-
-def check_plan_arguments(mask: IntervalMask, query: Placement, key: Placement, rank: int) -> None:
-    check_kind("mask", mask, IntervalMask)
-    check_kind("query", query, Placement)
-    check_kind("key", key, Placement)
-    if mask.batch != 1:
-        raise ValueError(f"mask must have batch 1 under context parallelism, got {mask.batch}")
-    if (mask.seqlen_q, mask.seqlen_k) != (query.length, key.length):
-        raise ValueError(
-            f"mask of {mask.seqlen_q} rows and {mask.seqlen_k} keys does not fit placements of "
-            f"{query.length} and {key.length}"
-        )
-    if query.world != key.world:
-        raise ValueError(f"query and key must be placed on equally many ranks, got {query.world} and {key.world}")
-    check_int("rank", rank, 0, query.world)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from ..mask import IntervalMask
-from ..ops.checks import check_flag
-from .checks import END, check_int, check_kind
-from .config import DispatchConfig
-from .cost import CostModel
-from .functional import compute_pad_size
-from .keys import nearest_keys
+from ...mask import IntervalMask
+from ...ops.checks import check_flag
+from ..checks import END, check_int, check_kind
+from ..config import DispatchConfig
+from ..cost import CostModel
+from ..functional import compute_pad_size
+from .nearest import nearest_keys
 from .needs import chunk_needs
-from .placement import Placement, chunk_areas
+from .placement import Placement, chunk_areas, split_ranks
 from .solve import DispatchProblem, solve
 
 __all__ = ["place"]
@@ -66,7 +66,7 @@ def place(
     def keys_for(placed: Placement) -> Placement:
         if is_same_source:
             return placed
-        return nearest_keys(mask, placed, key) if is_k_permutable and groups > 1 else key
+        return nearest_keys(chunk_needs(mask, chunk_size), placed, key) if is_k_permutable and groups > 1 else key
 
     if is_q_permutable and groups > 1 and q_chunks:
         areas = chunk_areas(mask, chunk_size, query.chunks.numel())
@@ -74,13 +74,8 @@ def place(
         problem = DispatchProblem(areas, chunk_needs(mask, chunk_size), query, keys_for, is_same_source, key_owner)
         query = solve(problem, config.alg, cost)
     key = keys_for(query)
-    split_query = _split_ranks(query, ulysses_size)
-    return split_query, split_query if is_same_source else _split_ranks(key, ulysses_size)
-
-
-def _split_ranks(placement: Placement, count: int) -> Placement:
-    chunks = placement.chunks.reshape(placement.world * count, -1)
-    return Placement(placement.length, placement.chunk_size, chunks)
+    split_query = split_ranks(query, ulysses_size)
+    return split_query, split_query if is_same_source else split_ranks(key, ulysses_size)
 
 
 def _chunk_count(name: str, seqlen: int, world: int, chunk_size: int, pad_size: int | None) -> int:

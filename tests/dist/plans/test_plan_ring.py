@@ -60,6 +60,19 @@ def test_rows_travel_to_the_last_rank_that_needs_them_and_no_further(name):
             assert torch.equal(plan.steps[step].key_positions, own[needed[later][:, own].any(0)])
 
 
+@pytest.mark.parametrize("ulysses_size", [1, 2])
+@pytest.mark.parametrize("name", masks())
+def test_gradients_come_home_once_from_where_the_journey_of_their_row_ends(name, ulysses_size):
+    place = random_placement(LENGTH, 6, 7)
+    plans = plans_of(masks()[name], place, place, ulysses_size)
+    for plan in plans:
+        own = plan.steps[0].key_positions
+        assert torch.equal(torch.cat([s.home_index for s in plan.steps]).sort().values, torch.arange(len(own)))
+        for number, step in enumerate(plan.steps):
+            there = plans[(plan.rank + number * ulysses_size) % 6].steps[number]
+            assert torch.equal(own[step.home_index], there.key_positions[there.end_index])
+
+
 def test_ulysses_alone_is_one_step_over_all_keys_in_global_order():
     place = random_placement(LENGTH, 4, 6)
     for plan in plans_of(masks()["slices"], place, place, 4):

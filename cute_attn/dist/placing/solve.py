@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
-from .config import (
+from ..config import (
     ContiguousDispatchAlg,
     DispatchAlg,
     LocalityDispatchAlg,
     MinHeapDispatchAlg,
     ZigzagDispatchAlg,
 )
-from .cost import CostModel
+from ..cost import CostModel
 from .needs import Spans, rank_needs, remote_needs, rows_sent
 from .placement import Placement
 from .search import Start, find_owner
@@ -53,7 +53,9 @@ class DispatchProblem:
         return Placement(self.contiguous.length, self.contiguous.chunk_size, chunks)
 
     def largest_area(self, query: Placement) -> int:
-        return int(torch.zeros(self.world, dtype=torch.int64, device="cpu").index_add_(0, query.owner(), self.areas).max())
+        return int(
+            torch.zeros(self.world, dtype=torch.int64, device="cpu").index_add_(0, query.owner(), self.areas).max()
+        )
 
     def remote(self, query: Placement, key: Placement) -> Spans:
         """By rank, the keys that each rank needs and does not hold."""

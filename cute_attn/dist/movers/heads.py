@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from .comm import heads_to_rows, rows_to_heads
-from .ring import UlyssesHeads
+from ..comm import heads_to_rows, rows_to_heads
+from ..plans.heads import UlyssesHeads
 
 __all__ = ["HeadExchange"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from .config import AttnOverlapMode, OverlapAlgType, OverlapConfig
-from .cost import CostModel
-from .needs import Spans
-from .placement import Placement
+from ..config import AttnOverlapMode, OverlapAlgType, OverlapConfig
+from ..cost import CostModel
+from ..placing.needs import Spans
+from ..placing.placement import Placement
 
 __all__ = ["stage_cuts"]
 

@@ -8,7 +8,7 @@ from oracle import assert_close
 
 from cute_attn import mask as masks
 from cute_attn import reference
-from cute_attn.dist.merge import Merger
+from cute_attn.merge import Merger
 
 
 def partial(q, k, v, mask):

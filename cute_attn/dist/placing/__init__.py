@@ -1,0 +1,1 @@
+"""Which rank holds which rows: from a mask to placements of queries and keys."""

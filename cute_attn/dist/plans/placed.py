@@ -1,0 +1,87 @@
+"""A mask on its placements, and what every plan asks of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from ...mask import IntervalMask
+from ..checks import check_kind
+from ..placing.needs import Spans, chunk_needs, rank_needs, remote_needs
+from ..placing.placement import Placement, merge_ranks, rank_areas
+from .reach import Reach, ring_reach
+
+__all__ = ["PlacedMask"]
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedMask:
+    """A mask, and where its rows and keys are. What follows from them is computed at the first question, once.
+
+    mask: batch 1, `query.length` rows over `key.length` keys, on any device.
+    query, key: the placements; the same object for self-attention. Equal worlds.
+    """
+
+    mask: IntervalMask
+    query: Placement
+    key: Placement
+    _rings: dict[int, PlacedMask] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        mask, query, key = self.mask, self.query, self.key
+        check_kind("mask", mask, IntervalMask)
+        check_kind("query", query, Placement)
+        check_kind("key", key, Placement)
+        if mask.batch != 1:
+            raise ValueError(f"mask must have batch 1 under context parallelism, got {mask.batch}")
+        if (mask.seqlen_q, mask.seqlen_k) != (query.length, key.length):
+            raise ValueError(
+                f"mask of {mask.seqlen_q} rows and {mask.seqlen_k} keys does not fit placements of "
+                f"{query.length} and {key.length}"
+            )
+        if query.world != key.world:
+            raise ValueError(f"query and key must be placed on equally many ranks, got {query.world} and {key.world}")
+
+    @property
+    def world(self) -> int:
+        return self.query.world
+
+    @cached_property
+    def needs(self) -> Spans:
+        """By rank, the keys that any of its rows attends."""
+        return rank_needs(chunk_needs(self.mask, self.query.chunk_size), self.query, self.mask.seqlen_k)
+
+    @cached_property
+    def remote(self) -> Spans:
+        """By rank, the keys that it needs and does not hold."""
+        return remote_needs(self.needs, self.key)
+
+    @cached_property
+    def areas(self) -> torch.Tensor:
+        """int64 `(world,)`: attended pairs of each rank's rows."""
+        return rank_areas(self.mask, self.query)
+
+    @cached_property
+    def reach(self) -> Reach:
+        """How far each key travels where the ranks are a ring."""
+        return ring_reach(self.needs, self.key)
+
+    def ring(self, ulysses_size: int) -> PlacedMask:
+        """The same with every `ulysses_size` consecutive ranks as one, a position of the ring."""
+        if ulysses_size == 1:
+            return self
+        if ulysses_size not in self._rings:
+            query, key = (merge_ranks(x, ulysses_size) for x in (self.query, self.key))
+            self._rings[ulysses_size] = PlacedMask(self.mask, query, key)
+        return self._rings[ulysses_size]
+
+    def rows_at(self, positions: torch.Tensor) -> IntervalMask:
+        """The mask of the rows at some positions over all keys; rows past the mask's end are padding, without keys."""
+        mask = self.mask
+        lo, hi = (torch.zeros(1, mask.layers, len(positions), dtype=torch.int32, device="cpu") for _ in range(2))
+        inside = positions < mask.seqlen_q
+        lo[:, :, inside] = mask.lo.cpu()[:, :, positions[inside]]
+        hi[:, :, inside] = mask.hi.cpu()[:, :, positions[inside]]
+        return IntervalMask._made(lo, hi, self.key.padded_length)
