@@ -6,7 +6,7 @@ import pytest
 from backward_case import Case, make_problem, run
 
 from cute_attn import sim
-from cute_attn.launch import backward as launch
+from cute_attn.launch import run as launch
 from cute_attn.mask import causal
 from cute_attn.sim.errors import UninitializedRead
 

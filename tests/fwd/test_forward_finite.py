@@ -7,7 +7,7 @@ import torch
 from forward_case import Case, random_inputs, random_sink, run
 from poison import MASKS, idle, poisoned, zeroed
 
-from cute_attn.launch import forward as launch
+from cute_attn.launch import run as launch
 from cute_attn.mask import IntervalMask, causal_documents
 from cute_attn.sim.errors import MissingProxyFence
 

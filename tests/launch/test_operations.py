@@ -9,9 +9,10 @@ from toy_operation import TOY, ToySpec, ToyTile
 
 from cute_attn import load_bundle, sim
 from cute_attn.cli import main
-from cute_attn.jit import bundle, cache, load
+from cute_attn.jit import bundle, cache
 from cute_attn.jit.compile import compile
 from cute_attn.jit.obtain import obtain
+from cute_attn.launch import run as launch
 from cute_attn.spec.operation import operation, operations, parse_spec
 
 SPEC = ToySpec()
@@ -22,13 +23,13 @@ def empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("CUTE_ATTN_BUNDLES", raising=False)
     monkeypatch.delenv("CUTE_ATTN_CACHE_MODE", raising=False)
-    monkeypatch.setattr(load, "_kernels", {})
+    monkeypatch.setattr(launch, "_kernels", {})
     monkeypatch.setattr(bundle, "_loaded", [])
 
 
 def run():
     x, out = torch.randn(300), torch.full((300,), torch.nan)
-    found = load.kernel(SPEC, "sim")
+    found = launch.kernel(SPEC, "sim")
     sim.run(found.function, x, out, 3.0, ptx=found.ptx, fresh=(out,))
     torch.testing.assert_close(out, 3.0 * x, rtol=0, atol=0)
 

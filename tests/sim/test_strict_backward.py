@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from cute_attn import sim
-from cute_attn.bwd.launch import backward
-from cute_attn.fwd.launch import forward
+from cute_attn.launch.backward import backward
+from cute_attn.launch.forward import forward
 from cute_attn.mask import causal
 
 MASK = causal(192, 320)
