@@ -13,7 +13,7 @@ from ..backend import resolve
 from ..backends.find import find
 from ..mask import IntervalMask
 from ..mask.ranges import RangesLike
-from ..ops.checks import check_flag, check_qkv, check_scale, check_sink, check_softcap
+from ..checks import check_flag, check_qkv, check_scale, check_sink, check_softcap
 from .checks import check_int, check_rows, check_side, check_tensor
 from .config import DistAttnConfig
 from .cost import CostModel

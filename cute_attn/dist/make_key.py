@@ -13,7 +13,7 @@ import torch
 
 from ..mask import AttnRanges, IntervalMask
 from ..mask.ranges import RangesLike, ranges_tensor, types_tensor
-from ..ops.checks import check_cu_seqlens, check_flag
+from ..checks import check_cu_seqlens, check_flag
 from .agreement import agree, refusing
 from .checks import END, check_int, check_kind, integer_tensor, listed
 from .config import DistAttnConfig

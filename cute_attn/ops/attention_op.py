@@ -15,10 +15,10 @@ import torch
 from ..backend import resolve
 from ..backends.find import find
 from ..backends.plan import Plan
+from ..checks import check_flag, check_mask, check_qkv
 from ..mask import IntervalMask
 from ..mask.source import MaskSource
 from ..reference import compute_dtype
-from .checks import check_flag, check_mask, check_qkv
 from .plans import plan_of, prepare_calls
 
 __all__ = ["attention", "prepare"]
@@ -68,6 +68,8 @@ def prepare(mask: IntervalMask, q: Tensor, k: Tensor, v: Tensor, backward: bool)
     find(backend).check_served(q.dtype, (q.shape[3], v.shape[3]), q.device)
     prepare_calls(mask, q, k, v, backend, backward)
 
+
+IntervalMask._prepare = prepare
 
 # Of both ops: the fields of a Plan, one argument each.
 _PLAN_SCHEMA = ", ".join(f"Tensor{'' if name in ('lo', 'hi') else '?'} {name}" for name in Plan._fields)
