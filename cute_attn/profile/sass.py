@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .errors import Unavailable
-from .packages import folders_of
+from ..errors import Unavailable
+from ..packages import folders_of
 
 __all__ = ["Block", "Instruction", "Loop", "disassemble", "disassembler", "loops", "parse"]
 
