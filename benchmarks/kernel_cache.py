@@ -14,17 +14,18 @@ import time
 
 from common import median_seconds, save
 
-from cute_attn.jit import cache, load
+from cute_attn.jit import cache
 from cute_attn.jit.compile import compile
 from cute_attn.jit.entry import link
 from cute_attn.jit.obtain import obtain
+from cute_attn.launch import run as launch
 from cute_attn.spec.forward import ForwardSpec
 
 SPEC = ForwardSpec(layers=1)
 FRESH = (
     "import time, torch, cute_attn\n"
-    "from cute_attn.jit import load; from cute_attn.spec.forward import ForwardSpec\n"
-    "start = time.perf_counter(); load.kernel(ForwardSpec(layers=1), 'sim'); print(time.perf_counter() - start)"
+    "from cute_attn.launch import run as launch; from cute_attn.spec.forward import ForwardSpec\n"
+    "start = time.perf_counter(); launch.kernel(ForwardSpec(layers=1), 'sim'); print(time.perf_counter() - start)"
 )
 
 
@@ -40,8 +41,8 @@ def in_fresh_process() -> float:
 
 
 def from_disk() -> None:
-    load._kernels.clear()
-    load.kernel(SPEC, "sim")
+    launch._kernels.clear()
+    launch.kernel(SPEC, "sim")
 
 
 def main() -> None:
@@ -55,7 +56,7 @@ def main() -> None:
             ("warm disk, fresh process, libraries loaded with it", first_warm),
             ("warm disk: find, verify hashes, load", median_seconds(from_disk, 101, 3)),
             ("of which find and verify hashes", median_seconds(lambda: obtain(SPEC), 101, 3)),
-            ("in memory", median_seconds(lambda: [load.kernel(SPEC, "sim") for _ in range(1000)], 101, 3) / 1000),
+            ("in memory", median_seconds(lambda: [launch.kernel(SPEC, "sim") for _ in range(1000)], 101, 3) / 1000),
         ]
     save(
         "kernel_cache",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["BackendRequest", "backend", "current", "resolve"]
+__all__ = ["BackendRequest", "backend", "current", "option_of", "resolve"]
 
 ENVIRONMENT = "CUTE_ATTN_BACKEND"
 # name -> the options that `backend(name, **options)` takes
@@ -22,16 +22,32 @@ AUTO = "auto"  # nothing was asked for: the device decides
 
 @dataclass(frozen=True)
 class BackendRequest:
-    """What was asked for: a name, `auto` if nothing was, and the options given with it."""
+    """What was asked for: a name, `auto` if nothing was, and the options given with it.
+
+    text: all of it as `NAME[:option=value,...]`, the form in which it travels with a call.
+    """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+    text: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        options = ",".join(f"{option}={value}" for option, value in sorted(self.options.items()))
+        object.__setattr__(self, "text", f"{self.name}:{options}" if options else self.name)
+
+    @classmethod
+    def parse(cls, text: str) -> BackendRequest:
+        """The request that has this text."""
+        name, _, options = text.partition(":")
+        pairs = (option.split("=") for option in options.split(",") if option)
+        return cls(name, {option: int(value) if option == "seed" else value for option, value in pairs})
 
 
 _request: ContextVar[BackendRequest | None] = ContextVar("cute_attn_backend", default=None)
-# The name asked for last, in any thread. torch.compile cannot read context variables, but it reads plain globals and
-# guards on them, so that a compiled function is compiled again, not stale, when the backend changes.
-_name_for_compile: str | None = None
+# What was asked for last, in any thread. torch.compile cannot read context variables, but it reads plain globals and
+# guards on them, so that a compiled function is compiled again, not stale, when the backend changes. Autograd's threads
+# have no context of ours either.
+_asked_last: str | None = None
 
 
 class backend:
@@ -44,8 +60,9 @@ class backend:
             `softmax`: "stale" (the default) keeps a row maximum until sums say that it must move, "exact" computes it
             in every tile. Both are exact attention.
 
-    Holds for the current thread or task, in compiled functions for the process; enter it outside of a function that
-    `torch.compile` compiles. A backward uses the backend that its forward used, wherever it runs. The environment
+    Holds for the current thread or task, in compiled functions and for what a backward computes again for the process;
+    enter it outside of a function that `torch.compile` compiles. A backward uses the backend and the options that its
+    forward used, wherever it runs. The environment
     variable CUTE_ATTN_BACKEND asks for a backend where no `with` does.
 
     Raises ValueError for an unknown name or value of an option, TypeError for an option that the backend does not take
@@ -63,14 +80,14 @@ class backend:
         self._entered: list[tuple[Token[BackendRequest | None], str | None]] = []
 
     def __enter__(self) -> BackendRequest:
-        global _name_for_compile
-        self._entered.append((_request.set(self._wanted), _name_for_compile))
-        _name_for_compile = self._wanted.name
+        global _asked_last
+        self._entered.append((_request.set(self._wanted), _asked_last))
+        _asked_last = self._wanted.text
         return self._wanted
 
     def __exit__(self, *error: object) -> None:
-        global _name_for_compile
-        token, _name_for_compile = self._entered.pop()
+        global _asked_last
+        token, _asked_last = self._entered.pop()
         _request.reset(token)
 
 
@@ -80,25 +97,42 @@ def current() -> BackendRequest:
 
 
 def resolve(device: torch.device) -> str:
-    """The name of the backend that serves tensors on `device` now.
+    """The backend that serves tensors on `device` now, with its options: the text of a BackendRequest.
 
     Raises NotImplementedError, saying which backend could, where the one asked for cannot serve them.
     """
-    if torch.compiler.is_compiling():
-        name = _name_for_compile or _name_of_environment()
-    else:
-        name = current().name
+    asked = _asked_here()
+    name = asked.partition(":")[0]
     if name == "reference" or (name == AUTO and device.type == "cpu"):
         return "reference"
-    if name == "sim" and device.type == "cpu":
-        return "sim"
-    if name != "sim" and device.type == "cuda":
+    if (name == "sim" and device.type == "cpu") or (name == "sm90" and device.type == "cuda"):
+        return asked
+    if name == AUTO and device.type == "cuda":
         return "sm90"
     served = "CPU tensors" if name == "sim" else "CUDA tensors on a Hopper GPU"
     raise NotImplementedError(
         f"backend {'sim' if name == 'sim' else 'sm90'!r} serves {served}, these are on {device}; "
         "with cute_attn.backend('reference') they run in plain PyTorch"
     )
+
+
+def option_of(text: str, option: str) -> str | None:
+    """What a text of `resolve` asks for an option; None where it leaves it open."""
+    for pair in text.partition(":")[2].split(","):
+        name, _, value = pair.partition("=")
+        if name == option:
+            return value
+    return None
+
+
+def _asked_here() -> str:
+    if not torch.compiler.is_compiling():
+        request = _request.get()
+        if request is not None:
+            return request.text
+        if torch._C._current_graph_task_id() == -1:  # not in a backward, on a thread that may be autograd's
+            return _name_of_environment()
+    return _asked_last or _name_of_environment()
 
 
 def _name_of_environment() -> str:

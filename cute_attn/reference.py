@@ -1,7 +1,7 @@
 """Exact attention under interval masks in plain PyTorch: the backend of CPU tensors and the oracle of the kernels.
 
-Forward and backward walk blocks of query rows, one head at a time, and meet only the keys between the first and the
-last that a block attends: memory O(rows of a block * seqlen_k), whatever the mask.
+Forward and backward walk blocks of query rows, the heads that share a key head at a time, and meet only the keys
+between the first and the last that a block attends: memory O(rows of a block * seqlen_k), whatever the mask.
 
     s = softmax_scale * q k^T,  s = c tanh(s / c) if softcap c > 0,  p = exp(s - lse) where the mask allows, else 0
     lse = log(sum exp s + sum exp sink),  out = p v

@@ -53,12 +53,13 @@ def runtime(request):
 @pytest.fixture
 def empty_cache(tmp_path, monkeypatch):
     """No kernel anywhere: the user's cache is an empty directory, nothing is in memory, no bundle is loaded."""
-    from cute_attn.jit import bundle, load
+    from cute_attn.jit import bundle
+    from cute_attn.launch import run as launch
 
     for name in ("CUTE_ATTN_BUNDLES", "CUTE_ATTN_CACHE_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(load, "_kernels", {})
+    monkeypatch.setattr(launch, "_kernels", {})
     monkeypatch.setattr(bundle, "_loaded", [])
     return tmp_path / "cache"
 
@@ -68,7 +69,8 @@ def compiles(monkeypatch):
     """Replaces the compiler and the loader; lists what is compiled."""
     from fake_compiler import compiled
 
-    from cute_attn.jit import load, obtain
+    from cute_attn.jit import obtain
+    from cute_attn.launch import run as launch
 
     seen = []
 
@@ -77,7 +79,7 @@ def compiles(monkeypatch):
         return compiled(spec)
 
     monkeypatch.setattr(obtain, "compile", compile)
-    monkeypatch.setattr(load, "_open", lambda shared_object, runtime: shared_object)
+    monkeypatch.setattr(launch, "_open", lambda shared_object, runtime: shared_object)
     return seen
 
 

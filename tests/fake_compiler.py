@@ -31,6 +31,6 @@ def compiled(spec, ptx="// ptx"):
 
 def forget():
     """Empties the cache in memory, as a new process would find it."""
-    from cute_attn.jit import load
+    from cute_attn.launch import run as launch
 
-    load._kernels.clear()
+    launch._kernels.clear()

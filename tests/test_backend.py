@@ -44,7 +44,7 @@ def test_kernels_do_not_serve_cpu_tensors():
 def test_the_simulator_runs_cpu_tensors_and_keeps_its_options():
     with cute_attn.backend("sim", mode="random", seed=3) as request:
         assert (current(), request.options) == (request, {"mode": "random", "seed": 3})
-        assert resolve(CPU) == "sim"
+        assert resolve(CPU) == "sim:mode=random,seed=3"
         with pytest.raises(NotImplementedError, match=r"'sim' serves CPU tensors, these are on cuda"):
             resolve(CUDA)
 

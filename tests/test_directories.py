@@ -102,7 +102,8 @@ import os, sys, tempfile, warnings
 sys.path.insert(0, sys.argv[1])
 import numpy, torch
 from cute_attn import directories
-from cute_attn.jit import load, obtain
+from cute_attn.jit import obtain
+from cute_attn.launch import run as launch
 from cute_attn.launch import tuned
 from cute_attn.spec.forward import ForwardSpec
 from cute_attn.mask import causal
@@ -111,10 +112,10 @@ from fake_compiler import compiled
 
 tuned.gpu_of = lambda device: ("NVIDIA H200", 132)
 obtain.compile = compiled
-load._open = lambda shared_object, runtime: shared_object
+launch._open = lambda shared_object, runtime: shared_object
 
 def everything():
-    kernels = [load.kernel(spec, "sim") for spec in (ForwardSpec(), ForwardSpec(sink=True)) for _ in range(2)]
+    kernels = [launch.kernel(spec, "sim") for spec in (ForwardSpec(), ForwardSpec(sink=True)) for _ in range(2)]
     assert kernels[0] is kernels[1] and kernels[2] is kernels[3]
     stub.library()
     tile = tuned.tuned_tile("fwd", "bf16", (128, 128), (4, 4), causal(256), torch.device("cuda"), ForwardSpec().tile)
@@ -127,7 +128,7 @@ with tempfile.TemporaryDirectory() as warm:
 del os.environ["CUTE_ATTN_CACHE_DIR"]
 if chosen:
     os.environ["CUTE_ATTN_CACHE_DIR"] = chosen
-load._kernels.clear(), tuned.forget(), stub._path.cache_clear(), stub.library.cache_clear()
+launch._kernels.clear(), tuned.forget(), stub._path.cache_clear(), stub.library.cache_clear()
 for line in sys.argv[2:]:
     exec(line)
 with warnings.catch_warnings(record=True) as seen:
@@ -208,7 +209,7 @@ def test_a_cache_that_can_be_written_costs_none(tmp_path):
 def test_an_entry_that_may_not_be_read_costs_one_warning_and_stays(tmp_path):
     cache = tmp_path / "cache"
     lines = [
-        f"os.environ['CUTE_ATTN_CACHE_DIR'] = {str(cache)!r}; everything(); load._kernels.clear()",
+        f"os.environ['CUTE_ATTN_CACHE_DIR'] = {str(cache)!r}; everything(); launch._kernels.clear()",
         f"for path in __import__('pathlib').Path({str(cache)!r}).rglob('kernel.so'): path.chmod(0)",
     ]
     (warning,) = as_somebody(tmp_path, lines=lines)

@@ -133,7 +133,7 @@ LAUNCH = """
 import torch, cute_attn
 from cute_attn.launch import tuned
 from cute_attn.spec.forward import ForwardSpec
-from cute_attn.jit.load import kernel
+from cute_attn.launch.run import kernel
 from cute_attn.jit.obtain import KernelNotBuilt
 from cute_attn.mask import causal
 

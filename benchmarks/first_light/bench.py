@@ -28,10 +28,10 @@ import common
 from attention_cases import Inputs, flops, make_inputs
 from interleaved import interleaved, summary
 
-from cute_attn.jit.load import Runtime
 from cute_attn.jit.obtain import KernelNotBuilt
 from cute_attn.launch.backward import backward
 from cute_attn.launch.forward import forward
+from cute_attn.launch.run import Runtime
 
 PLANS = {"core": CORE, "rest": REST}
 HUNG = 7  # exit code

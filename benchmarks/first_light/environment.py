@@ -11,7 +11,7 @@ import sys
 import torch
 
 from cute_attn.jit.bundle import bundles
-from cute_attn.jit.load import kernel
+from cute_attn.launch.run import kernel
 from cute_attn.spec.operation import Spec
 
 PACKAGES = ("numpy", "triton", "apache-tvm-ffi", "nvidia-cutlass-dsl", "platformdirs", "click", "rich", "pytest")

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import os
 
-import cute_attn.launch.backward
-import cute_attn.launch.forward
+import cute_attn.launch.run
 import cute_attn.sim
-from cute_attn.jit.load import Kernel, Runtime
 from cute_attn.jit.record import note, record_specs
+from cute_attn.launch.run import Kernel, Runtime
 from cute_attn.spec.operation import Spec
 
 _recording = record_specs()
@@ -24,7 +23,7 @@ def _noted(spec: Spec, runtime: Runtime) -> Kernel:
 
 
 def pytest_configure(config) -> None:
-    cute_attn.launch.forward.kernel = cute_attn.launch.backward.kernel = _noted
+    cute_attn.launch.run.kernel = _noted
     cute_attn.sim.run = lambda *arguments, **options: None
 
 

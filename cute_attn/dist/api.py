@@ -10,15 +10,16 @@ from collections.abc import Sequence
 import torch
 
 from ..backend import resolve
+from ..backends.find import find
+from ..checks import check_flag, check_qkv, check_scale, check_sink, check_softcap
 from ..mask import IntervalMask
 from ..mask.ranges import RangesLike
-from ..ops.checks import check_flag, check_qkv, check_scale, check_sink, check_softcap
 from .checks import check_int, check_rows, check_side, check_tensor
 from .config import DistAttnConfig
 from .cost import CostModel
 from .groups import GroupOrMesh
 from .make_key import magi_attn_flex_key, magi_attn_varlen_key
-from .partial import AttentionSettings, check_backend
+from .partial import AttentionSettings
 from .registry import DistAttnRuntimeKey, registry
 from .rows import dispatch_rows, roll_rows, undispatch_rows
 from .runtime import CALL, run_attention
@@ -141,7 +142,8 @@ def get_position_ids(key: DistAttnRuntimeKey, side: str = "q") -> torch.Tensor:
     """
     manager = registry.manager(key)
     placement = manager.placement(check_side(side))
-    return placement.position_ids(manager.groups.rank).to(manager.groups.device)
+    positions = placement.positions(manager.groups.rank).clamp(max=max(placement.length - 1, 0))
+    return positions.to(manager.groups.device)
 
 
 def roll(x: torch.Tensor, shift: int, dim: int, key: DistAttnRuntimeKey, side: str = "q") -> torch.Tensor:
@@ -214,12 +216,14 @@ def calc_attn(
         sinks = None if sinks is None else sinks[0, 0]
         check_flag("deterministic", deterministic)
         check_flag("return_max_logits", return_max_logits)
+        backend = find(resolve(q.device))
+        backend.check_served(q.dtype, (q.shape[2], v.shape[2]), q.device)
         settings = AttentionSettings(
             softmax_scale=float(check_scale(softmax_scale, q.shape[2])),
             softcap=float(check_softcap(softcap)),
             deterministic=deterministic,
             sm_margin=manager.config.overlap_config.sm_margin,
-            backend=check_backend(resolve(q.device), q, v),
+            backend=backend,
         )
         shape = CostModel(q.shape[1], k.shape[1], q.shape[2], v.shape[2], q.element_size())
         route = manager.route(shape, q.device)
@@ -233,7 +237,7 @@ def calc_attn(
         "softcap": settings.softcap,
         "deterministic": deterministic,
         "return_max_logits": return_max_logits,
-        "backend": settings.backend,
+        "backend": backend.name,
         "requires_grad": tuple(torch.is_grad_enabled() and x is not None and x.requires_grad for x in (q, k, v, sink)),
     }
     results = run_attention(q, k, v, sinks, route, settings, return_max_logits, compared)

@@ -5,15 +5,16 @@ Every function here is called by all ranks of the group, with equal arguments.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 
+from ..checks import check_cu_seqlens, check_flag
 from ..mask import AttnRanges, IntervalMask
+from ..mask.checks import check_cumulative
 from ..mask.ranges import RangesLike, ranges_tensor, types_tensor
-from ..ops.checks import check_cu_seqlens, check_flag
+from ..mask.source import MaskSource
 from .agreement import agree, refusing
 from .checks import END, check_int, check_kind, integer_tensor
 from .config import DistAttnConfig
@@ -82,10 +83,10 @@ def magi_attn_flex_key(
             ("is_k_permutable", is_k_permutable),
         ):
             check_flag(name, value)
-        digest = _digest(q_ranges, k_ranges, attn_mask_type)
+        source = _source(q_ranges, k_ranges, attn_mask_type)
     content = DistAttnRuntimeKey(
         groups,
-        digest,
+        source.content().hex(),
         total_seqlen_q,
         total_seqlen_k,
         pad_size,
@@ -97,7 +98,7 @@ def magi_attn_flex_key(
     )
 
     def make() -> Manager:
-        mask = _mask(q_ranges, k_ranges, attn_mask_type, total_seqlen_q, total_seqlen_k)
+        mask = _mask(source, q_ranges, total_seqlen_q, total_seqlen_k)
         placements = place(
             mask,
             groups.world,
@@ -161,10 +162,10 @@ def make_flex_key_for_new_mask_after_dispatch(
     with refusing(first.groups, CALL):
         check_kind("dist_attn_config", config, DistAttnConfig)
         ulysses_size_of(config.mover, first.groups)
-        digest = _digest(q_ranges, k_ranges, attn_mask_type)
+        source = _source(q_ranges, k_ranges, attn_mask_type)
     content = replace(
         key_for_dispatch,
-        mask_digest=digest,
+        mask_digest=source.content().hex(),
         dist_attn_config=config,
         placed_by=key_for_dispatch.placed_by or key_for_dispatch,
         manager=None,
@@ -172,7 +173,7 @@ def make_flex_key_for_new_mask_after_dispatch(
 
     def make() -> Manager:
         lengths = key_for_dispatch.total_seqlen_q, key_for_dispatch.total_seqlen_k
-        mask = _mask(q_ranges, k_ranges, attn_mask_type, *lengths)
+        mask = _mask(source, q_ranges, *lengths)
         return Manager(first.groups, mask, first.placement("q"), first.placement("k"), config, content.digest)
 
     return _agreed_key(content, make)
@@ -198,41 +199,26 @@ def _agreed_key(content: DistAttnRuntimeKey, make: Callable[[], Manager]) -> Dis
         return registry.key(content, make)
 
 
-def _digest(q_ranges: RangesLike | IntervalMask, k_ranges: RangesLike | None, types: object) -> str:
-    """A digest of a mask as it was given: of the numbers, whatever tensors or lists hold them."""
+def _source(q_ranges: RangesLike | IntervalMask, k_ranges: RangesLike | None, types: object) -> MaskSource:
+    """What describes the mask, parsed, on the CPU, where it is planned."""
     if isinstance(q_ranges, IntervalMask):
         if k_ranges is not None or types is not None:
             raise ValueError("k_ranges and attn_mask_type must be None where q_ranges is an IntervalMask")
-        kind, tensors = "intervals", [q_ranges.lo, q_ranges.hi]
-    elif k_ranges is None:
+        return MaskSource("intervals", q_ranges.lo.cpu(), q_ranges.hi.cpu())
+    if k_ranges is None:
         raise ValueError("k_ranges must be given with q_ranges, got None")
-    else:
-        q, k = ranges_tensor("q_ranges", q_ranges, "cpu"), ranges_tensor("k_ranges", k_ranges, "cpu")
-        kind, tensors = "slices", [q, k, types_tensor("attn_mask_type", types, len(q), "cpu")]
-    digest = hashlib.sha256(kind.encode())
-    for tensor in tensors:
-        digest.update(f"{tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    q, k = ranges_tensor("q_ranges", q_ranges, "cpu"), ranges_tensor("k_ranges", k_ranges, "cpu")
+    return MaskSource("slices", q, k, types_tensor("attn_mask_type", types, len(q), "cpu"))
 
 
-def _mask(
-    q_ranges: RangesLike | IntervalMask,
-    k_ranges: RangesLike | None,
-    types: object,
-    total_seqlen_q: int,
-    total_seqlen_k: int,
-) -> IntervalMask:
-    """The mask on the CPU, where it is planned."""
-    if not isinstance(q_ranges, IntervalMask):
-        assert k_ranges is not None  # _digest has checked it
-        return IntervalMask.from_slices(q_ranges, k_ranges, types, total_seqlen_q, total_seqlen_k, "cpu")
-    if (q_ranges.seqlen_q, q_ranges.seqlen_k) != (total_seqlen_q, total_seqlen_k):
+def _mask(source: MaskSource, given: object, total_seqlen_q: int, total_seqlen_k: int) -> IntervalMask:
+    """given: what the source was made of; an IntervalMask has lengths of its own."""
+    if isinstance(given, IntervalMask) and (given.seqlen_q, given.seqlen_k) != (total_seqlen_q, total_seqlen_k):
         raise ValueError(
-            f"total_seqlen_q and total_seqlen_k must be those of the mask, {q_ranges.seqlen_q} and "
-            f"{q_ranges.seqlen_k}, got {total_seqlen_q} and {total_seqlen_k}"
+            f"total_seqlen_q and total_seqlen_k must be those of the mask, {given.seqlen_q} and {given.seqlen_k}, "
+            f"got {total_seqlen_q} and {total_seqlen_k}"
         )
-    return q_ranges.to("cpu")
+    return source.build(total_seqlen_q, total_seqlen_k, torch.device("cpu"))
 
 
 def _documents(
@@ -245,10 +231,6 @@ def _documents(
     check_flag("causal", causal)
     ranges = []
     for name, value in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
-        ends = value.tolist()
-        if ends[0] != 0 or ends != sorted(ends):
-            raise ValueError(f"{name} must start at 0 and never fall, got {ends}")
-        if ends[-1] >= END:
-            raise ValueError(f"{name} must stay below 2^31, got {ends[-1]}")
-        ranges.append(AttnRanges.from_cu_seqlens(ends))
+        check_cumulative(name, value, END - 1, may_end_before=True)
+        ranges.append(AttnRanges.from_cu_seqlens(value.tolist()))
     return ranges[0], ranges[1], "causal" if causal else "full"

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from ..merge import Merger
-from ..reference import compute_dtype
+from ..reference import compute_dtype, sink_gradient
 from .comm import max_over_ranks, sum_over_ranks
 from .guard import Guard
 from .movers.blocks import Mover
@@ -178,12 +178,10 @@ def _query_and_key_gradients(
 def _sink_gradient(
     sink: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, dout: torch.Tensor, dlse: torch.Tensor
 ) -> torch.Tensor:
-    """`-sum over rows of exp(sink - lse) * (out . dout - dlse)`, `(sinks, heads)`."""
-    empty = lse == -torch.inf  # only -inf sinks stand before such an lse: exp gives 0
+    """Of sinks `(sinks, heads)`, from what all keys of all ranks gave."""
     products = (dout.to(lse.dtype) * out.to(lse.dtype)).masked_fill(out == 0, 0.0)  # rows without keys have any dout
-    delta = products.sum(2).T - dlse.masked_fill(empty, 0.0)
-    share = (sink[:, :, None] - lse.masked_fill(empty, 0.0)).exp()
-    return -(share * delta).sum(2)
+    delta = products.sum(2).T - dlse.masked_fill(lse == -torch.inf, 0.0)
+    return sink_gradient(sink[None, None], lse[None], delta[None])[0, 0]
 
 
 def _own(sink: torch.Tensor, exchange: HeadExchange | None) -> torch.Tensor:

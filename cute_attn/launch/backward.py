@@ -8,14 +8,14 @@ from typing import NamedTuple
 import torch
 
 from cute_attn.bwd.config import default_tile
-from cute_attn.bwd.rows import pack_bounds, unpack_rows
-from cute_attn.jit.load import Runtime, kernel
 from cute_attn.mask import IntervalMask, TileSchedule
 from cute_attn.spec.backward import BackwardSpec
 from cute_attn.spec.tiles import BackwardTile
 
 from .forms import backward_mask_kind, kernel_dims
 from .order import in_turns
+from .rows import pack_bounds, unpack_rows
+from .run import Order, Runtime, run
 from .tensors import DTYPES, in_kernel_form, multiprocessors
 from .tuned import tuned_tile
 
@@ -119,6 +119,7 @@ def backward(
     sm_margin: int = 0,
     fp32_gradients: bool = False,
     runtime: Runtime = "sm90",
+    order: Order | None = None,
     tile: BackwardTile | None = None,
 ) -> KernelGradients:
     """Gradients of attention on the kernels.
@@ -132,6 +133,7 @@ def backward(
         sm_margin: how many multiprocessors the main kernel leaves free.
         fp32_gradients: whether dq, dk and dv are fp32, unrounded, to be added to what other keys and queries
             contribute.
+        runtime, order: see `cute_attn.launch.run.run`.
         tile: as in plan_backward, where mask is an IntervalMask.
 
     Allocates, beside the results, 4 bytes for every element of q (none without dq) and 8 bytes for every row of every
@@ -174,9 +176,8 @@ def backward(
     statistics = q.new_empty(batch, heads_q, tiles, 2, tile.m, dtype=torch.float32)
     dq_sum = q.new_empty(batch, heads_q, tiles, tile.m * dims[0], dtype=torch.float32) if spec.dq else None
     turns = q.new_empty(batch, heads_q, tiles, 2, dtype=torch.int32) if spec.deterministic else None
-    outputs = [x if x is None else in_kernel_form("gradient", x) for x in (dq, dk, dv)]
     bounds = plan.bounds if layers != 0 else None
-    tensors = (*inputs, lse, dlse, bounds, statistics, dq_sum, turns, *outputs)
+    tensors = (*inputs, lse, dlse, bounds, statistics, dq_sum, turns, dq, dk, dv)
     ordered = (plan.turn_ranges, plan.turn_runs) if spec.deterministic else (None, None)
     scalars = (
         *_factors(softmax_scale, softcap),
@@ -185,14 +186,8 @@ def backward(
         heads_q // k.shape[2],
         _ctas(q.device, sm_margin),
     )
-    found = kernel(spec, runtime)
     arguments = (tensors, (plan.items, plan.runs, *ordered, plan.idle_rows, plan.idle_keys), scalars)
-    if runtime == "sim":
-        from cute_attn.sim import run
-
-        run(found.function, *arguments, ptx=found.ptx, fresh=(statistics, dq_sum, turns, *outputs))
-    else:
-        found.function(*arguments)
+    run(spec, arguments, runtime, (statistics, dq_sum, turns, dq, dk, dv), order)
     delta = unpack_rows(statistics[:, :, :, 1], seqlen_q)
     if dlse is not None and plan.idle_rows.numel():  # of their sinks alone: the kernels leave zero there
         delta = torch.where(without_keys(plan.lo, plan.hi) & (lse > -math.inf), -dlse, delta)

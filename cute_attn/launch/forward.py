@@ -8,18 +8,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cute_attn.backend import current
 from cute_attn.fwd.config import default_tile
-from cute_attn.jit.load import Runtime, kernel
 from cute_attn.mask import IntervalMask
 from cute_attn.spec.forward import ForwardSpec, Score, Softmax
 from cute_attn.spec.tiles import TileConfig
 
 from .forms import kernel_dims, mask_kind
+from .run import Order, Runtime, run
 from .tensors import DTYPES, in_kernel_form, multiprocessors, rows_contiguous
 from .tuned import tuned_tile
 
-__all__ = ["ForwardPlan", "forward", "plan_forward", "softmax_asked_for"]
+__all__ = ["ForwardPlan", "forward", "plan_forward"]
 
 LOG2_E = math.log2(math.e)
 # Scales that the exponential alone can carry: beyond them, and for scale <= 0, scores are multiplied before masking.
@@ -68,11 +67,6 @@ def plan_forward(
     return ForwardPlan(tile, *facts, *bounds, table.items, table.runs, schedule.idle_keys)
 
 
-def softmax_asked_for() -> Softmax:
-    """How the maximum is kept, as `backend(..., softmax=)` asks here."""
-    return current().options.get("softmax", "stale")
-
-
 def forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -85,7 +79,8 @@ def forward(
     return_max_logits: bool = False,
     sm_margin: int = 0,
     runtime: Runtime = "sm90",
-    softmax: Softmax | None = None,
+    order: Order | None = None,
+    softmax: Softmax = "stale",
     fp32_out: bool = False,
     tile: TileConfig | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -97,8 +92,8 @@ def forward(
         mask: over (seqlen_q, seqlen_k), its batch 1 or the tensors'; or a plan made of it for such tensors.
         softmax_scale: any finite number; zero and negative ones take a variant that scales the scores first.
         sink_lse: fp32, broadcastable to (batch, heads_q, seqlen_q): logsumexp of the sinks of a row.
-        softmax: how the maximum is kept, see `cute_attn.fwd.softmax`; None takes what `backend(..., softmax=)` asks
-            for, else "stale"; with return_max_logits always "exact".
+        runtime, order: see `cute_attn.launch.run.run`.
+        softmax: how the maximum is kept, see `cute_attn.fwd.softmax`; with return_max_logits always "exact".
         fp32_out: whether out is fp32, unrounded, to be merged with that over other keys.
         tile: as in plan_forward, where mask is an IntervalMask.
 
@@ -116,7 +111,8 @@ def forward(
     if out.numel() == 0:
         return out, lse, max_logits
     dims = kernel_dims(head_dim, head_dim_v)
-    softmax = "exact" if return_max_logits else softmax or softmax_asked_for()
+    if return_max_logits:
+        softmax = "exact"
     plan = mask
     if isinstance(plan, IntervalMask):
         plan = plan_forward(plan, q.dtype, (head_dim, head_dim_v), (heads_q, k.shape[2]), softmax, tile)
@@ -145,13 +141,7 @@ def forward(
     batches = batch if plan.lo.shape[0] == 1 else 1
     scalars = (score_factor, exp2_factor, batches, max(1, multiprocessors(q.device) - sm_margin))
     arguments = (tensors, (plan.items, plan.runs, plan.idle_keys), scalars)
-    found = kernel(spec, runtime)
-    if runtime == "sim":
-        from cute_attn.sim import run
-
-        run(found.function, *arguments, ptx=found.ptx, fresh=(out, lse))
-    else:
-        found.function(*arguments)
+    run(spec, arguments, runtime, (out, lse), order)
     return out, lse, max_logits
 
 

@@ -12,6 +12,7 @@ import torch
 
 __all__ = [
     "Integers",
+    "check_cumulative",
     "check_device",
     "check_flag",
     "check_integer_tensor",
@@ -117,6 +118,18 @@ def check_integers(
             value = value.long()
     check_integer_tensor(name, value, takes_bools=takes_bools)
     return value.to(device=device or value.device, dtype=torch.int64)
+
+
+def check_cumulative(name: str, ends: torch.Tensor, total: int, *, may_end_before: bool = False) -> None:
+    """Cumulative lengths `(..., documents + 1)`: from 0 to `total`, or to less where they may, and never falling."""
+    ends = ends.long()
+    last = ends[..., -1]
+    is_right = (ends[..., 0] == 0) & ((last <= total) if may_end_before else (last == total))
+    if not bool(is_right.all() & (ends.diff() >= 0).all()):
+        values = ends.flatten()[:8].tolist()
+        got = f"[{', '.join(map(str, values))}{', ...' if ends.numel() > 8 else ''}]"
+        end = f"at most {total}" if may_end_before else str(total)
+        raise ValueError(f"{name} must go from 0 to {end} and never fall, got {got}")
 
 
 def check_device(device: object) -> torch.device:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -12,10 +12,8 @@ from .checks import check_device, check_integer_tensor, check_length, check_tile
 from .owned import owned_intervals
 from .ranges import RangesLike
 from .slices import expand_slices, union_of_slices
+from .tiles import TileSchedule
 from .union import stack_layers, unite
-
-if TYPE_CHECKING:
-    from .tiles import TileSchedule
 
 __all__ = ["IntervalMask", "check_mask"]
 
@@ -41,6 +39,7 @@ class IntervalMask:
     _schedules: dict[tuple[int, int], TileSchedule] = field(default_factory=dict, init=False)
     _derived: dict[Hashable, Any] = field(default_factory=dict, init=False)  # what kernels read besides schedules
     _plans: dict[Hashable, Any] = field(default_factory=dict, init=False)  # what travels into ops, by kind of call
+    _prepare: ClassVar[Callable[..., None]]  # of `prepare`; set by `ops`, which stands above masks
 
     def __post_init__(self) -> None:
         for name in ("lo", "hi"):
@@ -161,8 +160,6 @@ class IntervalMask:
 
     def schedule(self, tile: tuple[int, int] = (128, 128)) -> TileSchedule:
         """The tile schedule for `(rows, keys)` tiles, made once and kept."""
-        from .tiles import TileSchedule
-
         tile = check_tile(tile)
         if tile not in self._schedules:
             self._schedules[tile] = TileSchedule.from_mask(self, tile)
@@ -180,9 +177,7 @@ class IntervalMask:
         Returns the mask. Raises TypeError or ValueError for tensors that the mask does not fit, NotImplementedError
         where no backend serves them.
         """
-        from ..ops.attention_op import prepare
-
-        prepare(self, q, k, v, backward)
+        self._prepare(q, k, v, backward)
         return self
 
     def equals(self, other: IntervalMask) -> bool:

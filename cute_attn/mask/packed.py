@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from .builders import Device, causal
-from .checks import Integers, check_flag, check_integers, check_lengths, device_of, shown
+from .checks import Integers, check_cumulative, check_flag, check_integers, check_lengths, device_of
 from .intervals import IntervalMask
 from .ranges import RangesLike, ranges_tensor
 from .union import stack_layers
@@ -161,8 +161,7 @@ def _cumulative(name: str, value: Integers, seqlen: int, device: torch.device) -
         cu = cu[None]
     if cu.ndim != 2 or 0 in cu.shape:
         raise ValueError(f"{name} must have shape (documents + 1,) or (batch, documents + 1), got {tuple(cu.shape)}")
-    if not bool((cu[:, 0] == 0).all() & (cu[:, 1:] >= cu[:, :-1]).all() & (cu[:, -1] <= seqlen).all()):
-        raise ValueError(f"{name} must begin at 0, never fall and end at {seqlen} or before, got {shown(value)}")
+    check_cumulative(name, cu, seqlen, may_end_before=True)
     return cu.contiguous()
 
 

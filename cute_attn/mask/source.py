@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,14 @@ class MaskSource(NamedTuple):
     @property
     def tensors(self) -> list[torch.Tensor]:
         return [t for t in (self.first, self.second, self.third) if t is not None]
+
+    def content(self) -> bytes:
+        """A digest of all that makes the mask but its lengths; equal for tensors of other dtypes that mean the same."""
+        digest = hashlib.blake2b(repr((self.kind, self.window_left, self.window_right)).encode(), digest_size=16)
+        for tensor in self.tensors:
+            digest.update(repr(tuple(tensor.shape)).encode())
+            digest.update(tensor.long().cpu().contiguous().numpy().tobytes())
+        return digest.digest()
 
     def build(self, seqlen_q: int, seqlen_k: int, device: torch.device) -> IntervalMask:
         """The mask, on `device`. It keeps none of the tensors, unless they are intervals.

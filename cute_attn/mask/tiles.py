@@ -7,14 +7,39 @@ Everything is read off the ends of the intervals: work and memory grow with the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from .checks import check_tile
-from .intervals import IntervalMask, check_mask
+from .checks import check_tile, shown
 
 __all__ = ["RunTable", "TileSchedule", "by_lane"]
+
+
+@runtime_checkable
+class Intervals(Protocol):
+    """What is read of an IntervalMask, which makes schedules of itself."""
+
+    @property
+    def lo(self) -> torch.Tensor: ...
+
+    @property
+    def hi(self) -> torch.Tensor: ...
+
+    @property
+    def batch(self) -> int: ...
+
+    @property
+    def layers(self) -> int: ...
+
+    @property
+    def seqlen_q(self) -> int: ...
+
+    @property
+    def seqlen_k(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +85,10 @@ class TileSchedule:
     idle_keys: torch.Tensor
 
     @classmethod
-    def from_mask(cls, mask: IntervalMask, tile: tuple[int, int] = (128, 128)) -> TileSchedule:
+    def from_mask(cls, mask: Intervals, tile: tuple[int, int] = (128, 128)) -> TileSchedule:
         """Lowers an interval mask to tiles of `(rows, keys)`; ValueError for a tile that is not two ints >= 1."""
-        check_mask("mask", mask)
+        if not isinstance(mask, Intervals):
+            raise TypeError(f"mask must be an IntervalMask, got {shown(mask)}")
         tile = check_tile(tile)
         grid = _Grid(mask.batch, -(-mask.seqlen_q // tile[0]), -(-mask.seqlen_k // tile[1]), mask.layers)
         segments = _classify(mask, tile, grid)
@@ -115,7 +141,7 @@ def by_lane(flags: torch.Tensor, size: int) -> torch.Tensor:
     return (words << place[:, None]).sum(2, dtype=torch.int32)
 
 
-def _idle_keys(mask: IntervalMask) -> torch.Tensor:
+def _idle_keys(mask: Intervals) -> torch.Tensor:
     """bool `(batch, seqlen_k)`: keys that no row attends."""
     width = mask.seqlen_k + 1
     change = torch.zeros(mask.batch * width, dtype=torch.int64, device=mask.device)
@@ -142,7 +168,7 @@ class _Segments(NamedTuple):
     state: torch.Tensor
 
 
-def _classify(mask: IntervalMask, tile: tuple[int, int], grid: _Grid) -> _Segments:
+def _classify(mask: Intervals, tile: tuple[int, int], grid: _Grid) -> _Segments:
     """Sweeps the ends of all intervals of each query tile over the key tiles.
 
     A tile of keys is touched where at least one interval reaches into it, and full where intervals contain it in as
@@ -168,7 +194,7 @@ def _classify(mask: IntervalMask, tile: tuple[int, int], grid: _Grid) -> _Segmen
 
 
 def _distinct_intervals(
-    mask: IntervalMask, tile: tuple[int, int], grid: _Grid
+    mask: Intervals, tile: tuple[int, int], grid: _Grid
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
     """Intervals in units of key tiles, equal ones of consecutive rows of a query tile taken together.
 
@@ -200,7 +226,7 @@ def _div(x: torch.Tensor, n: int) -> torch.Tensor:
     return x >> (n.bit_length() - 1) if n & (n - 1) == 0 else x // n
 
 
-def _valid_rows(mask: IntervalMask, tile: tuple[int, int], grid: _Grid) -> torch.Tensor:
+def _valid_rows(mask: Intervals, tile: tuple[int, int], grid: _Grid) -> torch.Tensor:
     """Rows inside seqlen_q of each query tile, int64 `(batch * q_tiles,)`."""
     first = torch.arange(grid.q_tiles, device=mask.device) * tile[0]
     return (mask.seqlen_q - first).clamp(max=tile[0]).repeat(grid.batch)

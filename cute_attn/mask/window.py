@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .checks import check_cumulative
 from .intervals import IntervalMask
 
 __all__ = ["windowed_documents"]
@@ -25,8 +26,7 @@ def windowed_documents(
     device = cu_seqlens_q.device
     ends_q, ends_k = (x.to(device, torch.int64) for x in (cu_seqlens_q, cu_seqlens_k))
     for name, ends, total in (("cu_seqlens_q", ends_q, seqlen_q), ("cu_seqlens_k", ends_k, seqlen_k)):
-        if not bool((ends[0] == 0) & (ends[-1] == total) & (ends[1:] >= ends[:-1]).all()):
-            raise ValueError(f"{name} must go from 0 to {total} and never fall, got {_shortened(ends)}")
+        check_cumulative(name, ends, total)
     lengths = ends_q.diff()
     first_key, end_key, end_row = (x.repeat_interleave(lengths) for x in (ends_k[:-1], ends_k[1:], ends_q[1:]))
     own_key = end_key - end_row + torch.arange(seqlen_q, device=device)
@@ -36,8 +36,3 @@ def windowed_documents(
     if right >= 0:
         hi = torch.minimum(hi, own_key + right + 1)
     return IntervalMask.from_intervals(lo, hi, seqlen_k)
-
-
-def _shortened(values: torch.Tensor) -> str:
-    shown = ", ".join(map(str, values[:8].tolist()))
-    return f"[{shown}{', ...' if len(values) > 8 else ''}]"

@@ -1,8 +1,8 @@
 """Attention as custom ops: what torch.compile, autograd and the dispatcher see of it.
 
 The mask travels as the tensors of its plan (see `plans`), which the backward gets as the forward had them, and the
-backend as its name, so that the backward runs where the forward ran and a compiled graph depends on what it was
-compiled for.
+backend with its options as a text, so that the backward runs where and as the forward ran, on whatever thread, and a
+compiled graph depends on what it was compiled for.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
-from .. import reference
 from ..backend import resolve
+from ..backends.find import find
+from ..backends.plan import Plan
+from ..checks import check_flag, check_mask, check_qkv
 from ..mask import IntervalMask
 from ..mask.source import MaskSource
-from . import kernels
-from .checks import check_flag, check_mask, check_qkv
-from .plans import Plan, plan_of, prepare_calls
+from ..reference import compute_dtype
+from .plans import plan_of, prepare_calls
 
 __all__ = ["attention", "prepare"]
 
@@ -47,11 +48,11 @@ def attention(
     Returns out `(b, sq, heads_q, dv)`, lse `(b, heads_q, sq)` and max_logits `(heads_q,)`, empty if not asked for.
     Gradients flow through out and lse. Raises NotImplementedError where the backend cannot serve the tensors.
     """
-    name = resolve(q.device)
-    if name != "reference" and not torch.compiler.is_compiling():
-        kernels.check_served(q, v, name)  # before anything is planned
-    plan = plan_of(mask, q, k, v, name, deterministic, return_max_logits)
-    scalars = (softmax_scale, softcap, deterministic, sm_margin, name, return_max_logits)
+    backend = resolve(q.device)
+    if not torch.compiler.is_compiling():
+        find(backend).check_served(q.dtype, (q.shape[3], v.shape[3]), q.device)  # before anything is planned
+    plan = plan_of(mask, q, k, v, backend, deterministic, return_max_logits)
+    scalars = (softmax_scale, softcap, deterministic, sm_margin, backend, return_max_logits)
     return torch.ops.cute_attn.attention(q, k, v, sink, *plan, *scalars)
 
 
@@ -63,11 +64,12 @@ def prepare(mask: IntervalMask, q: Tensor, k: Tensor, v: Tensor, backward: bool)
     if packed:
         q, k, v = q[None], k[None], v[None]
     check_mask("the mask", mask, q, k)
-    name = resolve(q.device)
-    if name != "reference":  # which reads nothing but the intervals
-        kernels.check_served(q, v, name)
-        prepare_calls(mask, q, k, v, name, backward)
+    backend = resolve(q.device)
+    find(backend).check_served(q.dtype, (q.shape[3], v.shape[3]), q.device)
+    prepare_calls(mask, q, k, v, backend, backward)
 
+
+IntervalMask._prepare = prepare
 
 # Of both ops: the fields of a Plan, one argument each.
 _PLAN_SCHEMA = ", ".join(f"Tensor{'' if name in ('lo', 'hi') else '?'} {name}" for name in Plan._fields)
@@ -86,16 +88,22 @@ _FIELDS = len(Plan._fields)
 def _forward(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     plan = Plan(*rest[:_FIELDS])
     softmax_scale, softcap, _, sm_margin, backend, return_max_logits = rest[_FIELDS:]
-    if backend != "reference":
-        return kernels.attention_forward(
-            q, k, v, plan, sink, softmax_scale, softcap, sm_margin, backend, return_max_logits
-        )
-    out, lse, max_logits = reference.attention_forward(q, k, v, plan.lo, plan.hi, sink, softmax_scale, softcap)
-    return out, lse, max_logits if return_max_logits else max_logits.new_empty(0)
+    out, lse, max_logits = find(backend).forward(
+        q,
+        k,
+        v,
+        plan,
+        sink,
+        softmax_scale=softmax_scale,
+        softcap=softcap,
+        sm_margin=sm_margin,
+        return_max_logits=return_max_logits,
+    )
+    return out, lse, lse.new_empty(0) if max_logits is None else max_logits
 
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = reference.compute_dtype(q.dtype)
+    dtype = compute_dtype(q.dtype)
     batch, rows, heads, _ = q.shape
     return_max_logits = rest[-1]
     return (
@@ -119,14 +127,22 @@ def _backward(
     """Gradients of q, k, v and sink; an empty tensor stands for one that `needs` does not ask for."""
     plan = Plan(*rest[:_FIELDS])
     softmax_scale, softcap, deterministic, sm_margin, backend, needs = rest[_FIELDS:]
-    if backend != "reference":
-        grads = kernels.attention_backward(
-            dout, dlse, q, k, v, out, lse, plan, sink, softmax_scale, softcap, deterministic, sm_margin, backend, needs
-        )
-    else:
-        grads = reference.attention_backward(
-            dout, dlse, q, k, v, out, lse, plan.lo, plan.hi, sink, softmax_scale, softcap, needs
-        )
+    grads = find(backend).backward(
+        dout,
+        dlse,
+        q,
+        k,
+        v,
+        out,
+        lse,
+        plan,
+        sink,
+        softmax_scale=softmax_scale,
+        softcap=softcap,
+        deterministic=deterministic,
+        sm_margin=sm_margin,
+        needs=needs,
+    )
     dq, dk, dv, dsink = (q.new_empty(0) if grad is None else grad for grad in grads)
     return dq, dk, dv, dsink
 

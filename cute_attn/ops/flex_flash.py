@@ -10,12 +10,7 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 import torch
 
-from ..mask import AttnMaskType, IntervalMask
-from ..mask.checks import shown
-from ..mask.ranges import RangesLike, ranges_tensor, types_tensor
-from ..mask.source import MaskSource
-from .attention_op import attention
-from .checks import (
+from ..checks import (
     check_count,
     check_flag,
     check_integer_tensor,
@@ -26,6 +21,11 @@ from .checks import (
     check_sink,
     check_softcap,
 )
+from ..mask import AttnMaskType, IntervalMask
+from ..mask.checks import shown
+from ..mask.ranges import RangesLike, ranges_tensor, types_tensor
+from ..mask.source import MaskSource
+from .attention_op import attention
 
 __all__ = ["flex_flash_attn_func"]
 

@@ -105,14 +105,15 @@ def refuse_capture(device: torch.device, what: str) -> None:
 
 def _make(source: MaskSource, lengths: tuple[Any, ...], form: tuple[Hashable, ...], read: list[torch.Tensor]) -> _Entry:
     copies = [t.clone(memory_format=torch.contiguous_format) for t in read]
-    content = _digest(lengths, copies)
+    first, second, third = (*copies, None, None, None)[:3]
+    source = source._replace(first=first, second=second, third=third)
+    content = hashlib.blake2b(repr(lengths).encode() + source.content(), digest_size=16).digest()
     known = _recent.with_content(content)
     if known is not None:
         return known._replace(form=form, tensors=copies)
     *_, seqlen_q, seqlen_k, device = lengths
     refuse_capture(device, "a mask is first seen")
-    first, second, third = (*copies, None, None, None)[:3]
-    mask = source._replace(first=first, second=second, third=third).build(seqlen_q, seqlen_k, device)
+    mask = source.build(seqlen_q, seqlen_k, device)
     return _Entry(form, copies, content, mask, seal(content))
 
 
@@ -125,11 +126,3 @@ def _on_host(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     flat = torch.cat([t.reshape(-1).long() for t in tensors]).cpu()
     parts = flat.split([t.numel() for t in tensors])
     return [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)]
-
-
-def _digest(lengths: tuple[Hashable, ...], tensors: list[torch.Tensor]) -> bytes:
-    digest = hashlib.blake2b(repr(lengths).encode(), digest_size=16)
-    for tensor in tensors:
-        digest.update(repr(tuple(tensor.shape)).encode())
-        digest.update(tensor.long().numpy().tobytes())
-    return digest.digest()

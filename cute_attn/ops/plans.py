@@ -7,73 +7,19 @@ what an op returns may be used again, and a kept plan must not change.
 
 from __future__ import annotations
 
-import functools
-from dataclasses import astuple
-from typing import TYPE_CHECKING, NamedTuple
-
 import torch
 from torch._library.fake_impl import allocate_size
 
-from ..backend import current
+from ..backend import option_of
+from ..backends.find import find
+from ..backends.plan import FORM, Call, Plan, make_plan, tuned_generation
 from ..mask import IntervalMask
 from ..mask.source import MaskSource
 from .plan_cache import find_mask, refuse_capture
 
-if TYPE_CHECKING:
-    from ..launch.backward import BackwardPlan
-    from ..launch.forward import ForwardPlan
-    from ..spec.tiles import BackwardTile, TileConfig
-
-__all__ = ["Plan", "backward_plan", "forward_plan", "plan_of", "prepare_calls"]
+__all__ = ["Plan", "plan_of", "prepare_calls"]
 
 Tensor = torch.Tensor
-FORWARD, BACKWARD = 7, 7  # numbers in a plan's form
-
-
-class Plan(NamedTuple):
-    """Of backend "reference" lo, hi and the seal; all of it on one device but for form and seal, on the CPU.
-
-    lo, hi: of the IntervalMask.
-    form: int64 (14,), what chooses kernels: the fields of the forward's tile and layers, has_lower, has_upper of its
-        schedule; the same of the backward, zeros if it has no tables.
-    items, runs, idle_keys: as in `cute_attn.launch.forward.ForwardPlan`.
-    key_items, key_runs, bounds, key_idle_rows, key_idle_keys, turn_ranges, turn_runs: as in
-        `cute_attn.launch.backward.BackwardPlan`, in this order.
-    seal: see `cute_attn.ops.recomputed`; None where nothing was looked up.
-    """
-
-    lo: Tensor
-    hi: Tensor
-    form: Tensor | None = None
-    items: Tensor | None = None
-    runs: Tensor | None = None
-    idle_keys: Tensor | None = None
-    key_items: Tensor | None = None
-    key_runs: Tensor | None = None
-    bounds: Tensor | None = None
-    key_idle_rows: Tensor | None = None
-    key_idle_keys: Tensor | None = None
-    turn_ranges: Tensor | None = None
-    turn_runs: Tensor | None = None
-    seal: Tensor | None = None
-
-
-class Call(NamedTuple):
-    """What besides a mask chooses the plan of a call.
-
-    exact: whether the kernel keeps the exact maximum. backward: whether a backward may follow. tuned: which tables of
-    tiles it was planned with.
-    """
-
-    dtype: torch.dtype
-    head_dim: int
-    head_dim_v: int
-    heads_q: int
-    heads_k: int
-    exact: bool
-    backward: bool
-    deterministic: bool
-    tuned: int
 
 
 def plan_of(
@@ -89,20 +35,20 @@ def plan_of(
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     call = _call(q, k, v, backend, return_max_logits, needs_grad, deterministic and needs_grad)
     if isinstance(mask, IntervalMask):
-        return _kept(mask, call)
+        return _kept(mask, backend, call)
     lengths = q.shape[1], k.shape[1]
     device = torch.device("cpu") if q.is_meta else q.device  # on meta nobody reads the plan
     if _is_traced():
-        return _in_graph(mask, *lengths, device, call)
+        return _in_graph(mask, *lengths, device, backend, call)
     found, seal = find_mask(mask, *lengths, device)
-    return _kept(found, call)._replace(seal=seal)
+    return _kept(found, backend, call)._replace(seal=seal)
 
 
 def prepare_calls(mask: IntervalMask, q: Tensor, k: Tensor, v: Tensor, backend: str, backward: bool) -> None:
     """Makes the plans of all calls on checked tensors `(b, s, heads, d)`."""
-    for exact in (False, True):
+    for max_logits in (False, True):
         for needs_grad, deterministic in ((False, False), (True, False), (True, True))[: 3 if backward else 1]:
-            _kept(mask, _call(q, k, v, backend, exact, needs_grad, deterministic))
+            _kept(mask, backend, _call(q, k, v, backend, max_logits, needs_grad, deterministic))
 
 
 def _call(
@@ -111,23 +57,12 @@ def _call(
     """None for the reference, which reads nothing but the intervals."""
     if backend == "reference":
         return None
-    # What a softmax was asked for cannot be read in a graph; any tile serves both.
-    exact = return_max_logits or (not torch.compiler.is_compiling() and _softmax() == "exact")
+    exact = return_max_logits or option_of(backend, "softmax") == "exact"
     dims, heads = (q.shape[3], v.shape[3]), (q.shape[2], k.shape[2])
-    return Call(q.dtype, *dims, *heads, exact, needs_grad, deterministic, _generation())
+    return Call(q.dtype, *dims, *heads, exact, needs_grad, deterministic, tuned_generation())
 
 
-def _generation() -> int:
-    from ..launch.tuned import generation
-
-    return generation()
-
-
-def _softmax() -> str:
-    return current().options.get("softmax", "stale")
-
-
-def _kept(mask: IntervalMask, call: Call | None) -> Plan:
+def _kept(mask: IntervalMask, backend: str, call: Call | None) -> Plan:
     """The plan that a mask keeps, made now if it does not; in a graph, by an op of the graph."""
     if call is None:
         return Plan(mask.lo, mask.hi)
@@ -138,67 +73,11 @@ def _kept(mask: IntervalMask, call: Call | None) -> Plan:
             plan = mask._plans[call] = make_plan(mask, call)
         else:
             source = MaskSource("intervals", mask.lo, mask.hi)
-            plan = _in_graph(source, mask.seqlen_q, mask.seqlen_k, mask.device, call)
-            if (
-                torch.compiler.is_dynamo_compiling()
-            ):  # which hands what the graph returned to the mask, as eager code does
+            plan = _in_graph(source, mask.seqlen_q, mask.seqlen_k, mask.device, backend, call)
+            # Dynamo hands what the graph returned to the mask, as eager code does.
+            if torch.compiler.is_dynamo_compiling():
                 mask._plans[call] = plan
     return plan
-
-
-def make_plan(mask: IntervalMask, call: Call) -> Plan:
-    """The plan of a mask on the kernels."""
-    from ..launch.backward import plan_backward
-    from ..launch.forward import plan_forward
-
-    arguments = call.dtype, (call.head_dim, call.head_dim_v), (call.heads_q, call.heads_k)
-    forward = plan_forward(mask, *arguments, "exact" if call.exact else "stale")
-    numbers: list[int] = [*astuple(forward.tile), *forward[1:4]]
-    tables: tuple[Tensor | None, ...] = forward[6:]
-    if call.backward:
-        backward = plan_backward(mask, *arguments, call.deterministic)
-        numbers, tables = [*numbers, *astuple(backward.tile), *backward[1:4]], (*tables, *backward[6:])
-    numbers += [0] * (FORWARD + BACKWARD - len(numbers))
-    return Plan(forward.lo, forward.hi, torch.tensor(numbers, dtype=torch.int64, device="cpu"), *tables)
-
-
-def forward_plan(plan: Plan) -> ForwardPlan:
-    """What `make_plan` had of the forward."""
-    from ..launch.forward import ForwardPlan
-
-    tile, layers, has_lower, has_upper = _forward_form(_numbers(plan.form))
-    return ForwardPlan(tile, layers, has_lower, has_upper, plan.lo, plan.hi, *plan[3:6])  # type: ignore[arg-type]
-
-
-def backward_plan(plan: Plan) -> BackwardPlan:
-    """What `make_plan` had of the backward."""
-    from ..launch.backward import BackwardPlan
-
-    tile, layers, has_lower, has_upper = _backward_form(_numbers(plan.form))
-    return BackwardPlan(tile, layers, has_lower, has_upper, plan.lo, plan.hi, *plan[6:13])  # type: ignore[arg-type]
-
-
-def _numbers(form: Tensor | None) -> tuple[int, ...]:
-    assert form is not None  # only a plan for the reference has none
-    return tuple(form.tolist())
-
-
-@functools.lru_cache
-def _forward_form(form: tuple[int, ...]) -> tuple[TileConfig, int, bool, bool]:
-    """The first fields of a ForwardPlan."""
-    from ..spec.tiles import TileConfig
-
-    m, n, stages, ping_pong, layers, has_lower, has_upper = form[:FORWARD]
-    return TileConfig(m, n, stages, bool(ping_pong)), layers, bool(has_lower), bool(has_upper)
-
-
-@functools.lru_cache
-def _backward_form(form: tuple[int, ...]) -> tuple[BackwardTile, int, bool, bool]:
-    """The first fields of a BackwardPlan."""
-    from ..spec.tiles import BackwardTile
-
-    *tile, layers, has_lower, has_upper = form[FORWARD:]
-    return BackwardTile(*tile), layers, bool(has_lower), bool(has_upper)
 
 
 # ---------------------------------------------------------------- in a graph
@@ -211,10 +90,12 @@ def _is_traced() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def _in_graph(source: MaskSource, seqlen_q: int, seqlen_k: int, device: torch.device, call: Call | None) -> Plan:
+def _in_graph(
+    source: MaskSource, seqlen_q: int, seqlen_k: int, device: torch.device, backend: str, call: Call | None
+) -> Plan:
     """call: None for the reference, of which nothing but the first two tensors are asked for."""
     dtype, *numbers, _ = _NO_CALL if call is None else call
-    made = torch.ops.cute_attn.plan(*source, seqlen_q, seqlen_k, device, call is not None, dtype, *numbers)
+    made = torch.ops.cute_attn.plan(*source, seqlen_q, seqlen_k, device, backend, dtype, *numbers)
     return Plan(*made)
 
 
@@ -231,7 +112,7 @@ def _plan(
     seqlen_q: int,
     seqlen_k: int,
     device: torch.device,
-    on_kernels: bool,
+    backend: str,
     dtype: torch.dtype,
     head_dim: int,
     head_dim_v: int,
@@ -245,11 +126,11 @@ def _plan(
     source = MaskSource(kind, first, second, third, window_left, window_right)
     mask, _ = find_mask(source, seqlen_q, seqlen_k, device, is_op=True)
     call = None
-    if on_kernels:
-        exact = exact or _softmax() == "exact"
+    if backend != "reference":
+        find(backend).check_served(dtype, (head_dim, head_dim_v), device)
         numbers = head_dim, head_dim_v, heads_q, heads_k, exact, backward, deterministic
-        call = Call(dtype, *numbers, _generation())
-    return [tensor.clone() for tensor in _kept(mask, call) if tensor is not None]
+        call = Call(dtype, *numbers, tuned_generation())
+    return [tensor.clone() for tensor in _kept(mask, backend, call) if tensor is not None]
 
 
 def _fake_plan(
@@ -262,7 +143,7 @@ def _fake_plan(
     seqlen_q: int,
     seqlen_k: int,
     device: torch.device,
-    on_kernels: bool,
+    backend: str,
     dtype: torch.dtype,
     head_dim: int,
     head_dim_v: int,
@@ -288,8 +169,8 @@ def _fake_plan(
     else:
         layers = size()
     tensors = [integers(batch, layers, seqlen_q) for _ in range(2)]
-    if on_kernels:
-        form = torch.empty(FORWARD + BACKWARD, dtype=torch.int64, device="cpu")
+    if backend != "reference":
+        form = torch.empty(FORM, dtype=torch.int64, device="cpu")
         tensors += [form, integers(size(), 7), integers(size(), 4), integers(batch, size(), 32)]
     if backward:
         q_tiles, rows = size(), size()

@@ -29,10 +29,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..mask.checks import Integers, shown
-from ..mask.source import MaskSource
-from .attention_op import attention
-from .checks import (
+from ..checks import (
     check_count,
     check_cu_seqlens,
     check_ends,
@@ -47,6 +44,9 @@ from .checks import (
     check_unsupported,
     check_window,
 )
+from ..mask.checks import Integers, shown
+from ..mask.source import MaskSource
+from .attention_op import attention
 
 __all__ = [
     "fa2_func_with_sink",

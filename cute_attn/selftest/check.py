@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 
 from cute_attn.backend import backend
-from cute_attn.jit.load import Runtime
 from cute_attn.jit.record import record_specs
 from cute_attn.launch.backward import backward
 from cute_attn.launch.forward import forward
+from cute_attn.launch.run import Runtime
 from cute_attn.mask import IntervalMask
 from cute_attn.ops.flex_flash import flex_flash_attn_func
 from cute_attn.reference import attention_backward, attention_forward

@@ -18,9 +18,9 @@ import torch
 
 from cute_attn.jit import bundle
 from cute_attn.jit.cache import cache_mode
-from cute_attn.jit.load import Runtime, kernel
 from cute_attn.jit.near import near_misses
 from cute_attn.jit.obtain import KernelNotBuilt
+from cute_attn.launch.run import Runtime, kernel
 
 from .cases import Case
 from .check import check, launch, make_problem

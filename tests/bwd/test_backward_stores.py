@@ -7,7 +7,7 @@ from backward_case import make_problem, run
 from cases import Case
 
 from cute_attn import sim
-from cute_attn.launch import backward as launch
+from cute_attn.launch import run as launch
 from cute_attn.mask import causal
 from cute_attn.sim.errors import UninitializedRead
 

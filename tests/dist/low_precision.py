@@ -1,6 +1,5 @@
 """Problems in bf16 for the kernels: ranks must be as precise as plain PyTorch in bf16 on one device."""
 
-import torch
 import torch.distributed as dist
 from oracle import assert_close, plain_attention
 from problems import NAMES, Problem, results

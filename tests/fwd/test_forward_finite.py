@@ -9,7 +9,7 @@ from cases import DIMS, SCHEDULES, Case, draw
 from forward_case import run
 from poison import DOCUMENTS, MASKS, TOKEN, idle, poisoned, zeroed
 
-from cute_attn.launch import forward as launch
+from cute_attn.launch import run as launch
 from cute_attn.mask import IntervalMask, causal_documents
 from cute_attn.sim.errors import MissingProxyFence
 

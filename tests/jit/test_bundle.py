@@ -14,12 +14,13 @@ from fake_compiler import compiled, forget
 import cute_attn
 from cute_attn import cli
 from cute_attn.errors import Unavailable
-from cute_attn.jit import build, cache, fingerprint, load
+from cute_attn.jit import build, cache, fingerprint
 from cute_attn.jit import bundle as bundle_module
 from cute_attn.jit import obtain as obtain_module
 from cute_attn.jit.bundle import load_bundle
 from cute_attn.jit.entry import link
 from cute_attn.jit.obtain import KernelNotBuilt, obtain
+from cute_attn.launch import run as launch
 from cute_attn.spec.backward import BackwardSpec
 from cute_attn.spec.forward import ForwardSpec
 from cute_attn.spec.tiles import TileConfig
@@ -55,8 +56,8 @@ def run(*arguments):
 def test_a_loaded_bundle_serves_its_kernels_and_is_not_written(bundle, compiles, empty_cache):
     before = {path: path.read_bytes() for path in bundle.rglob("*.*") if path.is_file()}
     assert load_bundle(bundle).specs == (SPEC,)
-    assert load.kernel(SPEC, "sim").ptx == "// ptx"
-    load.kernel(OTHER, "sim")
+    assert launch.kernel(SPEC, "sim").ptx == "// ptx"
+    launch.kernel(OTHER, "sim")
     assert compiles == [OTHER]
     assert {path: path.read_bytes() for path in bundle.rglob("*.*") if path.is_file()} == before
     assert cache.entry_directories(empty_cache) == [cache.entry_path(OTHER)]
@@ -224,12 +225,12 @@ def test_bundles_and_recorders_print_in_a_line(bundle):
 
 
 def test_a_recorder_lists_what_is_used_also_from_memory_and_only_while_it_is_open(compiles, tmp_path):
-    load.kernel(SPEC, "sim")
+    launch.kernel(SPEC, "sim")
     with cute_attn.record_specs() as recorder, cute_attn.record_specs() as inner:
-        load.kernel(SPEC, "sim")
-        load.kernel(OTHER, "sim")
-        load.kernel(SPEC, "sim")
-    load.kernel(ForwardSpec(), "sim")
+        launch.kernel(SPEC, "sim")
+        launch.kernel(OTHER, "sim")
+        launch.kernel(SPEC, "sim")
+    launch.kernel(ForwardSpec(), "sim")
     assert recorder.specs == inner.specs == (SPEC, OTHER)
     recorder.save(tmp_path / "specs.json")
     assert build.load_specs(tmp_path / "specs.json") == [SPEC, OTHER]
@@ -256,7 +257,7 @@ def test_what_was_recorded_is_built_and_runs_where_nothing_may_be_compiled(
     compiles, tmp_path, in_threads, monkeypatch, empty_cache
 ):
     with cute_attn.record_specs() as recorder:
-        load.kernel(SPEC, "sim")
+        launch.kernel(SPEC, "sim")
     recorder.save(tmp_path / "specs.json")
     result = run("build", "--specs", tmp_path / "specs.json", "--spec", OTHER.canonical(), "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
@@ -267,7 +268,7 @@ def test_what_was_recorded_is_built_and_runs_where_nothing_may_be_compiled(
     forget()
     cute_attn.load_bundle(tmp_path / "out")
     for spec in (SPEC, OTHER):
-        assert load.kernel(spec, "sim").ptx == "// ptx"
+        assert launch.kernel(spec, "sim").ptx == "// ptx"
 
 
 def test_build_makes_the_specs_that_its_flags_name(compiles, tmp_path, in_threads):

@@ -9,9 +9,10 @@ import zlib
 import pytest
 from fake_compiler import compiled, forget
 
-from cute_attn.jit import cache, entry, load
+from cute_attn.jit import cache, entry
 from cute_attn.jit.entry import link
 from cute_attn.jit.obtain import KernelNotBuilt, obtain
+from cute_attn.launch import run as launch
 from cute_attn.spec.forward import ForwardSpec
 
 SPEC = ForwardSpec(layers=1)
@@ -36,10 +37,10 @@ def test_nothing_is_found_before_it_was_written():
 
 
 def test_a_kernel_is_compiled_once_then_found_in_memory_then_on_disk(compiles):
-    first = load.kernel(SPEC, "sim")
-    assert load.kernel(SPEC, "sim") is first
+    first = launch.kernel(SPEC, "sim")
+    assert launch.kernel(SPEC, "sim") is first
     forget()
-    assert load.kernel(SPEC, "sim").ptx == first.ptx
+    assert launch.kernel(SPEC, "sim").ptx == first.ptx
     assert compiles == [SPEC]
 
 
@@ -50,7 +51,7 @@ def flip(content, position):
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_entry_is_set_aside_with_one_warning_and_rebuilt(name, damage, compiles, recwarn):
-    load.kernel(SPEC, "sim")
+    launch.kernel(SPEC, "sim")
     forget()
     path = cache.entry_path(SPEC) / name
     content = path.read_bytes()
@@ -60,12 +61,12 @@ def test_a_damaged_entry_is_set_aside_with_one_warning_and_rebuilt(name, damage,
         path.write_bytes(content[:-1])
     else:
         path.unlink()
-    load.kernel(SPEC, "sim")
+    launch.kernel(SPEC, "sim")
     assert compiles == [SPEC, SPEC]
     assert [str(w.message).startswith("a cached kernel is broken") for w in recwarn] == [True]
     assert len(list(cache.entry_path(SPEC).parent.glob(".broken-*"))) == 1
     forget()
-    load.kernel(SPEC, "sim")
+    launch.kernel(SPEC, "sim")
     assert compiles == [SPEC, SPEC]
 
 
@@ -120,10 +121,10 @@ def test_on_a_full_disk_the_kernel_lives_in_memory_with_a_warning(where, compile
         else:
             patch.setattr(entry.os, "rename", full)
         with pytest.warns(UserWarning, match="live in memory only: .*No space left") as seen:
-            first = load.kernel(SPEC, "sim")
+            first = launch.kernel(SPEC, "sim")
     assert len(seen) == 1
     assert first.ptx == "// ptx"
-    assert load.kernel(SPEC, "sim") is first
+    assert launch.kernel(SPEC, "sim") is first
     assert compiles == [SPEC]
     assert not list(empty_cache.rglob("kernel.*")), "nothing half-written stays"
 

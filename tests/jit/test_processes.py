@@ -13,8 +13,9 @@ import filelock
 import pytest
 from fake_compiler import compiled
 
-from cute_attn.jit import cache, entry, load, obtain
+from cute_attn.jit import cache, entry, obtain
 from cute_attn.jit.entry import link
+from cute_attn.launch import run as launch
 from cute_attn.spec.forward import ForwardSpec
 
 SPEC = ForwardSpec(layers=1)
@@ -33,7 +34,7 @@ def slow_compiles(monkeypatch, tmp_path):
         return compiled(spec)
 
     monkeypatch.setattr(obtain, "compile", compile)
-    monkeypatch.setattr(load, "_open", lambda shared_object, runtime: shared_object)
+    monkeypatch.setattr(launch, "_open", lambda shared_object, runtime: shared_object)
     compiled(SPEC).function.export_to_c("/dev/null", entry.SYMBOL)  # the children inherit the object file
     return directory
 
@@ -51,7 +52,7 @@ def test_eight_processes_that_start_cold_on_one_spec_compile_it_once(slow_compil
 
     def work():
         start.wait()
-        results.put(load.kernel(SPEC, "sim").ptx)
+        results.put(launch.kernel(SPEC, "sim").ptx)
 
     processes = [in_child(work) for _ in range(8)]
     found = [results.get(timeout=60) for _ in processes]
@@ -84,7 +85,7 @@ def test_a_writer_that_is_killed_leaves_no_broken_entry_and_no_lock(file, slow_c
 
     def work():
         Path.write_bytes, Path.write_text = dying(write_bytes), dying(write_text)
-        load.kernel(SPEC, "sim")
+        launch.kernel(SPEC, "sim")
 
     process = in_child(work)
     process.join(60)
@@ -92,7 +93,7 @@ def test_a_writer_that_is_killed_leaves_no_broken_entry_and_no_lock(file, slow_c
     assert cache.read(SPEC) is None
     left = list(cache.entry_path(SPEC).parent.iterdir())
     assert [p.name[:5] for p in left] == [".new-"]
-    assert load.kernel(SPEC, "sim").ptx == "// ptx"
+    assert launch.kernel(SPEC, "sim").ptx == "// ptx"
     assert len(list(slow_compiles.iterdir())) == 2
     assert not recwarn
 
@@ -107,7 +108,7 @@ def test_processes_that_find_a_broken_entry_rebuild_it_once(slow_compiles):
 
         warnings.simplefilter("ignore")
         start.wait()
-        load.kernel(SPEC, "sim")
+        launch.kernel(SPEC, "sim")
 
     processes = [in_child(work) for _ in range(4)]
     for process in processes:
@@ -125,7 +126,7 @@ def test_where_files_cannot_be_locked_threads_still_compile_once(slow_compiles, 
 
     monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda _: load.kernel(SPEC, "sim"), range(4)))
+        found = list(threads.map(lambda _: launch.kernel(SPEC, "sim"), range(4)))
     assert all(kernel is found[0] for kernel in found)
     assert len(list(slow_compiles.iterdir())) == 1
 
@@ -156,9 +157,9 @@ def test_a_read_only_cache_is_read_and_what_it_lacks_lives_in_memory(read_only, 
             os.setuid(65534)  # root may write everywhere
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
-            results.put(load.kernel(SPEC, "sim").ptx)
+            results.put(launch.kernel(SPEC, "sim").ptx)
             results.put(len(seen))
-            results.put(load.kernel(ForwardSpec(), "sim").ptx)
+            results.put(launch.kernel(ForwardSpec(), "sim").ptx)
             results.put([str(w.message) for w in seen])
 
     process = in_child(work)
@@ -175,7 +176,7 @@ def test_a_read_only_cache_is_read_and_what_it_lacks_lives_in_memory(read_only, 
 @pytest.mark.slow
 def test_eight_cold_processes_compile_a_real_kernel_once_and_all_of_them_can_run_it(tmp_path):
     program = (
-        "from cute_attn.jit.compile import compile_count; from cute_attn.jit.load import kernel\n"
+        "from cute_attn.jit.compile import compile_count; from cute_attn.launch.run import kernel\n"
         "from cute_attn.spec.forward import ForwardSpec\n"
         "found = kernel(ForwardSpec(head_dim=64, head_dim_v=64), 'sim'); print(compile_count(), len(found.ptx))"
     )

@@ -9,9 +9,10 @@ from toy_operation import TOY, ToySpec, ToyTile
 
 from cute_attn import load_bundle, sim
 from cute_attn.cli import main
-from cute_attn.jit import cache, load
+from cute_attn.jit import cache
 from cute_attn.jit.compile import compile
 from cute_attn.jit.obtain import obtain
+from cute_attn.launch import run as launch
 from cute_attn.spec.operation import operation, operations, parse_spec
 
 SPEC = ToySpec()
@@ -19,7 +20,7 @@ SPEC = ToySpec()
 
 def run():
     x, out = torch.randn(300), torch.full((300,), torch.nan)
-    found = load.kernel(SPEC, "sim")
+    found = launch.kernel(SPEC, "sim")
     sim.run(found.function, x, out, 3.0, ptx=found.ptx, fresh=(out,))
     torch.testing.assert_close(out, 3.0 * x, rtol=0, atol=0)
 

@@ -65,7 +65,7 @@ def test_the_backend_says_how_the_softmax_keeps_its_maximum(monkeypatch, options
     def kernel(spec, runtime):
         raise Asked(spec.softmax)
 
-    monkeypatch.setattr("cute_attn.launch.forward.kernel", kernel)
+    monkeypatch.setattr("cute_attn.launch.run.kernel", kernel)
     q = torch.randn(4, 1, 64).half()
     with cute_attn.backend("sim", **options), pytest.raises(Asked, match=softmax):
         flex_flash_attn_func(q, q, q, [[0, 4]], [[0, 4]])

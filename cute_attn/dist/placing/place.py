@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ...checks import check_flag
 from ...mask import IntervalMask
-from ...ops.checks import check_flag
 from ..checks import END, check_int, check_kind
 from ..config import DispatchConfig
 from ..cost import CostModel

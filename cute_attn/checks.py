@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..mask import IntervalMask
-from ..mask.checks import END, INTEGERS, check_flag, check_integers, shown
-from ..mask.checks import check_integer_tensor as check_readable
-from ..reference import compute_dtype
+from .mask import IntervalMask
+from .mask.checks import END, INTEGERS, check_flag, check_integers, shown
+from .mask.checks import check_integer_tensor as check_readable
+from .reference import compute_dtype
 
 __all__ = [
     "check_count",

@@ -1,0 +1,71 @@
+"""What every backend can do, whoever asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from ..mask import IntervalMask
+from ..reference import Gradients
+from .plan import Plan
+
+__all__ = ["Backend"]
+
+Tensor = torch.Tensor
+
+
+class Backend(Protocol):
+    """A backend with its options. All of them take checked tensors of one device, and mean the same by them:
+
+    q: `(b, sq, heads_q, d)`; k: `(b, sk, heads_k, d)`; v: `(b, sk, heads_k, dv)`. mask: over (sq, sk), of batch 1 or b;
+    or its plan for such tensors. sink: None or `(b or 1, sq or 1, n, heads_q)`.
+    """
+
+    @property
+    def name(self) -> str:
+        """As `cute_attn.backend` takes it."""
+
+    def check_served(self, dtype: torch.dtype, head_dims: tuple[int, int], device: torch.device) -> None:
+        """Raises NotImplementedError, naming what does serve them, for tensors that it does not take, of such head dims
+        of q and of v."""
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: IntervalMask | Plan,
+        sink: Tensor | None,
+        *,
+        softmax_scale: float,
+        softcap: float,
+        sm_margin: int,
+        return_max_logits: bool,
+        unrounded: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """out `(b, sq, heads_q, dv)`, lse `(b, heads_q, sq)` with the sinks in it, max_logits `(heads_q,)` without
+        them or None; the last two in the compute dtype, and out too where it is to be `unrounded`, else in q's."""
+
+    def backward(
+        self,
+        dout: Tensor | None,
+        dlse: Tensor | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        mask: IntervalMask | Plan,
+        sink: Tensor | None,
+        *,
+        softmax_scale: float,
+        softcap: float,
+        deterministic: bool,
+        sm_margin: int,
+        needs: Sequence[bool],
+        unrounded: bool = False,
+    ) -> Gradients:
+        """Gradients of a forward whose inputs and results these are; out may be rounded. dout, dlse: None for zero.
+        needs: which of q, k, v and sink need one. unrounded: those of q, k and v in the compute dtype."""

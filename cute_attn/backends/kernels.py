@@ -1,0 +1,142 @@
+"""The kernels as a backend, on a GPU ("sm90") or in simulation ("sim")."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..mask import IntervalMask
+from ..reference import Gradients, sink_gradient
+from .plan import Plan, backward_plan, forward_plan
+
+if TYPE_CHECKING:
+    from ..launch.run import Order, Runtime
+    from ..spec.forward import Softmax
+
+__all__ = ["Kernels"]
+
+Tensor = torch.Tensor
+
+_DTYPES = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """See `cute_attn.backends.interface.Backend`; the fields are the options of `cute_attn.backend`."""
+
+    name: Runtime
+    softmax: Softmax = "stale"
+    mode: str = "eager"
+    seed: int = 0
+
+    def check_served(self, dtype: torch.dtype, head_dims: tuple[int, int], device: torch.device) -> None:
+        other = "with cute_attn.backend('reference') they run in plain PyTorch"
+        if dtype not in _DTYPES:
+            raise NotImplementedError(
+                f"backend {self.name!r} has kernels for bfloat16 and float16, got {dtype}; {other}"
+            )
+        for name, dim in zip(("head_dim", "head_dim of v"), head_dims, strict=True):
+            if dim % 8 or not 8 <= dim <= 256:
+                raise NotImplementedError(
+                    f"backend {self.name!r} has kernels for a {name} that is a multiple of 8 up to 256, got {dim}; "
+                    f"{other}"
+                )
+        if self.name == "sm90" and not _is_hopper(device):
+            name = torch.cuda.get_device_name(device)
+            raise NotImplementedError(f"backend 'sm90' runs on Hopper GPUs, these tensors are on a {name}; {other}")
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: IntervalMask | Plan,
+        sink: Tensor | None,
+        *,
+        softmax_scale: float,
+        softcap: float,
+        sm_margin: int,
+        return_max_logits: bool,
+        unrounded: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        from ..launch.forward import forward
+
+        out, lse, max_logits = forward(
+            q,
+            k,
+            v,
+            forward_plan(mask) if isinstance(mask, Plan) else mask,
+            softmax_scale=softmax_scale,
+            softcap=softcap,
+            sink_lse=None if sink is None else sink.logsumexp(2).transpose(1, 2),
+            return_max_logits=return_max_logits,
+            sm_margin=sm_margin,
+            runtime=self.name,
+            order=self._order,
+            softmax=self.softmax,
+            fp32_out=unrounded,
+        )
+        if max_logits is not None:
+            max_logits = max_logits.amax(0) if len(max_logits) else lse.new_full((q.shape[2],), -torch.inf)
+        return out, lse, max_logits
+
+    def backward(
+        self,
+        dout: Tensor | None,
+        dlse: Tensor | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        mask: IntervalMask | Plan,
+        sink: Tensor | None,
+        *,
+        softmax_scale: float,
+        softcap: float,
+        deterministic: bool,
+        sm_margin: int,
+        needs: Sequence[bool],
+        unrounded: bool = False,
+    ) -> Gradients:
+        from ..launch.backward import backward, row_terms
+
+        if dout is None:
+            dout = torch.zeros_like(out)
+        if any(needs[:3]):
+            dq, dk, dv, delta = backward(
+                dout,
+                q,
+                k,
+                v,
+                out,
+                lse,
+                backward_plan(mask) if isinstance(mask, Plan) else mask,
+                softmax_scale=softmax_scale,
+                softcap=softcap,
+                dlse=dlse,
+                needs=(needs[0], needs[1], needs[2]),
+                deterministic=deterministic,
+                sm_margin=sm_margin,
+                fp32_gradients=unrounded,
+                runtime=self.name,
+                order=self._order,
+            )
+        else:
+            dq = dk = dv = None
+            delta = row_terms(dout, out, lse, mask.lo, mask.hi, dlse)
+        dsink = sink_gradient(sink, lse, delta) if needs[3] and sink is not None else None
+        return Gradients(dq, dk, dv, dsink)
+
+    @functools.cached_property
+    def _order(self) -> Order | None:
+        return (self.mode, self.seed) if self.name == "sim" else None
+
+
+@functools.cache
+def _is_hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) == (9, 0)

@@ -1,0 +1,130 @@
+"""What a backend reads of a mask, as tensors: nothing else of a mask travels through a custom op."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import astuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from ..mask import IntervalMask
+
+if TYPE_CHECKING:
+    from ..launch.backward import BackwardPlan
+    from ..launch.forward import ForwardPlan
+    from ..spec.tiles import BackwardTile, TileConfig
+
+__all__ = ["FORM", "Call", "Plan", "backward_plan", "forward_plan", "make_plan", "tuned_generation"]
+
+Tensor = torch.Tensor
+FORWARD, BACKWARD = 7, 7  # numbers in a plan's form
+FORM = FORWARD + BACKWARD
+
+
+class Plan(NamedTuple):
+    """Of backend "reference" lo, hi and the seal; all of it on one device but for form and seal, on the CPU.
+
+    lo, hi: of the IntervalMask.
+    form: int64 (14,), what chooses kernels: the fields of the forward's tile and layers, has_lower, has_upper of its
+        schedule; the same of the backward, zeros if it has no tables.
+    items, runs, idle_keys: as in `cute_attn.launch.forward.ForwardPlan`.
+    key_items, key_runs, bounds, key_idle_rows, key_idle_keys, turn_ranges, turn_runs: as in
+        `cute_attn.launch.backward.BackwardPlan`, in this order.
+    seal: see `cute_attn.ops.recomputed`; None where nothing was looked up.
+    """
+
+    lo: Tensor
+    hi: Tensor
+    form: Tensor | None = None
+    items: Tensor | None = None
+    runs: Tensor | None = None
+    idle_keys: Tensor | None = None
+    key_items: Tensor | None = None
+    key_runs: Tensor | None = None
+    bounds: Tensor | None = None
+    key_idle_rows: Tensor | None = None
+    key_idle_keys: Tensor | None = None
+    turn_ranges: Tensor | None = None
+    turn_runs: Tensor | None = None
+    seal: Tensor | None = None
+
+
+class Call(NamedTuple):
+    """What besides a mask chooses the plan of a call.
+
+    exact: whether the kernel keeps the exact maximum. backward: whether a backward may follow. tuned: which tables of
+    tiles it was planned with, see `tuned_generation`.
+    """
+
+    dtype: torch.dtype
+    head_dim: int
+    head_dim_v: int
+    heads_q: int
+    heads_k: int
+    exact: bool
+    backward: bool
+    deterministic: bool
+    tuned: int
+
+
+def tuned_generation() -> int:
+    """See `cute_attn.launch.tuned.generation`."""
+    from ..launch.tuned import generation
+
+    return generation()
+
+
+def make_plan(mask: IntervalMask, call: Call) -> Plan:
+    """The plan of a mask on the kernels."""
+    from ..launch.backward import plan_backward
+    from ..launch.forward import plan_forward
+
+    arguments = call.dtype, (call.head_dim, call.head_dim_v), (call.heads_q, call.heads_k)
+    forward = plan_forward(mask, *arguments, "exact" if call.exact else "stale")
+    numbers: list[int] = [*astuple(forward.tile), *forward[1:4]]
+    tables: tuple[Tensor | None, ...] = forward[6:]
+    if call.backward:
+        backward = plan_backward(mask, *arguments, call.deterministic)
+        numbers, tables = [*numbers, *astuple(backward.tile), *backward[1:4]], (*tables, *backward[6:])
+    numbers += [0] * (FORM - len(numbers))
+    return Plan(forward.lo, forward.hi, torch.tensor(numbers, dtype=torch.int64, device="cpu"), *tables)
+
+
+def forward_plan(plan: Plan) -> ForwardPlan:
+    """What `make_plan` had of the forward."""
+    from ..launch.forward import ForwardPlan
+
+    tile, layers, has_lower, has_upper = _forward_form(_numbers(plan.form))
+    return ForwardPlan(tile, layers, has_lower, has_upper, plan.lo, plan.hi, *plan[3:6])  # type: ignore[arg-type]
+
+
+def backward_plan(plan: Plan) -> BackwardPlan:
+    """What `make_plan` had of the backward."""
+    from ..launch.backward import BackwardPlan
+
+    tile, layers, has_lower, has_upper = _backward_form(_numbers(plan.form))
+    return BackwardPlan(tile, layers, has_lower, has_upper, plan.lo, plan.hi, *plan[6:13])  # type: ignore[arg-type]
+
+
+def _numbers(form: Tensor | None) -> tuple[int, ...]:
+    assert form is not None  # only a plan for the reference has none
+    return tuple(form.tolist())
+
+
+@functools.lru_cache
+def _forward_form(form: tuple[int, ...]) -> tuple[TileConfig, int, bool, bool]:
+    """The first fields of a ForwardPlan."""
+    from ..spec.tiles import TileConfig
+
+    m, n, stages, ping_pong, layers, has_lower, has_upper = form[:FORWARD]
+    return TileConfig(m, n, stages, bool(ping_pong)), layers, bool(has_lower), bool(has_upper)
+
+
+@functools.lru_cache
+def _backward_form(form: tuple[int, ...]) -> tuple[BackwardTile, int, bool, bool]:
+    """The first fields of a BackwardPlan."""
+    from ..spec.tiles import BackwardTile
+
+    *tile, layers, has_lower, has_upper = form[FORWARD:]
+    return BackwardTile(*tile), layers, bool(has_lower), bool(has_upper)

@@ -1,0 +1,28 @@
+"""Bounds and terms of query rows in the order in memory in which the backward reads them: see `cute_attn.bwd.rows`."""
+
+from __future__ import annotations
+
+import torch
+
+from ..mask import IntervalMask
+
+__all__ = ["pack_bounds", "unpack_rows"]
+
+
+def pack_bounds(mask: IntervalMask, m: int) -> torch.Tensor:
+    """The intervals of a mask for tiles of m rows: int32 `(batch, q_tiles, layers, 2, m)`, lo and then hi.
+
+    Rows past the end have none.
+    """
+    tiles = -(-mask.seqlen_q // m)
+    both = torch.stack([mask.lo, mask.hi], 2)  # (batch, layers, 2, seqlen_q)
+    both = torch.nn.functional.pad(both, (0, tiles * m - mask.seqlen_q))
+    both = both.view(mask.batch, mask.layers, 2, tiles, m // 16, 2, 4, 2).transpose(5, 6)
+    return both.permute(0, 3, 1, 2, 4, 5, 6, 7).reshape(mask.batch, tiles, mask.layers, 2, m)
+
+
+def unpack_rows(packed: torch.Tensor, seqlen_q: int) -> torch.Tensor:
+    """`(..., q_tiles, m)` in the kernel's order as `(..., seqlen_q)`."""
+    *outer, tiles, m = packed.shape
+    rows = packed.view(*outer, tiles, m // 16, 4, 2, 2).transpose(-3, -2)
+    return rows.reshape(*outer, tiles * m)[..., :seqlen_q]

@@ -1,0 +1,89 @@
+"""One launch: the kernel of a spec, from memory or obtained and bound to what runs it, is called."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from ..jit.entry import SYMBOL
+from ..jit.obtain import obtain
+from ..jit.record import note
+from ..jit.runtime import runtime_library
+from ..loadable import load_module
+from ..spec.operation import Spec
+
+__all__ = ["Kernel", "Order", "Runtime", "kernel", "run"]
+
+Runtime = Literal["sm90", "sim"]
+Order = tuple[str, int]
+
+_kernels: dict[tuple[Spec, Runtime], Kernel] = {}
+_lock = threading.Lock()  # one compile of a spec is enough, and where files cannot be locked nothing else sees to it
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel to be called with tuples in the order of its argument structs; `ptx` is what the simulator runs."""
+
+    spec: Spec
+    function: Any
+    ptx: str
+
+
+def run(
+    spec: Spec,
+    arguments: tuple[tuple[Any, ...], ...],
+    runtime: Runtime,
+    fresh: Sequence[torch.Tensor | None],
+    order: Order | None = None,
+) -> None:
+    """Launches the kernel of a spec on the GPU ("sm90") or in the simulator ("sim").
+
+    Args:
+        arguments: its argument structs, each as a tuple.
+        fresh: those of them that nobody wrote yet; the simulator sees to it that none is read before it is written.
+        order: mode and seed of the simulator; None takes those of `backend("sim", ...)`.
+    """
+    found = kernel(spec, runtime)
+    if runtime == "sim":
+        from .. import sim
+
+        mode, seed = order or (None, None)
+        sim.run(found.function, *arguments, mode=mode, seed=seed, ptx=found.ptx, fresh=fresh)
+    else:
+        found.function(*arguments)
+
+
+def kernel(spec: Spec, runtime: Runtime) -> Kernel:
+    """The kernel of a spec: looked for in memory, else obtained as `cute_attn.jit.obtain` says."""
+    note(spec)
+    found = _kernels.get((spec, runtime))
+    if found is not None:
+        return found
+    with _lock:
+        if (spec, runtime) not in _kernels:
+            entry = obtain(spec)
+            _kernels[spec, runtime] = Kernel(spec, _open(entry.shared_object, runtime), entry.ptx)
+        return _kernels[spec, runtime]
+
+
+def _open(shared_object: bytes, runtime: Runtime) -> Any:
+    """The host function of a shared object, bound to a runtime; it is loaded as it was verified, from memory."""
+    if runtime == "sim":
+        from .. import sim
+
+        return sim.load(shared_object, SYMBOL)
+    _provide_cuda_runtime()
+    return load_module(shared_object).get_function(SYMBOL)
+
+
+@functools.cache
+def _provide_cuda_runtime() -> None:
+    """Makes the symbols of the DSL's runtime library global: shared objects loaded after it find them."""
+    ctypes.CDLL(str(runtime_library()), mode=ctypes.RTLD_GLOBAL)
