@@ -142,8 +142,7 @@ def get_position_ids(key: DistAttnRuntimeKey, side: str = "q") -> torch.Tensor:
     """
     manager = registry.manager(key)
     placement = manager.placement(check_side(side))
-    positions = placement.positions(manager.groups.rank).clamp(max=max(placement.length - 1, 0))
-    return positions.to(manager.groups.device)
+    return placement.position_ids(manager.groups.rank).to(manager.groups.device)
 
 
 def roll(x: torch.Tensor, shift: int, dim: int, key: DistAttnRuntimeKey, side: str = "q") -> torch.Tensor:

@@ -85,6 +85,10 @@ class Placement:
         inverse[self.order()] = torch.arange(self.padded_length, device="cpu")
         return inverse
 
+    def position_ids(self, rank: int) -> torch.Tensor:
+        """int64 `(rows_per_rank,)`: as `positions`, padding rows carrying the last valid position (0 if none)."""
+        return self.positions(rank).clamp(max=max(0, self.length - 1))
+
     @classmethod
     def contiguous(cls, length: int, chunk_size: int, world: int, chunks_per_rank: int) -> Placement:
         """Rank r holds the r-th consecutive part."""
