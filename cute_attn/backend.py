@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,8 +46,8 @@ class BackendRequest:
 
 _request: ContextVar[BackendRequest | None] = ContextVar("cute_attn_backend", default=None)
 # What was asked for last, in any thread. torch.compile cannot read context variables, but it reads plain globals and
-# guards on them, so that a compiled function is compiled again, not stale, when the backend changes. Autograd's threads
-# have no context of ours either.
+# guards on them, so that a compiled function is compiled again, not stale, when the backend changes. Autograd's own
+# threads, on which a GPU's backward runs, have no context of ours either.
 _asked_last: str | None = None
 
 
@@ -60,10 +61,9 @@ class backend:
             `softmax`: "stale" (the default) keeps a row maximum until sums say that it must move, "exact" computes it
             in every tile. Both are exact attention.
 
-    Holds for the current thread or task, in compiled functions and for what a backward computes again for the process;
-    enter it outside of a function that `torch.compile` compiles. A backward uses the backend and the options that its
-    forward used, wherever it runs. The environment
-    variable CUTE_ATTN_BACKEND asks for a backend where no `with` does.
+    Holds for the current thread or task, in compiled functions and on autograd's threads for the process; enter it
+    outside of a function that `torch.compile` compiles. A backward uses the backend and the options that its forward
+    used, wherever it runs. The environment variable CUTE_ATTN_BACKEND asks for a backend where no `with` does.
 
     Raises ValueError for an unknown name or value of an option, TypeError for an option that the backend does not take
     and for what is no name or number at all.
@@ -130,9 +130,16 @@ def _asked_here() -> str:
         request = _request.get()
         if request is not None:
             return request.text
-        if torch._C._current_graph_task_id() == -1:  # not in a backward, on a thread that may be autograd's
+        if not _is_autograds_thread():
             return _name_of_environment()
     return _asked_last or _name_of_environment()
+
+
+def _is_autograds_thread() -> bool:
+    """Whether this is a thread of autograd's own, on which a backward may compute a forward again."""
+    if torch._C._current_graph_task_id() == -1:
+        return False
+    return isinstance(threading.current_thread(), threading._DummyThread)  # Python did not start it
 
 
 def _name_of_environment() -> str:
