@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 
 from ..mask import IntervalMask
-from .checks import check_int, check_kind
+from .checks import check_int, check_kind, check_one_plane
 from .config import OverlapConfig
 from .cost import CostModel
 from .needs import Spans, chunk_needs, expand, meet, rank_needs, remote_needs
@@ -175,8 +175,7 @@ def check_plan_arguments(mask: IntervalMask, query: Placement, key: Placement, r
     check_kind("mask", mask, IntervalMask)
     check_kind("query", query, Placement)
     check_kind("key", key, Placement)
-    if mask.batch != 1:
-        raise ValueError(f"mask must have batch 1 under context parallelism, got {mask.batch}")
+    check_one_plane("mask", mask)
     if (mask.seqlen_q, mask.seqlen_k) != (query.length, key.length):
         raise ValueError(
             f"mask of {mask.seqlen_q} rows and {mask.seqlen_k} keys does not fit placements of "

@@ -18,7 +18,7 @@ from ..mask import IntervalMask
 from ..mask.source import MaskSource
 from . import kernels
 from .checks import check_flag, check_mask, check_qkv
-from .plans import Plan, plan_of, prepare_calls
+from .plans import Plan, heads_of, plan_of, prepare_calls
 
 __all__ = ["attention", "prepare"]
 
@@ -42,7 +42,8 @@ def attention(
     Args:
         q: `(b, sq, heads_q, d)`; k: `(b, sk, heads_k, d)`; v: `(b, sk, heads_k, dv)`.
         sink: None or `(b or 1, sq or 1, s_sink, heads_q)`.
-        mask: an IntervalMask on their device, of their lengths and batch 1 or b; or what describes one.
+        mask: an IntervalMask on their device, of their lengths, batch 1 or b and heads 1 or heads_q; or what describes
+            one.
 
     Returns out `(b, sq, heads_q, dv)`, lse `(b, heads_q, sq)` and max_logits `(heads_q,)`, empty if not asked for.
     Gradients flow through out and lse. Raises NotImplementedError where the backend cannot serve the tensors.
@@ -70,7 +71,7 @@ def prepare(mask: IntervalMask, q: Tensor, k: Tensor, v: Tensor, backward: bool)
 
 
 # Of both ops: the fields of a Plan, one argument each.
-_PLAN_SCHEMA = ", ".join(f"Tensor{'' if name in ('lo', 'hi') else '?'} {name}" for name in Plan._fields)
+_PLAN_SCHEMA = ", ".join(f"Tensor{'' if name in ('lo', 'hi', 'form') else '?'} {name}" for name in Plan._fields)
 _SCALARS_SCHEMA = "float softmax_scale, float softcap, bool deterministic, SymInt sm_margin, str backend"
 _SCHEMA = (
     f"(Tensor q, Tensor k, Tensor v, Tensor? sink, {_PLAN_SCHEMA}, {_SCALARS_SCHEMA}, bool return_max_logits) "
@@ -90,7 +91,8 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, *rest: Any) -
         return kernels.attention_forward(
             q, k, v, plan, sink, softmax_scale, softcap, sm_margin, backend, return_max_logits
         )
-    out, lse, max_logits = reference.attention_forward(q, k, v, plan.lo, plan.hi, sink, softmax_scale, softcap)
+    bounds, heads = (plan.lo, plan.hi), heads_of(plan)
+    out, lse, max_logits = reference.attention_forward(q, k, v, *bounds, sink, softmax_scale, softcap, mask_heads=heads)
     return out, lse, max_logits if return_max_logits else max_logits.new_empty(0)
 
 
@@ -124,8 +126,9 @@ def _backward(
             dout, dlse, q, k, v, out, lse, plan, sink, softmax_scale, softcap, deterministic, sm_margin, backend, needs
         )
     else:
+        factors, heads = (softmax_scale, softcap), heads_of(plan)
         grads = reference.attention_backward(
-            dout, dlse, q, k, v, out, lse, plan.lo, plan.hi, sink, softmax_scale, softcap, needs
+            dout, dlse, q, k, v, out, lse, plan.lo, plan.hi, sink, *factors, needs, mask_heads=heads
         )
     dq, dk, dv, dsink = (q.new_empty(0) if grad is None else grad for grad in grads)
     return dq, dk, dv, dsink

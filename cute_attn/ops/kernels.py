@@ -7,7 +7,7 @@ import functools
 import torch
 
 from ..reference import Gradients, sink_gradient
-from .plans import Plan, backward_plan, forward_plan
+from .plans import Plan, backward_plan, forward_plan, heads_of
 
 __all__ = ["attention_backward", "attention_forward", "check_served"]
 
@@ -68,7 +68,7 @@ def attention_backward(
     needs: list[bool],
 ) -> Gradients:
     """What `reference.attention_backward` computes, on backend "sm90" or "sim", for tensors whose forward ran there."""
-    from ..launch.backward import backward, row_terms
+    from ..launch.backward import backward, row_terms, without_keys
 
     if dout is None:
         dout = torch.zeros_like(out)
@@ -91,7 +91,7 @@ def attention_backward(
         )
     else:
         dq = dk = dv = None
-        delta = row_terms(dout, out, lse, plan.lo, plan.hi, dlse)
+        delta = row_terms(dout, out, lse, without_keys(plan.lo, plan.hi, heads_of(plan)), dlse)
     dsink = sink_gradient(sink, lse, delta) if needs[3] and sink is not None else None
     return Gradients(dq, dk, dv, dsink)
 

@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from ..launch.forward import ForwardPlan
     from ..spec.tiles import BackwardTile, TileConfig
 
-__all__ = ["Plan", "backward_plan", "forward_plan", "plan_of", "prepare_calls"]
+__all__ = ["Plan", "backward_plan", "forward_plan", "heads_of", "plan_of", "prepare_calls"]
 
 Tensor = torch.Tensor
-FORWARD, BACKWARD = 7, 7  # numbers in a plan's form
+FORWARD, BACKWARD = 7, 7  # numbers in a plan's form, behind the heads
 
 
 class Plan(NamedTuple):
-    """Of backend "reference" lo, hi and the seal; all of it on one device but for form and seal, on the CPU.
+    """Of backend "reference" lo, hi, form and the seal; all of it on one device but for form and seal, on the CPU.
 
     lo, hi: of the IntervalMask.
-    form: int64 (14,), what chooses kernels: the fields of the forward's tile and layers, has_lower, has_upper of its
-        schedule; the same of the backward, zeros if it has no tables.
+    form: int64 (1,), the heads of the mask; on kernels (15,), with what chooses them: the fields of the forward's tile
+        and layers, has_lower, has_upper of its schedule; the same of the backward, zeros if it has no tables.
     items, runs, idle_keys: as in `cute_attn.launch.forward.ForwardPlan`.
     key_items, key_runs, bounds, key_idle_rows, key_idle_keys, turn_ranges, turn_runs: as in
         `cute_attn.launch.backward.BackwardPlan`, in this order.
@@ -44,7 +44,7 @@ class Plan(NamedTuple):
 
     lo: Tensor
     hi: Tensor
-    form: Tensor | None = None
+    form: Tensor
     items: Tensor | None = None
     runs: Tensor | None = None
     idle_keys: Tensor | None = None
@@ -129,14 +129,14 @@ def _softmax() -> str:
 def _kept(mask: IntervalMask, call: Call | None) -> Plan:
     """The plan that a mask keeps, made now if it does not; in a graph, by an op of the graph."""
     if call is None:
-        return Plan(mask.lo, mask.hi)
+        return Plan(mask.lo, mask.hi, torch.tensor([mask.heads], dtype=torch.int64, device="cpu"))
     plan = mask._plans.get(call)
     if plan is None:
         if not _is_traced():
             refuse_capture(mask.device, "a mask is planned")
             plan = mask._plans[call] = make_plan(mask, call)
         else:
-            source = MaskSource("intervals", mask.lo, mask.hi)
+            source = MaskSource("intervals", mask.lo, mask.hi, heads=mask.heads)
             plan = _in_graph(source, mask.seqlen_q, mask.seqlen_k, mask.device, call)
             if (
                 torch.compiler.is_dynamo_compiling()
@@ -152,34 +152,34 @@ def make_plan(mask: IntervalMask, call: Call) -> Plan:
 
     arguments = call.dtype, (call.head_dim, call.head_dim_v), (call.heads_q, call.heads_k)
     forward = plan_forward(mask, *arguments, "exact" if call.exact else "stale")
-    numbers: list[int] = [*astuple(forward.tile), *forward[1:4]]
-    tables: tuple[Tensor | None, ...] = forward[6:]
+    numbers: list[int] = [mask.heads, *astuple(forward.tile), *forward[1:4]]
+    tables: tuple[Tensor | None, ...] = forward[7:]
     if call.backward:
         backward = plan_backward(mask, *arguments, call.deterministic)
-        numbers, tables = [*numbers, *astuple(backward.tile), *backward[1:4]], (*tables, *backward[6:])
-    numbers += [0] * (FORWARD + BACKWARD - len(numbers))
+        numbers, tables = [*numbers, *astuple(backward.tile), *backward[1:4]], (*tables, *backward[7:])
+    numbers += [0] * (1 + FORWARD + BACKWARD - len(numbers))
     return Plan(forward.lo, forward.hi, torch.tensor(numbers, dtype=torch.int64, device="cpu"), *tables)
+
+
+def heads_of(plan: Plan) -> int:
+    """1, or how many heads of the mask have planes of their own."""
+    return int(plan.form[0])
 
 
 def forward_plan(plan: Plan) -> ForwardPlan:
     """What `make_plan` had of the forward."""
     from ..launch.forward import ForwardPlan
 
-    tile, layers, has_lower, has_upper = _forward_form(_numbers(plan.form))
-    return ForwardPlan(tile, layers, has_lower, has_upper, plan.lo, plan.hi, *plan[3:6])  # type: ignore[arg-type]
+    form = tuple(plan.form.tolist())
+    return ForwardPlan(*_forward_form(form), form[0], plan.lo, plan.hi, *plan[3:6])  # type: ignore[arg-type]
 
 
 def backward_plan(plan: Plan) -> BackwardPlan:
     """What `make_plan` had of the backward."""
     from ..launch.backward import BackwardPlan
 
-    tile, layers, has_lower, has_upper = _backward_form(_numbers(plan.form))
-    return BackwardPlan(tile, layers, has_lower, has_upper, plan.lo, plan.hi, *plan[6:13])  # type: ignore[arg-type]
-
-
-def _numbers(form: Tensor | None) -> tuple[int, ...]:
-    assert form is not None  # only a plan for the reference has none
-    return tuple(form.tolist())
+    form = tuple(plan.form.tolist())
+    return BackwardPlan(*_backward_form(form), form[0], plan.lo, plan.hi, *plan[6:13])  # type: ignore[arg-type]
 
 
 @functools.lru_cache
@@ -187,7 +187,7 @@ def _forward_form(form: tuple[int, ...]) -> tuple[TileConfig, int, bool, bool]:
     """The first fields of a ForwardPlan."""
     from ..spec.tiles import TileConfig
 
-    m, n, stages, ping_pong, layers, has_lower, has_upper = form[:FORWARD]
+    m, n, stages, ping_pong, layers, has_lower, has_upper = form[1 : 1 + FORWARD]
     return TileConfig(m, n, stages, bool(ping_pong)), layers, bool(has_lower), bool(has_upper)
 
 
@@ -196,7 +196,7 @@ def _backward_form(form: tuple[int, ...]) -> tuple[BackwardTile, int, bool, bool
     """The first fields of a BackwardPlan."""
     from ..spec.tiles import BackwardTile
 
-    *tile, layers, has_lower, has_upper = form[FORWARD:]
+    *tile, layers, has_lower, has_upper = form[1 + FORWARD :]
     return BackwardTile(*tile), layers, bool(has_lower), bool(has_upper)
 
 
@@ -211,7 +211,7 @@ def _is_traced() -> bool:
 
 
 def _in_graph(source: MaskSource, seqlen_q: int, seqlen_k: int, device: torch.device, call: Call | None) -> Plan:
-    """call: None for the reference, of which nothing but the first two tensors are asked for."""
+    """call: None for the reference, of which nothing but the first three tensors are asked for."""
     dtype, *numbers, _ = _NO_CALL if call is None else call
     made = torch.ops.cute_attn.plan(*source, seqlen_q, seqlen_k, device, call is not None, dtype, *numbers)
     return Plan(*made)
@@ -227,6 +227,7 @@ def _plan(
     third: Tensor | None,
     window_left: int,
     window_right: int,
+    heads: int,
     seqlen_q: int,
     seqlen_k: int,
     device: torch.device,
@@ -241,7 +242,7 @@ def _plan(
     deterministic: bool,
 ) -> list[Tensor]:
     """The fields of a Plan that are there, none of which anybody else holds."""
-    source = MaskSource(kind, first, second, third, window_left, window_right)
+    source = MaskSource(kind, first, second, third, window_left, window_right, heads)
     mask, _ = find_mask(source, seqlen_q, seqlen_k, device, is_op=True)
     call = None
     if on_kernels:
@@ -258,6 +259,7 @@ def _fake_plan(
     third: Tensor | None,
     window_left: int,
     window_right: int,
+    heads: int,
     seqlen_q: int,
     seqlen_k: int,
     device: torch.device,
@@ -280,22 +282,23 @@ def _fake_plan(
     def integers(*shape: int | torch.SymInt) -> Tensor:
         return torch.empty(shape, dtype=torch.int32, device=device)
 
-    batch: int | torch.SymInt = 1
+    planes: int | torch.SymInt = 1
     layers: int | torch.SymInt
     if kind == "intervals" and first is not None:
-        batch, layers = first.shape[:2]
+        planes, layers = first.shape[:2]
     else:
         layers = size()
-    tensors = [integers(batch, layers, seqlen_q) for _ in range(2)]
+    tensors = [integers(planes, layers, seqlen_q) for _ in range(2)]
+    tensors.append(torch.empty(1 + (FORWARD + BACKWARD if on_kernels else 0), dtype=torch.int64, device="cpu"))
     if on_kernels:
-        form = torch.empty(FORWARD + BACKWARD, dtype=torch.int64, device="cpu")
-        tensors += [form, integers(size(), 7), integers(size(), 4), integers(batch, size(), 32)]
+        tensors += [integers(size(), 7), integers(size(), 4), integers(planes, size(), 32)]
     if backward:
         q_tiles, rows = size(), size()
-        tensors += [integers(size(), 7), integers(size(), 4), integers(batch, q_tiles, layers, 2, rows)]
-        tensors += [integers(batch, size(), 32) for _ in range(2)]
+        columns, key_planes = (7, planes) if heads == 1 else (4 + 3 * (heads // heads_k), planes // heads * heads_k)
+        tensors += [integers(size(), columns), integers(size(), 4), integers(planes, q_tiles, layers, 2, rows)]
+        tensors += [integers(planes, size(), 32), integers(key_planes, size(), 32)]
         if deterministic:
-            tensors += [integers(batch, q_tiles, 2), integers(size(), 4)]
+            tensors += [integers(planes, q_tiles, 2), integers(size(), 4)]
     return tensors
 
 
