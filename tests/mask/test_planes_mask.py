@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from planes import gaps, mask_of, plane, stacked
+from planes import gaps, mask_of, stacked
 
 from cute_attn.mask import IntervalMask, causal, full
 from cute_attn.mask.draw import coverage, draw_png, draw_text
@@ -100,21 +100,26 @@ def test_keys_that_one_plane_alone_leaves_out_are_idle_in_it():
 
 
 LO = causal(4, 6).lo.expand(6, -1, -1)
+FIVE = LO[None, None]
+
+
+def with_heads(heads):
+    return IntervalMask(LO, LO, 6, heads=heads)
 
 
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: IntervalMask(LO, LO, 6, heads=4), ValueError, r"heads must divide the planes of lo and hi, .*got heads 4 and 6"),
+        (lambda: IntervalMask(LO, LO, 6, heads=4), ValueError, "heads must divide the planes of .*got heads 4 and 6"),
         (lambda: IntervalMask(LO, LO, 6, heads=0), ValueError, "heads must be positive, got 0"),
         (lambda: IntervalMask(LO, LO, 6, heads=2.0), TypeError, "heads must be an int, got 2.0"),
         (lambda: IntervalMask(LO, LO, 6, heads=True), TypeError, "heads must be an int, got True"),
         (lambda: IntervalMask(LO[None], LO[None], 6), ValueError, "lo and hi must both have shape"),
-        (lambda: IntervalMask.from_intervals(LO[:, None, None], LO[:, None, None], 6), ValueError, "lo and hi must both have shape .*heads"),
-        (lambda: IntervalMask.from_intervals(LO[:, None][:, :0], LO[:, None][:, :0], 6), ValueError, "at least one head"),
-        (lambda: causal(4, 6) & IntervalMask(LO, LO, 6, heads=3) & IntervalMask(LO, LO, 6, heads=2), ValueError, r"heads \(or heads 1\)"),
+        (lambda: IntervalMask.from_intervals(FIVE, FIVE, 6), ValueError, "lo and hi must both have shape .*heads"),
+        (lambda: IntervalMask.from_intervals(LO[None, :0], LO[None, :0], 6), ValueError, "at least one head"),
+        (lambda: with_heads(3) & with_heads(2), ValueError, r"equal lengths, .* and heads \(or heads 1\)"),
     ],
-)  # fmt: skip
+)
 def test_bad_heads_are_named(make, error, message):
     with pytest.raises(error, match=message):
         make()
