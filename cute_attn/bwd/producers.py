@@ -83,7 +83,8 @@ class Producers:
         """The partial or the full tiles of all heads: Q, -lse and, where bounds are tested and few, these."""
         first_head, last_head = query_heads(item)
         for head in cutlass.range(first_head, last_head, unroll=1):
-            plane, (begin, end) = plane_of(self.spec, item, head), runs_of(self.spec, item, head, masked)
+            plane = plane_of(self.spec, item, head)
+            begin, end = runs_of(self.spec, item, head, masked)
             q = cute.local_tile(tma.q[None, None, head, item.batch], (self.m, self.dim), (None, 0))
             to_q, of_q = partition(tma.q_atom, shared.q, q)
             for run in cutlass.range(begin, end, unroll=1):
@@ -128,7 +129,8 @@ class Producers:
         """The partial or the full tiles of all heads."""
         first_head, last_head = query_heads(item)
         for head in cutlass.range(first_head, last_head, unroll=1):
-            plane, (begin, end) = plane_of(self.spec, item, head), runs_of(self.spec, item, head, masked)
+            plane = plane_of(self.spec, item, head)
+            begin, end = runs_of(self.spec, item, head, masked)
             do = cute.local_tile(tma.dout[None, None, head, item.batch], (self.m, self.dim_v), (None, 0))
             to_do, of_do = partition(tma.dout_atom, shared.do, do)
             for run in cutlass.range(begin, end, unroll=1):

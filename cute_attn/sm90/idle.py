@@ -25,8 +25,8 @@ def is_idle(table, plane, tile, row):
     """Whether row `row` of a tile is idle in a plane, if there is more than one, else in that of all."""
     idle = Boolean(False)
     if tile < table.shape[1]:
-        plane = plane if table.shape[0] > 1 else Int32(0)
-        idle = Boolean((table[plane, tile, row % 32] >> (row // 32)) & 1)
+        own = plane if table.shape[0] > 1 else Int32(0)
+        idle = Boolean((table[own, tile, row % 32] >> (row // 32)) & 1)
     return idle
 
 
