@@ -232,8 +232,8 @@ class Launches:
         from cute_attn import sim
 
         self.tables = []
-        for module in ("fwd", "bwd"):
-            monkeypatch.setattr(f"cute_attn.{module}.launch.kernel", lambda spec, runtime: self)
+        for module in ("forward", "backward"):
+            monkeypatch.setattr(f"cute_attn.launch.{module}.kernel", lambda spec, runtime: self)
         monkeypatch.setattr(sim, "run", lambda function, tensors, tables, *rest, **more: self.tables.append(tables))
 
 
