@@ -210,6 +210,9 @@ def check_mask(name: str, mask: IntervalMask, q: torch.Tensor, k: torch.Tensor) 
             f"{name} must be an IntervalMask of batch 1{f' or {batch}' if batch != 1 else ''} for {rows} queries and "
             f"{keys} keys, got {mask}"
         )
+    if mask.heads not in (1, q.shape[2]):
+        allowed = f"1 or {q.shape[2]}, one for each of q" if q.shape[2] != 1 else "1, as q"
+        raise ValueError(f"{name} must be an IntervalMask of heads {allowed}, got {mask}")
     if mask.device != q.device:
         raise ValueError(f"{name} must be an IntervalMask on the device of q, {q.device}, got {mask.device}")
 

@@ -49,14 +49,16 @@ def attention_forward(
     sink: torch.Tensor | None,
     softmax_scale: float,
     softcap: float,
+    *,
+    mask_heads: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attention of checked inputs of one device.
 
     Args:
         q: `(b, sq, heads_q, d)`; k: `(b, sk, heads_k, d)`; v: `(b, sk, heads_k, dv)`; one floating dtype, any strides.
-        lo, hi: int32 `(b or 1, layers, sq)`, the keys of each row (see IntervalMask).
+        lo, hi: int32 `((b or 1) * mask_heads, layers, sq)`, the keys of each row (see IntervalMask).
         sink: None or `(b or 1, sq or 1, n, heads_q)`: n more logits a row whose value is zero.
-        softmax_scale: any finite number. softcap: 0 for off.
+        softmax_scale: any finite number. softcap: 0 for off. mask_heads: of the mask, 1 or heads_q.
 
     Returns out `(b, sq, heads_q, dv)` in q's dtype, lse `(b, heads_q, sq)` with the sinks in it and max_logits
     `(heads_q,)` without them, both in the compute dtype. A row without keys has out 0, and lse -inf if it has no sink.
@@ -67,10 +69,9 @@ def attention_forward(
     lse = q.new_full((batch, heads, rows), -torch.inf, dtype=dtype)
     max_logits = q.new_full((heads,), -torch.inf, dtype=dtype)
     keys, values = k.to(dtype), v.to(dtype)
-    group = heads // k.shape[2]
-    for block in _blocks(lo, hi, batch):
-        for head in range(k.shape[2]):
-            at = block.rows, slice(head * group, (head + 1) * group)
+    for block in _blocks(lo, hi, mask_heads, batch, heads, k.shape[2]):
+        for head, queries in block.heads:
+            at = block.rows, queries
             scores, _ = _scores(q[block.batch][at], keys[block.batch, block.keys, head], softmax_scale, softcap)
             scores.masked_fill_(block.hidden, -torch.inf)
             largest = scores.amax(2)
@@ -102,6 +103,8 @@ def attention_backward(
     softmax_scale: float,
     softcap: float,
     needs: Sequence[bool] = (True, True, True, True),
+    *,
+    mask_heads: int = 1,
 ) -> Gradients:
     """Gradients of `attention_forward`, whose inputs and results these are.
 
@@ -116,7 +119,7 @@ def attention_backward(
     if dout is None:
         dout = torch.zeros_like(out)
     delta = (dout.to(dtype) * out.to(dtype)).sum(3).transpose(1, 2)  # (b, heads_q, sq)
-    delta = delta.masked_fill((lo >= hi).all(1)[:, None], 0.0)
+    delta = delta.masked_fill((lo >= hi).all(1).unflatten(0, (-1, mask_heads)), 0.0)
     if dlse is not None:
         delta = delta - dlse.masked_fill(lse == -torch.inf, 0.0)
     dsink = sink_gradient(sink, lse, delta) if needs[3] and sink is not None else None
@@ -129,10 +132,9 @@ def attention_backward(
         return Gradients(None, None, None, dsink)
     keys, values = k.to(dtype), v.to(dtype)
     finite_lse = lse.masked_fill(lse == -torch.inf, 0.0)
-    group = q.shape[2] // k.shape[2]
-    for block in _blocks(lo, hi, q.shape[0]):
-        for head in range(k.shape[2]):
-            at = block.rows, slice(head * group, (head + 1) * group)
+    for block in _blocks(lo, hi, mask_heads, q.shape[0], q.shape[2], k.shape[2]):
+        for head, queries in block.heads:
+            at = block.rows, queries
             key, value = (x[block.batch, block.keys, head] for x in (keys, values))
             query, grad = (x[block.batch][at].to(dtype) for x in (q, dout))
             scores, tanh = _scores(query, key, softmax_scale, softcap)
@@ -158,32 +160,42 @@ def attention_backward(
 
 
 class _Block(NamedTuple):
-    """Some query rows of one batch element, and the keys from the first to the last that any of them attends."""
+    """Some query rows of one batch element, and the keys from the first to the last that any of them attends.
+
+    heads: those whose rows these are: key heads, and of each the query heads.
+    """
 
     batch: int
+    heads: list[tuple[int, slice]]
     rows: slice
     keys: slice
     hidden: torch.Tensor  # bool (rows, 1, keys): which of them each row does not attend
 
 
-def _blocks(lo: torch.Tensor, hi: torch.Tensor, batch: int) -> Iterator[_Block]:
-    """The blocks that attend any key. A mask shared by the batch is expanded once for all of its elements."""
+def _blocks(
+    lo: torch.Tensor, hi: torch.Tensor, mask_heads: int, batch: int, heads_q: int, heads_k: int
+) -> Iterator[_Block]:
+    """The blocks that attend any key. What batch elements and heads share of a mask is expanded once for all."""
+    group = heads_q // heads_k
+    shared = [(head, slice(head * group, (head + 1) * group)) for head in range(heads_k)]
     filled = lo < hi
     first = torch.where(filled, lo, torch.iinfo(torch.int32).max).amin(1)
     last = torch.where(filled, hi, 0).amax(1)
-    for shared in range(lo.shape[0]):
+    for plane in range(lo.shape[0]):
+        own, head = divmod(plane, mask_heads)
+        heads = shared if mask_heads == 1 else [(head // group, slice(head, head + 1))]
         for begin in range(0, lo.shape[2], BLOCK_ROWS):
             rows = slice(begin, min(begin + BLOCK_ROWS, lo.shape[2]))
-            keys = slice(int(first[shared, rows].amin()), int(last[shared, rows].amax()))
+            keys = slice(int(first[plane, rows].amin()), int(last[plane, rows].amax()))
             if keys.start >= keys.stop:
                 continue
             column = torch.arange(keys.start, keys.stop, dtype=torch.int32, device=lo.device)
             hidden = torch.ones(rows.stop - rows.start, len(column), dtype=torch.bool, device=lo.device)
             for layer in range(lo.shape[1]):
-                low, high = (x[shared, layer, rows, None] for x in (lo, hi))
+                low, high = (x[plane, layer, rows, None] for x in (lo, hi))
                 hidden &= (column < low) | (column >= high)
-            for element in range(batch) if lo.shape[0] == 1 else (shared,):
-                yield _Block(element, rows, keys, hidden[:, None])
+            for element in range(batch) if lo.shape[0] == mask_heads else (own,):
+                yield _Block(element, heads, rows, keys, hidden[:, None])
 
 
 def _scores(

@@ -103,7 +103,7 @@ class Kernels:
         needs: Sequence[bool],
         unrounded: bool = False,
     ) -> Gradients:
-        from ..launch.backward import backward, row_terms
+        from ..launch.backward import backward, row_terms, without_keys
 
         if dout is None:
             dout = torch.zeros_like(out)
@@ -128,7 +128,7 @@ class Kernels:
             )
         else:
             dq = dk = dv = None
-            delta = row_terms(dout, out, lse, mask.lo, mask.hi, dlse)
+            delta = row_terms(dout, out, lse, without_keys(mask.lo, mask.hi, mask.heads), dlse)
         dsink = sink_gradient(sink, lse, delta) if needs[3] and sink is not None else None
         return Gradients(dq, dk, dv, dsink)
 

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 __all__ = ["FORM", "Call", "Plan", "backward_plan", "forward_plan", "make_plan", "tuned_generation"]
 
 Tensor = torch.Tensor
-FORWARD, BACKWARD = 7, 7  # numbers in a plan's form
+FORWARD, BACKWARD = 7, 7  # numbers in a plan's form, behind the heads
 FORM = FORWARD + BACKWARD
 
 
 class Plan(NamedTuple):
-    """Of backend "reference" lo, hi and the seal; all of it on one device but for form and seal, on the CPU.
+    """Of backend "reference" lo, hi, form and the seal; all of it on one device but for form and seal, on the CPU.
 
     lo, hi: of the IntervalMask.
-    form: int64 (14,), what chooses kernels: the fields of the forward's tile and layers, has_lower, has_upper of its
-        schedule; the same of the backward, zeros if it has no tables.
+    form: int64 (1,), the heads of the mask; on kernels (15,), with what chooses them: the fields of the forward's tile
+        and layers, has_lower, has_upper of its schedule; the same of the backward, zeros if it has no tables.
     items, runs, idle_keys: as in `cute_attn.launch.forward.ForwardPlan`.
     key_items, key_runs, bounds, key_idle_rows, key_idle_keys, turn_ranges, turn_runs: as in
         `cute_attn.launch.backward.BackwardPlan`, in this order.
@@ -36,7 +36,7 @@ class Plan(NamedTuple):
 
     lo: Tensor
     hi: Tensor
-    form: Tensor | None = None
+    form: Tensor
     items: Tensor | None = None
     runs: Tensor | None = None
     idle_keys: Tensor | None = None
@@ -48,6 +48,11 @@ class Plan(NamedTuple):
     turn_ranges: Tensor | None = None
     turn_runs: Tensor | None = None
     seal: Tensor | None = None
+
+    @property
+    def heads(self) -> int:
+        """1, or how many heads of the mask have planes of their own."""
+        return int(self.form[0])
 
 
 class Call(NamedTuple):
@@ -82,12 +87,12 @@ def make_plan(mask: IntervalMask, call: Call) -> Plan:
 
     arguments = call.dtype, (call.head_dim, call.head_dim_v), (call.heads_q, call.heads_k)
     forward = plan_forward(mask, *arguments, "exact" if call.exact else "stale")
-    numbers: list[int] = [*astuple(forward.tile), *forward[1:4]]
-    tables: tuple[Tensor | None, ...] = forward[6:]
+    numbers: list[int] = [mask.heads, *astuple(forward.tile), *forward[1:4]]
+    tables: tuple[Tensor | None, ...] = forward[7:]
     if call.backward:
         backward = plan_backward(mask, *arguments, call.deterministic)
-        numbers, tables = [*numbers, *astuple(backward.tile), *backward[1:4]], (*tables, *backward[6:])
-    numbers += [0] * (FORM - len(numbers))
+        numbers, tables = [*numbers, *astuple(backward.tile), *backward[1:4]], (*tables, *backward[7:])
+    numbers += [0] * (1 + FORM - len(numbers))
     return Plan(forward.lo, forward.hi, torch.tensor(numbers, dtype=torch.int64, device="cpu"), *tables)
 
 
@@ -95,21 +100,16 @@ def forward_plan(plan: Plan) -> ForwardPlan:
     """What `make_plan` had of the forward."""
     from ..launch.forward import ForwardPlan
 
-    tile, layers, has_lower, has_upper = _forward_form(_numbers(plan.form))
-    return ForwardPlan(tile, layers, has_lower, has_upper, plan.lo, plan.hi, *plan[3:6])  # type: ignore[arg-type]
+    form = tuple(plan.form.tolist())
+    return ForwardPlan(*_forward_form(form), form[0], plan.lo, plan.hi, *plan[3:6])  # type: ignore[arg-type]
 
 
 def backward_plan(plan: Plan) -> BackwardPlan:
     """What `make_plan` had of the backward."""
     from ..launch.backward import BackwardPlan
 
-    tile, layers, has_lower, has_upper = _backward_form(_numbers(plan.form))
-    return BackwardPlan(tile, layers, has_lower, has_upper, plan.lo, plan.hi, *plan[6:13])  # type: ignore[arg-type]
-
-
-def _numbers(form: Tensor | None) -> tuple[int, ...]:
-    assert form is not None  # only a plan for the reference has none
-    return tuple(form.tolist())
+    form = tuple(plan.form.tolist())
+    return BackwardPlan(*_backward_form(form), form[0], plan.lo, plan.hi, *plan[6:13])  # type: ignore[arg-type]
 
 
 @functools.lru_cache
@@ -117,7 +117,7 @@ def _forward_form(form: tuple[int, ...]) -> tuple[TileConfig, int, bool, bool]:
     """The first fields of a ForwardPlan."""
     from ..spec.tiles import TileConfig
 
-    m, n, stages, ping_pong, layers, has_lower, has_upper = form[:FORWARD]
+    m, n, stages, ping_pong, layers, has_lower, has_upper = form[1 : 1 + FORWARD]
     return TileConfig(m, n, stages, bool(ping_pong)), layers, bool(has_lower), bool(has_upper)
 
 
@@ -126,5 +126,5 @@ def _backward_form(form: tuple[int, ...]) -> tuple[BackwardTile, int, bool, bool
     """The first fields of a BackwardPlan."""
     from ..spec.tiles import BackwardTile
 
-    *tile, layers, has_lower, has_upper = form[FORWARD:]
+    *tile, layers, has_lower, has_upper = form[1 + FORWARD :]
     return BackwardTile(*tile), layers, bool(has_lower), bool(has_upper)

@@ -39,7 +39,9 @@ class Reference:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         if unrounded:
             q, k, v = (x.to(reference.compute_dtype(x.dtype)) for x in (q, k, v))
-        out, lse, max_logits = reference.attention_forward(q, k, v, mask.lo, mask.hi, sink, softmax_scale, softcap)
+        out, lse, max_logits = reference.attention_forward(
+            q, k, v, mask.lo, mask.hi, sink, softmax_scale, softcap, mask_heads=mask.heads
+        )
         return out, lse, max_logits if return_max_logits else None
 
     def backward(
@@ -64,5 +66,5 @@ class Reference:
         if unrounded:
             q, k, v, out = (x.to(reference.compute_dtype(x.dtype)) for x in (q, k, v, out))
         return reference.attention_backward(
-            dout, dlse, q, k, v, out, lse, mask.lo, mask.hi, sink, softmax_scale, softcap, needs
+            dout, dlse, q, k, v, out, lse, mask.lo, mask.hi, sink, softmax_scale, softcap, needs, mask_heads=mask.heads
         )

@@ -28,7 +28,7 @@ class Tensors:
     dout: cute.Tensor  # (batch, seqlen_q, heads_q, head_dim_v)
     lse: cute.Tensor  # (batch, heads_q, seqlen_q), fp32, natural logarithm, sinks included
     dlse: cute.Tensor | None  # (batch, heads_q, seqlen_q), fp32
-    bounds: cute.Tensor | None  # (batch of the mask, q_tiles, layers, 2, m), int32 in `order`: lo, then hi
+    bounds: cute.Tensor | None  # (planes of the mask, q_tiles, layers, 2, m), int32 in `order`: lo, then hi
     statistics: cute.Tensor  # workspace (batch, heads_q, q_tiles, 2, m), fp32 in `order`: -lse * log2(e), then delta
     dq_sum: cute.Tensor | None  # workspace (batch, heads_q, q_tiles, m * head_dim), fp32 in fragment order
     turns: cute.Tensor | None  # workspace (batch, heads_q, q_tiles, 2), int32: key tiles added to dq_sum so far
@@ -40,14 +40,14 @@ class Tensors:
 @dataclass(frozen=True)
 class Schedule:
     """The transposed RunTable of cute_attn.mask.tiles, and what is idle; for ordered sums of dQ also the forward one's
-    runs."""
+    runs. With planes by head, items and idle_keys are those of cute_attn.launch.by_head."""
 
-    items: cute.Tensor  # (n, 7), int32
+    items: cute.Tensor  # (n, 7), or (n, 4 + 3 * group), int32
     runs: cute.Tensor  # (n, 4), int32
-    query_runs: cute.Tensor | None  # (batch of the mask, q_tiles, 2), int32: the runs of key tiles of each query tile
+    query_runs: cute.Tensor | None  # (planes of the mask, q_tiles, 2), int32: the runs of key tiles of each query tile
     key_runs: cute.Tensor | None  # (n, 4), int32
-    idle_rows: cute.Tensor  # (batch of the mask, q_tiles or fewer, 32), int32
-    idle_keys: cute.Tensor  # (batch of the mask, k_tiles or fewer, 32), int32
+    idle_rows: cute.Tensor  # (planes of the mask, q_tiles or fewer, 32), int32
+    idle_keys: cute.Tensor  # (planes of the mask or of its key heads, k_tiles or fewer, 32), int32
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,9 @@ def fake_arguments(spec: BackwardSpec) -> tuple[Any, ...]:
         dv=activation(seqlen_k, heads_k, dims[1], gradient) if spec.dv else None,
     )
     schedule = Schedule(
-        items=rows_of(Int32, cute.sym_int(), 7),
+        items=array(Int32, cute.sym_int(), cute.sym_int())
+        if spec.planes_by_head
+        else rows_of(Int32, cute.sym_int(), 7),
         runs=rows_of(Int32, cute.sym_int(), 4),
         query_runs=rows_of(Int32, cute.sym_int(), q_tiles, 2) if spec.deterministic else None,
         key_runs=rows_of(Int32, cute.sym_int(), 4) if spec.deterministic else None,

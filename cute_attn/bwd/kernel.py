@@ -60,7 +60,7 @@ class Consumer:
     math: TileMath
     p_address: Any  # where this thread writes P^T, dS^T
     ds_address: Any
-    bounds: cute.Tensor | None  # with many layers: (q_tiles, layers, 2, m) in global memory
+    bounds: cute.Tensor | None  # with many layers, in global memory: (q_tiles, layers, 2, m), or of all planes by head
     shared: Shared
     rings: Rings
     group: Int32
@@ -100,7 +100,7 @@ class MainKernel:
             *store_v,
         )
         self.kernel(tma, tensors, schedule, scalars).launch(
-            grid=(cutlass.min(scalars.ctas, items_in_all(tensors, schedule, scalars)), 1, 1),
+            grid=(cutlass.min(scalars.ctas, items_in_all(self.spec, tensors, schedule, scalars)), 1, 1),
             block=(WARPGROUP * (1 + GROUPS), 1, 1),
             stream=stream,
             min_blocks_per_mp=1,  # without it ptxas may ignore setmaxnreg
@@ -140,15 +140,15 @@ class MainKernel:
 
     @cute.jit
     def consume(self, tma, tensors, schedule, scalars, shared, rings, warp, group):
-        begin, end, step = items_of_cta(tensors, schedule, scalars)
+        begin, end, step = items_of_cta(self.spec, tensors, schedule, scalars)
         item_count, first = Int32(0), Int32(0)
         for index in cutlass.range(begin, end, step, unroll=1):
-            item = item_of(index, tensors, schedule, scalars)
+            item = item_of(self.spec, index, tensors, schedule, scalars)
             c = self.consumer(tensors, scalars, item, shared, rings, warp, group)
             c.dk.fill(0.0)
             c.dv.fill(0.0)
-            last_partial = first + item.group * item.n_partial
-            last = last_partial + item.group * item.n_full
+            last_partial = first + item.n_partial
+            last = last_partial + item.n_full
             rings.keys_values.wait_full(item_count)
             for use in cutlass.range(first, last_partial, unroll=1):
                 self.tile_step(c, cute.arch.make_warp_uniform(use), True)
@@ -225,12 +225,16 @@ class MainKernel:
             ),
             p_address=row_address(shared.p_data, *place, thread) if p.share_p else None,
             ds_address=row_address(shared.ds_data, *place, thread),
-            bounds=tensors.bounds[item.mask_batch, None, None, None, None] if self.many else None,
+            bounds=self.bounds_of_many(tensors, item) if self.many else None,
             shared=shared,
             rings=rings,
             group=group,
             thread=thread,
         )
+
+    def bounds_of_many(self, tensors, item):
+        """The bounds that the tiles of an item are looked up in."""
+        return tensors.bounds if self.spec.planes_by_head else tensors.bounds[item.plane, None, None, None, None]
 
     def issue_scores(self, c, use) -> None:
         """S^T of a tile, as one group."""
@@ -304,7 +308,10 @@ class MainKernel:
             return None, None
         if self.many:
             tile, begin, end = (c.shared.place[slot, i] for i in range(3))
-            bounds = c.bounds[tile, None, None, None]
+            bounds = c.bounds
+            if self.spec.planes_by_head:
+                bounds = bounds[c.shared.place[slot, 3], None, None, None, None]
+            bounds = bounds[tile, None, None, None]
             return cute.make_tensor(bounds.iterator, cute.select(bounds.layout, mode=[2, 1, 0])), (begin, end)
         return c.shared.bounds[None, None, None, slot], None
 

@@ -19,6 +19,7 @@ from cute_attn.spec.backward import BackwardSpec
 
 from .arguments import DTYPES, Scalars, Schedule, Tensors
 from .products import GROUPS, WARPGROUP, Products
+from .work import plane_of_rows
 
 __all__ = ["Postprocess"]
 
@@ -65,9 +66,10 @@ class Postprocess:
         for j in range_constexpr(p.dq_vectors):
             cute.autovec_copy(sums[None, thread, j, group], vectors[None, j])
         mine.store(mine.load() * scalars.scale)
+        plane = plane_of_rows(p.spec, idle_rows, batch, head, dq_sum.shape[1])
         place = thread // 32 * 16 + thread % 32 // 4  # of the first of this thread's two rows in the tile
         for h in range_constexpr(2):
-            if is_idle(idle_rows, batch, tile, place + 8 * h):  # zero, whatever keys that others attend hold
+            if is_idle(idle_rows, plane, tile, place + 8 * h):  # zero, whatever keys that others attend hold
                 for k in range_constexpr(cute.size(mine) // 4):
                     for c in range_constexpr(2):
                         mine[4 * k + 2 * h + c] = 0.0

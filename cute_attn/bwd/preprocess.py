@@ -15,6 +15,7 @@ from cute_attn.spec.backward import BackwardSpec
 
 from .arguments import Schedule, Tensors
 from .rows import place_of_row
+from .work import plane_of_rows
 
 __all__ = ["Preprocess"]
 
@@ -42,6 +43,7 @@ class Preprocess:
         thread = cute.arch.thread_idx()[0]
         tile, head, batch = cute.arch.block_idx()
         rows_at_once = THREADS // self.lanes
+        plane = plane_of_rows(self.spec, idle_rows, batch, head, tensors.q.shape[2])
         for i in range_constexpr(-(-self.m // rows_at_once)):
             place = i * rows_at_once + thread // self.lanes
             row = tile * self.m + place
@@ -54,7 +56,7 @@ class Preprocess:
                 total = total + cute.arch.shuffle_sync_bfly(total, offset=offset)
                 offset //= 2
             if thread % self.lanes == 0 and place < self.m:
-                has_keys = inside and not is_idle(idle_rows, batch, tile, place)
+                has_keys = inside and not is_idle(idle_rows, plane, tile, place)
                 self.write_row(tensors, batch, head, tile, place, row, has_keys, total)
         if const_expr(self.spec.dq):
             self.clear(tensors, batch, head, tile, thread)

@@ -13,7 +13,7 @@ from cute_attn.sm90.tiles import partition
 
 from .products import WARPGROUP, Products
 from .turns import Turns
-from .work import item_of, items_of_cta, query_heads
+from .work import item_of, items_of_cta, plane_of, query_heads, runs_of
 
 __all__ = ["Producers", "dq_empty", "dq_full"]
 
@@ -57,14 +57,14 @@ class Producers:
     @cute.jit
     def load_queries(self, tma, tensors, schedule, scalars, shared, rings):
         """K and V of each item, then its tiles of Q with what the math needs of their rows."""
-        begin, end, step = items_of_cta(tensors, schedule, scalars)
+        begin, end, step = items_of_cta(self.spec, tensors, schedule, scalars)
         item_count, use = Int32(0), Int32(0)
         for index in cutlass.range(begin, end, step, unroll=1):
-            item = item_of(index, tensors, schedule, scalars)
+            item = item_of(self.spec, index, tensors, schedule, scalars)
             k = cute.local_tile(tma.k[None, None, item.head_k, item.batch], (self.n, self.dim), (item.tile, 0))
             v = cute.local_tile(tma.v[None, None, item.head_k, item.batch], (self.n, self.dim_v), (item.tile, 0))
             ring = rings.keys_values
-            idle, any_idle = idle_of_lane(schedule.idle_keys, item.mask_batch, item.tile)
+            idle, any_idle = idle_of_lane(schedule.idle_keys, item.key_plane, item.tile)
             ring.wait_empty(item_count)
             barrier = ring.expect(item_count, self.n * (self.dim + self.dim_v) * 2, any_idle)
             for atom, source, target in ((tma.k_atom, k, shared.k), (tma.v_atom, v, shared.v)):
@@ -81,22 +81,23 @@ class Producers:
     @cute.jit
     def load_query_tiles(self, tma, tensors, schedule, item, shared, ring, use: Int32, masked: cutlass.Constexpr):
         """The partial or the full tiles of all heads: Q, -lse and, where bounds are tested and few, these."""
-        begin, end = (item.partial_begin, item.full_begin) if masked else (item.full_begin, item.end)
         first_head, last_head = query_heads(item)
         for head in cutlass.range(first_head, last_head, unroll=1):
+            plane = plane_of(self.spec, item, head)
+            begin, end = runs_of(self.spec, item, head, masked)
             q = cute.local_tile(tma.q[None, None, head, item.batch], (self.m, self.dim), (None, 0))
             to_q, of_q = partition(tma.q_atom, shared.q, q)
             for run in cutlass.range(begin, end, unroll=1):
                 for tile in cutlass.range(schedule.runs[run, 0], schedule.runs[run, 1], unroll=1):
                     slot = ring.slot(use)
-                    idle, any_idle = self.idle_rows(schedule, item, tile, masked)
+                    idle, any_idle = self.idle_rows(schedule, plane, tile, masked)
                     ring.wait_empty(use)
                     if const_expr(masked and self.many):
                         with cute.arch.elect_one():  # published by the arrive within expect
                             shared.place[slot, 0] = tile
                             shared.place[slot, 1] = schedule.runs[run, 2]
                             shared.place[slot, 2] = schedule.runs[run, 3]
-                            shared.place[slot, 3] = Int32(0)  # read along with the others
+                            shared.place[slot, 3] = plane if const_expr(self.spec.planes_by_head) else Int32(0)
                     bounds_bytes = 8 * self.products.staged_layers * self.m if masked else 0
                     barrier = ring.expect(use, self.m * (2 * self.dim + 4) + bounds_bytes, any_idle)
                     cute.copy(tma.q_atom, of_q[None, tile], to_q[None, slot], tma_bar_ptr=barrier)
@@ -104,7 +105,7 @@ class Producers:
                         shift = tensors.statistics[item.batch, head, tile, 0, None]
                         load_bulk(shift.iterator, shared.shift[None, slot].iterator, 4 * self.m, barrier)
                         if const_expr(bounds_bytes > 0):
-                            bounds = tensors.bounds[item.mask_batch, tile, None, None, None]
+                            bounds = tensors.bounds[plane, tile, None, None, None]
                             target = shared.bounds[None, None, None, slot]
                             load_bulk(bounds.iterator, target.iterator, bounds_bytes, barrier)
                     self.edit(idle, any_idle, shared.q[None, None, slot], ring, use)
@@ -116,25 +117,26 @@ class Producers:
     @cute.jit
     def load_grads(self, tma, tensors, schedule, scalars, shared, ring):
         """Tiles of dO with their delta, in the order of the tiles of Q."""
-        begin, end, step = items_of_cta(tensors, schedule, scalars)
+        begin, end, step = items_of_cta(self.spec, tensors, schedule, scalars)
         use = Int32(0)
         for index in cutlass.range(begin, end, step, unroll=1):
-            item = item_of(index, tensors, schedule, scalars)
+            item = item_of(self.spec, index, tensors, schedule, scalars)
             use = self.load_grad_tiles(tma, tensors, schedule, item, shared, ring, use, True)
             use = self.load_grad_tiles(tma, tensors, schedule, item, shared, ring, use, False)
 
     @cute.jit
     def load_grad_tiles(self, tma, tensors, schedule, item, shared, ring, use: Int32, masked: cutlass.Constexpr):
         """The partial or the full tiles of all heads."""
-        begin, end = (item.partial_begin, item.full_begin) if masked else (item.full_begin, item.end)
         first_head, last_head = query_heads(item)
         for head in cutlass.range(first_head, last_head, unroll=1):
+            plane = plane_of(self.spec, item, head)
+            begin, end = runs_of(self.spec, item, head, masked)
             do = cute.local_tile(tma.dout[None, None, head, item.batch], (self.m, self.dim_v), (None, 0))
             to_do, of_do = partition(tma.dout_atom, shared.do, do)
             for run in cutlass.range(begin, end, unroll=1):
                 for tile in cutlass.range(schedule.runs[run, 0], schedule.runs[run, 1], unroll=1):
                     slot = ring.slot(use)
-                    idle, any_idle = self.idle_rows(schedule, item, tile, masked)
+                    idle, any_idle = self.idle_rows(schedule, plane, tile, masked)
                     ring.wait_empty(use)
                     barrier = ring.expect(use, self.m * (2 * self.dim_v + 4), any_idle)
                     cute.copy(tma.dout_atom, of_do[None, tile], to_do[None, slot], tma_bar_ptr=barrier)
@@ -147,9 +149,9 @@ class Producers:
 
     # ------------------------------------------------------------------ rows without keys
 
-    def idle_rows(self, schedule, item, tile, masked):
+    def idle_rows(self, schedule, plane, tile, masked):
         """The idle rows of a query tile, as of `idle_of_lane`; full tiles have none."""
-        return idle_of_lane(schedule.idle_rows, item.mask_batch, tile) if masked else (Int32(0), False)
+        return idle_of_lane(schedule.idle_rows, plane, tile) if masked else (Int32(0), False)
 
     @cute.jit
     def edit(self, idle, any_idle, tile, ring, use):
@@ -164,22 +166,23 @@ class Producers:
     @cute.jit
     def add_dq(self, tensors, schedule, scalars, shared, group: cutlass.Constexpr):
         """Adds what consumer warpgroup `group` leaves of each tile's dQ to the sums in global memory."""
-        begin, end, step = items_of_cta(tensors, schedule, scalars)
+        begin, end, step = items_of_cta(self.spec, tensors, schedule, scalars)
         for index in cutlass.range(begin, end, step, unroll=1):
-            item = item_of(index, tensors, schedule, scalars)
-            self.add_dq_tiles(tensors, schedule, item, shared, group, item.partial_begin, item.full_begin)
-            self.add_dq_tiles(tensors, schedule, item, shared, group, item.full_begin, item.end)
+            item = item_of(self.spec, index, tensors, schedule, scalars)
+            self.add_dq_tiles(tensors, schedule, item, shared, group, True)
+            self.add_dq_tiles(tensors, schedule, item, shared, group, False)
         with cute.arch.elect_one():
             cute.arch.cp_async_bulk_wait_group(0)
 
     @cute.jit
-    def add_dq_tiles(self, tensors, schedule, item, shared, group: cutlass.Constexpr, begin, end):
-        """Those of the runs [begin, end), of all heads."""
+    def add_dq_tiles(self, tensors, schedule, item, shared, group: cutlass.Constexpr, masked: cutlass.Constexpr):
+        """Those of the partial or the full runs of all heads."""
         first_head, last_head = query_heads(item)
         chunks, size = self.tile.dq_chunks, self.products.dq_group_size // self.tile.dq_chunks
-        turns: Any = Turns(tensors, schedule, item, group) if const_expr(self.spec.deterministic) else None
+        turns: Any = Turns(self.spec, tensors, schedule, item, group) if const_expr(self.spec.deterministic) else None
         source = shared.dq[None, None, None, group].iterator
         for head in cutlass.range(first_head, last_head, unroll=1):
+            begin, end = runs_of(self.spec, item, head, masked)
             for run in cutlass.range(begin, end, unroll=1):
                 for tile in cutlass.range(schedule.runs[run, 0], schedule.runs[run, 1], unroll=1):
                     sums = tensors.dq_sum[item.batch, head, tile, None].iterator

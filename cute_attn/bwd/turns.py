@@ -15,6 +15,9 @@ import cutlass.cute as cute
 from cutlass import Int32
 
 from cute_attn.sm90.ptx import not_before
+from cute_attn.spec.backward import BackwardSpec
+
+from .work import plane_of
 
 __all__ = ["Turns"]
 
@@ -23,6 +26,7 @@ __all__ = ["Turns"]
 class Turns:
     """Those of one warp, which adds the dQ of consumer warpgroup `group`."""
 
+    spec: BackwardSpec
     tensors: Any
     schedule: Any
     item: Any
@@ -32,7 +36,7 @@ class Turns:
     def wait(self, head, tile):
         """Until the key tiles before this one have been added to query tile `tile`."""
         tile = not_before(tile)  # addresses are computed here: the warp has few registers to keep them in
-        before = self.key_tiles_behind(tile)
+        before = self.key_tiles_behind(head, tile)
         counter = self.counter(head, tile)
         added = cute.arch.load(counter, Int32, sem="acquire", scope="gpu")
         while added < before:
@@ -54,9 +58,9 @@ class Turns:
         return turns.iterator + cute.crd2idx((self.item.batch, head, tile, self.group), turns.layout)
 
     @cute.jit
-    def key_tiles_behind(self, tile):
-        """How many key tiles behind this one the query tile attends."""
-        runs = self.schedule.query_runs[self.item.mask_batch, tile, None]
+    def key_tiles_behind(self, head, tile):
+        """How many key tiles behind this one the query tile of a head attends."""
+        runs = self.schedule.query_runs[plane_of(self.spec, self.item, head), tile, None]
         count = Int32(0)
         for run in cutlass.range(runs[0], runs[1], unroll=1):
             first, last = self.schedule.key_runs[run, 0], self.schedule.key_runs[run, 1]

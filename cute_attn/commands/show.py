@@ -115,7 +115,7 @@ def command(
 def facts(mask: IntervalMask, tile: tuple[int, int]) -> Table:
     """What there is to say about a mask in numbers."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    pairs = mask.batch * mask.seqlen_q * mask.seqlen_k
+    pairs = mask.planes * mask.seqlen_q * mask.seqlen_k
     area = mask.area()
     table.add_row("shape", f"{mask.seqlen_q:,} rows, {mask.seqlen_k:,} keys, batch {mask.batch}")
     table.add_row(
@@ -124,7 +124,7 @@ def facts(mask: IntervalMask, tile: tuple[int, int]) -> Table:
     table.add_row("layers", f"{mask.layers} interval{'s' * (mask.layers > 1)} a row at most")
     items = mask.schedule(tile).forward.items
     partial, full = items[:, 5:7].long().sum(0).tolist()
-    total = mask.batch * -(-mask.seqlen_q // tile[0]) * -(-mask.seqlen_k // tile[1])
+    total = mask.planes * -(-mask.seqlen_q // tile[0]) * -(-mask.seqlen_k // tile[1])
     table.add_row(
         f"tiles {tile[0]}x{tile[1]}",
         f"{full:,} full, {partial:,} partial, {total - full - partial:,} none: {_share(full + partial, total)} visited",

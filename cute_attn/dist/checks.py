@@ -7,12 +7,15 @@ import math
 import numpy as np
 import torch
 
+from ..mask import IntervalMask
+
 __all__ = [
     "END",
     "as_list",
     "check_int",
     "check_kind",
     "check_number",
+    "check_one_plane",
     "check_rows",
     "check_side",
     "check_tensor",
@@ -32,6 +35,16 @@ def check_int(name: str, value: object, least: int | None = None, below: int | N
     if below is not None and value >= below:
         raise ValueError(f"{name} must be below {below}, got {value}")
     return value
+
+
+def check_one_plane(name: str, mask: IntervalMask) -> None:
+    """One sequence under one mask is what is placed."""
+    if mask.planes != 1:
+        heads = f" and heads {mask.heads}" if mask.heads > 1 else ""
+        raise ValueError(
+            f"{name} must have batch 1 and heads 1 under context parallelism, got batch {mask.batch}{heads}; "
+            "flex_flash_attn_func on one device takes a mask for each head"
+        )
 
 
 def check_number(name: str, value: object) -> float:

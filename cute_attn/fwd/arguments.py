@@ -23,7 +23,7 @@ class Tensors:
     v: cute.Tensor  # (batch, seqlen_k, heads_k, head_dim_v)
     out: cute.Tensor  # (batch, seqlen_q, heads_q, head_dim_v), like q or fp32
     lse: cute.Tensor  # (batch, heads_q, seqlen_q), fp32, natural logarithm
-    lo: Any  # (batch of the mask, layers, seqlen_q), int32; None for a dense mask
+    lo: Any  # (planes of the mask, layers, seqlen_q), int32; None for a dense mask
     hi: Any
     sink: Any  # (batch, heads_q, seqlen_q), fp32: logsumexp of the row's sinks; any strides, 0 included
     max_logits: Any  # (batch, heads_q), fp32, -inf beforehand
@@ -35,19 +35,22 @@ class Schedule:
 
     items: cute.Tensor  # (n, 7), int32
     runs: cute.Tensor  # (n, 4), int32
-    idle_keys: cute.Tensor  # (batch of the mask, k_tiles or fewer, 32), int32
+    idle_keys: cute.Tensor  # (planes of the mask, k_tiles or fewer, 32), int32
 
 
 @dataclass(frozen=True)
 class Scalars:
     """score_factor: what scores are multiplied with before masking (specs other than "plain").
     exp2_factor: what the exponential multiplies scores with, positive; it contains log2(e).
-    batches: how many batches share an item of the schedule.
+    batches, heads: how many batches and how many heads share an item of the schedule.
+    mask_heads: how many heads have planes of their own in the mask, 1 if all share them.
     ctas: how many persistent CTAs to launch at most."""
 
     score_factor: Float32
     exp2_factor: Float32
     batches: Int32
+    heads: Int32
+    mask_heads: Int32
     ctas: Int32
 
 
@@ -102,5 +105,5 @@ def fake_arguments(spec: ForwardSpec) -> tuple[Any, ...]:
     )
     idle_keys = array(Int32, cute.sym_int(), cute.sym_int(), 32)
     schedule = Schedule(array(Int32, cute.sym_int(), 7), array(Int32, cute.sym_int(), 4), idle_keys)
-    scalars = Scalars(Float32(1.0), Float32(1.0), Int32(1), Int32(1))
+    scalars = Scalars(Float32(1.0), Float32(1.0), Int32(1), Int32(1), Int32(1), Int32(1))
     return tensors, schedule, scalars, cute.runtime.make_fake_stream(use_tvm_ffi_env_stream=True)

@@ -157,7 +157,7 @@ class ForwardKernel:
                     slot = values.slot(tile_count)
                     idle, any_idle = Int32(0), Boolean(False)
                     if run < item.full_run:  # the weights of idle keys are zero, but zero times NaN would be NaN
-                        idle, any_idle = idle_of_lane(arguments.schedule.idle_keys, item.mask_batch, tile)
+                        idle, any_idle = idle_of_lane(arguments.schedule.idle_keys, item.plane, tile)
                     values.wait_empty(tile_count)
                     barrier = values.expect(tile_count, self.n * self.dim_v * 2, any_idle)
                     cute.copy(tma.v_atom, from_v[None, tile], to_v[None, slot], tma_bar_ptr=barrier)
@@ -237,7 +237,7 @@ class ForwardKernel:
         spec = self.spec
         if spec.layers == 0:
             return RowBounds.dense(self.n, tensors.k.shape[1])
-        lo, hi = (t[item.mask_batch, None, None] for t in (tensors.lo, tensors.hi))
+        lo, hi = (t[item.plane, None, None] for t in (tensors.lo, tensors.hi))
         return RowBounds.load(self.n, spec.layers, spec.has_lower, spec.has_upper, lo, hi, row)
 
     @cute.jit

@@ -15,7 +15,7 @@ class Item(NamedTuple):
     """A query tile of a head, and the runs of key tiles that it visits."""
 
     batch: Int32
-    mask_batch: Int32
+    plane: Int32  # of the mask
     head: Int32
     head_k: Int32
     tile: Int32
@@ -36,8 +36,8 @@ class Arguments:
     scalars: Scalars
 
     def work(self) -> Int32:
-        """Number of items: schedule entries, each for the batches that share it and for every head."""
-        return self.schedule.items.shape[0] * self.scalars.batches * self.tensors.q.shape[2]
+        """Number of items: schedule entries, each for the batches and heads that share it."""
+        return self.schedule.items.shape[0] * self.scalars.batches * self.scalars.heads
 
     def share(self) -> tuple[Int32, Int32, Int32]:
         """Begin, end and step of the items of this CTA."""
@@ -45,16 +45,16 @@ class Arguments:
 
     def item(self, index: Int32) -> Item:
         """Item number `index`: heads fastest, so that neighbours read the same keys; then batches."""
-        heads = self.tensors.q.shape[2]
-        items, per_entry = self.schedule.items, heads * self.scalars.batches
+        scalars, items = self.scalars, self.schedule.items
+        per_entry = scalars.heads * scalars.batches
         entry, rest = index // per_entry, index % per_entry
-        mask_batch, tile, first_run, full_run, last_run, n_partial, n_full = (items[entry, i] for i in range(7))
-        head = rest % heads
+        plane, tile, first_run, full_run, last_run, n_partial, n_full = (items[entry, i] for i in range(7))
+        head = plane % scalars.mask_heads + rest % scalars.heads  # one of the two is zero: planes are shared or not
         return Item(
-            batch=mask_batch + rest // heads,  # one of the two is zero: a mask is shared or per batch
-            mask_batch=mask_batch,
+            batch=plane // scalars.mask_heads + rest // scalars.heads,
+            plane=plane,
             head=head,
-            head_k=head // (heads // self.tensors.k.shape[2]),
+            head_k=head // (self.tensors.q.shape[2] // self.tensors.k.shape[2]),
             tile=tile,
             first_run=first_run,
             full_run=full_run,

@@ -12,6 +12,7 @@ from cute_attn.mask import IntervalMask, TileSchedule
 from cute_attn.spec.backward import BackwardSpec
 from cute_attn.spec.tiles import BackwardTile
 
+from .by_head import by_place, idle_for_all, items_of_key_heads
 from .forms import backward_mask_kind, kernel_dims
 from .order import in_turns
 from .rows import pack_bounds, unpack_rows
@@ -19,7 +20,7 @@ from .run import Order, Runtime, run
 from .tensors import DTYPES, in_kernel_form, multiprocessors
 from .tuned import tuned_tile
 
-__all__ = ["BackwardPlan", "KernelGradients", "backward", "plan_backward", "row_terms"]
+__all__ = ["BackwardPlan", "KernelGradients", "backward", "plan_backward", "row_terms", "without_keys"]
 
 LOG2_E = math.log2(math.e)
 
@@ -40,18 +41,20 @@ class KernelGradients(NamedTuple):
 class BackwardPlan(NamedTuple):
     """What a backward reads of its mask, for one tile.
 
-    lo, hi: of the mask.
+    heads: of the mask. lo, hi: its intervals.
     items, runs: the transposed table of the mask's schedule, whose layers, has_lower, has_upper, idle_rows and
-        idle_keys these are; in the order of turns where dQ has turns (see `cute_attn.launch.order`).
+        idle_keys these are; in the order of turns where dQ has turns (see `cute_attn.launch.order`). Where heads have
+        planes of their own, items and idle_keys are of key heads (see `cute_attn.launch.by_head`).
     bounds: the intervals, as `pack_bounds` lays them out.
-    turn_ranges, turn_runs: with turns, the runs of key tiles of each query tile, int32 `(batch, q_tiles, 2)`, and these
-        runs; else None.
+    turn_ranges, turn_runs: with turns, the runs of key tiles of each query tile, int32 `(planes, q_tiles, 2)`, and
+        these runs; else None.
     """
 
     tile: BackwardTile
     layers: int
     has_lower: bool
     has_upper: bool
+    heads: int
     lo: torch.Tensor
     hi: torch.Tensor
     items: torch.Tensor
@@ -80,26 +83,32 @@ def plan_backward(
     if tile is None:
         dims = kernel_dims(*head_dims)
         tile = tuned_tile("bwd", DTYPES[dtype], dims, heads, mask, mask.device, default_tile(*dims))
-    key = tile, has_turns
+    heads_k = heads[1] if mask.heads > 1 else 1
+    key = tile, has_turns, heads_k
     if key not in mask._derived:
-        mask._derived[key] = _planned(mask, mask.schedule((tile.m, tile.n)), tile, has_turns)
+        mask._derived[key] = _planned(mask, mask.schedule((tile.m, tile.n)), tile, has_turns, mask.heads // heads_k)
     return mask._derived[key]
 
 
-def _planned(mask: IntervalMask, schedule: TileSchedule, tile: BackwardTile, has_turns: bool) -> BackwardPlan:
-    facts = schedule.layers, schedule.has_lower, schedule.has_upper
-    ends, idle = (mask.lo, mask.hi), (schedule.idle_rows, schedule.idle_keys)
+def _planned(
+    mask: IntervalMask, schedule: TileSchedule, tile: BackwardTile, has_turns: bool, group: int
+) -> BackwardPlan:
+    """group: how many query heads with planes of their own share a key head."""
+    facts = schedule.layers, schedule.has_lower, schedule.has_upper, mask.heads
+    ends, idle_keys = (mask.lo, mask.hi), schedule.idle_keys
+    table = in_turns(schedule) if has_turns else schedule.backward
+    items = table.items
+    if mask.heads > 1:
+        items = items_of_key_heads(table, schedule.k_tiles, group, has_turns)
+        idle_keys = idle_for_all(idle_keys, group)
     bounds = mask._derived.get(("bounds", tile.m))
     if bounds is None:
         bounds = mask._derived["bounds", tile.m] = pack_bounds(mask, tile.m)
-    if not has_turns:
-        return BackwardPlan(
-            tile, *facts, *ends, schedule.backward.items, schedule.backward.runs, bounds, *idle, None, None
-        )
-    table, items = in_turns(schedule), schedule.forward.items
-    order = (items[:, 0].long() * schedule.q_tiles + items[:, 1]).argsort()
-    ranges = items[order][:, [2, 4]].view(schedule.batch, schedule.q_tiles, 2).contiguous()
-    return BackwardPlan(tile, *facts, *ends, table.items, table.runs, bounds, *idle, ranges, schedule.forward.runs)
+    turns: tuple[torch.Tensor | None, torch.Tensor | None] = None, None
+    if has_turns:
+        ranges = by_place(schedule.forward, schedule.q_tiles)[:, [2, 4]]
+        turns = ranges.view(schedule.planes, schedule.q_tiles, 2).contiguous(), schedule.forward.runs
+    return BackwardPlan(tile, *facts, *ends, items, table.runs, bounds, schedule.idle_rows, idle_keys, *turns)
 
 
 def backward(
@@ -152,7 +161,7 @@ def backward(
         for gradient in (dq, dk, dv):
             if gradient is not None:
                 gradient.zero_()
-        return KernelGradients(dq, dk, dv, row_terms(dout, out, lse, plan.lo, plan.hi, dlse))
+        return KernelGradients(dq, dk, dv, row_terms(dout, out, lse, without_keys(plan.lo, plan.hi, plan.heads), dlse))
     layers, has_lower, has_upper = backward_mask_kind(plan, softcap > 0.0)
     spec = BackwardSpec(
         dtype=DTYPES[q.dtype],  # type: ignore[arg-type]
@@ -166,6 +175,7 @@ def backward(
         dk=needs[1],
         dv=needs[2],
         dlse=dlse is not None,
+        planes_by_head=plan.heads > 1,
         deterministic=deterministic and needs[0],
         fp32_gradients=fp32_gradients,
         tile=tile,
@@ -182,7 +192,7 @@ def backward(
     scalars = (
         *_factors(softmax_scale, softcap),
         softmax_scale,
-        batch if plan.bounds.shape[0] == 1 else 1,
+        batch if plan.bounds.shape[0] == plan.heads else 1,
         heads_q // k.shape[2],
         _ctas(q.device, sm_margin),
     )
@@ -190,7 +200,7 @@ def backward(
     run(spec, arguments, runtime, (statistics, dq_sum, turns, dq, dk, dv), order)
     delta = unpack_rows(statistics[:, :, :, 1], seqlen_q)
     if dlse is not None and plan.idle_rows.numel():  # of their sinks alone: the kernels leave zero there
-        delta = torch.where(without_keys(plan.lo, plan.hi) & (lse > -math.inf), -dlse, delta)
+        delta = torch.where(without_keys(plan.lo, plan.hi, plan.heads) & (lse > -math.inf), -dlse, delta)
     return KernelGradients(dq, dk, dv, delta)
 
 
@@ -203,19 +213,18 @@ def row_terms(
     dout: torch.Tensor,
     out: torch.Tensor,
     lse: torch.Tensor,
-    lo: torch.Tensor,
-    hi: torch.Tensor,
+    is_empty: torch.Tensor,
     dlse: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The delta of KernelGradients where no kernel runs."""
-    delta = (dout.float() * out.float()).sum(3).transpose(1, 2).masked_fill(without_keys(lo, hi), 0.0)
+    """The delta of KernelGradients where no kernel runs; is_empty: see `without_keys`."""
+    delta = (dout.float() * out.float()).sum(3).transpose(1, 2).masked_fill(is_empty, 0.0)
     delta = delta if dlse is None else delta - dlse
     return delta.masked_fill(lse == -math.inf, 0.0)
 
 
-def without_keys(lo: torch.Tensor, hi: torch.Tensor) -> torch.Tensor:
-    """Which rows of a mask attend nothing: bool (batch of the mask, 1, seqlen_q)."""
-    return (lo >= hi).all(1)[:, None]
+def without_keys(lo: torch.Tensor, hi: torch.Tensor, heads: int) -> torch.Tensor:
+    """Which rows of a mask attend nothing: bool (batch of the mask, heads of the mask, seqlen_q)."""
+    return (lo >= hi).all(1).unflatten(0, (-1, heads))
 
 
 def _factors(scale: float, softcap: float) -> tuple[float, float]:

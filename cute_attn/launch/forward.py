@@ -28,7 +28,7 @@ PLAIN_SCALES = (1e-6, 1e6)
 class ForwardPlan(NamedTuple):
     """What a forward reads of its mask, for one tile.
 
-    lo, hi: of the mask.
+    heads: of the mask. lo, hi: its intervals.
     items, runs: the forward table of its schedule, whose layers, has_lower, has_upper and idle_keys these are.
     """
 
@@ -36,6 +36,7 @@ class ForwardPlan(NamedTuple):
     layers: int
     has_lower: bool
     has_upper: bool
+    heads: int
     lo: torch.Tensor
     hi: torch.Tensor
     items: torch.Tensor
@@ -64,7 +65,7 @@ def plan_forward(
     facts = schedule.layers, schedule.has_lower, schedule.has_upper
     table = schedule.forward
     bounds = rows_contiguous(mask.lo), rows_contiguous(mask.hi)
-    return ForwardPlan(tile, *facts, *bounds, table.items, table.runs, schedule.idle_keys)
+    return ForwardPlan(tile, *facts, mask.heads, *bounds, table.items, table.runs, schedule.idle_keys)
 
 
 def forward(
@@ -89,7 +90,8 @@ def forward(
     Args:
         q: (batch, seqlen_q, heads_q, head_dim), bf16 or fp16; k, v: (batch, seqlen_k, heads_k, head_dim or head_dim_v).
             Checked by the caller; strides as in `in_kernel_form`, else a copy is made.
-        mask: over (seqlen_q, seqlen_k), its batch 1 or the tensors'; or a plan made of it for such tensors.
+        mask: over (seqlen_q, seqlen_k), its batch 1 or the tensors', its heads 1 or q's; or a plan made of it for such
+            tensors.
         softmax_scale: any finite number; zero and negative ones take a variant that scales the scores first.
         sink_lse: fp32, broadcastable to (batch, heads_q, seqlen_q): logsumexp of the sinks of a row.
         runtime, order: see `cute_attn.launch.run.run`.
@@ -138,8 +140,8 @@ def forward(
     q, k, v = (in_kernel_form(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     bounds = (None, None) if layers == 0 else (plan.lo, plan.hi)
     tensors = (q, k, v, out, lse, *bounds, sink_lse, max_logits)
-    batches = batch if plan.lo.shape[0] == 1 else 1
-    scalars = (score_factor, exp2_factor, batches, max(1, multiprocessors(q.device) - sm_margin))
+    sharing = batch if plan.lo.shape[0] == plan.heads else 1, heads_q if plan.heads == 1 else 1
+    scalars = (score_factor, exp2_factor, *sharing, plan.heads, max(1, multiprocessors(q.device) - sm_margin))
     arguments = (tensors, (plan.items, plan.runs, plan.idle_keys), scalars)
     run(spec, arguments, runtime, (out, lse), order)
     return out, lse, max_logits

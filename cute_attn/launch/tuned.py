@@ -153,7 +153,7 @@ def mask_class(mask: IntervalMask) -> MaskClass:
     if found is None:
         has_lower, has_upper = bool((mask.lo > 0).any()), bool((mask.hi < mask.seqlen_k).any())
         layers: int | str = mask.layers if mask.layers <= 2 else "many"
-        pairs = mask.batch * mask.seqlen_q * mask.seqlen_k
+        pairs = mask.planes * mask.seqlen_q * mask.seqlen_k
         density = round(-math.log2(max(1, mask.area()) / pairs)) if pairs else 0
         found = MaskClass(layers if has_lower or has_upper else 0, has_lower, has_upper, density)
         _classes[mask] = found

@@ -33,13 +33,13 @@ _MOST_TILES = 96  # a side; more could not be told apart
 _WIDTH, _RIGHT, _TOP, _BOTTOM = 6.2, 0.45, 0.78, 0.95  # of the picture and around it, in inches
 
 
-def coverage(mask: IntervalMask, rows: int, columns: int, batch: int = 0) -> torch.Tensor:
+def coverage(mask: IntervalMask, rows: int, columns: int, batch: int = 0, head: int = 0) -> torch.Tensor:
     """Fraction of attended pairs in each cell of a `rows x columns` grid laid over the mask, float64 on the CPU.
 
     The number of pairs left of an edge e is the sum over intervals of `relu(e - lo) - relu(e - hi)`. With the ends
     counted and summed by cell, `relu(e - x)` adds up to `e * count - sum` over the cells before e.
     """
-    _check_mask(mask, batch)
+    plane = _plane(mask, batch, head)
     rows, columns = check_number("rows", rows, 1), check_number("columns", columns, 1)
     row_edges, column_edges = (
         torch.tensor(_edges(*pair), device="cpu") for pair in ((mask.seqlen_q, rows), (mask.seqlen_k, columns))
@@ -47,7 +47,7 @@ def coverage(mask: IntervalMask, rows: int, columns: int, batch: int = 0) -> tor
     line = torch.searchsorted(row_edges, torch.arange(mask.seqlen_q, device="cpu"), right=True) - 1
     left = torch.zeros(rows, columns + 1, dtype=torch.int64, device="cpu")
     for bound, sign in ((mask.lo, 1), (mask.hi, -1)):
-        ends = bound[batch].cpu().long()
+        ends = bound[plane].cpu().long()
         cell = torch.searchsorted(column_edges, ends, right=True) - 1
         slot = (line * (columns + 1) + cell).flatten()
         count = torch.bincount(slot, minlength=left.numel()).view_as(left)
@@ -58,13 +58,14 @@ def coverage(mask: IntervalMask, rows: int, columns: int, batch: int = 0) -> tor
     return left.diff(dim=1).double() / cells
 
 
-def draw_text(mask: IntervalMask, width: int = 80, batch: int = 0) -> str:
+def draw_text(mask: IntervalMask, width: int = 80, batch: int = 0, head: int = 0) -> str:
     """The mask in block characters, at most `width` columns wide: rows are queries, columns keys.
 
     A short mask has two characters a key; in a longer one a cell stands for many pairs: `█` all attended, `▓▒░` some,
-    `·` none. ValueError for a width below 40 or a batch that the mask does not have.
+    `·` none. One of batch and head is drawn. ValueError for a width below 40 or a batch or head that the mask does not
+    have.
     """
-    _check_mask(mask, batch)
+    _plane(mask, batch, head)
     width = check_number("width", width, 40)
     gutter = max(3, len(str(mask.seqlen_q))) + 1
     room = width - gutter - 2
@@ -77,7 +78,7 @@ def draw_text(mask: IntervalMask, width: int = 80, batch: int = 0) -> str:
         columns, cell = _round_number_of_cells(mask.seqlen_k, min(room, mask.seqlen_k)), 1
         rows = round(columns * mask.seqlen_q / mask.seqlen_k / 2)  # a character is twice as tall as wide
         rows = _round_number_of_cells(mask.seqlen_q, min(max(rows, 1), mask.seqlen_q, 60))
-    shares = coverage(mask, rows, columns, batch)
+    shares = coverage(mask, rows, columns, batch, head)
     row_edges = _edges(mask.seqlen_q, rows)
     labelled = {rows * i // 4 for i in range(4)}
     lines = [_key_axis(mask.seqlen_k, columns * cell, gutter), " " * gutter + "┌" + "─" * (columns * cell) + "┐"]
@@ -95,17 +96,18 @@ def draw_png(
     tile: tuple[int, int] = (128, 128),
     batch: int = 0,
     title: str = "Mask",
+    head: int = 0,
 ) -> Path:
     """Writes a PNG of the attended area with the grid of `(rows, keys)` tiles over it, and returns its path.
 
     Tiles are coloured by what a kernel does with them: none are skipped, partial ones masked, full ones not masked.
     With more than 96 tiles a side the area alone is drawn, as its share of each pixel. ValueError for an empty
-    mask or a batch that it does not have.
+    mask or a batch or head that it does not have.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    _check_mask(mask, batch)
+    plane = _plane(mask, batch, head)
     tile = check_tile(tile)
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be a path, got {shown(path)}")
@@ -115,11 +117,11 @@ def draw_png(
         raise ValueError(f"mask has nothing to draw: {mask.seqlen_q} rows, {mask.seqlen_k} keys")
     height = min(max(_WIDTH * mask.seqlen_q / mask.seqlen_k, 1.2), 9.0)
     rows, columns = (min(n, round(x * _DPI)) for n, x in ((mask.seqlen_q, height), (mask.seqlen_k, _WIDTH)))
-    shares = coverage(mask, rows, columns, batch)
+    shares = coverage(mask, rows, columns, batch, head)
     schedule = mask.schedule(tile)
     tiles = (-(-mask.seqlen_q // tile[0]), -(-mask.seqlen_k // tile[1]))
     has_grid = max(tiles) <= _MOST_TILES
-    grid = schedule.to_grid()[batch].cpu().long() if has_grid else None
+    grid = schedule.to_grid()[plane].cpu().long() if has_grid else None
 
     left = 0.5 + 0.08 * len(f"{mask.seqlen_q:,}")
     wide, tall = left + _WIDTH + _RIGHT, _TOP + height + _BOTTOM
@@ -145,7 +147,7 @@ def draw_png(
     for spine in axes.spines.values():
         spine.set(color="#c5ccd3", linewidth=0.8)
 
-    attended = mask.row_area()[batch].sum().item() / (mask.seqlen_q * mask.seqlen_k)
+    attended = mask.row_area().view(mask.planes, -1)[plane].sum().item() / (mask.seqlen_q * mask.seqlen_k)
     layers = f"{mask.layers} interval{'s' * (mask.layers > 1)} a row at most"
     facts = f"{mask.seqlen_q:,} × {mask.seqlen_k:,}, {attended:.1%} attended, {layers}"
     size = min(12.0, 12.0 * 62 / max(1, len(title)))  # a long title still fits in one line
@@ -238,7 +240,10 @@ def _colours(shares: torch.Tensor, grid: torch.Tensor | None, mask: IntervalMask
     return background + (attended - background) * shares.clamp(0, 1).numpy()[..., None]
 
 
-def _check_mask(mask: IntervalMask, batch: int) -> None:
+def _plane(mask: IntervalMask, batch: int, head: int) -> int:
+    """The plane that is drawn."""
     check_mask("mask", mask)
-    if check_number("batch", batch, 0) >= mask.batch:
-        raise ValueError(f"batch must be below the mask's batch {mask.batch}, got {batch}")
+    for name, value, count in (("batch", batch, mask.batch), ("head", head, mask.heads)):
+        if check_number(name, value, 0) >= count:
+            raise ValueError(f"{name} must be below the mask's {name}{'s' * (name == 'head')} {count}, got {value}")
+    return batch * mask.heads + head

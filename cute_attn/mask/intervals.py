@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from .checks import check_device, check_integer_tensor, check_length, check_tile, shown
+from .checks import check_device, check_integer_tensor, check_length, check_number, check_tile, shown
 from .owned import owned_intervals
 from .ranges import RangesLike
 from .slices import expand_slices, union_of_slices
@@ -20,12 +20,15 @@ __all__ = ["IntervalMask", "check_mask"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class IntervalMask:
-    """Which keys each query row attends: row i of batch b sees key k iff `lo[b, j, i] <= k < hi[b, j, i]` for some j.
+    """Which keys each query row attends: row i of plane p sees key k iff `lo[p, j, i] <= k < hi[p, j, i]` for some j.
 
     Args:
-        lo, hi: int32 `(batch, layers, seqlen_q)` on one device; batch is 1 for a mask that the whole batch shares.
-            Layer j is the j-th interval of each row: sorted, disjoint, not touching; empty ones (`lo == hi`) last.
+        lo, hi: int32 `(batch * heads, layers, seqlen_q)` on one device, a plane for each batch element and head, heads
+            fastest. Layer j is the j-th interval of each row: sorted, disjoint, not touching; empty ones (`lo == hi`)
+            last.
         seqlen_k: number of keys; `0 <= lo <= hi <= seqlen_k`.
+        heads: 1 for a mask that all heads share, else the number of query heads, each with planes of its own. `batch`
+            is 1 for a mask that the whole batch shares.
 
     Raises TypeError or ValueError for anything else; `IntervalMask.from_intervals` takes intervals in any order.
     A mask owns its intervals: they are copied from the tensors given, which may change afterwards. The plans made from
@@ -36,6 +39,7 @@ class IntervalMask:
     lo: torch.Tensor
     hi: torch.Tensor
     seqlen_k: int
+    heads: int = field(default=1, kw_only=True)
     _schedules: dict[tuple[int, int], TileSchedule] = field(default_factory=dict, init=False)
     _derived: dict[Hashable, Any] = field(default_factory=dict, init=False)  # what kernels read besides schedules
     _plans: dict[Hashable, Any] = field(default_factory=dict, init=False)  # what travels into ops, by kind of call
@@ -54,6 +58,12 @@ class IntervalMask:
                 f"lo and hi must both have shape (batch, layers, seqlen_q) with at least one batch and layer, "
                 f"got {tuple(lo.shape)} and {tuple(hi.shape)}"
             )
+        object.__setattr__(self, "heads", check_number("heads", self.heads, 1))
+        if lo.shape[0] % self.heads:
+            raise ValueError(
+                f"heads must divide the planes of lo and hi, (batch * heads, layers, seqlen_q), got heads {self.heads} "
+                f"and {lo.shape[0]} planes"
+            )
         object.__setattr__(self, "seqlen_k", check_length("seqlen_k", self.seqlen_k))
         for name, value in zip(("lo", "hi"), owned_intervals(lo, hi, self.seqlen_k), strict=True):
             object.__setattr__(self, name, value)
@@ -61,11 +71,11 @@ class IntervalMask:
     # ---------------------------------------------------------------- making
 
     @classmethod
-    def _made(cls, lo: torch.Tensor, hi: torch.Tensor, seqlen_k: int) -> IntervalMask:
+    def _made(cls, lo: torch.Tensor, hi: torch.Tensor, seqlen_k: int, heads: int = 1) -> IntervalMask:
         """A mask of intervals that our own code made, as they should be and held by nobody else: neither checked, which
         would wait for a GPU, nor copied."""
         mask = object.__new__(cls)
-        for name, value in (("lo", lo), ("hi", hi), ("seqlen_k", seqlen_k)):
+        for name, value in (("lo", lo), ("hi", hi), ("seqlen_k", seqlen_k), ("heads", heads)):
             object.__setattr__(mask, name, value)
         for name in ("_schedules", "_derived", "_plans"):
             object.__setattr__(mask, name, {})
@@ -98,37 +108,54 @@ class IntervalMask:
 
     @classmethod
     def from_intervals(cls, lo: torch.Tensor, hi: torch.Tensor, seqlen_k: int) -> IntervalMask:
-        """From integer `lo`, `hi` of shape `(seqlen_q,)`, `(layers, seqlen_q)` or `(batch, layers, seqlen_q)`, in any
-        order and overlapping at will; bounds are clipped to [0, seqlen_k] and intervals with `hi <= lo` are empty."""
+        """From integer `lo`, `hi` of shape `(seqlen_q,)`, `(layers, seqlen_q)`, `(batch, layers, seqlen_q)` or `(batch,
+        heads, layers, seqlen_q)`, in any order and overlapping at will; bounds are clipped to [0, seqlen_k] and
+        intervals with `hi <= lo` are empty. Heads are query heads, or 1 for all."""
         _check_integers("lo", lo)
         _check_integers("hi", hi)
         _check_pair(lo, hi)
-        if lo.shape != hi.shape or lo.ndim not in (1, 2, 3):
+        if lo.shape != hi.shape or lo.ndim not in (1, 2, 3, 4):
             raise ValueError(
-                "lo and hi must both have shape (seqlen_q,), (layers, seqlen_q) or (batch, layers, seqlen_q), "
-                f"got {tuple(lo.shape)} and {tuple(hi.shape)}"
+                "lo and hi must both have shape (seqlen_q,), (layers, seqlen_q), (batch, layers, seqlen_q) or (batch, "
+                f"heads, layers, seqlen_q), got {tuple(lo.shape)} and {tuple(hi.shape)}"
             )
         seqlen_k = check_length("seqlen_k", seqlen_k)
+        heads = 1
+        if lo.ndim == 4:
+            heads = lo.shape[1]
+            if heads < 1:
+                raise ValueError(f"lo and hi must have at least one head, got shape {tuple(lo.shape)}")
+            lo, hi = lo.flatten(0, 1), hi.flatten(0, 1)
         lo, hi = (x if x.dtype in (torch.int32, torch.int64) else x.long() for x in (lo, hi))
         while lo.ndim < 3:
             lo, hi = lo[None], hi[None]
+        return cls._united(lo, hi, seqlen_k, heads)
+
+    @classmethod
+    def _united(cls, lo: torch.Tensor, hi: torch.Tensor, seqlen_k: int, heads: int) -> IntervalMask:
+        """From int32 or int64 `(planes, layers, seqlen_q)` as `from_intervals` takes them."""
         lo, hi = lo.clamp(0, seqlen_k), hi.clamp(0, seqlen_k)
-        batch, layers, rows = lo.shape
+        planes, layers, rows = lo.shape
         if layers == 1:
             keep = lo < hi
-            return cls._made((lo * keep).int(), (hi * keep).int(), seqlen_k)
-        lo, hi = (x.transpose(1, 2).reshape(batch * rows, layers).long() for x in (lo, hi))
+            return cls._made((lo * keep).int(), (hi * keep).int(), seqlen_k, heads)
+        lo, hi = (x.transpose(1, 2).reshape(planes * rows, layers).long() for x in (lo, hi))
         row, layer = (lo < hi).nonzero(as_tuple=True)
         merged = unite(row, lo[row, layer], hi[row, layer], seqlen_k)
-        lo, hi = stack_layers(*merged, rows=batch * rows)
-        lo, hi = (x.reshape(x.shape[0], batch, rows).transpose(0, 1).contiguous() for x in (lo, hi))
-        return cls._made(lo, hi, seqlen_k)
+        lo, hi = stack_layers(*merged, rows=planes * rows)
+        lo, hi = (x.reshape(x.shape[0], planes, rows).transpose(0, 1).contiguous() for x in (lo, hi))
+        return cls._made(lo, hi, seqlen_k, heads)
 
     # ---------------------------------------------------------------- looking
 
     @property
-    def batch(self) -> int:
+    def planes(self) -> int:
+        """That of batch element b and query head h is `(b if batch > 1 else 0) * heads + (h if heads > 1 else 0)`."""
         return self.lo.shape[0]
+
+    @property
+    def batch(self) -> int:
+        return self.lo.shape[0] // self.heads
 
     @property
     def layers(self) -> int:
@@ -143,20 +170,24 @@ class IntervalMask:
         return self.lo.device
 
     def row_area(self) -> torch.Tensor:
-        """Number of keys that each row attends, int64 `(batch, seqlen_q)`."""
-        return (self.hi - self.lo).sum(dim=1, dtype=torch.int64)
+        """Number of keys that each row attends, int64 `(batch, seqlen_q)`, or `(batch, heads, seqlen_q)`."""
+        return self._by_head((self.hi - self.lo).sum(dim=1, dtype=torch.int64))
 
     def area(self) -> int:
-        """Exact number of attended (row, key) pairs, summed over the mask's batch."""
+        """Exact number of attended (row, key) pairs, summed over the mask's planes."""
         return int(self.row_area().sum())
 
     def to_dense(self) -> torch.Tensor:
-        """bool `(batch, seqlen_q, seqlen_k)`: for looking and for tests."""
+        """bool `(batch, seqlen_q, seqlen_k)`, or `(batch, heads, seqlen_q, seqlen_k)`: for looking and for tests."""
         keys = torch.arange(self.seqlen_k, device=self.device, dtype=torch.int32)
-        dense = torch.zeros(self.batch, self.seqlen_q, self.seqlen_k, dtype=torch.bool, device=self.device)
+        dense = torch.zeros(self.planes, self.seqlen_q, self.seqlen_k, dtype=torch.bool, device=self.device)
         for lo, hi in zip(self.lo.unbind(1), self.hi.unbind(1), strict=True):
             dense |= (keys >= lo[..., None]) & (keys < hi[..., None])
-        return dense
+        return self._by_head(dense)
+
+    def _by_head(self, x: torch.Tensor) -> torch.Tensor:
+        """`(planes, ...)` as `(batch, heads, ...)` where heads have planes of their own."""
+        return x if self.heads == 1 else x.unflatten(0, (self.batch, self.heads))
 
     def schedule(self, tile: tuple[int, int] = (128, 128)) -> TileSchedule:
         """The tile schedule for `(rows, keys)` tiles, made once and kept."""
@@ -183,57 +214,62 @@ class IntervalMask:
     def equals(self, other: IntervalMask) -> bool:
         """Whether both masks have the same shape and attend the same pairs."""
         check_mask("other", other)
-        if (self.batch, self.seqlen_q, self.seqlen_k) != (other.batch, other.seqlen_q, other.seqlen_k):
+        shapes = ((m.batch, m.heads, m.seqlen_q, m.seqlen_k) for m in (self, other))
+        if next(shapes) != next(shapes):
             return False
         layers = max(self.layers, other.layers)
         mine, theirs = ([_padded(x * (m.lo < m.hi), layers) for x in (m.lo, m.hi)] for m in (self, other))
         return all(torch.equal(a, b.to(a.device)) for a, b in zip(mine, theirs, strict=True))
 
     def __repr__(self) -> str:
+        heads = f"heads={self.heads}, " if self.heads > 1 else ""
         return (
-            f"IntervalMask(batch={self.batch}, layers={self.layers}, seqlen_q={self.seqlen_q}, "
+            f"IntervalMask(batch={self.batch}, {heads}layers={self.layers}, seqlen_q={self.seqlen_q}, "
             f"seqlen_k={self.seqlen_k}, device='{self.device}')"
         )
 
     # ---------------------------------------------------------------- combining
 
     def __or__(self, other: IntervalMask) -> IntervalMask:
-        """Pairs that either mask attends; a mask of batch 1 goes with any batch."""
+        """Pairs that either mask attends; a mask of batch 1 goes with any batch, one of heads 1 with any heads."""
         if not isinstance(other, IntervalMask):
             return NotImplemented
         a, b = self._matched(other, "|")
-        return IntervalMask.from_intervals(torch.cat([a.lo, b.lo], 1), torch.cat([a.hi, b.hi], 1), self.seqlen_k)
+        return self._united(torch.cat([a.lo, b.lo], 1), torch.cat([a.hi, b.hi], 1), self.seqlen_k, a.heads)
 
     def __invert__(self) -> IntervalMask:
         """Pairs that this mask does not attend: the gaps between its intervals."""
         empty = self.lo == self.hi
         lo, hi = (x.masked_fill(empty, self.seqlen_k) for x in (self.lo, self.hi))
-        edge = lo.new_zeros(self.batch, 1, self.seqlen_q)
-        return IntervalMask.from_intervals(
-            torch.cat([edge, hi], 1), torch.cat([lo, edge + self.seqlen_k], 1), self.seqlen_k
-        )
+        edge = lo.new_zeros(self.planes, 1, self.seqlen_q)
+        ends = torch.cat([edge, hi], 1), torch.cat([lo, edge + self.seqlen_k], 1)
+        return self._united(*ends, self.seqlen_k, self.heads)
 
     def __and__(self, other: IntervalMask) -> IntervalMask:
-        """Pairs that both masks attend; a mask of batch 1 goes with any batch."""
+        """Pairs that both masks attend; a mask of batch 1 goes with any batch, one of heads 1 with any heads."""
         if not isinstance(other, IntervalMask):
             return NotImplemented
         a, b = self._matched(other, "&")
         if a.layers == b.layers == 1:
-            return IntervalMask.from_intervals(torch.maximum(a.lo, b.lo), torch.minimum(a.hi, b.hi), self.seqlen_k)
+            return self._united(torch.maximum(a.lo, b.lo), torch.minimum(a.hi, b.hi), self.seqlen_k, a.heads)
         return ~(~a | ~b)
 
     def _matched(self, other: IntervalMask, op: str) -> tuple[IntervalMask, IntervalMask]:
         same = (self.seqlen_q, self.seqlen_k, self.device) == (other.seqlen_q, other.seqlen_k, other.device)
-        if not same or (self.batch != other.batch and 1 not in (self.batch, other.batch)):
-            raise ValueError(f"mask {op} mask needs equal lengths, device and batch (or batch 1): {self} and {other}")
-        batch = max(self.batch, other.batch)
-        a, b = (
-            m
-            if m.batch == batch
-            else IntervalMask._made(m.lo.expand(batch, -1, -1), m.hi.expand(batch, -1, -1), m.seqlen_k)
-            for m in (self, other)
-        )
+        pairs = (self.batch, other.batch), (self.heads, other.heads)
+        if not same or any(mine != theirs and 1 not in (mine, theirs) for mine, theirs in pairs):
+            raise ValueError(
+                f"mask {op} mask needs equal lengths, device and batch (or batch 1), and heads (or heads 1): "
+                f"{self} and {other}"
+            )
+        a, b = (m._expanded(*map(max, pairs)) for m in (self, other))
         return a, b
+
+    def _expanded(self, batch: int, heads: int) -> IntervalMask:
+        if (self.batch, self.heads) == (batch, heads):
+            return self
+        lo, hi = (x.unflatten(0, (self.batch, self.heads)).expand(batch, heads, -1, -1) for x in (self.lo, self.hi))
+        return self._made(lo.flatten(0, 1), hi.flatten(0, 1), self.seqlen_k, heads)
 
     # ---------------------------------------------------------------- moving
 
@@ -249,7 +285,8 @@ class IntervalMask:
         if step != 1:
             raise TypeError(f"{wanted}, got {rows!r}")
         here = slice(first, last)
-        return self._made(self.lo[:, :, here].contiguous(), self.hi[:, :, here].contiguous(), self.seqlen_k)
+        lo, hi = (x[:, :, here].contiguous() for x in (self.lo, self.hi))
+        return self._made(lo, hi, self.seqlen_k, self.heads)
 
     def permute_rows(self, order: torch.Tensor) -> IntervalMask:
         """Row i of the result is row `order[i]` of this mask; `order` is a 1-D integer tensor of rows."""
@@ -258,7 +295,7 @@ class IntervalMask:
         order = order.to(self.device, torch.int64)
         if order.numel() and not bool(((order >= 0) & (order < self.seqlen_q)).all()):
             raise ValueError(f"order must hold rows in [0, {self.seqlen_q})")
-        return self._made(self.lo[:, :, order], self.hi[:, :, order], self.seqlen_k)
+        return self._made(self.lo[:, :, order], self.hi[:, :, order], self.seqlen_k, self.heads)
 
     def remap(self, positions: torch.Tensor) -> IntervalMask:
         """The same mask over gathered keys: column j of the result is key `positions[j]` of this mask.
@@ -278,14 +315,14 @@ class IntervalMask:
             raise ValueError(f"positions must be strictly ascending keys in [0, {self.seqlen_k})")
         positions = positions.int().contiguous()
         lo, hi = (torch.searchsorted(positions, x.contiguous(), out_int32=True) for x in (self.lo, self.hi))
-        return IntervalMask.from_intervals(lo, hi, positions.numel())
+        return self._united(lo, hi, positions.numel(), self.heads)
 
     def to(self, device: torch.device | str | int) -> IntervalMask:
         """The mask on another device; itself if it is there."""
         device = check_device(device)
         if self.device == device:
             return self
-        return self._made(self.lo.to(device), self.hi.to(device), self.seqlen_k)
+        return self._made(self.lo.to(device), self.hi.to(device), self.seqlen_k, self.heads)
 
 
 def _check_integers(name: str, value: object, one_dimension: bool = False) -> None:

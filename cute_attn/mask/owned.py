@@ -11,7 +11,7 @@ __all__ = ["owned_intervals"]
 
 
 def owned_intervals(lo: torch.Tensor, hi: torch.Tensor, seqlen_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Copies of int32 `(batch, layers, seqlen_q)` bounds; ValueError unless each row is intervals in [0, seqlen_k)."""
+    """Copies of int32 `(planes, layers, seqlen_q)` bounds; ValueError unless each row is intervals in [0, seqlen_k)."""
     if torch.compiler.is_compiling():
         return torch.ops.cute_attn.owned_intervals(lo, hi, seqlen_k)
     return _owned(lo, hi, seqlen_k)

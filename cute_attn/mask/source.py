@@ -18,7 +18,7 @@ class MaskSource(NamedTuple):
     "slices"     q_ranges, k_ranges, attn_type_map or None
     "documents"  cu_seqlens_q, cu_seqlens_k, None; with the window (left, right), see `windowed_documents`
     "window"     None, None, None; the same as one document
-    "intervals"  lo, hi of an IntervalMask that is made inside a compiled function, None
+    "intervals"  lo, hi of an IntervalMask that is made inside a compiled function, None; with its heads
     """
 
     kind: str
@@ -27,6 +27,7 @@ class MaskSource(NamedTuple):
     third: torch.Tensor | None = None
     window_left: int = -1
     window_right: int = -1
+    heads: int = 1
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -54,4 +55,4 @@ class MaskSource(NamedTuple):
             return windowed_documents(first.to(device), second, seqlen_q, seqlen_k, *window)
         if self.kind == "slices":
             return IntervalMask.from_slices(first, second, self.third, seqlen_q, seqlen_k, device)
-        return IntervalMask._made(first.to(device), second.to(device), seqlen_k)
+        return IntervalMask._made(first.to(device), second.to(device), seqlen_k, self.heads)

@@ -27,7 +27,7 @@ class Intervals(Protocol):
     def hi(self) -> torch.Tensor: ...
 
     @property
-    def batch(self) -> int: ...
+    def planes(self) -> int: ...
 
     @property
     def layers(self) -> int: ...
@@ -46,7 +46,7 @@ class Intervals(Protocol):
 class RunTable:
     """For each tile of one side, runs of tiles of the other side, in the order in which a kernel processes them.
 
-    items: int32 `(batch * tiles, 7)`: batch, tile, partial_begin, full_begin, end, n_partial, n_full; longest first.
+    items: int32 `(planes * tiles, 7)`: plane, tile, partial_begin, full_begin, end, n_partial, n_full; longest first.
         The tile's partial runs are `runs[partial_begin:full_begin]`, its full ones `runs[full_begin:end]`, both
         ascending; n_partial and n_full count the tiles in them.
     runs: int32 `(n, 4)`: first, last (half-open, tiles of the other side), layer_begin, layer_end. The layers are those
@@ -65,6 +65,7 @@ class TileSchedule:
     and it is not full. Rows past seqlen_q count as covering; a key tile that reaches past seqlen_k is never full.
 
     tile: (rows, keys).
+    planes: of the mask, scheduled each by itself.
     layers: of the mask; 0 if every row attends every key, so that only the end of the keys needs a test.
     has_lower, has_upper: whether a partial tile needs the test `lo <= key`, `key < hi`.
     forward: for each query tile, runs of key tiles. backward: the transposed, for each key tile, runs of query tiles.
@@ -73,7 +74,7 @@ class TileSchedule:
     """
 
     tile: tuple[int, int]
-    batch: int
+    planes: int
     seqlen_q: int
     seqlen_k: int
     layers: int
@@ -90,20 +91,20 @@ class TileSchedule:
         if not isinstance(mask, Intervals):
             raise TypeError(f"mask must be an IntervalMask, got {shown(mask)}")
         tile = check_tile(tile)
-        grid = _Grid(mask.batch, -(-mask.seqlen_q // tile[0]), -(-mask.seqlen_k // tile[1]), mask.layers)
+        grid = _Grid(mask.planes, -(-mask.seqlen_q // tile[0]), -(-mask.seqlen_k // tile[1]), mask.layers)
         segments = _classify(mask, tile, grid)
         has_lower = bool((mask.lo > 0).any())
         open_end = not bool((mask.hi < mask.seqlen_k).any())
         return cls(
             tile=tile,
-            batch=mask.batch,
+            planes=mask.planes,
             seqlen_q=mask.seqlen_q,
             seqlen_k=mask.seqlen_k,
             layers=0 if open_end and not has_lower else mask.layers,
             has_lower=has_lower,
             has_upper=not open_end or mask.seqlen_k % tile[1] != 0,
-            forward=_table(segments, grid.batch, grid.q_tiles, grid.layers),
-            backward=_table(_transpose(segments, grid), grid.batch, grid.k_tiles, grid.layers),
+            forward=_table(segments, grid.planes, grid.q_tiles, grid.layers),
+            backward=_table(_transpose(segments, grid), grid.planes, grid.k_tiles, grid.layers),
             idle_rows=by_lane((mask.lo >= mask.hi).all(1), tile[0]),
             idle_keys=by_lane(_idle_keys(mask), tile[1]),
         )
@@ -117,23 +118,23 @@ class TileSchedule:
         return -(-self.seqlen_k // self.tile[1])
 
     def to_grid(self) -> torch.Tensor:
-        """int8 `(batch, q_tiles, k_tiles)`: 0 none, 1 partial, 2 full. For people and tests: it has every tile."""
-        return _grid_of(self.forward, self.batch, self.q_tiles, self.k_tiles)
+        """int8 `(planes, q_tiles, k_tiles)`: 0 none, 1 partial, 2 full. For people and tests: it has every tile."""
+        return _grid_of(self.forward, self.planes, self.q_tiles, self.k_tiles)
 
     def to_grid_transposed(self) -> torch.Tensor:
-        """int8 `(batch, k_tiles, q_tiles)` of the backward's runs; always the transpose of `to_grid()`."""
-        return _grid_of(self.backward, self.batch, self.k_tiles, self.q_tiles)
+        """int8 `(planes, k_tiles, q_tiles)` of the backward's runs; always the transpose of `to_grid()`."""
+        return _grid_of(self.backward, self.planes, self.k_tiles, self.q_tiles)
 
 
 def by_lane(flags: torch.Tensor, size: int) -> torch.Tensor:
-    """Flags `(batch, length)` of rows or keys as the 32 lanes of a warp take them up in tiles of `size`.
+    """Flags `(planes, length)` of rows or keys as the 32 lanes of a warp take them up in tiles of `size`.
 
-    Returns int32 `(batch, tiles, 32)`: bit w of lane l is the flag number `32w + l` of the tile. Tiles behind the last
+    Returns int32 `(planes, tiles, 32)`: bit w of lane l is the flag number `32w + l` of the tile. Tiles behind the last
     one with a flag are left out, so that nothing is read where no flag is set.
     """
-    batch, length = flags.shape
+    planes, length = flags.shape
     tiles = -(-length // size)
-    flags = torch.nn.functional.pad(flags, (0, tiles * size - length)).view(batch, tiles, size)
+    flags = torch.nn.functional.pad(flags, (0, tiles * size - length)).view(planes, tiles, size)
     marked = flags.any(2).any(0).nonzero()
     flags = flags[:, : int(marked.max()) + 1 if len(marked) else 0]
     words = torch.nn.functional.pad(flags, (0, -size % 32)).unflatten(2, (-1, 32)).int()
@@ -142,25 +143,25 @@ def by_lane(flags: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _idle_keys(mask: Intervals) -> torch.Tensor:
-    """bool `(batch, seqlen_k)`: keys that no row attends."""
+    """bool `(planes, seqlen_k)`: keys that no row attends."""
     width = mask.seqlen_k + 1
-    change = torch.zeros(mask.batch * width, dtype=torch.int64, device=mask.device)
-    plane = torch.arange(mask.batch, device=mask.device)[:, None, None] * width
+    change = torch.zeros(mask.planes * width, dtype=torch.int64, device=mask.device)
+    plane = torch.arange(mask.planes, device=mask.device)[:, None, None] * width
     for ends, sign in ((mask.lo, 1), (mask.hi, -1)):
         at = (plane + ends).view(-1)
         change.index_add_(0, at, change.new_full((), sign).expand(len(at)))
-    return change.view(mask.batch, width)[:, :-1].cumsum(1) == 0
+    return change.view(mask.planes, width)[:, :-1].cumsum(1) == 0
 
 
 class _Grid(NamedTuple):
-    batch: int
+    planes: int
     q_tiles: int
     k_tiles: int
     layers: int
 
 
 class _Segments(NamedTuple):
-    """Runs of equal state, sorted by (group, first): group = batch * tiles + tile, state = _state(...), all int64."""
+    """Runs of equal state, sorted by (group, first): group = plane * tiles + tile, state = _state(...), all int64."""
 
     group: torch.Tensor
     first: torch.Tensor
@@ -227,9 +228,9 @@ def _div(x: torch.Tensor, n: int) -> torch.Tensor:
 
 
 def _valid_rows(mask: Intervals, tile: tuple[int, int], grid: _Grid) -> torch.Tensor:
-    """Rows inside seqlen_q of each query tile, int64 `(batch * q_tiles,)`."""
+    """Rows inside seqlen_q of each query tile, int64 `(planes * q_tiles,)`."""
     first = torch.arange(grid.q_tiles, device=mask.device) * tile[0]
-    return (mask.seqlen_q - first).clamp(max=tile[0]).repeat(grid.batch)
+    return (mask.seqlen_q - first).clamp(max=tile[0]).repeat(grid.planes)
 
 
 def _layer_range(
@@ -286,8 +287,8 @@ def _transpose(segments: _Segments, grid: _Grid) -> _Segments:
     Consecutive query tiles are compared run against run; only the key tiles whose state changes are written out, and
     each of them begins or ends a run of the result.
     """
-    batch, tile = segments.group // max(1, grid.q_tiles), segments.group % max(1, grid.q_tiles)
-    here = batch * (grid.q_tiles + 1) + tile  # a last, empty query tile ends every run
+    plane, tile = segments.group // max(1, grid.q_tiles), segments.group % max(1, grid.q_tiles)
+    here = plane * (grid.q_tiles + 1) + tile  # a last, empty query tile ends every run
     width = grid.k_tiles + 1
     first, last = here * width + segments.first, here * width + segments.last
     key, place = torch.cat([first, last, first + width, last + width]).unique(return_inverse=True)
@@ -302,15 +303,15 @@ def _transpose(segments: _Segments, grid: _Grid) -> _Segments:
     which = torch.repeat_interleave(torch.arange(len(changed), device=key.device), length)
     offset = torch.arange(which.numel(), device=key.device) - (length.cumsum(0) - length)[which]
     row, column = begin[which] // width, begin[which] % width + offset
-    batch, tile = row // (grid.q_tiles + 1), row % (grid.q_tiles + 1)
-    order = ((batch * grid.k_tiles + column) * (grid.q_tiles + 1) + tile).argsort()
-    return _merge((batch * grid.k_tiles + column)[order], tile[order], now[changed][which][order])
+    plane, tile = row // (grid.q_tiles + 1), row % (grid.q_tiles + 1)
+    order = ((plane * grid.k_tiles + column) * (grid.q_tiles + 1) + tile).argsort()
+    return _merge((plane * grid.k_tiles + column)[order], tile[order], now[changed][which][order])
 
 
-def _table(segments: _Segments, batch: int, tiles: int, layers: int) -> RunTable:
+def _table(segments: _Segments, planes: int, tiles: int, layers: int) -> RunTable:
     """Partial runs before full runs within each tile, tiles by falling number of tiles to visit."""
     kind = segments.state // (layers + 1) ** 2
-    groups = batch * tiles
+    groups = planes * tiles
     slot = segments.group * 2 + (kind - 1)
     order = slot.argsort(stable=True)
     columns = (
@@ -333,8 +334,8 @@ def _table(segments: _Segments, batch: int, tiles: int, layers: int) -> RunTable
     return RunTable(items[longest_first].int(), runs)
 
 
-def _grid_of(table: RunTable, batch: int, tiles: int, others: int) -> torch.Tensor:
-    edges = torch.zeros(batch * tiles, others + 1, dtype=torch.int8, device=table.runs.device)
+def _grid_of(table: RunTable, planes: int, tiles: int, others: int) -> torch.Tensor:
+    edges = torch.zeros(planes * tiles, others + 1, dtype=torch.int8, device=table.runs.device)
     items = table.items.long()
     group = items[:, 0] * tiles + items[:, 1]
     for value, begin, end in ((1, items[:, 2], items[:, 3]), (2, items[:, 3], items[:, 4])):
@@ -345,4 +346,4 @@ def _grid_of(table: RunTable, batch: int, tiles: int, others: int) -> torch.Tens
         first, last = table.runs[index, 0].long(), table.runs[index, 1].long()
         for at, sign in ((first, value), (last, -value)):
             edges.index_put_((owner, at), edges.new_full((), sign).expand(len(at)), accumulate=True)
-    return edges.cumsum(1)[:, :others].to(torch.int8).view(batch, tiles, others)
+    return edges.cumsum(1)[:, :others].to(torch.int8).view(planes, tiles, others)

@@ -43,7 +43,8 @@ def attention(
     Args:
         q: `(b, sq, heads_q, d)`; k: `(b, sk, heads_k, d)`; v: `(b, sk, heads_k, dv)`.
         sink: None or `(b or 1, sq or 1, s_sink, heads_q)`.
-        mask: an IntervalMask on their device, of their lengths and batch 1 or b; or what describes one.
+        mask: an IntervalMask on their device, of their lengths, batch 1 or b and heads 1 or heads_q; or what describes
+            one.
 
     Returns out `(b, sq, heads_q, dv)`, lse `(b, heads_q, sq)` and max_logits `(heads_q,)`, empty if not asked for.
     Gradients flow through out and lse. Raises NotImplementedError where the backend cannot serve the tensors.
@@ -72,7 +73,7 @@ def prepare(mask: IntervalMask, q: Tensor, k: Tensor, v: Tensor, backward: bool)
 IntervalMask._prepare = prepare
 
 # Of both ops: the fields of a Plan, one argument each.
-_PLAN_SCHEMA = ", ".join(f"Tensor{'' if name in ('lo', 'hi') else '?'} {name}" for name in Plan._fields)
+_PLAN_SCHEMA = ", ".join(f"Tensor{'' if name in ('lo', 'hi', 'form') else '?'} {name}" for name in Plan._fields)
 _SCALARS_SCHEMA = "float softmax_scale, float softcap, bool deterministic, SymInt sm_margin, str backend"
 _SCHEMA = (
     f"(Tensor q, Tensor k, Tensor v, Tensor? sink, {_PLAN_SCHEMA}, {_SCALARS_SCHEMA}, bool return_max_logits) "

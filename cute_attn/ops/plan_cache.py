@@ -78,7 +78,7 @@ def find_mask(
     if tensors:
         refuse_capture(device, "a mask described by tensors is read")
     read = _on_host(tensors)
-    lengths = source.kind, source.window_left, source.window_right, seqlen_q, seqlen_k, device
+    lengths = source.kind, source.window_left, source.window_right, source.heads, seqlen_q, seqlen_k, device
     form = (*lengths, *((t.dtype, t.shape) for t in read))
     entry = _recent.find(form, read)
     if entry is None:

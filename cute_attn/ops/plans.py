@@ -65,14 +65,14 @@ def _call(
 def _kept(mask: IntervalMask, backend: str, call: Call | None) -> Plan:
     """The plan that a mask keeps, made now if it does not; in a graph, by an op of the graph."""
     if call is None:
-        return Plan(mask.lo, mask.hi)
+        return Plan(mask.lo, mask.hi, torch.tensor([mask.heads], dtype=torch.int64, device="cpu"))
     plan = mask._plans.get(call)
     if plan is None:
         if not _is_traced():
             refuse_capture(mask.device, "a mask is planned")
             plan = mask._plans[call] = make_plan(mask, call)
         else:
-            source = MaskSource("intervals", mask.lo, mask.hi)
+            source = MaskSource("intervals", mask.lo, mask.hi, heads=mask.heads)
             plan = _in_graph(source, mask.seqlen_q, mask.seqlen_k, mask.device, backend, call)
             # Dynamo hands what the graph returned to the mask, as eager code does.
             if torch.compiler.is_dynamo_compiling():
@@ -93,7 +93,7 @@ def _is_traced() -> bool:
 def _in_graph(
     source: MaskSource, seqlen_q: int, seqlen_k: int, device: torch.device, backend: str, call: Call | None
 ) -> Plan:
-    """call: None for the reference, of which nothing but the first two tensors are asked for."""
+    """call: None for the reference, of which nothing but the first three tensors are asked for."""
     dtype, *numbers, _ = _NO_CALL if call is None else call
     made = torch.ops.cute_attn.plan(*source, seqlen_q, seqlen_k, device, backend, dtype, *numbers)
     return Plan(*made)
@@ -109,6 +109,7 @@ def _plan(
     third: Tensor | None,
     window_left: int,
     window_right: int,
+    heads: int,
     seqlen_q: int,
     seqlen_k: int,
     device: torch.device,
@@ -123,7 +124,7 @@ def _plan(
     deterministic: bool,
 ) -> list[Tensor]:
     """The fields of a Plan that are there, none of which anybody else holds."""
-    source = MaskSource(kind, first, second, third, window_left, window_right)
+    source = MaskSource(kind, first, second, third, window_left, window_right, heads)
     mask, _ = find_mask(source, seqlen_q, seqlen_k, device, is_op=True)
     call = None
     if backend != "reference":
@@ -140,6 +141,7 @@ def _fake_plan(
     third: Tensor | None,
     window_left: int,
     window_right: int,
+    heads: int,
     seqlen_q: int,
     seqlen_k: int,
     device: torch.device,
@@ -162,22 +164,24 @@ def _fake_plan(
     def integers(*shape: int | torch.SymInt) -> Tensor:
         return torch.empty(shape, dtype=torch.int32, device=device)
 
-    batch: int | torch.SymInt = 1
+    planes: int | torch.SymInt = 1
     layers: int | torch.SymInt
     if kind == "intervals" and first is not None:
-        batch, layers = first.shape[:2]
+        planes, layers = first.shape[:2]
     else:
         layers = size()
-    tensors = [integers(batch, layers, seqlen_q) for _ in range(2)]
-    if backend != "reference":
-        form = torch.empty(FORM, dtype=torch.int64, device="cpu")
-        tensors += [form, integers(size(), 7), integers(size(), 4), integers(batch, size(), 32)]
+    tensors = [integers(planes, layers, seqlen_q) for _ in range(2)]
+    on_kernels = backend != "reference"
+    tensors.append(torch.empty(1 + (FORM if on_kernels else 0), dtype=torch.int64, device="cpu"))
+    if on_kernels:
+        tensors += [integers(size(), 7), integers(size(), 4), integers(planes, size(), 32)]
     if backward:
         q_tiles, rows = size(), size()
-        tensors += [integers(size(), 7), integers(size(), 4), integers(batch, q_tiles, layers, 2, rows)]
-        tensors += [integers(batch, size(), 32) for _ in range(2)]
+        columns, key_planes = (7, planes) if heads == 1 else (4 + 3 * (heads // heads_k), planes // heads * heads_k)
+        tensors += [integers(size(), columns), integers(size(), 4), integers(planes, q_tiles, layers, 2, rows)]
+        tensors += [integers(planes, size(), 32), integers(key_planes, size(), 32)]
         if deterministic:
-            tensors += [integers(batch, q_tiles, 2), integers(size(), 4)]
+            tensors += [integers(planes, q_tiles, 2), integers(size(), 4)]
     return tensors
 
 

@@ -21,12 +21,12 @@ def idle_of_lane(table, plane, tile):
 
 
 @cute.jit
-def is_idle(table, batch, tile, row):
-    """Whether row `row` of a tile is idle in a batch element, whose plane is its own or that of all."""
+def is_idle(table, plane, tile, row):
+    """Whether row `row` of a tile is idle in a plane, if there is more than one, else in that of all."""
     idle = Boolean(False)
     if tile < table.shape[1]:
-        plane = batch if table.shape[0] > 1 else Int32(0)
-        idle = Boolean((table[plane, tile, row % 32] >> (row // 32)) & 1)
+        own = plane if table.shape[0] > 1 else Int32(0)
+        idle = Boolean((table[own, tile, row % 32] >> (row // 32)) & 1)
     return idle
 
 

@@ -23,6 +23,7 @@ class BackwardSpec:
     score: "softcap" if scores are `softcap * tanh(scale * q.k / softcap)`; "plain" takes any finite scale.
     dq, dk, dv: which gradients are computed; at least one.
     dlse: whether the log-sum-exp has a gradient.
+    planes_by_head: whether query heads that share a key head have masks, and so runs of tiles, of their own.
     deterministic: whether the sums of dQ have a fixed order.
     fp32_gradients: whether dq, dk and dv are left in fp32, to be added to what other keys and queries contribute.
     tile: see BackwardTile.
@@ -41,6 +42,7 @@ class BackwardSpec:
     dk: bool = True
     dv: bool = True
     dlse: bool = False
+    planes_by_head: bool = False
     deterministic: bool = False
     fp32_gradients: bool = False
     tile: BackwardTile = field(default_factory=BackwardTile)
@@ -58,7 +60,17 @@ class BackwardSpec:
             value = getattr(self, name)
             if not any(value == a and type(value) is type(a) for a in allowed):
                 raise ValueError(f"BackwardSpec.{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-        for name in ("has_lower", "has_upper", "dq", "dk", "dv", "dlse", "deterministic", "fp32_gradients"):
+        for name in (
+            "has_lower",
+            "has_upper",
+            "dq",
+            "dk",
+            "dv",
+            "dlse",
+            "planes_by_head",
+            "deterministic",
+            "fp32_gradients",
+        ):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"BackwardSpec.{name} must be a bool, got {getattr(self, name)!r}")
         if not isinstance(self.tile, BackwardTile):
@@ -104,6 +116,8 @@ class BackwardSpec:
         bounds = "+".join(["lower"] * self.has_lower + ["upper"] * self.has_upper)
         gradients = " ".join(["dq"] * self.dq + ["dk"] * self.dk + ["dv"] * self.dv)
         extras: list[str] = [self.score] * (self.score != "plain")
-        extras += [name for name in ("dlse", "deterministic", "fp32_gradients") if getattr(self, name)]
+        extras += [
+            name for name in ("dlse", "planes_by_head", "deterministic", "fp32_gradients") if getattr(self, name)
+        ]
         parts = [f"bwd {self.dtype} head_dim {dims}", f"layers {self.layers} ({bounds})", gradients, *extras]
         return f"{', '.join(parts)}; {self.tile}"

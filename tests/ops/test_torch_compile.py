@@ -31,6 +31,7 @@ def randn(*shape):
 
 MASK = IntervalMask.from_slices([[0, 9], [4, ROWS]], [[0, ROWS], [3, 10]], 1, ROWS, ROWS)
 ENDS = torch.tensor([0, 5, ROWS])
+ONE_HEAD = torch.tensor([1])  # the form of a mask that all heads share
 SOURCES = {
     "intervals": MaskSource("intervals", MASK.lo, MASK.hi),
     "slices": MaskSource("slices", torch.tensor([[0, 9]]), torch.tensor([[2, ROWS]]), torch.tensor([3])),
@@ -48,7 +49,7 @@ def test_the_op_passes_opcheck(sink):
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     if sink is None:
         checks += ("test_aot_dispatch_dynamic",)  # the slow one
-    torch.library.opcheck(op, (q, k, v, sinks, *Plan(MASK.lo, MASK.hi), *scalars), test_utils=checks)
+    torch.library.opcheck(op, (q, k, v, sinks, *Plan(MASK.lo, MASK.hi, ONE_HEAD), *scalars), test_utils=checks)
 
 
 @pytest.mark.parametrize("needs", [[True] * 4, [False, True, False, False]])
@@ -56,7 +57,7 @@ def test_the_op_passes_opcheck(sink):
 def test_the_backward_op_passes_opcheck(needs, sink_shape):
     shapes = (2, ROWS, 4, 8), (2, ROWS, 2, 8), (2, ROWS, 2, 6), sink_shape
     q, k, v, sink = (randn(*shape).detach() for shape in shapes)
-    common = (*Plan(MASK.lo, MASK.hi), 0.3, 1.5, False, 0, "reference")
+    common = (*Plan(MASK.lo, MASK.hi, ONE_HEAD), 0.3, 1.5, False, 0, "reference")
     out, lse, _ = torch.ops.cute_attn.attention(q, k, v, sink, *common, False)
     arguments = (torch.randn_like(out), torch.randn_like(lse), q, k, v, out, lse, sink, *common, needs)
     op = torch.ops.cute_attn.attention_backward.default
@@ -242,7 +243,7 @@ def test_what_a_graph_does_with_the_memory_of_a_plan_reaches_no_later_call(backe
 
     def attend(q, ranges):
         plan = torch.ops.cute_attn.plan(
-            "slices", ranges, ranges, None, -1, -1, 8, 8, q.device, False, q.dtype, 0, 0, 0, 0, False, False, False
+            "slices", ranges, ranges, None, -1, -1, 1, 8, 8, q.device, False, q.dtype, 0, 0, 0, 0, False, False, False
         )
         plan[0].fill_(7)
         plan[1].zero_()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...checks import check_flag
 from ...mask import IntervalMask
-from ..checks import END, check_int, check_kind
+from ..checks import END, check_int, check_kind, check_one_plane
 from ..config import DispatchConfig
 from ..cost import CostModel
 from ..functional import compute_pad_size
@@ -106,8 +106,7 @@ def _check(
     is_k_permutable: bool,
 ) -> None:
     check_kind("mask", mask, IntervalMask)
-    if mask.batch != 1:
-        raise ValueError(f"mask must have batch 1 under context parallelism, got {mask.batch}")
+    check_one_plane("mask", mask)
     for name, value in (
         ("is_same_source", is_same_source),
         ("is_q_permutable", is_q_permutable),

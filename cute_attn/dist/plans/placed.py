@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 
 from ...mask import IntervalMask
-from ..checks import check_kind
+from ..checks import check_kind, check_one_plane
 from ..placing.needs import Spans, chunk_needs, rank_needs, remote_needs
 from ..placing.placement import Placement, merge_ranks, rank_areas
 from .reach import Reach, ring_reach
@@ -20,7 +20,7 @@ __all__ = ["PlacedMask"]
 class PlacedMask:
     """A mask, and where its rows and keys are. What follows from them is computed at the first question, once.
 
-    mask: batch 1, `query.length` rows over `key.length` keys, on any device.
+    mask: one plane, `query.length` rows over `key.length` keys, on any device.
     query, key: the placements; the same object for self-attention. Equal worlds.
     """
 
@@ -34,8 +34,7 @@ class PlacedMask:
         check_kind("mask", mask, IntervalMask)
         check_kind("query", query, Placement)
         check_kind("key", key, Placement)
-        if mask.batch != 1:
-            raise ValueError(f"mask must have batch 1 under context parallelism, got {mask.batch}")
+        check_one_plane("mask", mask)
         if (mask.seqlen_q, mask.seqlen_k) != (query.length, key.length):
             raise ValueError(
                 f"mask of {mask.seqlen_q} rows and {mask.seqlen_k} keys does not fit placements of "

@@ -52,7 +52,7 @@ def test_a_mask_keeps_the_needs_of_its_chunks():
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (IntervalMask(*torch.zeros(2, 2, 1, 64, dtype=torch.int32), 64), "mask must have batch 1 .*, got 2"),
+        (IntervalMask(*torch.zeros(2, 2, 1, 64, dtype=torch.int32), 64), "mask must have batch 1 .*, got batch 2"),
         (builders.causal(63), "mask of 63 rows and 63 keys does not fit placements of 64 and 64"),
     ],
 )
