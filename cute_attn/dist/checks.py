@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..mask.checks import shown
 from ..reference import compute_dtype
 
 __all__ = [
@@ -30,7 +31,7 @@ def check_int(name: str, value: object, least: int | None = None, below: int | N
     if isinstance(value, np.integer):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {_shown(value)}")
+        raise TypeError(f"{name} must be an int, got {shown(value)}")
     if least is not None and value < least:
         raise ValueError(f"{name} must be >= {least}, got {value}")
     if below is not None and value >= below:
@@ -41,7 +42,7 @@ def check_int(name: str, value: object, least: int | None = None, below: int | N
 def check_number(name: str, value: object) -> float:
     """A finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} must be a number, got {_shown(value)}")
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
     try:
         number = float(value)
     except OverflowError:
@@ -53,12 +54,12 @@ def check_number(name: str, value: object) -> float:
 
 def check_kind(name: str, value: object, kind: type) -> None:
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be of type {kind.__name__}, got {_shown(value)}")
+        raise TypeError(f"{name} must be of type {kind.__name__}, got {shown(value)}")
 
 
 def check_side(side: str) -> str:
     if not isinstance(side, str):
-        raise TypeError(f"side must be 'q' or 'k', got {_shown(side)}")
+        raise TypeError(f"side must be 'q' or 'k', got {shown(side)}")
     if side not in ("q", "k"):
         raise ValueError(f"side must be 'q' or 'k', got {side!r}")
     return side
@@ -84,7 +85,7 @@ def as_list(name: str, value: object) -> list[object]:
     if isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim == 1:
         return integer_tensor(name, value).tolist()
     if not isinstance(value, (list, tuple)):
-        raise TypeError(f"{name} must be a list, got {_shown(value)}")
+        raise TypeError(f"{name} must be a list, got {shown(value)}")
     return list(value)
 
 
@@ -108,9 +109,3 @@ def integer_tensor(name: str, value: object) -> torch.Tensor:
 def listed(value: Any) -> Any:
     """An array as the list of its numbers; anything else as it is."""
     return value.tolist() if isinstance(value, np.ndarray) else value
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, (torch.Tensor, np.ndarray)):
-        return f"{type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"
-    return f"{value!r} of type {type(value).__name__}"
