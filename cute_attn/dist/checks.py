@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from ..mask.checks import shown
-from ..reference import compute_dtype
 
 __all__ = [
     "END",

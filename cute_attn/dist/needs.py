@@ -66,7 +66,9 @@ def rows_sent(remote: Spans, key: Placement) -> torch.Tensor:
     """int64 `(world,)`: rows that each rank sends if every rank receives its `remote` rows from their owners."""
     edges = torch.arange(key.chunks.numel(), device="cpu") * key.chunk_size
     parts, chunk = meet(remote, edges, edges + key.chunk_size)
-    return torch.zeros(key.world, dtype=torch.int64, device="cpu").index_add_(0, key.owner()[chunk], parts.hi - parts.lo)
+    return torch.zeros(key.world, dtype=torch.int64, device="cpu").index_add_(
+        0, key.owner()[chunk], parts.hi - parts.lo
+    )
 
 
 def intersect(a: Spans, b: Spans, bound: int) -> Spans:

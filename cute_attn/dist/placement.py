@@ -92,7 +92,9 @@ class Placement:
     @classmethod
     def contiguous(cls, length: int, chunk_size: int, world: int, chunks_per_rank: int) -> Placement:
         """Rank r holds the r-th consecutive part."""
-        return cls(length, chunk_size, torch.arange(world * chunks_per_rank, device="cpu").reshape(world, chunks_per_rank))
+        return cls(
+            length, chunk_size, torch.arange(world * chunks_per_rank, device="cpu").reshape(world, chunks_per_rank)
+        )
 
 
 def chunk_areas(mask: IntervalMask, chunk_size: int, chunks: int) -> torch.Tensor:

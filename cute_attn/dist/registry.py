@@ -40,6 +40,7 @@ class DistAttnRuntimeKey:
     def __repr__(self) -> str:
         lengths = f"{self.total_seqlen_q:,} x {self.total_seqlen_k:,} tokens in chunks of {self.chunk_size:,}"
         return f"DistAttnRuntimeKey({lengths}, {self.groups!r}, mask {self.mask_digest[:8]})"
+
     @property
     def compared(self) -> dict[str, object]:
         """What must be equal on every rank, by the name of the argument."""
@@ -98,8 +99,8 @@ class Registry:
             raise TypeError(f"{name} must be a DistAttnRuntimeKey, got {type(key).__name__}")
         if key.manager is None or key.manager not in self._managers:
             raise ValueError(
-                f"{name} is unknown: it must come from magi_attn_flex_key, magi_attn_varlen_key or their sisters in this "
-                f"process, after the last clear_cache, got {key}"
+                f"{name} is unknown: it must come from magi_attn_flex_key, magi_attn_varlen_key or their sisters in "
+                f"this process, after the last clear_cache, got {key}"
             )
         return key.manager
 

@@ -53,7 +53,9 @@ class DispatchProblem:
         return Placement(self.contiguous.length, self.contiguous.chunk_size, chunks)
 
     def largest_area(self, query: Placement) -> int:
-        return int(torch.zeros(self.world, dtype=torch.int64, device="cpu").index_add_(0, query.owner(), self.areas).max())
+        return int(
+            torch.zeros(self.world, dtype=torch.int64, device="cpu").index_add_(0, query.owner(), self.areas).max()
+        )
 
     def remote(self, query: Placement, key: Placement) -> Spans:
         """By rank, the keys that each rank needs and does not hold."""

@@ -22,7 +22,6 @@ from cute_attn.dist import (
     roll,
     undispatch,
 )
-
 from cute_attn.dist.groups import host_group
 
 LENGTH, CHUNK = 48, 4

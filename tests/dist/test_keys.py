@@ -255,9 +255,7 @@ def _bad_calls(rank):
         ),
         ("one dtype", "TypeError"): error_of(calc_attn, q, k.double(), v, key),
         ("sink", "ValueError"): error_of(calc_attn, q, k, v, key, torch.zeros(1, 2)),
-        ("sink must be bfloat16", "TypeError"): error_of(
-            calc_attn, q, k, v, key, torch.zeros(1, 3, dtype=torch.int32)
-        ),
+        ("sink must be bfloat16", "TypeError"): error_of(calc_attn, q, k, v, key, torch.zeros(1, 3, dtype=torch.int32)),
         ("softcap", "ValueError"): error_of(calc_attn, q, k, v, key, softcap=-1.0),
         ("softmax_scale", "ValueError"): error_of(calc_attn, q, k, v, key, softmax_scale=torch.inf),
         ("deterministic", "TypeError"): error_of(calc_attn, q, k, v, key, deterministic=1),
