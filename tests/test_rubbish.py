@@ -84,6 +84,7 @@ RUBBISH = {
     "sparse": torch.eye(3).to_sparse(),
     "sparse integers": torch.eye(3, dtype=torch.int64).to_sparse(),
     "nested": nested(),
+    "nested of strided layout": torch.nested.nested_tensor([torch.zeros(2, 4), torch.zeros(3, 4)]),
     "meta floats": torch.zeros(6, 4, 16, device="meta"),
     "meta pairs": torch.zeros(1, 2, dtype=torch.int64, device="meta"),
     "meta integers": torch.zeros(3, dtype=torch.int64, device="meta"),

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..mask import IntervalMask
+from ..mask.checks import shown
 
 __all__ = [
     "END",
@@ -29,7 +30,7 @@ def check_int(name: str, value: object, least: int | None = None, below: int | N
     if isinstance(value, np.integer):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {_shown(value)}")
+        raise TypeError(f"{name} must be an int, got {shown(value)}")
     if least is not None and value < least:
         raise ValueError(f"{name} must be >= {least}, got {value}")
     if below is not None and value >= below:
@@ -50,7 +51,7 @@ def check_one_plane(name: str, mask: IntervalMask) -> None:
 def check_number(name: str, value: object) -> float:
     """A finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} must be a number, got {_shown(value)}")
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
     try:
         number = float(value)
     except OverflowError:
@@ -62,12 +63,12 @@ def check_number(name: str, value: object) -> float:
 
 def check_kind(name: str, value: object, kind: type) -> None:
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be of type {kind.__name__}, got {_shown(value)}")
+        raise TypeError(f"{name} must be of type {kind.__name__}, got {shown(value)}")
 
 
 def check_side(side: str) -> str:
     if not isinstance(side, str):
-        raise TypeError(f"side must be 'q' or 'k', got {_shown(side)}")
+        raise TypeError(f"side must be 'q' or 'k', got {shown(side)}")
     if side not in ("q", "k"):
         raise ValueError(f"side must be 'q' or 'k', got {side!r}")
     return side
@@ -93,7 +94,7 @@ def as_list(name: str, value: object) -> list[object]:
     if isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim == 1:
         return integer_tensor(name, value).tolist()
     if not isinstance(value, (list, tuple)):
-        raise TypeError(f"{name} must be a list, got {_shown(value)}")
+        raise TypeError(f"{name} must be a list, got {shown(value)}")
     return list(value)
 
 
@@ -113,9 +114,3 @@ def integer_tensor(name: str, value: object) -> torch.Tensor:
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} must hold integers, got {value.dtype}")
     return value
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, (torch.Tensor, np.ndarray)):
-        return f"{type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"
-    return f"{value!r} of type {type(value).__name__}"

@@ -39,7 +39,7 @@ def pad_at_dim(x: torch.Tensor, dim: int, pad_size: int, value: float = 0, side:
     pad_size = check_int("pad_size", pad_size, 0, END)
     if not isinstance(side, str) or side not in ("left", "right"):
         raise ValueError(f"side must be 'left' or 'right', got {side!r}")
-    _check_value(value, x.dtype)
+    value = _checked_value(value, x.dtype)
     shape = list(x.shape)
     shape[dim] = pad_size
     padding = x.new_full(shape, value)
@@ -153,16 +153,17 @@ def _checked_dim(x: torch.Tensor, dim: int) -> int:
     return dim % x.ndim
 
 
-def _check_value(value: float, dtype: torch.dtype) -> None:
+def _checked_value(value: float, dtype: torch.dtype) -> float:
     """A number that a tensor of the dtype can hold: an integer where it holds integers."""
     if isinstance(value, float) and not math.isfinite(value) and dtype.is_floating_point:
-        return
+        return value
     number = int(value) if isinstance(value, bool) else check_number("value", value)
     if dtype.is_floating_point or dtype.is_complex:
-        return
+        return float(number)  # torch takes no int past int64
     least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
     if number != int(number) or not least <= value <= most:
         raise ValueError(f"value must be an integer in [{least}, {most}] for x of {dtype}, got {value}")
+    return value
 
 
 def _parsed(name: str, kind: object) -> AttnMaskType:

@@ -36,6 +36,8 @@ END = 1 << 31  # positions are int32
 
 def shown(value: object) -> str:
     """A value as errors tell of it: its text and type, of a tensor or an array only shape and dtype."""
+    if isinstance(value, torch.Tensor) and value.is_nested:
+        return f"a nested tensor of dtype {value.dtype}"  # the strided ones have no shape
     if isinstance(value, (torch.Tensor, np.ndarray)):
         kind = "a tensor" if isinstance(value, torch.Tensor) else "an array"
         return f"{kind} of shape {tuple(value.shape)} and dtype {value.dtype}"

@@ -2,7 +2,9 @@
 
 Range tensors may have been overwritten in between, in ways that PyTorch counts (it raises) and that it does not: NumPy
 views, collectives. Every look-up outside of a backward is witnessed; one inside of it that reads what no look-up has
-read there before raises. Where the recomputation compares what is saved for the backward, `seal` makes it exact.
+read there before raises. Where the recomputation compares what is saved for the backward, `seal` makes it exact;
+reentrant checkpoints and compiled functions do not compare, and miss ranges that gave way to others which their memory
+held before.
 """
 
 from __future__ import annotations

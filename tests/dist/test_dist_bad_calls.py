@@ -21,6 +21,7 @@ RUBBISH = {
     "nan": float("nan"),
     "a negative": -1,
     "2^63": 2**63,
+    "10^30": 10**30,
     "10^400": 10**400,
     "True": True,
     "an empty list": [],
@@ -33,6 +34,7 @@ RUBBISH = {
     "a sparse tensor": torch.eye(8).to_sparse(),
     "a meta tensor": torch.zeros(8, device="meta"),
     "a meta tensor of ints": torch.zeros(3, dtype=torch.int64, device="meta"),
+    "a nested tensor": torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
     "a class": api.DistAttnConfig,
 }
 

@@ -1,10 +1,10 @@
 """Context parallelism places one sequence under one mask: a mask with more planes is refused by name."""
 
 import pytest
-from cute_attn.dist.dispatch import place
-from cute_attn.dist.plan import plan_group_cast
 from planes import mask_of
 
+from cute_attn.dist.placing.place import place
+from cute_attn.dist.plans.group_cast import plan_group_cast
 from cute_attn.mask import causal
 
 
