@@ -51,7 +51,7 @@ def _worst(findings: Sequence[Finding]) -> list[str]:
     worst: dict[str, float] = {}
     for finding in findings:
         for name, error in (finding.get("error") or {}).items():
-            ratio = error / finding["allowed"][name]
+            ratio = float(error) / finding["allowed"][name]  # "nan" and "inf" are texts in JSON
             worst[name] = ratio if ratio != ratio else max(worst.get(name, 0.0), ratio)
     return [f"largest error, of what is allowed: {', '.join(f'{n} {r:.2f}' for n, r in worst.items())}"] * bool(worst)
 

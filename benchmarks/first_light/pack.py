@@ -39,7 +39,8 @@ def pack_tree(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     for name in filter(None, listed):
         source, target = ROOT / name, folder / name
-        if source.is_file() and source.suffix not in LEFT_OUT:
+        inside = folder.parent.resolve() in source.parents  # of what is packed here, at an earlier time
+        if source.is_file() and source.suffix not in LEFT_OUT and not inside:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
 

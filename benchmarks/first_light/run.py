@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,9 +157,15 @@ def _ended(process: subprocess.Popen, late: bool) -> bool:
 
 def unpack_runtime(site: Path) -> str:
     """Makes the runtime half of the DSL importable from `site`; what went wrong, "" if nothing."""
-    packed = PACKED / "runtime"
-    if (site / "nvidia_cutlass_dsl").exists() or not packed.exists():
+    packed, mark = PACKED / "runtime", site / "made_for"
+    if not packed.exists():
         return ""
+    if not (packed / "made_for").exists():
+        return f"{packed} was not packed to its end"
+    label = (packed / "made_for").read_text()
+    if mark.exists() and mark.read_text() == label:
+        return ""
+    shutil.rmtree(site, ignore_errors=True)  # of another pack, or cut short
     wheels = [str(wheel) for wheel in sorted((packed / "wheels").glob("*.whl"))]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
     ended = subprocess.run([*command, "--target", str(site), *wheels], capture_output=True, text=True)
@@ -166,6 +173,7 @@ def unpack_runtime(site: Path) -> str:
         return ended.stderr[-1000:]
     with tarfile.open(packed / "libraries.tar.xz") as archive:
         archive.extractall(site, filter="data")
+    mark.write_text(label)
     return ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import math
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
+from cute_attn.errors import in_words
 from cute_attn.jit.bundle import load_bundle
 
 from .bench import bench
@@ -84,13 +86,14 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m cute_
     options = _parser(program).parse_args(arguments)
     try:
         chosen = _chosen(options)
+        if options.list:
+            print("\n".join(f"{case.name}: {case.spec}" for case in chosen))
+            return EXIT_RIGHT
         lines = open(options.json, "w", buffering=1) if options.json else None  # noqa: SIM115
     except (OSError, ValueError) as error:
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        text = in_words(error) if isinstance(error, OSError) else str(error)
+        print(f"{program}: {' '.join(text.split())}", file=sys.stderr)
         return EXIT_NOTHING
-    if options.list:
-        print("\n".join(f"{case.name}: {case.spec}" for case in chosen))
-        return EXIT_RIGHT
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no process is left behind
     begun = time.monotonic()
     settings = Settings(
@@ -153,7 +156,8 @@ def _all(options: argparse.Namespace, chosen: Sequence[Case], settings: Settings
 
 
 def _say(row: Row, lines: TextIO | None) -> None:
-    text = json.dumps(row)
+    error = {name: value if math.isfinite(value) else str(value) for name, value in row["error"].items()}
+    text = json.dumps({**row, "error": error}, allow_nan=False)  # JSON has no number for NaN and infinity
     print(text, flush=True)
     if lines is not None:
         lines.write(text + os.linesep)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -136,8 +137,8 @@ def test_the_table_has_what_was_wrong_what_was_timed_and_each_reason_once():
             "case": "fwd a",
             "status": "right",
             "detail": "",
-            "error": {"out": 0.1},
-            "allowed": {"out": 0.2},
+            "error": {"out": 0.1, "lse": "nan"},
+            "allowed": {"out": 0.2, "lse": 0.1},
         },
         {"step": "matrix", "case": "fwd b", "status": "wrong", "detail": "out is off", "error": {}, "allowed": {}},
         *({"step": "matrix", "case": f"bwd {n}", "status": "missing", "detail": "other sources"} for n in range(3)),
@@ -146,7 +147,7 @@ def test_the_table_has_what_was_wrong_what_was_timed_and_each_reason_once():
     text = findings.table(rows)
     assert "matrix: exit 1 (12 s)" in text
     assert "-- matrix: 1 right, 1 wrong, 3 missing" in text
-    assert "out 0.50" in text
+    assert "out 0.50, lse nan" in text
     assert "WRONG fwd b: out is off" in text
     assert text.count("other sources") == 1
     assert "causal forward cute_attn: 9 us" in text
@@ -161,6 +162,38 @@ def test_the_packed_tree_has_what_runs_and_no_pictures(tmp_path):
     assert {"benchmarks/first_light/run.py", "cute_attn/selftest/cases.py", "tests/conftest.py"} <= files
     assert not any(name.endswith(".png") or name.startswith(".git/") for name in files)
     assert pack.sizes(tmp_path)["tree"] < 8 << 20
+
+
+def test_a_folder_inside_the_repository_is_not_packed_into_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(pack, "ROOT", tmp_path)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    for name in ("script.py", "packed/bundle/kernel.so", "packed/tree/script.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    pack.pack_tree(tmp_path / "packed" / "tree")
+    assert [path.name for path in (tmp_path / "packed" / "tree").rglob("*")] == ["script.py"]
+
+
+def test_the_runtime_is_unpacked_again_where_it_was_cut_short_or_is_of_another_pack(tmp_path, monkeypatch):
+    packed, site, installed = tmp_path / "packed", tmp_path / "site", []
+    (packed / "runtime" / "wheels").mkdir(parents=True)
+    with tarfile.open(packed / "runtime" / "libraries.tar.xz", "w:xz") as archive:
+        archive.add(__file__, "nvidia_cutlass_dsl/library")
+    monkeypatch.setattr(first_light, "PACKED", packed)
+
+    def pip(command, **options):
+        installed.append(command)
+        site.mkdir()  # as pip --target makes it
+        return argparse.Namespace(returncode=0)
+
+    monkeypatch.setattr(first_light.subprocess, "run", pip)
+    assert "was not packed to its end" in first_light.unpack_runtime(site)
+    (site / "nvidia_cutlass_dsl").mkdir(parents=True)  # cut short
+    for label, count in (("4.8.1", 1), ("4.8.1", 1), ("4.8.2", 2)):
+        (packed / "runtime" / "made_for").write_text(label)
+        assert first_light.unpack_runtime(site) == ""
+        assert len(installed) == count
+        assert (site / "nvidia_cutlass_dsl" / "library").exists()
 
 
 def test_a_folder_beyond_the_limit_is_refused(tmp_path, monkeypatch, capsys):

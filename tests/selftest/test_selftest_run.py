@@ -9,7 +9,8 @@ import pytest
 from planted import SPECS, faulty_bundle
 
 from cute_attn.selftest.cases import case_for
-from cute_attn.selftest.command import main
+from cute_attn.selftest.command import _say, main
+from cute_attn.strict_json import loads
 
 PATIENCE = 20  # of a loaded machine
 
@@ -83,7 +84,7 @@ def test_where_nothing_can_run_it_says_why_in_the_last_line_and_ends_with_2(caps
         (["--budget", "soon"], "expected a number of seconds above 0, got 'soon'"),
         (["--bundle", "/nowhere"], "no bundle at /nowhere"),
         (["--case", "fwd d3*"], "no case is named like fwd d3*"),
-        (["--json", "/nowhere/rows.json"], "/nowhere/rows.json"),
+        (["--json", "/nowhere/rows.json"], ": /nowhere/rows.json: No such file"),
         (["--sanitise"], "unrecognized arguments: --sanitise"),
         (["--group", "large"], "invalid choice: 'large'"),
     ],
@@ -104,6 +105,18 @@ def test_list_names_cases_and_their_kernels(capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("fwd d128 full 256 h1/1: fwd bf16 head_dim 128")
     assert second.startswith("bwd d128 full 256 h1/1: bwd bf16 head_dim 128")
+
+
+def test_a_list_leaves_the_results_of_an_earlier_run_alone(tmp_path):
+    file = tmp_path / "rows.json"
+    file.write_text("earlier")
+    assert main(["--list", "--group", "smoke", "--json", str(file)]) == 0
+    assert file.read_text() == "earlier"
+
+
+def test_an_error_that_is_no_number_is_json_all_the_same(capsys):
+    _say({"case": "fwd", "status": "wrong", "error": {"out": float("nan"), "lse": float("inf"), "dq": 0.5}}, None)
+    assert loads(capsys.readouterr().out)["error"] == {"out": "nan", "lse": "inf", "dq": 0.5}
 
 
 def test_it_imports_nothing_that_a_bare_machine_lacks():
