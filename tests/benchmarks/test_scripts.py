@@ -26,6 +26,10 @@ def backward_profile(tiny):
     tiny("backward_profile", **sizes, MASKS={"causal": "causal"}).main()
 
 
+def dist_check_ranks(tiny):
+    tiny("dist_check_ranks", WORLDS=(2,), ROUNDS=1, CALLS=1).main()
+
+
 def dist_plan(tiny):
     tiny("dist_plan", TOKENS=1024, CHUNK_SIZES={8: (128,)}, LENGTHS=(1 << 16,)).main()
 
@@ -36,6 +40,10 @@ def forward_profile(tiny):
 
 def kernel_cache(tiny):
     tiny("kernel_cache").main()
+
+
+def large_logits(tiny):
+    tiny("large_logits", TOKENS=32, POWERS=(6,), BACKENDS=("reference",)).main()
 
 
 def launch_overhead(tiny):
@@ -52,7 +60,7 @@ def sim_speed(tiny):
     tiny("sim_speed", **rounds, MODES=("eager",), TOKENS=256, GROWTH=(1, 2)).main()
 
 
-RUNS = [attention, dist_plan, launch_overhead, mask_planning]
+RUNS = [attention, dist_check_ranks, dist_plan, large_logits, launch_overhead, mask_planning]
 COMPILING = [backward_profile, forward_profile, kernel_cache, sim_speed]  # seconds for each of several kernels
 WRITTEN = {"dist_plan": ["dist_plan", "dist_plan_time"]}
 
@@ -80,7 +88,7 @@ def test_every_script_has_a_run_here():
 
 @pytest.mark.parametrize("folder", sorted({path.parent.name for path in SCRIPTS} - {FOLDER.name}))
 def test_every_folder_of_scripts_has_a_test_that_names_it(folder):
-    assert any(folder in path.read_text() for path in TESTS.glob("test_*.py") if path.name != "test_scripts.py")
+    assert any(folder in path.read_text() for path in TESTS.parent.rglob("test_*.py") if path.name != "test_scripts.py")
 
 
 @pytest.mark.parametrize(
