@@ -1,6 +1,7 @@
 """Masks with planes: one for each query head, for each batch element or for both, no two alike."""
 
 import torch
+from forward_case import TANH_ERROR
 from oracle import assert_close
 
 from cute_attn.mask import IntervalMask, causal, full, sliding_window
@@ -105,5 +106,8 @@ def check(mask, batch, heads, dim=64, dtype=torch.bfloat16, softcap=0.0, sink=Fa
     got, exact, rough = results(op, dtype), results(plain, torch.float64), results(plain, dtype)
     for name, mine, wanted, low in zip(("out", "lse", "dq", "dk", "dv", "dsink"), got, exact, rough, strict=False):
         error = (low.double() - wanted).masked_fill(wanted.isinf(), 0.0).abs().max().item()
-        assert_close(name, mine, wanted, 2 * error + 1e-6)
+        tolerance = 2 * error + 1e-6
+        if name == "lse":  # kept in fp32, whatever the inputs are; no score is above the softcap
+            tolerance = 1e-5 * max(1.0, wanted[wanted.isfinite()].abs().max().item()) + TANH_ERROR * softcap
+        assert_close(name, mine, wanted, tolerance)
     return got
