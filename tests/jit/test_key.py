@@ -47,6 +47,7 @@ CHANGES = {
         "dlse": {"dlse": True},
         "deterministic": {"deterministic": True},
         "fp32_gradients": {"fp32_gradients": True},
+        "planes_by_head": {"planes_by_head": True},
         "tile": {"tile": BackwardTile(n=64)},
     },
 }

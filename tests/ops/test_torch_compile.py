@@ -243,7 +243,25 @@ def test_what_a_graph_does_with_the_memory_of_a_plan_reaches_no_later_call(backe
 
     def attend(q, ranges):
         plan = torch.ops.cute_attn.plan(
-            "slices", ranges, ranges, None, -1, -1, 1, 8, 8, q.device, False, q.dtype, 0, 0, 0, 0, False, False, False
+            "slices",
+            ranges,
+            ranges,
+            None,
+            -1,
+            -1,
+            1,
+            8,
+            8,
+            q.device,
+            "reference",
+            q.dtype,
+            0,
+            0,
+            0,
+            0,
+            False,
+            False,
+            False,
         )
         plan[0].fill_(7)
         plan[1].zero_()
