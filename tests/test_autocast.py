@@ -108,7 +108,7 @@ def test_every_function_that_multiplies_matrices_of_torch_is_known():
                 found.add(str(path.relative_to(root)))
     numpy_only = {"dist/placing/spread.py", "dist/placing/locality.py"}
     found = {name for name in found if not name.startswith(("sim/", "fwd/", "bwd/", "sm90/"))}
-    assert found <= {"reference.py", "commands/demo.py", *numpy_only}
+    assert found <= {"reference.py", "commands/demo.py", "selftest/plain.py", *numpy_only}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

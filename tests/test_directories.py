@@ -146,7 +146,7 @@ def as_somebody(tmp_path, *after, lines=(), **environment):
     scratch.chmod(0o777)
     base = {k: v for k, v in os.environ.items() if k not in ("CUTE_ATTN_CACHE_DIR", "XDG_CACHE_HOME", "HOME")}
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(ROOT / "tests" / "jit"), *lines, *become, *after],
+        [sys.executable, "-c", PROGRAM, str(ROOT / "tests"), *lines, *become, *after],
         cwd=scratch, capture_output=True, text=True, timeout=300,
         env={**base, "TMPDIR": str(scratch), "PYTHONPATH": str(ROOT), **environment},
     )  # fmt: skip
@@ -300,7 +300,7 @@ def test_what_cannot_be_pruned_is_said(tmp_path):
 
 
 def test_a_bundle_is_built_where_the_cache_cannot_be_reached_with_one_line_about_it(tmp_path, monkeypatch, recwarn):
-    sys.path.append(str(ROOT / "tests" / "jit"))
+    sys.path.append(str(ROOT / "tests"))
     from click.testing import CliRunner
     from fake_compiler import compiled
 
@@ -309,7 +309,7 @@ def test_a_bundle_is_built_where_the_cache_cannot_be_reached_with_one_line_about
     from cute_attn.jit.parallel import in_processes
     from cute_attn.spec.forward import ForwardSpec
 
-    sys.path.remove(str(ROOT / "tests" / "jit"))
+    sys.path.remove(str(ROOT / "tests"))
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path / "file"))
     monkeypatch.setattr(obtain, "compile", compiled)

@@ -81,7 +81,7 @@ def make_problem(case: Case, device: torch.device) -> Problem:
     mask, (heads_q, heads_k), (dim, dim_v) = MASKS[case.mask](case.tokens), case.heads, case.dims
 
     def random(*shape: int) -> torch.Tensor:
-        return torch.randn(1, *shape, generator=numbers)
+        return torch.randn(1, *shape, generator=numbers, device="cpu")
 
     q, k = random(mask.seqlen_q, heads_q, dim), random(mask.seqlen_k, heads_k, dim)
     v, dout = random(mask.seqlen_k, heads_k, dim_v), random(mask.seqlen_q, heads_q, dim_v)
@@ -91,7 +91,7 @@ def make_problem(case: Case, device: torch.device) -> Problem:
         q = 30 * q
     if case.inputs == "growing":
         direction = random(1, 1, dim).sign()
-        heights = torch.linspace(0, 8, k.shape[1])[None, :, None, None]
+        heights = torch.linspace(0, 8, k.shape[1], device="cpu")[None, :, None, None]
         q, k = q.abs() * direction, 0.1 * k + heights * direction
     dtype = DTYPES[case.spec.dtype]
     q, k, v, dout = (x.to(dtype).to(device) for x in (q, k, v, dout))

@@ -23,10 +23,10 @@ def _prefix(n: int) -> IntervalMask:
 def _slices(n: int) -> IntervalMask:
     """Forty slices of all four types, anywhere: many intervals a row, some rows without keys."""
     numbers = torch.Generator().manual_seed(7)
-    starts = torch.randint(0, n, (2, 40), generator=numbers)
-    lengths = torch.randint(1, n // 8, (2, 40), generator=numbers)
+    starts = torch.randint(0, n, (2, 40), generator=numbers, device="cpu")
+    lengths = torch.randint(1, n // 8, (2, 40), generator=numbers, device="cpu")
     q_ranges, k_ranges = torch.stack([starts, (starts + lengths).clamp_max(n)], 2)
-    return IntervalMask.from_slices(q_ranges, k_ranges, torch.arange(40) % 4, n, n)
+    return IntervalMask.from_slices(q_ranges, k_ranges, torch.arange(40, device="cpu") % 4, n, n)
 
 
 # Each of a number of query tokens; "full" has a third more keys, "empty_rows" half as many.
