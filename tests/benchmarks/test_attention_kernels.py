@@ -10,11 +10,7 @@ from attention_kernels import PEERS, flex, mask_mod, ours, prepared, sdpa
 from small_problem import NAMES, exact, small
 from torch.nn.attention import SDPBackend
 
-from cute_attn.sim.errors import UnsupportedInstruction
-
 CPU = torch.device("cpu")
-# Its kernel for windows has an instruction that the simulator does not know.
-WINDOW = pytest.param("window", marks=pytest.mark.xfail(raises=UnsupportedInstruction, strict=True))
 
 
 def assert_exact(kernel, problem, operation):
@@ -102,7 +98,7 @@ def flash_attention_4(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("name", ["causal", "full", "packed", "small", WINDOW])
+@pytest.mark.parametrize("name", ["causal", "full", "packed", "small", "window"])
 def test_flash_attn_4_in_simulation(flash_attention_4, name, operation):
     from cute_attn import sim
 
