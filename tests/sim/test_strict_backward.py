@@ -49,7 +49,7 @@ def test_the_compiled_backward_alone_gives_no_alarm(sm_margin, monkeypatch):
         patch.setattr(sim, "run", noted)
         gradients(sm_margin)(*arguments)
     ((function, args, options),) = calls
-    report = sim.strict(function, *args, **options)
+    report = sim.strict(function, *args, ptx=options["ptx"], fresh=options["fresh"])
     assert report.derived
 
 
