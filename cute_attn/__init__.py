@@ -7,6 +7,18 @@ from typing import TYPE_CHECKING
 from .backend import backend
 from .launch import operations as _operations  # noqa: F401  (fills the table of operations)
 from .mask import AttnMaskType, AttnRange, AttnRanges, IntervalMask, TileSchedule
+from .modules import (
+    AttentionOp,
+    AttentionType,
+    ChunkedCausalMask,
+    KVQuant,
+    KVTensor,
+    LoadBalancedCausalMask,
+    StripedMask,
+    balanced_order,
+    normalize_attention,
+    normalize_cudnn_attention,
+)
 from .ops.flex_flash import flex_flash_attn_func
 from .ops.sink import (
     fa2_func_with_sink,
@@ -27,12 +39,20 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "AttentionOp",
+    "AttentionType",
     "AttnMaskType",
     "AttnRange",
     "AttnRanges",
+    "ChunkedCausalMask",
     "IntervalMask",
+    "KVQuant",
+    "KVTensor",
+    "LoadBalancedCausalMask",
+    "StripedMask",
     "TileSchedule",
     "backend",
+    "balanced_order",
     "fa2_func_with_sink",
     "fa2_kvpacked_func_with_sink",
     "fa2_qkvpacked_func_with_sink",
@@ -44,6 +64,8 @@ __all__ = [
     "fa3_varlen_func_with_sink",
     "flex_flash_attn_func",
     "load_bundle",
+    "normalize_attention",
+    "normalize_cudnn_attention",
     "record_specs",
 ]
 

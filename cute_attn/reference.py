@@ -61,13 +61,14 @@ def attention_forward(
         softmax_scale: any finite number. softcap: 0 for off. mask_heads: of the mask, 1 or heads_q.
 
     Returns out `(b, sq, heads_q, dv)` in q's dtype, lse `(b, heads_q, sq)` with the sinks in it and max_logits
-    `(heads_q,)` without them, both in the compute dtype. A row without keys has out 0, and lse -inf if it has no sink.
+    `(b, heads_q)` without them, both in the compute dtype. A row without keys has out 0, and lse -inf if it has no
+    sink.
     """
     dtype = compute_dtype(q.dtype)
     batch, rows, heads, _ = q.shape
     out = q.new_zeros(batch, rows, heads, v.shape[3], dtype=dtype)
     lse = q.new_full((batch, heads, rows), -torch.inf, dtype=dtype)
-    max_logits = q.new_full((heads,), -torch.inf, dtype=dtype)
+    max_logits = q.new_full((batch, heads), -torch.inf, dtype=dtype)
     keys, values = k.to(dtype), v.to(dtype)
     for block in _blocks(lo, hi, mask_heads, batch, heads, k.shape[2]):
         for head, queries in block.heads:
@@ -75,7 +76,8 @@ def attention_forward(
             scores, _ = _scores(q[block.batch][at], keys[block.batch, block.keys, head], softmax_scale, softcap)
             scores.masked_fill_(block.hidden, -torch.inf)
             largest = scores.amax(2)
-            max_logits[at[1]] = torch.maximum(max_logits[at[1]], largest.amax(0))
+            of_heads = max_logits[block.batch, queries]
+            torch.maximum(of_heads, largest.amax(0), out=of_heads)
             largest.masked_fill_(largest == -torch.inf, 0.0)
             weights = scores.sub_(largest[..., None]).exp_()
             total = weights.sum(2)

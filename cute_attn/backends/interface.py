@@ -45,7 +45,7 @@ class Backend(Protocol):
         return_max_logits: bool,
         unrounded: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """out `(b, sq, heads_q, dv)`, lse `(b, heads_q, sq)` with the sinks in it, max_logits `(heads_q,)` without
+        """out `(b, sq, heads_q, dv)`, lse `(b, heads_q, sq)` with the sinks in it, max_logits `(b, heads_q)` without
         them or None; the last two in the compute dtype, and out too where it is to be `unrounded`, else in q's."""
 
     def backward(

@@ -65,7 +65,7 @@ class Kernels:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         from ..launch.forward import forward
 
-        out, lse, max_logits = forward(
+        return forward(
             q,
             k,
             v,
@@ -80,9 +80,6 @@ class Kernels:
             softmax=self.softmax,
             fp32_out=unrounded,
         )
-        if max_logits is not None:
-            max_logits = max_logits.amax(0) if len(max_logits) else lse.new_full((q.shape[2],), -torch.inf)
-        return out, lse, max_logits
 
     def backward(
         self,

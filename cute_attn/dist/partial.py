@@ -49,7 +49,7 @@ def attend(
         return_max_logits=return_max_logits,
         unrounded=True,
     )
-    return out[0], lse[0], max_logits
+    return out[0], lse[0], None if max_logits is None else max_logits[0]
 
 
 def attend_backward(

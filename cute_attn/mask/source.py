@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 
 from .intervals import IntervalMask
+from .layer import Reach, cache_mask, token_mask
 from .window import windowed_documents
 
 __all__ = ["MaskSource"]
 
 
 class MaskSource(NamedTuple):
-    """kind         first, second, third
-    "slices"     q_ranges, k_ranges, attn_type_map or None
-    "documents"  cu_seqlens_q, cu_seqlens_k, None; with the window (left, right), see `windowed_documents`
-    "window"     None, None, None; the same as one document
-    "intervals"  lo, hi of an IntervalMask that is made inside a compiled function, None; with its heads
+    """kind          first, second, third
+    "slices"        q_ranges, k_ranges, attn_type_map or None
+    "documents"     cu_seqlens_q, cu_seqlens_k, None; with the window (left, right), see `windowed_documents`
+    "window"        None, None, None; the same as one document
+    "intervals"     lo, hi of an IntervalMask that is made inside a compiled function, None; with its heads
+    "chosen"        the same, of a mask that the values of a call chose: it will not come again, and is not kept
+    "tokens"        segment ids or None, bidirectional mask or None, None; see `layer.token_mask`, and `layer.Reach` for
+                    window and chunk; the first row stands at offset
+    "active"        the same, where the id 1 attends
+    "prefill", "decode"  segment ids of both caches or None, lengths or None; this one of two caches, the other one
+                    offset long; see `layer.cache_mask`
     """
 
     kind: str
@@ -28,14 +36,33 @@ class MaskSource(NamedTuple):
     window_left: int = -1
     window_right: int = -1
     heads: int = 1
+    chunk: int = 0
+    offset: int = 0
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        return [t for t in (self.first, self.second, self.third) if t is not None]
+        return [t for t in self[1:4] if t is not None]
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        """All but the tensors, and which of them are there."""
+        return self.kind, *(t is None for t in self[1:4]), *self[4:]
+
+    @property
+    def planes(self) -> int:
+        """Of the mask: those of intervals, one for each batch element where that is told, else 1."""
+        batched = self.kind in ("intervals", "chosen", "tokens", "active", "prefill", "decode")
+        return self.tensors[0].shape[0] if batched and self.tensors else 1
+
+    def holding(self, tensors: Iterable[torch.Tensor]) -> MaskSource:
+        """The same with others in the places of its tensors."""
+        others = iter(tensors)
+        first, second, third = (t if t is None else next(others) for t in self[1:4])
+        return self._replace(first=first, second=second, third=third)
 
     def content(self) -> bytes:
         """A digest of all that makes the mask but its lengths; equal for tensors of other dtypes that mean the same."""
-        digest = hashlib.blake2b(repr((self.kind, self.window_left, self.window_right)).encode(), digest_size=16)
+        digest = hashlib.blake2b(repr(self.form).encode(), digest_size=16)
         for tensor in self.tensors:
             digest.update(repr(tuple(tensor.shape)).encode())
             digest.update(tensor.long().cpu().contiguous().numpy().tobytes())
@@ -50,6 +77,14 @@ class MaskSource(NamedTuple):
         if self.kind == "window":
             queries, keys = (torch.tensor([0, n], device=device) for n in (seqlen_q, seqlen_k))
             return windowed_documents(queries, keys, seqlen_q, seqlen_k, *window)
+        if self.kind in ("tokens", "active", "prefill", "decode"):
+            first, second, third = (t if t is None else t.to(device, torch.int64) for t in self[1:4])
+            reach = Reach(*window, self.chunk)
+            if self.kind in ("tokens", "active"):
+                is_active = self.kind == "active"
+                return token_mask(first, second, seqlen_q, seqlen_k, self.offset, reach, device, is_active=is_active)
+            is_decode = self.kind == "decode"
+            return cache_mask(first, second, third, seqlen_q, seqlen_k, self.offset, reach, device, is_decode=is_decode)
         first, second = self.tensors[:2]
         if self.kind == "documents":
             return windowed_documents(first.to(device), second, seqlen_q, seqlen_k, *window)

@@ -46,7 +46,7 @@ def attention(
         mask: an IntervalMask on their device, of their lengths, batch 1 or b and heads 1 or heads_q; or what describes
             one.
 
-    Returns out `(b, sq, heads_q, dv)`, lse `(b, heads_q, sq)` and max_logits `(heads_q,)`, empty if not asked for.
+    Returns out `(b, sq, heads_q, dv)`, lse `(b, heads_q, sq)` and max_logits `(b, heads_q)`, empty if not asked for.
     Gradients flow through out and lse. Raises NotImplementedError where the backend cannot serve the tensors.
     """
     backend = resolve(q.device)
@@ -110,7 +110,7 @@ def _fake_forward(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, *rest: A
     return (
         q.new_empty(batch, rows, heads, v.shape[3]),
         q.new_empty(batch, heads, rows, dtype=dtype),
-        q.new_empty(heads if return_max_logits else 0, dtype=dtype),
+        q.new_empty((batch, heads) if return_max_logits else 0, dtype=dtype),
     )
 
 

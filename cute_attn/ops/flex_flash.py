@@ -161,7 +161,7 @@ def flex_flash_attn_func(
     for name, hint, bounds in (("max_seqlen_q", max_seqlen_q, 0), ("max_seqlen_k", max_seqlen_k, 1)):
         check_max_seqlen(name, hint, None if isinstance(mask, IntervalMask) else mask.tensors[bounds])
     out, lse, max_logits = attention(q, k, v, sinks, mask, scale, cap, deterministic, margin, return_max_logits)
-    return (out[0], lse[0], max_logits) if return_max_logits else (out[0], lse[0])
+    return (out[0], lse[0], max_logits[0]) if return_max_logits else (out[0], lse[0])
 
 
 def _refuse_other_masks(q_ranges: object) -> None:

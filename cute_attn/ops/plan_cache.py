@@ -78,7 +78,7 @@ def find_mask(
     if tensors:
         refuse_capture(device, "a mask described by tensors is read")
     read = _on_host(tensors)
-    lengths = source.kind, source.window_left, source.window_right, source.heads, seqlen_q, seqlen_k, device
+    lengths = source.form, seqlen_q, seqlen_k, device
     form = (*lengths, *((t.dtype, t.shape) for t in read))
     entry = _recent.find(form, read)
     if entry is None:
@@ -105,8 +105,7 @@ def refuse_capture(device: torch.device, what: str) -> None:
 
 def _make(source: MaskSource, lengths: tuple[Any, ...], form: tuple[Hashable, ...], read: list[torch.Tensor]) -> _Entry:
     copies = [t.clone(memory_format=torch.contiguous_format) for t in read]
-    first, second, third = (*copies, None, None, None)[:3]
-    source = source._replace(first=first, second=second, third=third)
+    source = source.holding(copies)
     content = hashlib.blake2b(repr(lengths).encode() + source.content(), digest_size=16).digest()
     known = _recent.with_content(content)
     if known is not None:

@@ -17,7 +17,7 @@ from ..mask import IntervalMask
 from ..mask.source import MaskSource
 from .plan_cache import find_mask, refuse_capture
 
-__all__ = ["Plan", "plan_of", "prepare_calls"]
+__all__ = ["Plan", "is_traced", "plan_of", "prepare_calls", "size_that_a_mask_decides"]
 
 Tensor = torch.Tensor
 
@@ -38,7 +38,7 @@ def plan_of(
         return _kept(mask, backend, call)
     lengths = q.shape[1], k.shape[1]
     device = torch.device("cpu") if q.is_meta else q.device  # on meta nobody reads the plan
-    if _is_traced():
+    if is_traced():
         return _in_graph(mask, *lengths, device, backend, call)
     found, seal = find_mask(mask, *lengths, device)
     return _kept(found, backend, call)._replace(seal=seal)
@@ -68,7 +68,7 @@ def _kept(mask: IntervalMask, backend: str, call: Call | None) -> Plan:
         return Plan(mask.lo, mask.hi, torch.tensor([mask.heads], dtype=torch.int64, device="cpu"))
     plan = mask._plans.get(call)
     if plan is None:
-        if not _is_traced():
+        if not is_traced():
             refuse_capture(mask.device, "a mask is planned")
             plan = mask._plans[call] = make_plan(mask, call)
         else:
@@ -83,7 +83,7 @@ def _kept(mask: IntervalMask, backend: str, call: Call | None) -> Plan:
 # ---------------------------------------------------------------- in a graph
 
 
-def _is_traced() -> bool:
+def is_traced() -> bool:
     """Whether what is called now is recorded, mapped or seen by a mode that wants to see ops: an op makes the plan."""
     if torch.compiler.is_compiling():
         return True
@@ -102,6 +102,12 @@ def _in_graph(
 _NO_CALL = Call(torch.float32, 0, 0, 0, 0, False, False, False, 0)
 
 
+def size_that_a_mask_decides() -> int | torch.SymInt:
+    """In the fake of an op. `new_dynamic_size` would break the graph where torch.compile may break graphs."""
+    shapes = torch.library.get_ctx()._shape_env
+    return 1 if shapes is None else allocate_size(shapes)  # without shapes nobody reads them
+
+
 def _plan(
     kind: str,
     first: Tensor | None,
@@ -110,6 +116,8 @@ def _plan(
     window_left: int,
     window_right: int,
     heads: int,
+    chunk: int,
+    offset: int,
     seqlen_q: int,
     seqlen_k: int,
     device: torch.device,
@@ -124,8 +132,11 @@ def _plan(
     deterministic: bool,
 ) -> list[Tensor]:
     """The fields of a Plan that are there, none of which anybody else holds."""
-    source = MaskSource(kind, first, second, third, window_left, window_right, heads)
-    mask, _ = find_mask(source, seqlen_q, seqlen_k, device, is_op=True)
+    source = MaskSource(kind, first, second, third, window_left, window_right, heads, chunk, offset)
+    if kind == "chosen":
+        mask = source.build(seqlen_q, seqlen_k, device)
+    else:
+        mask, _ = find_mask(source, seqlen_q, seqlen_k, device, is_op=True)
     call = None
     if backend != "reference":
         find(backend).check_served(dtype, (head_dim, head_dim_v), device)
@@ -142,6 +153,8 @@ def _fake_plan(
     window_left: int,
     window_right: int,
     heads: int,
+    chunk: int,
+    offset: int,
     seqlen_q: int,
     seqlen_k: int,
     device: torch.device,
@@ -155,19 +168,15 @@ def _fake_plan(
     backward: bool,
     deterministic: bool,
 ) -> list[Tensor]:
-    shapes = torch.library.get_ctx()._shape_env
-
-    def size() -> int | torch.SymInt:
-        """One that the mask decides. `new_dynamic_size` would break the graph where torch.compile may break graphs."""
-        return 1 if shapes is None else allocate_size(shapes)  # without shapes nobody reads them
+    size = size_that_a_mask_decides
 
     def integers(*shape: int | torch.SymInt) -> Tensor:
         return torch.empty(shape, dtype=torch.int32, device=device)
 
-    planes: int | torch.SymInt = 1
+    planes = MaskSource(kind, first, second, third).planes
     layers: int | torch.SymInt
-    if kind == "intervals" and first is not None:
-        planes, layers = first.shape[:2]
+    if kind in ("intervals", "chosen") and first is not None:
+        layers = first.shape[1]
     else:
         layers = size()
     tensors = [integers(planes, layers, seqlen_q) for _ in range(2)]

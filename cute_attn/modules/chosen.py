@@ -1,0 +1,207 @@
+"""Masks that the values of a call choose: the best blocks of keys of each row and head (MoBA), and the keys that an
+indexer kept. They are intervals too, as many layers as the choice has runs, and what else the row may see is theirs as
+well (`&`). They are new at every call, so nothing keeps them; in a graph an op makes them.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..mask import IntervalMask
+from ..mask.source import MaskSource
+from ..mask.union import stack_layers
+from ..ops.plan_cache import find_mask
+from ..ops.plans import is_traced, size_that_a_mask_decides
+from ..reference import compute_dtype
+
+__all__ = ["chosen_mask"]
+
+Tensor = torch.Tensor
+AT_ONCE = 1 << 22  # pairs of rows and keys (or blocks of them) that are looked at together
+
+
+def chosen_mask(
+    source: MaskSource,
+    query: Tensor,
+    key: Tensor,
+    moba: tuple[int, int] | None,
+    indexer_mask: Tensor | None,
+) -> IntervalMask | MaskSource:
+    """What of the mask that a source describes the values of a call choose.
+
+    Args:
+        source: of kind "tokens" or "active" where there is moba, whose offset is where the first row stands.
+        query: `(b, t, heads_q, d)`; key: `(b, s, heads_k, d)`.
+        moba: keys of a block and how many blocks a row attends, or None.
+        indexer_mask: `(b, t, s)`, bool, or numbers that keep a pair where they are at least -1; or None.
+    """
+    device = torch.device("cpu") if query.is_meta else query.device
+    choosing, chosen_among = (query.detach(), key.detach()) if moba else (None, None)
+    block, top_k = moba or (0, 0)
+    rows, keys = query.shape[1], key.shape[1]
+    if not is_traced():
+        return _chosen(source, rows, keys, device, choosing, chosen_among, block, top_k, indexer_mask)
+    rest = rows, keys, device, choosing, chosen_among, block, top_k, indexer_mask
+    lo, hi = torch.ops.cute_attn.chosen_mask(*source, *rest)
+    return MaskSource("chosen", lo, hi, heads=query.shape[2] if moba else 1)
+
+
+def _chosen(
+    source: MaskSource,
+    rows: int,
+    keys: int,
+    device: torch.device,
+    query: Tensor | None,
+    key: Tensor | None,
+    block: int,
+    top_k: int,
+    indexer_mask: Tensor | None,
+    *,
+    is_op: bool = False,
+) -> IntervalMask:
+    mask, _ = find_mask(source, rows, keys, device, is_op=is_op)
+    if query is not None and key is not None:
+        mask = mask & _moba(query, key, block, top_k, source.offset)
+    if indexer_mask is not None:
+        mask = mask & _kept(indexer_mask)
+    return mask
+
+
+# ---------------------------------------------------------------- MoBA
+
+
+def _moba(query: Tensor, key: Tensor, block: int, top_k: int, first: int) -> IntervalMask:
+    """Row i, at position `p = first + i`, attends keys up to p of its own block of keys and of the `top_k - 1` earlier
+    ones whose mean has the largest product with its query; of equal ones, the earlier blocks."""
+    batch, rows, heads, _ = query.shape
+    keys = key.shape[1]
+    position = torch.arange(first, first + rows, device=query.device)
+    choice = _best_blocks(query, _means(key, block), position // block, top_k)
+    row, begin, end = _runs(choice.flatten(0, 2))
+    hi = torch.minimum((end * block).clamp(max=keys), position[row % max(1, rows)] + 1)
+    planes = batch * heads
+    bounds = stack_layers(row, begin * block, hi, rows=planes * rows)
+    lo, hi = (x.view(len(x), planes, rows).transpose(0, 1).contiguous() for x in bounds)
+    return IntervalMask._made(lo, hi, keys, heads)
+
+
+def _means(key: Tensor, block: int) -> Tensor:
+    """The mean key of each block, the last one perhaps shorter: `(b, blocks, heads_k, d)` in the dtype of scores."""
+    dtype = compute_dtype(key.dtype)
+    whole = key.shape[1] // block
+    means = key[:, : whole * block].unflatten(1, (whole, block)).sum(2, dtype=dtype) / block
+    rest = key[:, whole * block :]
+    return torch.cat([means, rest.to(dtype).mean(1, keepdim=True)], 1) if rest.shape[1] else means
+
+
+def _best_blocks(query: Tensor, means: Tensor, own: Tensor, top_k: int) -> Tensor:
+    """bool `(b, heads_q, t, blocks)`. own: `(t,)`, the block at which each row stands."""
+    batch, rows, heads, _ = query.shape
+    count = means.shape[1]
+    number = torch.arange(count, device=query.device)
+    choice = torch.zeros(batch, heads, rows, count, dtype=torch.bool, device=query.device)
+    at_once = max(1, AT_ONCE // max(1, batch * heads * count))
+    grouped = query.unflatten(2, (means.shape[2], -1))
+    for begin in range(0, rows, at_once):
+        here = slice(begin, min(begin + at_once, rows))
+        gates = torch.einsum("btkgd,bnkd->bkgtn", grouped[:, here].to(means.dtype), means).flatten(1, 2)
+        behind, standing = (own[here, None] > number), (own[here, None] == number)
+        gates = gates.masked_fill(~behind, -torch.inf).masked_fill(standing, torch.inf)
+        order = gates.sort(stable=True, dim=-1, descending=True).indices  # topk has no rule for equal ones
+        best = torch.zeros_like(choice[:, :, here]).scatter_(-1, order[..., : min(top_k, count)], True)
+        choice[:, :, here] = (best & behind) | standing
+    return choice
+
+
+# ---------------------------------------------------------------- the indexer
+
+
+def _kept(indexer_mask: Tensor) -> IntervalMask:
+    """Pairs that are True, or at least -1; NaN is not."""
+    batch, rows, keys = indexer_mask.shape
+    row, lo, hi = _runs(indexer_mask.flatten(0, 1))
+    bounds = stack_layers(row, lo, hi, rows=batch * rows)
+    lo, hi = (x.view(len(x), batch, rows).transpose(0, 1).contiguous() for x in bounds)
+    return IntervalMask._made(lo, hi, keys)
+
+
+def _runs(chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The runs of what is chosen in each row of `(n, m)`, as row, begin and end, int64, in order.
+
+    Looks at some rows at a time, so that nothing is made as large as its argument.
+    """
+    found = [(torch.zeros(0, dtype=torch.int64, device=chosen.device),) * 3]
+    at_once = max(1, AT_ONCE // max(1, chosen.shape[1]))
+    for begin in range(0, chosen.shape[0], at_once):
+        part = chosen[begin : begin + at_once]
+        padded = torch.nn.functional.pad(part if part.dtype == torch.bool else part >= -1, (1, 1))
+        inside, before, after = padded[:, 1:-1], padded[:, :-2], padded[:, 2:]
+        row, first = (inside & ~before).nonzero(as_tuple=True)
+        last = (inside & ~after).nonzero(as_tuple=True)[1]
+        found.append((row + begin, first, last + 1))
+    row, first, end = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return row, first, end
+
+
+# ---------------------------------------------------------------- in a graph
+
+
+def _op(
+    kind: str,
+    first: Tensor | None,
+    second: Tensor | None,
+    third: Tensor | None,
+    window_left: int,
+    window_right: int,
+    heads: int,
+    chunk: int,
+    offset: int,
+    seqlen_q: int,
+    seqlen_k: int,
+    device: torch.device,
+    query: Tensor | None,
+    key: Tensor | None,
+    block: int,
+    top_k: int,
+    indexer_mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The intervals of `chosen_mask`, which nobody else holds."""
+    source = MaskSource(kind, first, second, third, window_left, window_right, heads, chunk, offset)
+    mask = _chosen(source, seqlen_q, seqlen_k, device, query, key, block, top_k, indexer_mask, is_op=True)
+    return mask.lo.clone(), mask.hi.clone()
+
+
+def _fake(
+    kind: str,
+    first: Tensor | None,
+    second: Tensor | None,
+    third: Tensor | None,
+    window_left: int,
+    window_right: int,
+    heads: int,
+    chunk: int,
+    offset: int,
+    seqlen_q: int,
+    seqlen_k: int,
+    device: torch.device,
+    query: Tensor | None,
+    key: Tensor | None,
+    block: int,
+    top_k: int,
+    indexer_mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    planes = MaskSource(kind, first, second, third).planes
+    if indexer_mask is not None:
+        planes = indexer_mask.shape[0]
+    if query is not None:
+        planes = query.shape[0] * query.shape[2]
+    layers = size_that_a_mask_decides()
+    lo, hi = (torch.empty((planes, layers, seqlen_q), dtype=torch.int32, device=device) for _ in range(2))
+    return lo, hi
+
+
+_LIBRARY = torch.library.Library("cute_attn", "FRAGMENT")
+_SCHEMA = torch.library.infer_schema(_op, mutates_args=())
+_LIBRARY.define(f"chosen_mask{_SCHEMA}", tags=(torch.Tag.pt2_compliant_tag,))
+_LIBRARY.impl("chosen_mask", _op, "CompositeExplicitAutograd")
+torch.library.register_fake("cute_attn::chosen_mask", _fake, lib=_LIBRARY)
