@@ -37,6 +37,9 @@ SOURCES = {
     "slices": MaskSource("slices", torch.tensor([[0, 9]]), torch.tensor([[2, ROWS]]), torch.tensor([3])),
     "documents": MaskSource("documents", ENDS, ENDS.clone(), None, 4, 0),
     "window": MaskSource("window", window_left=2, window_right=1),
+    "chosen": MaskSource("chosen", MASK.lo, MASK.hi),
+    "tokens": MaskSource("tokens", torch.ones(1, ROWS).long(), None, None, 4, 0, chunk=5),
+    "decode": MaskSource("decode", None, None, torch.tensor([7]), -1, 0, offset=3),
 }
 
 
@@ -243,13 +246,7 @@ def test_what_a_graph_does_with_the_memory_of_a_plan_reaches_no_later_call(backe
 
     def attend(q, ranges):
         plan = torch.ops.cute_attn.plan(
-            "slices",
-            ranges,
-            ranges,
-            None,
-            -1,
-            -1,
-            1,
+            *MaskSource("slices", ranges, ranges),
             8,
             8,
             q.device,

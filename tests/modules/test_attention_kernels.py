@@ -1,0 +1,101 @@
+"""AttentionOp on the kernels, in simulation: masks with planes of their own for batch elements and heads, chosen blocks,
+two caches."""
+
+import pytest
+import torch
+from layer_formula import attend, cached_pairs, moba_pairs, token_pairs
+from oracle import assert_close
+
+from cute_attn import AttentionOp, backend
+
+HEADS, HEADS_K, DIM = 4, 2, 64
+
+
+def compare(op, call, q, k, v, pairs, cap=0.0, sinks=None, grads=True, scale=1.0):
+    """At most twice as far from the formula in fp64 as the formula in bf16 is."""
+
+    def results(attending, dtype):
+        leaves = [x.detach().to(dtype).requires_grad_(grads) for x in (q, k, v)]
+        out, largest = attending(*leaves)
+        found = {"out": out.detach(), "max_logits": largest}
+        if grads:
+            torch.manual_seed(3)
+            loss = (out * torch.randn(out.shape).to(out.dtype)).sum()
+            found |= dict(zip(("dq", "dk", "dv"), torch.autograd.grad(loss, leaves), strict=True))
+        return found
+
+    def formula(q, k, v):
+        out, _, largest = attend(q, k, v, pairs, scale, cap, None if sinks is None else sinks.to(q.dtype))
+        return out, largest
+
+    with backend("sim"):
+        got = results(call, torch.bfloat16)
+    exact, rough = results(formula, torch.float64), results(formula, torch.bfloat16)
+    for name, x in got.items():
+        infinite = exact[name].isinf()
+        error = (rough[name].double() - exact[name]).masked_fill(infinite, 0.0).abs().max().item()
+        assert_close(name, x, exact[name], 2 * error + 1e-6)
+
+
+def inputs(batch, rows, keys):
+    q = torch.randn(batch, rows, HEADS, DIM) / 8
+    k, v = (torch.randn(batch, keys, HEADS_K, DIM) for _ in range(2))
+    return [x.bfloat16() for x in (q, k, v)]
+
+
+def test_packed_segments_with_images_run_on_the_kernels():
+    rows = 150
+    op = AttentionOp(HEADS, HEADS_K, attention_type="local_sliding", sliding_window_size=40, attn_logits_soft_cap=3.0)
+    q, k, v = inputs(2, rows, rows)
+    ids = torch.tensor([[1] * 70 + [2] * 80, [3] * 150])
+    ones = torch.zeros(2, rows, dtype=torch.int64)
+    ones[0, 60:100], ones[1, 20:90] = 1, 1
+    sinks = torch.randn(HEADS)
+    pairs = token_pairs("local_sliding", 40, 2, rows, rows, 0, ids, ones)[:, None]
+
+    def call(q, k, v):
+        return op(q, k, v, ids, bidirectional_mask=ones, sinks=sinks, record_max_logits=True)
+
+    compare(op, call, q, k, v, pairs, cap=3.0, sinks=sinks)
+
+
+def test_blocks_that_each_head_chose_run_on_the_kernels():
+    rows = 140
+    op = AttentionOp(HEADS, HEADS_K, moba_chunk_size=16, moba_topk=3)
+    q, k, v = inputs(2, rows, rows)
+    keep = torch.ones(2, rows, rows, dtype=torch.bool)
+    keep[:, :, 3::50] = False
+    keep[1, 5] = False
+    pairs = moba_pairs(q.float(), k.float(), 16, 3, 0) & keep[:, None]
+
+    def call(q, k, v):
+        return op(q, k, v, indexer_mask=keep, record_max_logits=True)
+
+    compare(op, call, q, k, v, pairs)
+
+
+@pytest.mark.parametrize("rows", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_two_caches_merge_on_the_kernels(rows):
+    sizes, active, lengths = (130, 20), [0, 100, 130], [3, 0, 20]
+    op = AttentionOp(HEADS, HEADS_K, attention_type="local_sliding", sliding_window_size=64)
+    q, k, v = inputs(3, rows, sum(sizes))
+    ids = (torch.arange(sizes[0]) < torch.tensor(active)[:, None]).int()
+    sinks = torch.randn(HEADS)
+    pairs = cached_pairs("local_sliding", 64, rows, active, lengths, sizes)[:, None]
+
+    def call(q, k, v):
+        cached = [
+            (k[:, : sizes[0]], v[:, : sizes[0]], ids),
+            (k[:, sizes[0] :], v[:, sizes[0] :], None, torch.tensor(lengths)),
+        ]
+        return op(
+            q,
+            None,
+            None,
+            model_mode="autoregressive",
+            cached_values=cached,
+            sinks=sinks,
+            record_max_logits=True,
+        )
+
+    compare(op, call, q, k, v, pairs, sinks=sinks, grads=rows > 1)
