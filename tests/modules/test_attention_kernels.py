@@ -1,5 +1,5 @@
-"""AttentionOp on the kernels, in simulation: masks with planes of their own for batch elements and heads, chosen blocks,
-two caches."""
+"""AttentionOp on the kernels, in simulation: masks with planes of their own for batch elements and heads, blocks that
+heads chose, two caches."""
 
 import pytest
 import torch
