@@ -250,7 +250,7 @@ class IntervalMask:
         if not isinstance(other, IntervalMask):
             return NotImplemented
         a, b = self._matched(other, "&")
-        if a.layers == b.layers == 1:
+        if 1 in (a.layers, b.layers):
             return self._united(torch.maximum(a.lo, b.lo), torch.minimum(a.hi, b.hi), self.seqlen_k, a.heads)
         return ~(~a | ~b)
 

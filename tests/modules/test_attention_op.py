@@ -249,6 +249,26 @@ def test_equal_masks_are_made_once(monkeypatch):
     assert not torch.equal(results[0], results[1])
 
 
+def test_deterministic_algorithms_make_the_backward_deterministic(monkeypatch):
+    from cute_attn.modules import attention_op
+
+    asked = []
+
+    def attention(q, k, v, sink, mask, scale, cap, deterministic, margin, asks):
+        asked.append(deterministic)
+        return q, q[..., 0], q
+
+    monkeypatch.setattr(attention_op, "attention", attention)
+    x = torch.randn(1, 3, 1, 8)
+    AttentionOp(1, 1)(x, x, x)
+    torch.use_deterministic_algorithms(True)
+    try:
+        AttentionOp(1, 1)(x, x, x)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert asked == [False, True]
+
+
 def test_autocast_changes_nothing():
     op = AttentionOp(2, 1, moba_chunk_size=4, moba_topk=2)
     q, k, v = (torch.randn(1, 12, h, 8) for h in (2, 1, 1))
