@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from ..backend import resolve
 from ..backends.find import find
@@ -206,6 +207,19 @@ class _AttentionBackward(torch.autograd.Function):
         )
 
 
+def _where_needed(op: str, differentiable: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """What the op is above autograd: an autograd function costs the host some 40 us, so only where one is asked for."""
+
+    def call(*inputs: Any) -> Any:
+        is_plain = not torch.is_grad_enabled() or not any(x.requires_grad for x in inputs if isinstance(x, Tensor))
+        if is_plain and forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active():
+            with torch._C._AutoDispatchBelowAutograd():
+                return getattr(_OPS, op)(*inputs)
+        return differentiable.apply(*inputs)
+
+    return call
+
+
 # torch.library.custom_op does the same with less text, but its autograd does work on the host at every call that grows
 # with the square of the number of arguments.
 _LIBRARY = torch.library.Library("cute_attn", "FRAGMENT")
@@ -217,7 +231,7 @@ def _register(
 ) -> None:
     _LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-    _LIBRARY.impl(name, differentiable.apply, "Autograd")
+    _LIBRARY.impl(name, _where_needed(name, differentiable), "Autograd")
     torch.library.register_fake(f"cute_attn::{name}", fake, lib=_LIBRARY)
 
 
