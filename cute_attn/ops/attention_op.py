@@ -20,7 +20,7 @@ from ..checks import check_flag, check_mask, check_qkv
 from ..mask import IntervalMask
 from ..mask.source import MaskSource
 from ..reference import compute_dtype
-from .plans import plan_of, prepare_calls
+from .plans import is_traced, plan_of, prepare_calls
 
 __all__ = ["attention", "prepare"]
 
@@ -54,8 +54,21 @@ def attention(
     if not torch.compiler.is_compiling():
         find(backend).check_served(q.dtype, (q.shape[3], v.shape[3]), q.device)  # before anything is planned
     plan = plan_of(mask, q, k, v, backend, deterministic, return_max_logits)
-    scalars = (softmax_scale, softcap, deterministic, sm_margin, backend, return_max_logits)
-    return torch.ops.cute_attn.attention(q, k, v, sink, *plan, *scalars)
+    inputs = (q, k, v, sink, *plan, softmax_scale, softcap, deterministic, sm_margin, backend, return_max_logits)
+    if not _is_ours_alone(q, k, v, sink):
+        return _OPS.attention(*inputs)
+    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, sink) if x is not None)
+    return _Attention.apply(*inputs) if needs_grad else _forward(*inputs)
+
+
+def _is_ours_alone(*tensors: Tensor | None) -> bool:
+    """Whether nobody but us would see the op: then the dispatcher adds nothing but 30 us, for so many arguments."""
+    return (
+        all(x is None or type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
+        and not is_traced()
+        and forward_ad._current_level < 0
+        and not torch.autograd._profiler_enabled()
+    )
 
 
 def prepare(mask: IntervalMask, q: Tensor, k: Tensor, v: Tensor, backward: bool) -> None:
@@ -170,9 +183,9 @@ def _fake_backward(
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        with torch._C._AutoDispatchBelowAutograd():
-            out, lse, max_logits = _OPS.attention(*inputs)
         q, k, v, sink, *rest = inputs
+        with torch._C._AutoDispatchBelowAutograd():
+            out, lse, max_logits = (_forward if _is_ours_alone(q, k, v, sink) else _OPS.attention)(*inputs)
         ctx.mark_non_differentiable(max_logits)
         ctx.set_materialize_grads(False)
         plan = Plan(*rest[:_FIELDS])
@@ -189,7 +202,10 @@ class _Attention(torch.autograd.Function):
             return (None,) * ctx.inputs
         needs = list(ctx.needs_input_grad[:4])
         *tensors, _ = ctx.saved_tensors
-        results = _OPS.attention_backward(dout, dlse, *tensors, *ctx.plan, *ctx.scalars, needs)
+        inputs = (dout, dlse, *tensors, *ctx.plan, *ctx.scalars, needs)
+        # With gradients on, a second derivative is asked for: the op says that there is none.
+        is_ours_alone = not torch.is_grad_enabled() and _is_ours_alone(dout, dlse, *tensors)
+        results = (_backward if is_ours_alone else _OPS.attention_backward)(*inputs)
         grads = tuple(grad if need else None for grad, need in zip(results, needs, strict=True))
         return *grads, *(None,) * (ctx.inputs - 4)
 
@@ -207,19 +223,6 @@ class _AttentionBackward(torch.autograd.Function):
         )
 
 
-def _where_needed(op: str, differentiable: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """What the op is above autograd: an autograd function costs the host some 40 us, so only where one is asked for."""
-
-    def call(*inputs: Any) -> Any:
-        is_plain = not torch.is_grad_enabled() or not any(x.requires_grad for x in inputs if isinstance(x, Tensor))
-        if is_plain and forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active():
-            with torch._C._AutoDispatchBelowAutograd():
-                return getattr(_OPS, op)(*inputs)
-        return differentiable.apply(*inputs)
-
-    return call
-
-
 # torch.library.custom_op does the same with less text, but its autograd does work on the host at every call that grows
 # with the square of the number of arguments.
 _LIBRARY = torch.library.Library("cute_attn", "FRAGMENT")
@@ -231,7 +234,7 @@ def _register(
 ) -> None:
     _LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-    _LIBRARY.impl(name, _where_needed(name, differentiable), "Autograd")
+    _LIBRARY.impl(name, differentiable.apply, "Autograd")
     torch.library.register_fake(f"cute_attn::{name}", fake, lib=_LIBRARY)
 
 

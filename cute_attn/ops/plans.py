@@ -17,7 +17,7 @@ from ..mask import IntervalMask
 from ..mask.source import MaskSource
 from .plan_cache import find_mask, refuse_capture
 
-__all__ = ["Plan", "plan_of", "prepare_calls"]
+__all__ = ["Plan", "is_traced", "plan_of", "prepare_calls"]
 
 Tensor = torch.Tensor
 
@@ -38,7 +38,7 @@ def plan_of(
         return _kept(mask, backend, call)
     lengths = q.shape[1], k.shape[1]
     device = torch.device("cpu") if q.is_meta else q.device  # on meta nobody reads the plan
-    if _is_traced():
+    if is_traced():
         return _in_graph(mask, *lengths, device, backend, call)
     found, seal = find_mask(mask, *lengths, device)
     return _kept(found, backend, call)._replace(seal=seal)
@@ -68,7 +68,7 @@ def _kept(mask: IntervalMask, backend: str, call: Call | None) -> Plan:
         return Plan(mask.lo, mask.hi, torch.tensor([mask.heads], dtype=torch.int64, device="cpu"))
     plan = mask._plans.get(call)
     if plan is None:
-        if not _is_traced():
+        if not is_traced():
             refuse_capture(mask.device, "a mask is planned")
             plan = mask._plans[call] = make_plan(mask, call)
         else:
@@ -83,7 +83,7 @@ def _kept(mask: IntervalMask, backend: str, call: Call | None) -> Plan:
 # ---------------------------------------------------------------- in a graph
 
 
-def _is_traced() -> bool:
+def is_traced() -> bool:
     """Whether what is called now is recorded, mapped or seen by a mode that wants to see ops: an op makes the plan."""
     if torch.compiler.is_compiling():
         return True
