@@ -1,4 +1,4 @@
-"""Microseconds that a forward call costs on the host when its plan is found again: what a GPU does not hide.
+"""Microseconds that a call costs on the host when its plan is found again: what a GPU does not hide.
 
 Two parts, measured apart because neither needs a GPU: the Python from `flex_flash_attn_func` to the call of the kernel,
 which is replaced by nothing; and the kernel's compiled host function (argument checks, TMA maps, the launch), linked to
@@ -46,19 +46,29 @@ def main() -> None:
     with backend("sim"), mock.patch.object(sim, "run", lambda *call, **options: calls.append(call)):
         by_mask = per_call(lambda: flex_flash_attn_func(q, k, v, mask))
         by_ranges = per_call(lambda: flex_flash_attn_func(q, k, v, ranges, ranges, attn_type_map=causal_type))
-    function, *arguments = calls[-1]
+        function, *arguments = calls[-1]
+        inputs = [x[:64].clone().requires_grad_() for x in (q, k, v)]  # short: gradients are allocated in the call
+        short = causal(64)
+
+        def train() -> None:
+            out, _ = flex_flash_attn_func(*inputs, short)
+            torch.autograd.grad(out, inputs, out)
+
+        with_backward = per_call(train)
     nothing = stub.LaunchCallback(lambda *launch: 0)
     stub.library().cute_attn_stub_on_launch(nothing)
     converted = [as_cuda(x) for x in arguments]
     rows = [
         {"part": "Python, mask given as an IntervalMask", "microseconds": by_mask},
         {"part": "Python, mask given as tensors of ranges", "microseconds": by_ranges},
-        {"part": "host function of the kernel", "microseconds": per_call(lambda: function(*converted))},
+        {"part": "Python with the backward, mask given as an IntervalMask", "microseconds": with_backward},
+        {"part": "host function of the forward kernel", "microseconds": per_call(lambda: function(*converted))},
     ]
     notes = [
-        "No gradients, causal, 4096 tokens, 8 and 2 heads of 128. A call costs a Python part and the host function."
+        "Causal, 4096 tokens (64 where gradients are asked for), 8 and 2 heads of 128. A call costs a Python part and "
+        "the host functions."
     ]
-    save("launch_overhead", "Host time of a forward call whose plan is cached", rows, notes)
+    save("launch_overhead", "Host time of a call whose plan is cached", rows, notes)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 
 def obstacle(directory: Path) -> str:
-    """Why files cannot be written in a directory, which may be yet to be made; "" if they can. Writes nothing."""
+    """Why files cannot be written in a directory, which may be yet to be made; "" if they can. Leaves none behind."""
     for place in (directory, *directory.parents):
         try:
             mode = place.stat().st_mode
@@ -55,7 +56,13 @@ def obstacle(directory: Path) -> str:
         else:
             if not stat.S_ISDIR(mode):
                 return f"{place} is a file, not a directory"
-            return "" if os.access(place, os.W_OK | os.X_OK) else f"{place} cannot be written"
+            if not os.access(place, os.W_OK | os.X_OK):
+                return f"{place} cannot be written"
+            try:  # root may write everywhere by its rights, and yet not into /proc or what is mounted read-only
+                tempfile.TemporaryDirectory(dir=place).cleanup()
+            except OSError as error:
+                return f"{place} cannot be written: {error.strerror}"
+            return ""
     return f"{directory} has no parent"
 
 

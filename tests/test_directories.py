@@ -84,6 +84,11 @@ def test_an_obstacle_is_named(tmp_path):
     assert obstacle(tmp_path / "link" / "a") == f"{tmp_path / 'link'} is a link that leads nowhere"
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="has no file system that takes no files")
+def test_a_place_that_takes_no_files_is_an_obstacle_to_root_too():
+    assert obstacle(Path("/proc/kernels")).startswith("/proc cannot be written")
+
+
 def test_the_cache_is_said_to_be_unusable_once_for_each_directory(monkeypatch, recwarn):
     for place in ("/one", "/one", "/two"):
         monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", place)

@@ -28,7 +28,8 @@ LIMIT = 64 << 20  # bytes of the whole folder: what one transfer may take on a m
 LEFT_OUT = {".png", ".ipynb"}  # of the tree
 GPU_TESTS = ("tests/fwd", "tests/bwd", "tests/ops/test_kernel_dispatch.py")
 WHEELS = ("nvidia-cutlass-dsl", "nvidia-cutlass-dsl-libs-base", "nvidia-cutlass-dsl-libs-core", "apache-tvm-ffi")
-LIBRARIES = "nvidia-cutlass-dsl-libs-cu12"  # one wheel with the runtime library and, ten times as large, the compiler
+# One wheel, for a CUDA, with the runtime library and, ten times as large, the compiler: the one that is installed here.
+LIBRARIES = ("nvidia-cutlass-dsl-libs-cu13", "nvidia-cutlass-dsl-libs-cu12")
 COMPILER = "_cutlass_ir"  # the name of the compiler's library begins so
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17", "manylinux2014")
 PARTS = ("tree", "runtime", "bundle")
@@ -47,7 +48,8 @@ def pack_tree(folder: Path) -> None:
 
 def pack_runtime(folder: Path, python: str) -> None:
     """Downloads the wheels of the versions that are installed here, for another Python on such a processor."""
-    wanted = {name: importlib.metadata.version(name) for name in (*WHEELS, LIBRARIES)}
+    libraries_name = next(filter(_is_installed, LIBRARIES), LIBRARIES[-1])
+    wanted = {name: importlib.metadata.version(name) for name in (*WHEELS, libraries_name)}
     label = f"{python} {wanted}\n"
     if (folder / "made_for").exists() and (folder / "made_for").read_text() == label:
         return
@@ -58,7 +60,7 @@ def pack_runtime(folder: Path, python: str) -> None:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         command += ["--python-version", python, "--implementation", "cp", *platforms, "-d", scratch]
         _run(*command, *(f"{name}=={version}" for name, version in wanted.items()))
-        (libraries,) = Path(scratch).glob(f"{LIBRARIES.replace('-', '_')}-*.whl")
+        (libraries,) = Path(scratch).glob(f"{libraries_name.replace('-', '_')}-*.whl")
         for wheel in Path(scratch).glob("*.whl"):
             if wheel != libraries:
                 shutil.copy2(wheel, folder / "wheels")
@@ -70,6 +72,14 @@ def pack_runtime(folder: Path, python: str) -> None:
                 if path.is_file() and not path.name.startswith(COMPILER):
                     archive.add(path, path.relative_to(unpacked))
     (folder / "made_for").write_text(label)
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def pack_bundle(folder: Path, specs: Sequence, workers: int) -> int:

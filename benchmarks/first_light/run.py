@@ -4,7 +4,8 @@ python3 FOLDER/tree/benchmarks/first_light/run.py [--budget SECONDS] [--steps en
 
 FOLDER is what pack.py made. Each step is a process; none stops the next. Findings go to OUT/findings.jsonl at once,
 what a step writes besides to OUT/STEP.log, and a table comes last and into OUT/table.txt. Needs Python with PyTorch,
-NumPy and, for some steps, pytest, click and rich; what is not there costs its step alone.
+NumPy and, for some steps, pytest, click and rich; what is not there costs its step alone. Exits with 1 if anything was
+wrong, hung or crashed, with 2 if the budget let nothing run.
 """
 
 from __future__ import annotations
@@ -219,16 +220,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hung = [word for operation in hung_operations(runner.found) for word in ("--leave-out", operation)]
         runner.run(step, hung if step.name in ("core", "tiles", "rest") else ())
         if step.name == "matrix" and any(f.get("status") == "wrong" for f in runner.found):
-            open_steps.sort(
-                key=lambda s: s.name != "memcheck"
-            )  # where wrong numbers come from is worth more than speed
+            # Where wrong numbers come from is worth more than speed.
+            open_steps.sort(key=lambda s: s.name != "memcheck")
     if warming is not None:
         _await(warming, 0.0)
     text = table(runner.found)
     (options.out / "table.txt").write_text(text + "\n")
     print(text)
     runner.say(f"done, {runner.left():.0f} s of the budget left; all is in {options.out}")
-    return 1 if any(f.get("status") in ("wrong", "hang", "crash") for f in runner.found) else 0
+    if any(f.get("status") in ("wrong", "hang", "crash") for f in runner.found):
+        return 1
+    return 0 if any(f.get("status") == "ended" for f in runner.found) else 2  # nothing ran: nothing is known
 
 
 def _warm(options: argparse.Namespace) -> subprocess.Popen:

@@ -47,7 +47,8 @@ class _ComparedMask(IntervalMask):
             return super().__getitem__(index)
         if len(index) != 2 or not all(isinstance(part, (slice, int)) for part in index):
             raise TypeError(f"a mask takes [rows] or [rows, cols] of slices and ints, got {index!r}")
-        row, column = (torch.arange(size, device=self.device)[part] for size, part in zip(self.shape, index, strict=True))
+        places = (torch.arange(size, device=self.device) for size in self.shape)
+        row, column = (place[part] for place, part in zip(places, index, strict=True))
         lo, hi = (x[0, 0][row][..., None] for x in (self.lo, self.hi))
         pairs = (column.reshape(-1) >= lo) & (column.reshape(-1) < hi)
         return pairs.reshape((*row.shape, *column.shape))

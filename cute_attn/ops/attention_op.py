@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from ..backend import resolve
 from ..backends.find import find
@@ -19,7 +20,7 @@ from ..checks import check_flag, check_mask, check_qkv
 from ..mask import IntervalMask
 from ..mask.source import MaskSource
 from ..reference import compute_dtype
-from .plans import plan_of, prepare_calls
+from .plans import is_traced, plan_of, prepare_calls
 
 __all__ = ["attention", "prepare"]
 
@@ -53,8 +54,21 @@ def attention(
     if not torch.compiler.is_compiling():
         find(backend).check_served(q.dtype, (q.shape[3], v.shape[3]), q.device)  # before anything is planned
     plan = plan_of(mask, q, k, v, backend, deterministic, return_max_logits)
-    scalars = (softmax_scale, softcap, deterministic, sm_margin, backend, return_max_logits)
-    return torch.ops.cute_attn.attention(q, k, v, sink, *plan, *scalars)
+    inputs = (q, k, v, sink, *plan, softmax_scale, softcap, deterministic, sm_margin, backend, return_max_logits)
+    if not _is_ours_alone(q, k, v, sink):
+        return _OPS.attention(*inputs)
+    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, sink) if x is not None)
+    return _Attention.apply(*inputs) if needs_grad else _forward(*inputs)
+
+
+def _is_ours_alone(*tensors: Tensor | None) -> bool:
+    """Whether nobody but us would see the op: then the dispatcher adds nothing but 30 us, for so many arguments."""
+    return (
+        all(x is None or type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
+        and not is_traced()
+        and forward_ad._current_level < 0
+        and not torch.autograd._profiler_enabled()
+    )
 
 
 def prepare(mask: IntervalMask, q: Tensor, k: Tensor, v: Tensor, backward: bool) -> None:
@@ -169,9 +183,9 @@ def _fake_backward(
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        with torch._C._AutoDispatchBelowAutograd():
-            out, lse, max_logits = _OPS.attention(*inputs)
         q, k, v, sink, *rest = inputs
+        with torch._C._AutoDispatchBelowAutograd():
+            out, lse, max_logits = (_forward if _is_ours_alone(q, k, v, sink) else _OPS.attention)(*inputs)
         ctx.mark_non_differentiable(max_logits)
         ctx.set_materialize_grads(False)
         plan = Plan(*rest[:_FIELDS])
@@ -188,7 +202,10 @@ class _Attention(torch.autograd.Function):
             return (None,) * ctx.inputs
         needs = list(ctx.needs_input_grad[:4])
         *tensors, _ = ctx.saved_tensors
-        results = _OPS.attention_backward(dout, dlse, *tensors, *ctx.plan, *ctx.scalars, needs)
+        inputs = (dout, dlse, *tensors, *ctx.plan, *ctx.scalars, needs)
+        # With gradients on, a second derivative is asked for: the op says that there is none.
+        is_ours_alone = not torch.is_grad_enabled() and _is_ours_alone(dout, dlse, *tensors)
+        results = (_backward if is_ours_alone else _OPS.attention_backward)(*inputs)
         grads = tuple(grad if need else None for grad, need in zip(results, needs, strict=True))
         return *grads, *(None,) * (ctx.inputs - 4)
 

@@ -1,20 +1,21 @@
 """Whether a forward that the backward computes again (activation checkpointing) meets the mask that it had.
 
 Range tensors may have been overwritten in between, in ways that PyTorch counts (it raises) and that it does not: NumPy
-views, collectives. Every look-up outside of a backward is witnessed; one inside of it that reads what no look-up has
-read there before raises. Where the recomputation compares what is saved for the backward, `seal` makes it exact;
-reentrant checkpoints and compiled functions do not compare, and miss ranges that gave way to others which their memory
-held before.
+views, collectives. Every look-up is noted where it happens: in the regions that may be computed again (see `regions`),
+and, for a recomputation whose region is not found, by the memory that was read. One in a recomputation that reads what
+its region has not read raises. Eager checkpoints that compare what is saved for the backward are exact by `seal`.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
+
+from .regions import regions
 
 __all__ = ["seal", "witness"]
 
@@ -29,33 +30,38 @@ class _Memory(NamedTuple):
     contents: OrderedDict[bytes, None]
 
 
+_Seen = list[tuple[StorageWeakRef, bytes]]  # memory that was read in a region, and the content of the mask it meant
+
+
 _lock = Lock()
 _memories: OrderedDict[int, _Memory] = OrderedDict()
 _contents: OrderedDict[bytes, None] = OrderedDict()
 
 
 def witness(tensors: list[Tensor], content: bytes, is_op: bool) -> None:
-    """Notes which mask these tensors meant; in a recomputation raises RuntimeError unless they have meant it before.
+    """Notes which mask these tensors meant; in a recomputation raises RuntimeError unless they meant it in the forward.
 
     is_op: whether a custom op looks it up. Of its callers those in a backward all recompute; of others, those with
-        gradients on.
+        gradients on, or in a forward of their own.
     """
     in_backward = torch._C._current_graph_task_id() != -1
-    with _lock:
-        if not in_backward:
+    has_grad = torch.is_grad_enabled()
+    inside, again = regions() if in_backward or is_op or not has_grad else ([], None)
+    for region in inside:
+        _seen_in(region).extend((StorageWeakRef(tensor.untyped_storage()), content) for tensor in tensors)
+    if not in_backward:
+        with _lock:
             _note(_contents, content)
             for tensor in tensors:
                 _note(_memory_of(tensor).contents, content)
-            return
-        if not is_op and not torch.is_grad_enabled():
-            return
-        known = [_memories[key] for key in (t.untyped_storage()._cdata for t in tensors) if key in _memories]
-        places = [memory.contents for memory in known if not memory.alive.expired()] or [_contents]
-    if not all(content in place for place in places):
-        raise RuntimeError(
-            "a recomputed forward would have another mask than the forward had: its range tensors (or cu_seqlens) were "
-            "overwritten before the backward; leave them until then, or describe the mask by an IntervalMask"
-        )
+    elif is_op or has_grad or inside:
+        seen = _seen_in(again) if again is not None else []
+        places = [_held(seen, tensor) for tensor in tensors] if seen else _places(tensors)
+        if not all(content in place for place in places):
+            raise RuntimeError(
+                "a recomputed forward would have another mask than the forward had: its range tensors (or cu_seqlens) "
+                "were overwritten before the backward; leave them until then, or describe the mask by an IntervalMask"
+            )
 
 
 def seal(content: bytes) -> Tensor:
@@ -65,6 +71,27 @@ def seal(content: bytes) -> Tensor:
     """
     number = int.from_bytes(content[:7], "little")
     return torch.empty(0, number >> 28, number & (1 << 28) - 1, dtype=torch.int8, device="cpu")
+
+
+def _seen_in(region: Any) -> _Seen:
+    """What was looked up in the forward of a region; it lives as long as the region's own object."""
+    if not hasattr(region, "_cute_attn_seen"):
+        region._cute_attn_seen = []
+    return region._cute_attn_seen
+
+
+def _held(seen: _Seen, tensor: Tensor) -> set[bytes]:
+    """What this memory meant in a forward; of memory made anew, anything that was looked up there."""
+    storage = tensor.untyped_storage()._cdata
+    here = {content for memory, content in seen if memory.cdata == storage and not memory.expired()}
+    return here or {content for _, content in seen}
+
+
+def _places(tensors: list[Tensor]) -> list[OrderedDict[bytes, None]]:
+    """Where the contents of a recomputation must be known, if its region was not found."""
+    with _lock:
+        known = [_memories[key] for key in (t.untyped_storage()._cdata for t in tensors) if key in _memories]
+        return [memory.contents for memory in known if not memory.alive.expired()] or [_contents]
 
 
 def _memory_of(tensor: Tensor) -> _Memory:

@@ -10,6 +10,7 @@ from cute_attn import fa3_varlen_func_with_sink, flex_flash_attn_func
 from cute_attn.ops import recomputed
 
 EXACT = 1e-12
+MIXED_UP = r"recomputed forward would have another mask|different metadata"
 ROWS = 8
 ENDS, OTHERS = np.array([0, 5, ROWS]), np.array([0, 3, ROWS])
 
@@ -91,6 +92,92 @@ def test_a_mask_that_another_call_had_does_not_pass_for_the_first_one(function):
     attend(q, described)
     with pytest.raises(torch.utils.checkpoint.CheckpointError, match="different metadata"):
         out.sum().backward()
+
+
+def compiled(call, q, *x, budget=1.0):
+    """A fresh compiled function; PyTorch decides at its first call what the backward computes again."""
+    with torch._functorch.config.patch(activation_memory_budget=budget):
+        return torch.compile(call, fullgraph=True)(q, *x)
+
+
+# How a step may be computed again; each is given a function that attends.
+STEPS = {
+    "non-reentrant": CHECKPOINTS["non-reentrant"],
+    "reentrant": CHECKPOINTS["reentrant"],
+    "reentrant in reentrant": lambda f, *x: CHECKPOINTS["reentrant"](lambda *y: CHECKPOINTS["reentrant"](f, *y), *x),
+    "a framework's own checkpoint": lambda f, *x: _Checkpoint.apply(f, *x),
+}
+COMPILED_STEPS = {
+    "compiled, to save memory": lambda f, q, x: compiled(lambda q, x: f(q.sin(), x).cos(), q, x, budget=0.0),
+    "compiled, with a checkpoint": lambda f, q, x: compiled(lambda q, x: CHECKPOINTS["non-reentrant"](f, q, x), q, x),
+    "a reentrant checkpoint of a compiled function": lambda f, q, x: CHECKPOINTS["reentrant"](
+        lambda q, x: compiled(f, q, x), q, x
+    ),
+    "a checkpoint of a compiled function": lambda f, q, x: CHECKPOINTS["non-reentrant"](
+        lambda q, x: compiled(f, q, x), q, x
+    ),
+}
+
+
+class _Checkpoint(torch.autograd.Function):
+    """As training frameworks write it."""
+
+    @staticmethod
+    def forward(ctx, function, q, described):
+        ctx.function, ctx.described = function, described
+        ctx.save_for_backward(q)
+        with torch.no_grad():
+            return function(q, described)
+
+    @staticmethod
+    def backward(ctx, grad):
+        q = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            out = ctx.function(q, ctx.described)
+        out.backward(grad)
+        return None, q.grad, None
+
+
+def _two_micro_batches(step, function, last_first):
+    """The gradients of two steps whose buffer was filled anew between them, and those of its first and last content."""
+    attend, _ = FUNCTIONS[function]
+    memory, described = described_by(function, ENDS)
+    others = described_by(function, OTHERS)[0]
+    x = [torch.randn(ROWS, 2, 8, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    for values in (others, memory.copy()):  # both masks have been seen, in this memory
+        memory[...] = values
+        attend(x[0], described)
+    outs = [step(attend, x[0], described)]
+    memory[...] = others
+    outs.append(step(attend, x[1], described))
+    for out in reversed(outs) if last_first else outs:
+        out.square().sum().backward()
+
+
+@pytest.mark.parametrize("last_first", [False, True])
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("step", STEPS)
+def test_of_two_steps_in_flight_the_one_whose_ranges_gave_way_raises(step, function, last_first):
+    with pytest.raises(RuntimeError, match=MIXED_UP):
+        _two_micro_batches(STEPS[step], function, last_first)
+
+
+@pytest.mark.parametrize("step", COMPILED_STEPS)
+@pytest.mark.slow
+def test_of_two_compiled_steps_in_flight_the_one_whose_ranges_gave_way_raises(step):
+    with pytest.raises(RuntimeError, match=MIXED_UP):
+        _two_micro_batches(COMPILED_STEPS[step], "ranges made inside", False)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_may_be_computed_again_as_often_as_its_backward_runs(step):
+    attend, _ = FUNCTIONS["ranges made inside"]
+    q = torch.randn(ROWS, 2, 8, dtype=torch.float64, requires_grad=True)
+    out = STEPS[step](attend, q, torch.from_numpy(ENDS))
+    for _ in range(2):
+        out.square().sum().backward(retain_graph=True)
+    wanted = gradient(attend(q, torch.from_numpy(ENDS)), q)
+    assert_close("gradient", q.grad, 2 * wanted, EXACT)
 
 
 def test_a_buffer_that_is_filled_anew_for_every_step_and_layer_works():

@@ -117,7 +117,7 @@ def test_what_the_budget_does_not_reach_is_skipped_and_said(main):
     )
     assert order == ["env", "tests"]
     assert [f["detail"] for f in found if f["step"] == "steps"] == ["no time left"] * 2
-    assert code == 0
+    assert code == 2
 
 
 def test_memcheck_follows_the_matrix_at_once_where_a_result_was_wrong(main, monkeypatch):
