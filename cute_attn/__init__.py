@@ -8,6 +8,7 @@ from .backend import backend
 from .launch import operations as _operations  # noqa: F401  (fills the table of operations)
 from .mask import AttnMaskType, AttnRange, AttnRanges, IntervalMask, TileSchedule
 from .ops.flex_flash import flex_flash_attn_func
+from .ops.kvcache import flash_attn_with_kvcache
 from .ops.sink import (
     fa2_func_with_sink,
     fa2_kvpacked_func_with_sink,
@@ -42,6 +43,7 @@ __all__ = [
     "fa3_func_with_sink",
     "fa3_qkvpacked_func_with_sink",
     "fa3_varlen_func_with_sink",
+    "flash_attn_with_kvcache",
     "flex_flash_attn_func",
     "load_bundle",
     "record_specs",
