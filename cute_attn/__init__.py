@@ -20,6 +20,7 @@ from .modules import (
     normalize_cudnn_attention,
 )
 from .ops.flex_flash import flex_flash_attn_func
+from .ops.kvcache import flash_attn_with_kvcache
 from .ops.sink import (
     fa2_func_with_sink,
     fa2_kvpacked_func_with_sink,
@@ -62,6 +63,7 @@ __all__ = [
     "fa3_func_with_sink",
     "fa3_qkvpacked_func_with_sink",
     "fa3_varlen_func_with_sink",
+    "flash_attn_with_kvcache",
     "flex_flash_attn_func",
     "load_bundle",
     "normalize_attention",

@@ -18,7 +18,7 @@ ALLOWED = {
     "modules": "ops checks mask reference",
     "ops": "backends checks mask reference",
     "dist": "backends checks mask reference",
-    "backends": "launch mask reference spec",
+    "backends": "launch mask decode_reference reference spec",
     "checks": "mask reference",
     "launch": "jit fwd bwd sim mask spec",
     "jit": "spec",
@@ -26,11 +26,23 @@ ALLOWED = {
     "bwd": "sm90 spec",
     "sm90": "spec",
     "sim": "",
+    "decode_reference": "reference",
     "reference": "",
     "mask": "",
     "spec": "",
 }
-LEAVES = {"autocast", "backend", "directories", "errors", "loadable", "log", "merge", "packages", "strict_json"}
+LEAVES = {
+    "autocast",
+    "backend",
+    "caches",
+    "directories",
+    "errors",
+    "loadable",
+    "log",
+    "merge",
+    "packages",
+    "strict_json",
+}
 DOORS = {"sim": {"cute_attn.launch.run"}}  # the only modules through which a package is entered
 
 Graph = dict[str, set[str]]

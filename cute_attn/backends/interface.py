@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from ..caches import KVCache
 from ..mask import IntervalMask
 from ..reference import Gradients
 from .plan import Plan
@@ -69,3 +70,25 @@ class Backend(Protocol):
     ) -> Gradients:
         """Gradients of a forward whose inputs and results these are; out may be rounded. dout, dlse: None for zero.
         needs: which of q, k, v and sink need one. unrounded: those of q, k and v in the compute dtype."""
+
+    def check_decode_served(self, q: Tensor, cache: KVCache, num_splits: int) -> None:
+        """Raises for a `decode` of such tensors that it does not take: NotImplementedError naming what does serve them,
+        ValueError naming the stride of a cache that does not fit."""
+
+    def decode(
+        self,
+        q: Tensor,
+        cache: KVCache,
+        sink: Tensor | None,
+        tree: Tensor | None,
+        *,
+        softmax_scale: float,
+        softcap: float,
+        window: tuple[int, int],
+        num_splits: int,
+        sm_margin: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Attention of the last t positions of each sequence over its cache; arguments as in
+        `cute_attn.decode_reference`, num_splits and sm_margin as in `flash_attn_with_kvcache`.
+
+        Returns out `(b, t, heads_q, dv)` like q and lse `(b, heads_q, t)` in the compute dtype."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..caches import KVCache
 from ..mask import IntervalMask
 from ..reference import Gradients, sink_gradient
 from .plan import Plan, backward_plan, forward_plan
@@ -128,6 +129,27 @@ class Kernels:
             delta = row_terms(dout, out, lse, without_keys(mask.lo, mask.hi, mask.heads), dlse)
         dsink = sink_gradient(sink, lse, delta) if needs[3] and sink is not None else None
         return Gradients(dq, dk, dv, dsink)
+
+    def check_decode_served(self, q: Tensor, cache: KVCache, num_splits: int) -> None:
+        raise NotImplementedError(
+            f"backend {self.name!r} has no kernel for attention over a cache yet; "
+            "with cute_attn.backend('reference') it runs in plain PyTorch"
+        )
+
+    def decode(
+        self,
+        q: Tensor,
+        cache: KVCache,
+        sink: Tensor | None,
+        tree: Tensor | None,
+        *,
+        softmax_scale: float,
+        softcap: float,
+        window: tuple[int, int],
+        num_splits: int,
+        sm_margin: int,
+    ) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("attention over a cache has no kernel yet")
 
     @functools.cached_property
     def _order(self) -> Order | None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from .. import reference
+from ..caches import KVCache
+from ..decode_reference import decode_reference
 from ..mask import IntervalMask
 from .plan import Plan
 
@@ -68,3 +70,21 @@ class Reference:
         return reference.attention_backward(
             dout, dlse, q, k, v, out, lse, mask.lo, mask.hi, sink, softmax_scale, softcap, needs, mask_heads=mask.heads
         )
+
+    def check_decode_served(self, q: Tensor, cache: KVCache, num_splits: int) -> None:
+        pass
+
+    def decode(
+        self,
+        q: Tensor,
+        cache: KVCache,
+        sink: Tensor | None,
+        tree: Tensor | None,
+        *,
+        softmax_scale: float,
+        softcap: float,
+        window: tuple[int, int],
+        num_splits: int,
+        sm_margin: int,
+    ) -> tuple[Tensor, Tensor]:
+        return decode_reference(q, cache, sink, tree, softmax_scale, softcap, window)

@@ -14,6 +14,7 @@ from . import checks
 from .attention_type import AUTOREGRESSIVE, PREFILL, TRAIN, AttentionType, check_mode, check_type, reach_of
 from .chosen import chosen_mask
 from .normalize import normalize_attention, normalize_cudnn_attention
+from .paged import attend_pages, check_pages
 from .quantize import KVQuant, KVTensor
 
 __all__ = ["AttentionOp"]
@@ -120,7 +121,7 @@ class AttentionOp(torch.nn.Module):
         sinks: Tensor | None = None,
         indexer_mask: Tensor | None = None,
         slot: None = None,
-        page_state: None = None,
+        page_state: Any = None,
         record_max_logits: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attention of `query` `(b, t, num_query_heads, d)`.
@@ -145,7 +146,12 @@ class AttentionOp(torch.nn.Module):
                 first.
             indexer_mask: `(b, t, s)`, over both caches `(b, t, s + s')`: bools, or numbers that keep a pair where they
                 are at least -1.
-            slot, page_state: None.
+            slot: None.
+            page_state: None, or in mode "autoregressive" an object with page_map, integers `(b, max_pages)`, and
+                sequence_lengths, integers `(b,)`, the keys that there are. The cache is then pools of pages,
+                `cached_values=[(key, value, None), None]`, `(num_pages, page_size, num_kv_heads, d or dv)`, and the
+                last row stands at the last key. There is no gradient, and none of "chunk", MoBA, indexer_mask and
+                record_max_logits. See `flash_attn_with_kvcache`.
             record_max_logits: whether to return max_logits.
 
         Returns out `(b, t, num_query_heads, dv)` in query's dtype; with record_max_logits `(out, max_logits)`, the
@@ -161,6 +167,10 @@ class AttentionOp(torch.nn.Module):
         checks.check_page_state(page_state, slot)
         prompt, decoded = checks.check_caches(cached_values)
         self._check_mode_of_caches(model_mode, prompt, decoded)
+        if page_state is not None:
+            self._refuse_with_cache(previous_chunk, bidirectional_mask)
+            pools = check_pages(self, model_mode, prompt, decoded, indexer_mask, record_max_logits)
+            return attend_pages(self, query, pools, page_state, sinks)
         if prompt is None:
             single = checks.Cache("", key, value, decoder_segment_ids)  # type: ignore[arg-type]
         else:

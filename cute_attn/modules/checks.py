@@ -24,6 +24,7 @@ __all__ = [
     "check_page_state",
     "check_previous",
     "check_qkv",
+    "check_quantised",
     "check_sinks",
     "check_tokens",
     "plain",
@@ -65,8 +66,7 @@ def plain(name: str, x: Tensor | KVTensor, query: Tensor, kv_quant: KVQuant | No
     """Keys or values as a tensor; quantised ones are multiplied out, where that costs nothing that was not to be."""
     if not isinstance(x, KVTensor):
         return x
-    if kv_quant is not None and x.qvalue.dtype != kv_quant.torch_dtype:
-        raise TypeError(f"{name} must be quantised as kv_quant says, {kv_quant.torch_dtype}, got {x.qvalue.dtype}")
+    check_quantised(name, x, kv_quant)
     backend = resolve(query.device).partition(":")[0]
     if backend != "reference":
         count = x.qvalue.numel() * query.element_size()
@@ -127,6 +127,11 @@ def check_tokens(name: str, x: object, batch: int, length: int, *, takes_bools: 
     check_integer_tensor(name, x, takes_bools=takes_bools)
     if tuple(x.shape) != (batch, length):
         raise ValueError(f"{name} must have shape ({batch}, {length}), one for each key, got {tuple(x.shape)}")
+
+
+def check_quantised(name: str, x: KVTensor, kv_quant: KVQuant | None) -> None:
+    if kv_quant is not None and x.qvalue.dtype != kv_quant.torch_dtype:
+        raise TypeError(f"{name} must be quantised as kv_quant says, {kv_quant.torch_dtype}, got {x.qvalue.dtype}")
 
 
 def check_lengths(name: str, lengths: object, batch: int, length: int, device: torch.device) -> Tensor:
@@ -192,8 +197,8 @@ def check_indexer_mask(indexer_mask: object, query: Tensor, keys: int) -> None:
 def check_page_state(page_state: Any, slot: object) -> None:
     if slot is not None:
         raise ValueError(f"slot is not supported: it must be None, got {slot!r}")
-    if page_state is not None:
-        raise NotImplementedError(
-            f"page_state is not supported: it must be None, got {shown(page_state)}; gather the pages of each "
-            "sequence, pool[page_map].flatten(1, 2), and give that copy in cached_values"
-        )
+    for name in ("page_map", "sequence_lengths"):
+        if page_state is not None and not isinstance(getattr(page_state, name, None), Tensor):
+            raise TypeError(
+                f"page_state must be None or have page_map and sequence_lengths, two tensors, got {shown(page_state)}"
+            )

@@ -18,7 +18,7 @@ def test_the_signatures_are_the_documented_ones():
         "decoder_segment_ids: Tensor | None = None, inputs_positions: Tensor | None = None, model_mode: str = TRAIN, "
         "cached_values: Any = None, previous_chunk: Tensor | int | None = None, "
         "bidirectional_mask: Tensor | None = None, sinks: Tensor | None = None, indexer_mask: Tensor | None = None, "
-        "slot: None = None, page_state: None = None, record_max_logits: bool = False)"
+        "slot: None = None, page_state: Any = None, record_max_logits: bool = False)"
     ).replace("TRAIN", "train")
     wanted = """query key value decoder_segment_ids segment_positions lengths model_mode use_ragged_attention
         previous_chunk bidirectional_mask sinks indexer_mask record_max_logits"""
@@ -117,6 +117,7 @@ IDS = torch.ones(B, T, dtype=torch.int64)
 Q, K = torch.randn(B, T, H, D), torch.randn(B, T, HK, D)
 PROMPT, DECODED = (K, K, None), (K, K, None, None)
 AR = "autoregressive"
+PAGES = SimpleNamespace(page_map=torch.zeros(B, 2).int(), sequence_lengths=torch.ones(B).int())
 BAD_CALLS = [
     ({"query": 3}, TypeError, "query must be a torch.Tensor, got 3"),
     ({"key": None}, TypeError, "key must be a torch.Tensor or a KVTensor, got None"),
@@ -147,7 +148,33 @@ BAD_CALLS = [
     ({"indexer_mask": torch.ones(B, T, T + 1)}, ValueError, r"indexer_mask must have shape \(2, 6, 6\)"),
     ({"indexer_mask": True}, TypeError, "indexer_mask must be None or a tensor"),
     ({"slot": 0}, ValueError, "slot is not supported: it must be None, got 0"),
-    ({"page_state": SimpleNamespace(page_map=1)}, NotImplementedError, "page_state is not supported"),
+    (
+        {"page_state": SimpleNamespace(page_map=IDS)},
+        TypeError,
+        "page_state must be None or have page_map and sequence_lengths, two tensors",
+    ),
+    ({"page_state": PAGES}, ValueError, "page_state must be None in model_mode 'train'"),
+    ({"page_state": PAGES, "model_mode": AR}, ValueError, r"cached_values must be \[\(key, value, None\), None\] with"),
+    (
+        {"page_state": PAGES, "model_mode": AR, "cached_values": [(K, K, IDS), None]},
+        ValueError,
+        r"cached_values must be \[\(key, value, None\), None\] with page_state",
+    ),
+    (
+        {"page_state": PAGES, "model_mode": AR, "cached_values": [(Q, Q, None), None]},
+        ValueError,
+        r"key of cached_values\[0\] must have num_kv_heads = 2 heads, got 4",
+    ),
+    (
+        {"page_state": PAGES, "model_mode": AR, "cached_values": [PROMPT, None], "indexer_mask": IDS},
+        NotImplementedError,
+        "indexer_mask is not supported with page_state; gather the pages",
+    ),
+    (
+        {"page_state": PAGES, "model_mode": AR, "cached_values": [PROMPT, None], "record_max_logits": True},
+        NotImplementedError,
+        "record_max_logits is not supported with page_state; gather the pages",
+    ),
     ({"record_max_logits": 1}, TypeError, "record_max_logits must be True or False"),
     ({"cached_values": [PROMPT, None]}, ValueError, "cached_values must be None in model_mode 'train', got a cache"),
     ({"model_mode": AR, "cached_values": PROMPT}, TypeError, "cached_values must be None or a list of two caches"),
@@ -226,6 +253,18 @@ def test_moba_over_two_lists_of_keys_is_refused():
         op(Q, None, None, model_mode=AR, cached_values=[PROMPT, DECODED])
     with pytest.raises(ValueError, match="moba_chunk_size must be None with lengths"):
         op.apply_attention(Q, K, K, lengths=3, model_mode=AR)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("attention_type 'chunk'", {"attention_type": "chunk", "chunk_attn_window_size": 4}),
+        ("moba_chunk_size", {"moba_chunk_size": 2, "moba_topk": 2}),
+    ],
+)
+def test_layers_that_pages_do_not_serve_are_refused(name, options):
+    with pytest.raises(NotImplementedError, match=f"{name} is not supported with page_state; gather the pages"):
+        AttentionOp(H, HK, **options)(Q, None, None, model_mode=AR, cached_values=[PROMPT, None], page_state=PAGES)
 
 
 def test_a_cache_quantised_otherwise_than_the_module_says_is_refused():

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -131,6 +132,27 @@ def test_one_cache_holds_all_keys():
     ids = torch.tensor([[1] * 9, [1, 1, 0, 1, 2, 1, 1, 0, 1]])
     out = op(q, None, None, model_mode="autoregressive", cached_values=[(k, v, ids), None])
     assert_close("out", out, attend(q, k, v, active_pairs("chunk", 4, 2, 1, 9, ids)[:, None])[0], EXACT)
+
+
+@pytest.mark.parametrize("kind", ["global", "full", "local_sliding", "mla"])
+@pytest.mark.parametrize("quant", [None, KVQuant("int8"), KVQuant("fp8", "heads_and_dkv")])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_pools_of_pages_hold_what_a_cache_with_lengths_would(kind, quant, rows):
+    """Shuffled pages, ragged lengths, rubbish in what is not there."""
+    op = AttentionOp(4, 2, attention_type=kind, sliding_window_size=4, attn_logits_soft_cap=2.0, scale=0.3)
+    q, sinks = torch.randn(3, rows, 4, 8, dtype=torch.float64), torch.randn(4)
+    pools = torch.randn(2, 9, 4, 2, 8, dtype=torch.float64)
+    pools[:, 8] = torch.nan
+    pages = torch.tensor([[3, 0, -1], [7, 8, 8], [2, 5, 1]])
+    lengths = torch.tensor([6, 4, 11])
+    caches = [x if quant is None else quant.quantize(x) for x in pools]
+    state = SimpleNamespace(page_map=pages, sequence_lengths=lengths)
+    options = {"model_mode": "autoregressive", "sinks": sinks}
+    got = op(q, None, None, cached_values=[(*caches, None), None], page_state=state, **options)
+    plain = [x if quant is None else x.dequant(torch.float64) for x in caches]
+    gathered = [x[pages].flatten(1, 2) for x in plain]
+    o, m, total = op.apply_attention(q, *gathered, lengths=lengths, **options)
+    assert_close("out", got, normalize_attention([o], [m], [total]), EXACT)
 
 
 def test_a_prefill_reads_its_cache_and_the_segment_ids_that_it_has():

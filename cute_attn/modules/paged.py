@@ -1,0 +1,91 @@
+"""Attention of a layer over pools of pages: `flash_attn_with_kvcache` with the arguments of the layer."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from ..mask.layer import Reach
+from ..ops.kvcache import flash_attn_with_kvcache
+from . import checks
+from .attention_type import AUTOREGRESSIVE
+from .quantize import KVQuant, KVTensor
+
+__all__ = ["attend_pages", "check_pages"]
+
+Tensor = torch.Tensor
+
+
+class Layer(Protocol):
+    """What of an AttentionOp is read here."""
+
+    num_query_heads: int
+    num_kv_heads: int
+    reach: Reach
+    moba: tuple[int, int] | None
+    scale: float
+    attn_logits_soft_cap: float
+    kv_quant: KVQuant | None
+
+
+def check_pages(
+    op: Layer,
+    model_mode: str,
+    prompt: checks.Cache | None,
+    decoded: checks.Cache | None,
+    indexer_mask: object,
+    record_max_logits: bool,
+) -> checks.Cache:
+    """The pools of a call with a page_state; raises for what does not go with it, saying what would do."""
+    if model_mode != AUTOREGRESSIVE:
+        raise ValueError(f"page_state must be None in model_mode {model_mode!r}, got pages of a cache")
+    if prompt is None or prompt.segment_ids is not None or decoded is not None:
+        raise ValueError("cached_values must be [(key, value, None), None] with page_state, pools of pages")
+    missing = {
+        "attention_type 'chunk'": op.reach.chunk,
+        "moba_chunk_size": op.moba is not None,
+        "indexer_mask": indexer_mask is not None,
+        "record_max_logits": record_max_logits,
+    }
+    for name, is_asked in missing.items():
+        if is_asked:
+            raise NotImplementedError(
+                f"{name} is not supported with page_state; gather the pages of each sequence, pool[page_map]"
+                ".flatten(1, 2), and give that copy to apply_attention, with the lengths"
+            )
+    return prompt
+
+
+def attend_pages(op: Layer, query: Tensor, pools: checks.Cache, page_state: Any, sinks: Tensor | None) -> Tensor:
+    """The last rows of each sequence over its pages, `(b, t, heads, dv)`; without gradient."""
+    checks.check_is_tensor("query", query)
+    checks.check_sinks(sinks, query)
+    (key, key_scale), (value, value_scale) = (
+        _pool(f"{part} of {pools.name}", pool, op) for part, pool in (("key", pools.key), ("value", pools.value))
+    )
+    checks.check_heads(query, f"key of {pools.name}", key, op.num_query_heads, op.num_kv_heads)
+    return flash_attn_with_kvcache(
+        query,
+        key,
+        value,
+        cache_seqlens=page_state.sequence_lengths.int(),
+        page_table=page_state.page_map.int(),
+        k_descale=key_scale,
+        v_descale=value_scale,
+        softmax_scale=op.scale,
+        causal=op.reach.right == 0,
+        window_size=(op.reach.left, op.reach.right),
+        softcap=op.attn_logits_soft_cap,
+        sink=sinks,
+    )  # type: ignore[return-value]
+
+
+def _pool(name: str, pool: Tensor | KVTensor, op: Layer) -> tuple[Tensor, Tensor | None]:
+    """Pages `(num_pages, page_size, heads, d)` and, of quantised ones, the scales of tokens and heads."""
+    if not isinstance(pool, KVTensor):
+        checks.check_is_tensor(name, pool)
+        return pool, None
+    checks.check_quantised(name, pool, op.kv_quant)
+    scale = pool.scale[..., 0].expand(pool.shape[:3])
+    return pool.qvalue, scale if scale.dtype == torch.float64 else scale.float()
