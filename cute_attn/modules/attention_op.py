@@ -168,8 +168,8 @@ class AttentionOp(torch.nn.Module):
         prompt, decoded = checks.check_caches(cached_values)
         self._check_mode_of_caches(model_mode, prompt, decoded)
         if page_state is not None:
-            self._refuse_with_cache(previous_chunk, bidirectional_mask)
             pools = check_pages(self, model_mode, prompt, decoded, indexer_mask, record_max_logits)
+            self._refuse_with_cache(previous_chunk, bidirectional_mask)
             return attend_pages(self, query, pools, page_state, sinks)
         if prompt is None:
             single = checks.Cache("", key, value, decoder_segment_ids)  # type: ignore[arg-type]
