@@ -91,7 +91,7 @@ def one_case(kind, mode, has_ids, has_moba, has_indexer, seed):
     if has_indexer:
         keep = torch.rand(batch, rows, keys) < 0.7
         low = -torch.rand(batch, rows, keys) - 1.01
-        numbers = torch.where(keep, -torch.rand(batch, rows, keys), draw.choice([low, low * 1e30]))
+        numbers = torch.where(keep, -torch.randint(0, 2, keep.shape).float(), draw.choice([low, low * 1e30]))
         options["indexer_mask"] = draw.choice([keep, numbers])
         pairs = pairs & keep[:, None]
     sinks = torch.randn(heads) if draw.random() < 0.5 else None
