@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from ..autocast import without_autocast
 from ..mask import IntervalMask
 from ..mask.source import MaskSource
 from ..mask.union import stack_layers
@@ -70,6 +71,7 @@ def _chosen(
 # ---------------------------------------------------------------- MoBA
 
 
+@without_autocast
 def _moba(query: Tensor, key: Tensor, block: int, top_k: int, first: int) -> IntervalMask:
     """Row i, at position `p = first + i`, attends keys up to p of its own block of keys and of the `top_k - 1` earlier
     ones whose mean has the largest product with its query; of equal ones, the earlier blocks."""

@@ -167,7 +167,8 @@ def test_blocks_of_equal_gates_are_taken_from_the_first_on():
     assert (out[8] > 0).nonzero().flatten().tolist() == [0, 1, 2, 3, 8]
 
 
-def test_gates_are_taken_in_fp32_at_least():
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gates_are_taken_in_fp32_at_least(autocast):
     """Means that differ by less than bf16 tells apart choose the right block."""
     op = AttentionOp(1, 1, moba_chunk_size=2, moba_topk=2)
     k = torch.zeros(1, 6, 1, 8, dtype=torch.bfloat16)
@@ -175,7 +176,8 @@ def test_gates_are_taken_in_fp32_at_least():
     v = torch.eye(6, dtype=torch.bfloat16)[None, :, None]
     q = torch.zeros(1, 6, 1, 8, dtype=torch.bfloat16)
     q[..., 0] = 1.0
-    out = op(q, k, v)[0, 5, 0]
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        out = op(q, k, v)[0, 5, 0]
     assert (out > 0).tolist() == [False, False, True, True, True, True]
 
 
