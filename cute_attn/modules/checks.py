@@ -183,8 +183,8 @@ def check_indexer_mask(indexer_mask: object, query: Tensor, keys: int) -> None:
     batch, rows = query.shape[:2]
     if not isinstance(indexer_mask, Tensor):
         raise TypeError(f"indexer_mask must be None or a tensor ({batch}, {rows}, {keys}), got {shown(indexer_mask)}")
-    if indexer_mask.dtype.is_complex:
-        raise TypeError(f"indexer_mask must hold bools or numbers, got {indexer_mask.dtype}")
+    if indexer_mask.dtype not in (torch.bool, torch.int8, torch.int16, torch.int32, torch.int64, *DTYPES):
+        raise TypeError(f"indexer_mask must hold bools, floating numbers or signed integers, got {indexer_mask.dtype}")
     if tuple(indexer_mask.shape) != (batch, rows, keys):
         raise ValueError(
             f"indexer_mask must have shape ({batch}, {rows}, {keys}), the queries and all keys, "

@@ -147,6 +147,7 @@ BAD_CALLS = [
     ({"sinks": 1.0}, TypeError, "sinks must be None or a torch.Tensor"),
     ({"indexer_mask": torch.ones(B, T, T + 1)}, ValueError, r"indexer_mask must have shape \(2, 6, 6\)"),
     ({"indexer_mask": True}, TypeError, "indexer_mask must be None or a tensor"),
+    ({"indexer_mask": torch.ones(B, T, T).byte()}, TypeError, "indexer_mask must hold bools, floating .* torch.uint8"),
     ({"slot": 0}, ValueError, "slot is not supported: it must be None, got 0"),
     (
         {"page_state": SimpleNamespace(page_map=IDS)},
