@@ -73,9 +73,7 @@ class AttentionOp(torch.nn.Module):
         self.attention_type = check_type(attention_type)
         self.attn_logits_soft_cap = _soft_cap(attn_logits_soft_cap)
         self.reach = reach_of(self.attention_type, sliding_window_size, chunk_attn_window_size)
-        self.sliding_window_size, self.chunk_attn_window_size = sliding_window_size, chunk_attn_window_size
         self.moba = _moba(moba_chunk_size, moba_topk)
-        self.moba_chunk_size, self.moba_topk = moba_chunk_size, moba_topk
         if scale is None:
             raise TypeError("scale must be a number, got None; 1.0 takes the query as it comes, scaled")
         try:
@@ -96,10 +94,10 @@ class AttentionOp(torch.nn.Module):
     def extra_repr(self) -> str:
         numbers = {
             "attn_logits_soft_cap": self.attn_logits_soft_cap or None,
-            "sliding_window_size": self.sliding_window_size if self.reach.left >= 0 else None,
+            "sliding_window_size": self.reach.left + 1 or None,
             "chunk_attn_window_size": self.reach.chunk or None,
-            "moba_chunk_size": self.moba_chunk_size,
-            "moba_topk": self.moba_topk,
+            "moba_chunk_size": self.moba and self.moba[0],
+            "moba_topk": self.moba and self.moba[1],
             "scale": None if self.scale == 1.0 else self.scale,
             "kv_quant": self.kv_quant,
         }
@@ -383,7 +381,7 @@ class AttentionOp(torch.nn.Module):
         if self.moba is not None:
             raise ValueError(
                 f"moba_chunk_size must be None with {what}: its blocks are those of one list of keys; "
-                f"got {self.moba_chunk_size}"
+                f"got {self.moba[0]}"
             )
 
 
