@@ -4,8 +4,8 @@ import struct
 
 import numpy as np
 
-from cute_attn.sim.engine import execute
 from cute_attn.sim.launch import Buffer, Launch, Schedule
+from cute_attn.sim.schedules.engine import execute
 
 REGISTERS = """
     .reg .pred %p<64>;
