@@ -212,11 +212,12 @@ def bulk_store(c: CTA, g: Group, node: Node) -> bool:
 
 
 def _repeated(c: CTA, g: Group, site: int, row: tuple[int, ...], operation: str | None, lanes: tuple[int, int]) -> None:
-    """Two lanes issue the same: harmless for a store, wrong for a reduction."""
-    if operation is None:
-        c.world.warn("several lanes issue the same bulk store: harmless, but each costs", c.place(site, g))
-        return
+    """Two lanes issue the same: wrong for a reduction; a store is made once a warp, for all of its lanes that agree."""
     first, second = (4 * g.wg.index + lane // 32 for lane in lanes)
+    if operation is None:
+        if first != second:
+            c.world.warn("several warps issue the same bulk store: harmless, but each costs", c.place(site, g))
+        return
     who = (
         f"warps {first} and {second}"
         if first != second

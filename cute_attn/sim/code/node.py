@@ -14,7 +14,7 @@ SEGMENT, BRANCH, SYSTEM, EXIT = range(4)
 
 @dataclass
 class Node:
-    """One step of a warp. `touched` and `written` are sets of wgmma registers as bits."""
+    """One step of a warp. `touched`, `written` and `constant` are sets of wgmma registers as bits."""
 
     kind: int
     instruction: Instruction
@@ -25,6 +25,7 @@ class Node:
     file_rows: Any = None  # what it touches and writes, when it was asked for
     touched: int = 0
     written: int = 0
+    constant: int = 0  # to which a constant is moved last
     weight: int = 0
     warpgroup: bool = False  # has wgmmas: four warps together
     polls: bool = False  # re-reads what others may change

@@ -13,6 +13,7 @@ from ..errors import Place
 from ..state.lanes import FileRows
 from ..state.matrices import Tile
 from . import access, arithmetic, convert, system, warp, wgmma
+from .constants import constant_registers, moves_constant
 from .control_flow import find_joins, find_spins
 from .layout import Layout
 from .node import BRANCH, EXIT, SEGMENT, Node
@@ -172,6 +173,7 @@ class Program:
 
     def _place_registers(self) -> None:
         segments = [n for n in self.nodes if n.kind == SEGMENT]
+        constants = constant_registers([t for n in segments for t in n.detail])
         multiplies = {self.sites[id(t.instruction)]: t.multiply for n in segments for t in n.detail if t.multiply}
         for multiply in multiplies.values():
             self.rows.place(multiply.accumulator)
@@ -187,8 +189,10 @@ class Program:
                 for register in registers_read(t) if not t.multiply else ():
                     node.touched |= self.locks.get(register, 0)
                 for register in registers_written(t):
-                    node.touched |= self.locks.get(register, 0)
-                    node.written |= self.locks.get(register, 0)
+                    bit = self.locks.get(register, 0)
+                    node.touched |= bit
+                    node.written |= bit
+                    node.constant = node.constant | bit if moves_constant(t, constants) else node.constant & ~bit
         for node in segments:
             for t in node.detail:
                 for register in (*registers_read(t), *registers_written(t)):
@@ -217,9 +221,6 @@ class Program:
         for register in registers:
             rows[register.kind].append(self.rows.of(register))
         return {kind: np.array(sorted(some), np.intp) for kind, some in rows.items()}
-
-    def written(self, pc: int) -> int:
-        return self.nodes[pc].written
 
     def place(self, site: int, cta: tuple[int, int, int] | None = None, warps: tuple[int, ...] = ()) -> Place:
         instruction = self.kernel.instructions[site]

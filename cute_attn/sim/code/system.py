@@ -363,7 +363,7 @@ def _wgmma(layout: Layout, r: Reader) -> Node | None:
 def wgmma_fence(c: CTA, g: Group, node: Node) -> bool:
     for warp in g.lanes.warp_numbers:
         state = g.wg.state[warp]
-        state.dirty, state.fenced = 0, True
+        state.dirty, state.constant, state.fenced = 0, 0, True
     return True
 
 

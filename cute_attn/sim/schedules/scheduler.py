@@ -196,6 +196,7 @@ class Scheduler:
             if node.touched & state.accumulators or node.written & state.fragments:
                 self._report_locked(g, node, warp)
             state.dirty |= node.written
+            state.constant = state.constant & ~node.written | node.constant
 
     def _report_locked(self, g: Group, node: Node, warp: int) -> None:
         state = g.wg.state[warp]

@@ -95,6 +95,7 @@ class WarpState:
     accumulators: int = 0  # registers in flight, as bits
     fragments: int = 0
     dirty: int = 0  # registers written since the last wgmma.fence
+    constant: int = 0  # of these, the ones to which a constant was moved last
     fenced: bool = False
 
 

@@ -24,15 +24,9 @@ def wgmma(c: CTA, sites: tuple[int, ...], g: Group, a: Any, b: Any, accumulate: 
     """Queues products; they run at commit or, in late schedules, when they are waited for."""
     columns = [_uniform(c, values, sites, g) for values in (a, b, accumulate)]
     states = [g.wg.state[w] for w in g.lanes.warp_numbers]
-    writes = c.translation.written(g.pc)
     for entry in _chains(c, sites, *columns):
-        lock = entry.locks[0] | entry.locks[1]
         for state in states:
-            if not state.fenced:
-                c.fail(AccumulatorInFlight, "wgmma before any wgmma.fence", entry.sites[0], g)
-            if (state.dirty | writes) & lock:
-                what = "wgmma uses registers that were written since the last wgmma.fence"
-                c.fail(AccumulatorInFlight, what, entry.sites[0], g)
+            _check_fence(c, state, entry, g)
             _check_registers(c, state, entry, g)
             state.open.append(entry)
             state.accumulators |= entry.locks[0]
@@ -69,6 +63,19 @@ def _chains(c: CTA, sites: tuple[int, ...], a: list[Any], b: list[Any], accumula
         entry.b += (descriptor_b,)
         entry.locks = (entry.locks[0] | tile.accumulator_lock, entry.locks[1] | tile.fragment_lock)
     return entries
+
+
+def _check_fence(c: CTA, state: WarpState, entry: Entry, g: Group) -> None:
+    """Registers must not be written between wgmma.fence and wgmma; ptxas puts a fence behind moves of constants."""
+    accumulator, fragment = entry.locks
+    if not state.fenced:
+        c.fail(AccumulatorInFlight, "wgmma before any wgmma.fence", entry.sites[0], g)
+    if state.dirty & fragment or state.dirty & ~state.constant & accumulator:
+        what = "wgmma uses registers that were written since the last wgmma.fence"
+        c.fail(AccumulatorInFlight, what, entry.sites[0], g)
+    if state.constant & accumulator:
+        what = "the accumulator was set to constants since the last wgmma.fence: ptxas adds another (C7519)"
+        c.world.warn(what, c.place(entry.sites[0], g))
 
 
 def _check_registers(c: CTA, state: WarpState, entry: Entry, g: Group) -> None:

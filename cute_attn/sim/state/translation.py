@@ -32,8 +32,5 @@ class Translation(Protocol):
     def tiles(self) -> Mapping[int, Tile]:
         """What is fixed of each wgmma, by its site."""
 
-    def written(self, pc: int) -> int:
-        """The registers of wgmmas that this node writes, as bits."""
-
     def place(self, site: int, cta: tuple[int, int, int] | None = None, warps: tuple[int, ...] = ()) -> Place:
         """What a report says of an instruction."""

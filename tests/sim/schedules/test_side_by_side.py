@@ -10,17 +10,18 @@ from snippet import run
 from cute_attn.sim.errors import OutOfBounds
 from cute_attn.sim.schedules import side_by_side
 
-# Each CTA squares 32 numbers, stores them by a bulk copy that every lane issues (a warning; CTA 5 and those behind at
-# other lines), and the first of them, as 16 bits, by an ordinary store.
-SQUARES = """
+LOOK = "shfl.sync.idx.b32 %r20, %r9, 5, 31, 1;"  # at a lane that does not take part: a warning
+# Each CTA squares 32 numbers, stores them by a bulk copy (with a warning; CTA 5 and those behind at other lines), and
+# the first of them, as 16 bits, by an ordinary store.
+SQUARES = f"""
     mov.u32 %r1, %ctaid.x; mad.lo.u32 %r2, %r1, 32, %t; mad.wide.u32 %o, %r2, 4, %a1; ld.global.f32 %r3, [%o];
     mul.f32 %r3, %r3, %r3; mov.u32 %r9, smem; mad.lo.u32 %r8, %t, 4, %r9; st.shared.f32 [%r8], %r3;
     fence.proxy.async.shared::cta; bar.warp.sync -1;
     mad.wide.u32 %d2, %r1, 128, %a0; setp.ge.u32 %p1, %r1, 5; @%p1 bra LATER;
-    cp.async.bulk.global.shared::cta.bulk_group [%d2], [%r9], 128; bra.uni DONE;
+    cp.async.bulk.global.shared::cta.bulk_group [%d2], [%r9], 128; {LOOK} bra.uni DONE;
     LATER: setp.ge.u32 %p1, %r1, 6; @%p1 bra LAST;
-    cp.async.bulk.global.shared::cta.bulk_group [%d2], [%r9], 128; bra.uni DONE;
-    LAST: cp.async.bulk.global.shared::cta.bulk_group [%d2], [%r9], 128;
+    cp.async.bulk.global.shared::cta.bulk_group [%d2], [%r9], 128; {LOOK} bra.uni DONE;
+    LAST: cp.async.bulk.global.shared::cta.bulk_group [%d2], [%r9], 128; {LOOK}
     DONE: cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;
     setp.ne.u32 %p2, %t, 0; @%p2 bra END; mad.wide.u32 %d3, %r1, 2, %a2; cvt.u16.u32 %h1, %r3; st.global.b16 [%d3], %h1;
     END:"""
@@ -62,16 +63,11 @@ def test_results_and_reports_are_put_together_as_those_of_one_process(monkeypatc
 @SCHEDULES
 def test_warnings_come_in_the_order_of_one_process(forks, mode, seed):
     """CTA 8 gives two, CTA 10 the same the other way round; the second stands at a line of more digits."""
-    store = "cp.async.bulk.global.shared::cta.bulk_group [%d2], [%r9], 16; cp.async.bulk.commit_group;"
-    body = f"""mov.u32 %r1, %ctaid.x; mad.wide.u32 %d2, %r1, 16, %a0; mov.u32 %r9, smem; st.shared.u32 [%r9+12], %t;
-    st.shared.u32 [%r9+8], %t; st.shared.u32 [%r9+4], %t; st.shared.u32 [%r9], %t; fence.proxy.async.shared::cta;
+    body = f"""mov.u32 %r1, %ctaid.x;
     setp.eq.u32 %p1, %r1, 8; setp.eq.u32 %p2, %r1, 10; @%p1 bra FIRST; @%p2 bra SECOND; ret;
-    FIRST: {store} @%p2 bra END; {100 * chr(10)}
-    SECOND: {store} @%p2 bra FIRST; END: cp.async.bulk.wait_group 0;"""
-    warnings = [
-        run(body, np.zeros((CTAS, 4), np.uint32), grid=CTAS, smem=16, mode=mode, seed=seed, workers=n).warnings
-        for n in (1, 2, 3)
-    ]
+    FIRST: {LOOK} @%p2 bra END; {100 * chr(10)}
+    SECOND: {LOOK} @%p2 bra FIRST; END:"""
+    warnings = [run(body, grid=CTAS, mode=mode, seed=seed, workers=n).warnings for n in (1, 2, 3)]
     assert len(warnings[0]) == 2
     assert warnings == warnings[:1] * 3
     assert len(forks) == 5

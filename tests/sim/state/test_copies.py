@@ -149,15 +149,17 @@ def test_a_missing_proxy_fence_names_the_address_and_the_writer():
     assert caught.value.subject == "shared 0x800"
 
 
-def test_a_reduction_by_every_lane_is_an_error_a_store_a_warning():
+def test_a_reduction_by_every_lane_is_an_error_a_store_is_made_once_a_warp():
     array, tile = np.zeros((16, 32), np.float32), np.ones((8, 32), np.float32)
     body = f"""{SETUP} mov.b64 %d1, p0; mad.lo.u32 %r2, %t, 32, %r8; mov.u32 %r3, 0; mov.u32 %r20, 0;
     st.shared.v4.b32 [%r2], {{%r3, %r3, %r3, %r3}}; st.shared.v4.b32 [%r2+16], {{%r3, %r3, %r3, %r3}};
     fence.proxy.async.shared::cta; bar.sync 0;
     ISSUE cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;"""
     arguments = tensor_map(array, (8, 32)), array, tile
-    report = run(body.replace("ISSUE", STORE.format(2) + " [%d1, {%r20, %r20}], [%r8];"), *arguments, smem=2048)
-    assert "several lanes issue the same bulk store" in report.warnings[0]
+    store = body.replace("ISSUE", STORE.format(2) + " [%d1, {%r20, %r20}], [%r8];")
+    assert run(store, *arguments, smem=2048).warnings == ()
+    (warning,) = run(store, *arguments, block=64, smem=4096).warnings
+    assert "several warps issue the same bulk store" in warning
     line = "cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%d1, {%r20, %r20}], [%r8];"
     with pytest.raises(RedundantReduction, match="lanes 0 and 1"):
         run(body.replace("ISSUE", line), *arguments, smem=2048)

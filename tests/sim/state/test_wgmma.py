@@ -75,6 +75,7 @@ def multiply(
     scale=1,
     lines="{MMA}",
     extra_smem=0,
+    reports=None,
 ):
     """D [64, n] of one wgmma with the accumulator started at 1."""
     n, k = b_bits.shape
@@ -106,7 +107,9 @@ def multiply(
     mad.wide.u32 %o, %t, 4, %a0; {"".join(stores)}"""
     out = np.zeros((n // 2, 128), np.float32)
     fragment = np.ascontiguousarray(fragments_of(a_bits)) if from_registers else np.zeros(1, np.uint32)
-    run(body, out, shared, fragment, block=128, smem=shared.size + extra_smem, mode=mode, seed=seed)
+    report = run(body, out, shared, fragment, block=128, smem=shared.size + extra_smem, mode=mode, seed=seed)
+    if reports is not None:
+        reports.append(report)
     d = np.empty((64, n), np.float32)
     register, thread = np.meshgrid(np.arange(n // 2), np.arange(128), indexing="ij")
     row = thread // 32 * 16 + register // 2 % 2 * 8 + thread % 32 // 4
@@ -212,7 +215,13 @@ def test_accumulation_and_negation(mode):
         (f"{FENCE}; MMA {COMMIT}; {WAIT} 1; mov.b32 %r7, %r103; {WAIT} 0;", "%r103 is touched"),
         (f"{FENCE}; MMA {WAIT} 0; {COMMIT};", "touched|never waited"),
         (f"MMA {COMMIT}; {WAIT} 0;", "before any wgmma.fence"),
-        (f"{FENCE}; mov.b32 %r100, 0; MMA {COMMIT}; {WAIT} 0;", "since the last wgmma.fence"),
+        (f"{FENCE}; mov.b32 %r100, %t; MMA {COMMIT}; {WAIT} 0;", "since the last wgmma.fence"),
+        (f"{FENCE}; mov.b32 %r100, 0; mov.b32 %r101, %t; MMA {COMMIT}; {WAIT} 0;", "since the last wgmma.fence"),
+        (
+            f"{FENCE}; mov.b32 %r100, 0; add.f32 %r100, %r100, %r100; MMA {COMMIT}; {WAIT} 0;",
+            "since the last wgmma.fence",
+        ),
+        (f"{FENCE}; @%p1 mov.b32 %r100, 0; MMA {COMMIT}; {WAIT} 0;", "since the last wgmma.fence"),
         (f"{FENCE}; MMA {COMMIT}; ret; {WAIT} 0;", "never waited"),
     ],
 )
@@ -220,6 +229,35 @@ def test_accumulators_belong_to_the_wgmma_until_it_is_waited_for(lines, message,
     a, b = operands(("bf16", "bf16"), 16, 16)
     with pytest.raises(AccumulatorInFlight, match=message):
         multiply(a, b, spans=(32, 32), lines=lines, mode=mode)
+
+
+@every_mode
+def test_a_fragment_that_is_set_to_constants_behind_the_fence_is_an_error(mode):
+    a, b = operands(("bf16", "bf16"), 16, 16)
+    lines = f"{FENCE}; mov.b32 %r50, 0; MMA {COMMIT}; {WAIT} 0;"
+    with pytest.raises(AccumulatorInFlight, match="since the last"):
+        multiply(a, b, spans=(32, 32), from_registers=True, lines=lines, mode=mode)
+
+
+@every_mode
+@pytest.mark.parametrize("source", ["0f40000000", "%r40"])
+def test_an_accumulator_that_is_set_to_constants_behind_the_fence_is_a_warning(source, mode):
+    kinds = ("bf16", "bf16")
+    a, b = operands(kinds, 16, 16)
+    moves = "".join(f"mov.b32 %r{100 + i}, {source};" for i in range(8))
+    lines = f"mov.b32 %r40, 0f40000000; {FENCE}; {moves} MMA {COMMIT}; {WAIT} 0;"
+    reports = []
+    d = multiply(a, b, spans=(32, 32), accumulate=1, lines=lines, mode=mode, reports=reports)
+    check(d, a, b, kinds, plus=2.0)
+    assert "set to constants since the last wgmma.fence" in reports[0].warnings[0]
+    assert len(reports[0].warnings) == 1
+
+
+def test_a_register_that_a_product_changes_is_no_constant():
+    a, b = operands(("bf16", "bf16"), 16, 16)
+    lines = f"{FENCE}; MMA {COMMIT}; {WAIT} 0; {FENCE}; mov.b32 %r101, %r100; MMA {COMMIT}; {WAIT} 0;"
+    with pytest.raises(AccumulatorInFlight, match="since the last"):
+        multiply(a, b, spans=(32, 32), lines=lines)
 
 
 IN_TWO_GROUPS = f"{FENCE}; MMA {COMMIT}; setp.eq.u32 %p5, %r9, %r9; MMA {COMMIT}; {WAIT} 0;"
