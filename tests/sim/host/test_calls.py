@@ -88,17 +88,17 @@ def test_a_buffer_spans_what_its_tensor_spans_and_shared_memory_merges(launches)
 
 def test_an_error_of_the_engine_is_raised_after_the_call_and_stops_later_launches(monkeypatch):
     error = Deadlock("nobody moves", Place("k"))
-    calls = []
+    launched = []
 
     def execute(launch, buffers, schedule):
-        calls.append(launch)
+        launched.append(launch)
         raise error
 
     monkeypatch.setattr(capture, "execute", execute)
     with pytest.raises(Deadlock) as raised:
         calls.run(kernels.scaled_sum(), *vectors(10), 1.0)
     assert raised.value is error
-    assert len(calls) == 1
+    assert len(launched) == 1
 
 
 def test_mode_and_seed_come_from_the_call_or_else_from_the_backend(launches):
