@@ -16,8 +16,8 @@ from common import median_seconds, save
 
 from cute_attn import backend, flex_flash_attn_func, sim
 from cute_attn.mask import causal
-from cute_attn.sim import stub
-from cute_attn.sim.host import CudaView
+from cute_attn.sim.host import stub
+from cute_attn.sim.host.arguments import CudaView
 
 CALLS = 500
 

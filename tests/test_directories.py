@@ -112,7 +112,7 @@ from cute_attn.launch import run as launch
 from cute_attn.launch import tuned
 from cute_attn.spec.forward import ForwardSpec
 from cute_attn.mask import causal
-from cute_attn.sim import stub
+from cute_attn.sim.host import stub
 from fake_compiler import compiled
 
 tuned.gpu_of = lambda device: ("NVIDIA H200", 132)

@@ -15,8 +15,8 @@ from cute_attn.sim.errors import (
     SharedMemoryExceeded,
     UnsupportedDescriptor,
 )
+from cute_attn.sim.host.strict import SCHEDULES
 from cute_attn.sim.launch import Schedule
-from cute_attn.sim.strict import SCHEDULES
 from mutations import Mutation
 from mutations.attention import ATTENTION
 from mutations.gram import GRAM

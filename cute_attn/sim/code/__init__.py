@@ -1,0 +1,1 @@
+"""From PTX to NumPy: a kernel's text becomes a graph of nodes, its straight runs become functions."""

@@ -1,0 +1,465 @@
+"""The cp instructions: cp.async, bulk and tensor copies, their groups, and how a thread waits for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..addresses import OFFSET_MASK, PARAM_BASE, RANK_SHIFT
+from ..errors import CopyInFlight, OutOfBounds, RedundantReduction, UnsupportedDescriptor, UnsupportedInstruction
+from ..state.cta import CTA
+from ..state.fault import Fault
+from ..state.groups import Group
+from ..state.order import Accessor
+from ..state.shared_memory import IN_FLIGHT, granules
+from ..state.tensor_map import Box, Span, TensorMap, decode_map
+from ..state.transfers import Load, SharedSource, Store, Target
+from .layout import Layout
+from .node import Node
+from .operands import fetcher, mbarrier_at, node_of, nothing
+from .ptx import Imm, Mem
+from .template import Reader
+
+_REDUCTIONS = ("add", "min", "max", "inc", "dec", "and", "or", "xor")
+_TYPES = {
+    "f32": "f4",
+    "f64": "f8",
+    "f16": "f2",
+    "bf16": "bf16",
+    "u32": "u4",
+    "s32": "i4",
+    "u64": "u8",
+    "s64": "i8",
+    "b32": "u4",
+}
+
+
+@dataclass
+class Queue:
+    """Bulk or classic asynchronous copies of one thread, in groups."""
+
+    open: list[Any] = field(default_factory=list)
+    groups: list[list[Any]] = field(default_factory=list)
+
+
+def build(layout: Layout, r: Reader) -> Node:
+    """The node of a cp instruction."""
+    reduces = r.flag("reduce")
+    r.need("async")
+    if not r.flag("bulk"):
+        return _classic(layout, r)
+    if r.flag("commit_group"):
+        r.done()
+        return node_of(layout, r, bulk_commit)
+    if r.flag("wait_group"):
+        keep, read = r.operands[0], r.flag("read")
+        r.done()
+        if not isinstance(keep, Imm):
+            raise r.fail("a count that is no constant")
+        return node_of(layout, r, bulk_wait, (keep.bits, read))
+    if r.flag("prefetch"):
+        return node_of(layout, r, nothing)
+    operation = r.need(*_REDUCTIONS) if reduces else None
+    tensor = r.flag("tensor")
+    rank = int(r.need("1d", "2d", "3d", "4d", "5d")[0]) if tensor else 0
+    r.take("tile")
+    kind = None if tensor or not reduces else r.need(*_TYPES)
+    r.flag("noftz")
+    multicast, hint = r.flag("multicast::cluster"), r.flag("L2::cache_hint")
+    spaces = [m for m in r.modifiers if m in ("shared::cta", "shared::cluster", "global")]
+    for space in spaces:
+        r.modifiers.remove(space)
+    r.take("mbarrier::complete_tx::bytes", "bulk_group")
+    r.done()
+    return _bulk(layout, r, spaces, rank, operation, kind, multicast, hint)
+
+
+def _bulk(
+    layout: Layout,
+    r: Reader,
+    spaces: list[str],
+    rank: int,
+    operation: str | None,
+    kind: str | None,
+    multicast: bool,
+    hint: bool,
+) -> Node:
+    def get(index: int) -> Any:
+        return fetcher(layout, r, r.operands[index])
+
+    def coordinates(index: int) -> list[Any]:
+        memory = r.operands[index]
+        if not isinstance(memory, Mem) or len(memory.coordinates) != rank:
+            raise r.fail(f"{rank} coordinates")
+        return [fetcher(layout, r, o) for o in memory.coordinates]
+
+    to, source = spaces
+    count = len(r.operands) - hint
+    if to == "global":
+        if rank:
+            return node_of(layout, r, bulk_store, (get(0), coordinates(0), get(1), None, operation, None))
+        return node_of(layout, r, bulk_store, (get(0), None, get(1), get(2), operation, kind))
+    if operation is not None:
+        raise r.fail("a reduction into shared memory")
+    if rank:
+        mask = get(3) if multicast and count > 3 else None
+        return node_of(layout, r, bulk_load, (get(0), get(1), coordinates(1), None, get(2), mask, "global"))
+    mask = get(4) if multicast and count > 4 else None
+    return node_of(layout, r, bulk_load, (get(0), get(1), None, get(2), get(3), mask, source))
+
+
+# ---------------------------------------------------------------------- loads
+
+
+def tensor_map(c: CTA, address: int) -> TensorMap:
+    """The map at a generic address: among the kernel parameters, or in global memory."""
+    offset = address - PARAM_BASE
+    if offset >= 0 and offset + 128 <= c.world.parameters.size:
+        raw = c.world.parameters[offset : offset + 128].tobytes()
+    else:
+        raw = b"".join(int(x).to_bytes(8, "little") for x in c.world.memory.load(address + 8 * np.arange(16), 8))
+    if address % 64:
+        raise Fault(UnsupportedDescriptor, f"a tensor map at {address:#x}, not a multiple of 64")
+    return decode_map(raw[:64])
+
+
+def _rows(values: list[np.ndarray]) -> list[tuple[int, ...]]:
+    """One tuple a lane."""
+    return list(zip(*(v.tolist() for v in values), strict=True))
+
+
+def bulk_load(c: CTA, g: Group, node: Node) -> bool:
+    site, (to, source, coordinates, size, barrier, mask, space) = node.detail
+    columns = [to(c, g), source(c, g), barrier(c, g)]
+    columns.append(size(c, g) if size else columns[0] * 0)
+    columns.append(mask(c, g) if mask else columns[0] * 0)
+    columns += [_signed(x(c, g)) for x in coordinates or ()]
+    try:
+        for row, warp in zip(_rows(columns), g.lanes.warp.tolist(), strict=True):
+            _start_load(c, g, site, row, warp, tensor=coordinates is not None, multicast=mask is not None, space=space)
+    except Fault as fault:
+        c.raise_fault(fault, site, g)
+    return True
+
+
+def _signed(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.int32).astype(np.int64)
+
+
+def _start_load(
+    c: CTA, g: Group, site: int, row: tuple[int, ...], warp: int, *, tensor: bool, multicast: bool, space: str
+) -> None:
+    to, source, barrier, size, mask, *coordinates = row
+    what: Any
+    swizzle = 0
+    if tensor:
+        shape = tensor_map(c, source)
+        if shape.rank != len(coordinates):
+            raise Fault(UnsupportedDescriptor, f"{len(coordinates)} coordinates for a tensor map of rank {shape.rank}")
+        what, size, swizzle = Box(shape, tuple(coordinates)), shape.box_bytes, shape.swizzle
+    elif space == "global":
+        what = Span(source, size)
+    else:
+        what = SharedSource(c.shared, source & OFFSET_MASK, size)
+        what.shared.check_range(what.first, what.first + size)
+        own = Accessor(c.cluster.order, [g.wg.number + warp], c.rank)
+        what.shared.check_ordered(granules(what.first, what.first + size), own, "read")
+    if size % 16 or size <= 0:
+        raise Fault(UnsupportedInstruction, f"a bulk copy of {size} bytes: not a multiple of 16")
+    ranks = [i for i in range(16) if mask >> i & 1] if multicast else [to >> RANK_SHIFT]
+    if not ranks:
+        raise Fault(UnsupportedInstruction, "a multicast to no CTA: the mask is 0")
+    offset = barrier & OFFSET_MASK
+    targets = []
+    for rank in ranks:
+        peer = c.peer(rank, to & OFFSET_MASK)
+        home = rank if multicast else barrier >> RANK_SHIFT
+        accessor = Accessor(c.cluster.order, [g.wg.number + warp], rank)
+        targets.append(Target(peer.shared, to & OFFSET_MASK, mbarrier_at(c, home << RANK_SHIFT | offset)[1], accessor))
+    place = c.translation.place(site, c.cluster.ctas[ranks[0]].index)
+    c.world.start(Load(what, size, swizzle, targets, place, f"PTX line {place.line}, warp {g.warps[0]}"))
+
+
+# ---------------------------------------------------------------------- stores and reductions
+
+
+def bulk_store(c: CTA, g: Group, node: Node) -> bool:
+    site, (to, coordinates, source, size, operation, kind) = node.detail
+    columns = [to(c, g), source(c, g), size(c, g) if size else source(c, g) * 0]
+    columns += [_signed(x(c, g)) for x in coordinates or ()]
+    rows = _rows(columns)
+    seen: dict[tuple[int, ...], int] = {}
+    try:
+        for position, row in enumerate(rows):
+            lane = int(g.lanes.lanes[position])
+            if row in seen:
+                _repeated(c, g, site, row, operation, (seen[row], lane))
+                continue
+            seen[row] = lane
+            store = _make_store(c, g, site, row, operation, kind, tensor=coordinates is not None)
+            store.begin(Accessor(c.cluster.order, [g.wg.number + lane // 32], c.rank))
+            if operation is not None:
+                _note_reduction(c, g, site, row, store, lane)
+            c.bulk.setdefault((g.wg.index, lane), Queue()).open.append(store)
+            c.world.begin_store(store)
+    except Fault as fault:
+        c.raise_fault(fault, site, g)
+    c.world.statistics["copies"] += len(seen)
+    c.world.progress += 1
+    return True
+
+
+def _repeated(c: CTA, g: Group, site: int, row: tuple[int, ...], operation: str | None, lanes: tuple[int, int]) -> None:
+    """Two lanes issue the same: wrong for a reduction; a store is made once a warp, for all of its lanes that agree."""
+    first, second = (4 * g.wg.index + lane // 32 for lane in lanes)
+    if operation is None:
+        if first != second:
+            c.world.warn("several warps issue the same bulk store: harmless, but each costs", c.place(site, g))
+        return
+    who = (
+        f"warps {first} and {second}"
+        if first != second
+        else f"lanes {lanes[0] % 32} and {lanes[1] % 32} of warp {first}"
+    )
+    subject = f"shared {row[1] & OFFSET_MASK:#x}"
+    raise Fault(RedundantReduction, f"{who} issue the same bulk {operation} of {subject}", subject)
+
+
+def _note_reduction(c: CTA, g: Group, site: int, row: tuple[int, ...], store: Store, lane: int) -> None:
+    """The same reduction again, by another warp, of bytes that nobody wrote since: once too often."""
+    key, warp, shared = (site, row), 4 * g.wg.index + lane // 32, store.shared
+    first, clock = c.reductions.get(key, (warp, 0))
+    newest = int(shared.stamp[store.first >> 4 : (store.first + store.size) >> 4].max())
+    if first != warp and newest <= clock:
+        what = f"warps {first} and {warp} issue the same bulk {store.operation} of the same bytes"
+        raise Fault(RedundantReduction, what, f"shared {store.first:#x}", [str(store)])
+    c.reductions[key] = (warp, shared.clock)
+
+
+def _make_store(
+    c: CTA, g: Group, site: int, row: tuple[int, ...], operation: str | None, kind: str | None, *, tensor: bool
+) -> Store:
+    to, source, size, *coordinates = row
+    if source >> RANK_SHIFT != c.rank:
+        raise Fault(OutOfBounds, f"the source {source:#x} is not this CTA's shared memory")
+    label = f"PTX line {c.translation.place(site).line}, warp {g.warps[0]}"
+    if tensor:
+        shape = tensor_map(c, to)
+        if shape.rank != len(coordinates):
+            raise Fault(UnsupportedDescriptor, f"{len(coordinates)} coordinates for a tensor map of rank {shape.rank}")
+        return Store(
+            c.shared,
+            source & OFFSET_MASK,
+            shape.box_bytes,
+            shape.swizzle,
+            Box(shape, tuple(coordinates)),
+            operation,
+            site,
+            label,
+        )
+    if size % 16 or size <= 0:
+        raise Fault(UnsupportedInstruction, f"a bulk copy of {size} bytes: not a multiple of 16")
+    return Store(
+        c.shared, source & OFFSET_MASK, size, 0, Span(to, size, _TYPES[kind] if kind else "u1"), operation, site, label
+    )
+
+
+def bulk_commit(c: CTA, g: Group, node: Node) -> bool:
+    for lane in g.lanes.lanes.tolist():
+        queue = c.bulk.get((g.wg.index, lane))
+        if queue is not None:
+            queue.groups.append(queue.open)
+            queue.open = []
+    return True
+
+
+def bulk_wait(c: CTA, g: Group, node: Node) -> bool:
+    """All but the newest groups of each thread have been read; without `.read`, written too."""
+    site, (keep, read) = node.detail
+    try:
+        for lane in g.lanes.lanes.tolist():
+            queue = c.bulk.get((g.wg.index, lane))
+            if queue is None:
+                continue
+            for group in queue.groups[: max(len(queue.groups) - keep, 0)]:
+                for store in group:
+                    store.release()
+                    if not read:
+                        store.write(c.world.memory)
+                        c.world.progress += 1
+            if not read:
+                queue.groups = queue.groups[max(len(queue.groups) - keep, 0) :]
+    except Fault as fault:
+        c.raise_fault(fault, site, g)
+    return True
+
+
+def finish_stores(c: CTA) -> None:
+    """The CTA is over: stores are written; a source that nobody waited for is an error, the memory is gone."""
+    for queue in c.bulk.values():
+        for store in [s for group in queue.groups for s in group] + queue.open:
+            if store in store.shared.pending:
+                c.fail(
+                    CopyInFlight,
+                    f"the CTA ends while {store} may still read its shared memory",
+                    store.site,
+                    None,
+                    f"shared {store.first:#x}",
+                )
+            try:
+                store.write(c.world.memory)
+            except Fault as fault:
+                c.raise_fault(fault, store.site, None)
+            c.warn_found(store.site, None)
+
+
+# ---------------------------------------------------------------------- cp.async
+
+
+@dataclass(eq=False)
+class Classic:
+    """The cp.async copies of one warp's lanes by one instruction, all of `size` bytes."""
+
+    to: np.ndarray
+    source: np.ndarray
+    size: int
+    taken: np.ndarray  # bytes that come from the source; the rest is zero
+    label: str
+    warps: np.ndarray
+    done: bool = False
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"cp.async of {self.size} bytes a lane to shared {int(self.to.min()):#x} ({self.label})"
+
+
+def _classic(layout: Layout, r: Reader) -> Node:
+    if r.flag("commit_group"):
+        r.done()
+        return node_of(layout, r, classic_commit)
+    if r.flag("wait_all"):
+        r.done()
+        return node_of(layout, r, classic_wait, (0, True))
+    if r.flag("wait_group"):
+        r.done()
+        keep = r.operands[0]
+        if not isinstance(keep, Imm):
+            raise r.fail("a count that is no constant")
+        return node_of(layout, r, classic_wait, (keep.bits, False))
+    if r.flag("mbarrier"):
+        r.need("arrive")
+        no_increment = r.flag("noinc")
+        r.done("shared", "shared::cta", "b64")
+        return node_of(layout, r, classic_arrive, (fetcher(layout, r, r.operands[0]), no_increment))
+    r.need("ca", "cg")
+    r.need("shared", "shared::cta")
+    r.need("global")
+    r.done("L2::64B", "L2::128B", "L2::256B")
+    size = r.operands[2]
+    if not isinstance(size, Imm) or size.bits not in (4, 8, 16) or len(r.operands) > 4:
+        raise r.fail("these operands")
+    taken = fetcher(layout, r, r.operands[3]) if len(r.operands) > 3 else None
+    return node_of(
+        layout,
+        r,
+        classic_copy,
+        (fetcher(layout, r, r.operands[0]), fetcher(layout, r, r.operands[1]), size.bits, taken),
+    )
+
+
+def classic_copy(c: CTA, g: Group, node: Node) -> bool:
+    site, (to, source, size, taken) = node.detail
+    warps = g.lanes.warp + g.wg.number
+    label = f"PTX line {c.translation.place(site).line}, warp {g.warps[0]}"
+    taken_bytes = taken(c, g) if taken else np.full(g.lanes.count, size)
+    copy = Classic(to(c, g) - c.base, source(c, g), size, np.minimum(taken_bytes, size), label, warps)
+    try:
+        c.shared.check(copy.to, size)
+        copy.spans = [(int(a), int(a) + size) for a in copy.to]
+        for first, last in copy.spans if c.shared.readers.any() else ():
+            c.shared.check_writable(first, last)
+        if c.world.holds_copies():
+            c.shared.code[copy.to[:, None] + np.arange(size)] = IN_FLIGHT
+            c.shared.pending.append(copy)
+        else:
+            _finish_classic(c, copy)
+    except Fault as fault:
+        c.raise_fault(fault, site, g)
+    for lane in g.lanes.lanes.tolist():
+        c.classic.setdefault((g.wg.index, lane), Queue()).open.append(copy)
+    return True
+
+
+def _finish_classic(c: CTA, copy: Classic) -> None:
+    """Writes as the generic proxy does: cp.async needs a proxy fence before the async proxy reads."""
+    if copy.done:
+        return
+    copy.done = True
+    if copy in c.shared.pending:
+        c.shared.pending.remove(copy)
+        c.shared.code[copy.to[:, None] + np.arange(copy.size)] = 0
+    raw = np.zeros((copy.to.size, copy.size), np.uint8)
+    whole = copy.taken == copy.size
+    try:
+        if whole.any():
+            words = np.ascontiguousarray(c.world.memory.load(copy.source[whole], copy.size))
+            raw[whole] = words[:, None].view(np.uint8)
+        for lane in np.flatnonzero(~whole & (copy.taken > 0)).tolist():
+            n = int(copy.taken[lane])
+            raw[lane, :n] = c.world.memory.load(copy.source[lane] + np.arange(n), 1)
+    except Fault as fault:
+        raise fault.with_note(str(copy)) from None
+    words = raw.view({4: "u4", 8: "u8", 16: "c16"}[copy.size])[:, 0]
+    c.shared.store(copy.to, copy.size, words, copy.warps, c.cluster.order)
+    c.world.progress += 1
+
+
+def classic_commit(c: CTA, g: Group, node: Node) -> bool:
+    for lane in g.lanes.lanes.tolist():
+        queue = c.classic.setdefault((g.wg.index, lane), Queue())
+        queue.groups.append(queue.open)
+        queue.open = []
+    return True
+
+
+def classic_wait(c: CTA, g: Group, node: Node) -> bool:
+    site, (keep, everything) = node.detail
+    try:
+        for lane in g.lanes.lanes.tolist():
+            queue = c.classic.get((g.wg.index, lane))
+            if queue is None:
+                continue
+            cut = max(len(queue.groups) - keep, 0)
+            for copy in [x for group in queue.groups[:cut] for x in group] + (queue.open if everything else []):
+                if not copy.done:
+                    _finish_classic(c, copy)
+            queue.groups = queue.groups[cut:]
+            if everything:
+                queue.open = []
+    except Fault as fault:
+        c.raise_fault(fault, site, g)
+    return True
+
+
+def classic_arrive(c: CTA, g: Group, node: Node) -> bool:
+    """cp.async.mbarrier.arrive: arrives when the thread's copies are complete, here at once."""
+    site, (address, no_increment) = node.detail
+    woken: list[Any] = []
+    try:
+        for lane, one in zip(g.lanes.lanes.tolist(), address(c, g).tolist(), strict=True):
+            queue = c.classic.get((g.wg.index, lane), Queue())
+            for copy in [x for group in queue.groups for x in group] + queue.open:
+                _finish_classic(c, copy)
+            _, barrier = mbarrier_at(c, one)
+            barrier.told.tell(c.cluster.order.release([g.wg.number + lane // 32]))
+            if not no_increment:
+                barrier.pending += 1
+            woken += barrier.arrive(1)
+    except Fault as fault:
+        c.raise_fault(fault, site, g)
+    c.world.progress += 1
+    if woken:
+        c.world.wake(woken)
+    return True

@@ -1,0 +1,58 @@
+"""Where what a kernel names lies: registers in rows, variables in memory; instructions have numbers, their sites."""
+
+from __future__ import annotations
+
+from ..addresses import PARAM_BASE, SHARED_START
+from ..errors import Place, UnsupportedInstruction
+from .arithmetic import special_register
+from .ptx import Kernel
+from .rows import Rows
+
+
+class Layout:
+    """What the translation of an instruction needs to know of its kernel."""
+
+    def __init__(self, kernel: Kernel):
+        self.kernel = kernel
+        self.rows = Rows()
+        self.sites = {id(i): n for n, i in enumerate(kernel.instructions)}
+        self.shared_offset: dict[str, int] = {}
+        self.local_offset: dict[str, int] = {}
+        self._lay_out_shared()
+        self._lay_out_local()
+
+    def _lay_out_shared(self) -> None:
+        offset, dynamic_align = SHARED_START, 16
+        for variable in self.kernel.shared.values():
+            if variable.size:
+                offset = -(-offset // variable.align) * variable.align
+                self.shared_offset[variable.name] = offset
+                offset += variable.size
+            else:
+                dynamic_align = max(dynamic_align, variable.align)
+        self.dynamic_start = -(-offset // dynamic_align) * dynamic_align
+        for variable in self.kernel.shared.values():
+            if not variable.size:
+                self.shared_offset[variable.name] = self.dynamic_start
+
+    def _lay_out_local(self) -> None:
+        offset = 0
+        for variable in self.kernel.local.values():
+            offset = -(-offset // variable.align) * variable.align
+            self.local_offset[variable.name] = offset
+            offset += variable.size
+        self.local_bytes = offset
+
+    def symbol(self, name: str, kind: str) -> str:
+        """The expression of a name that is no register."""
+        special = special_register(name)
+        wide = kind[1:] == "64"
+        if special:
+            return f"{special}.astype(np.uint64)" if wide else special
+        if name in self.shared_offset:
+            return f"c.shared_address({self.shared_offset[name]}, {wide})"
+        if name in self.local_offset:
+            return f"c.local_address({self.local_offset[name]}, {wide})"
+        if name in self.kernel.params:
+            return f"np.array([{PARAM_BASE + self.kernel.params[name].offset}], np.uint64)"
+        raise UnsupportedInstruction(f"the name {name} is not known", Place(self.kernel.name))

@@ -1,0 +1,378 @@
+"""Parses PTX text into instructions with typed operands. Knows the grammar, not what instructions do."""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass, field
+
+from ..errors import Place, UnsupportedInstruction
+
+
+@dataclass(frozen=True)
+class Reg:
+    """A register. `kind` is the class of its file: p (predicate), h, r, d, q (16, 32, 64, 128 bits)."""
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Imm:
+    """An immediate. Floating-point literals keep their value in `bits` of `width` bits; integers have width 0."""
+
+    bits: int
+    width: int = 0
+
+
+@dataclass(frozen=True)
+class Sym:
+    """A name that is no register: a parameter, a shared variable, a special register, the sink `_`."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Mem:
+    """`[base + offset]`, or `[base, {coordinates}]` for tensor copies."""
+
+    base: Reg | Sym | Imm
+    offset: int = 0
+    coordinates: tuple[Operand, ...] = ()
+
+
+@dataclass(frozen=True)
+class Vec:
+    """`{a, b, ...}`."""
+
+    items: tuple[Operand, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """`a|b`: two destinations of one instruction."""
+
+    first: Operand
+    second: Operand
+
+
+@dataclass(frozen=True)
+class Not:
+    """`!p` as a source operand."""
+
+    reg: Reg
+
+
+Operand = Reg | Imm | Sym | Mem | Vec | Pair | Not
+
+
+@dataclass
+class Instruction:
+    """One instruction: `@guard name.modifiers operands;`."""
+
+    line: int
+    text: str
+    name: str
+    modifiers: tuple[str, ...]
+    operands: tuple[Operand, ...]
+    guard: Reg | None = None
+    guard_negated: bool = False
+
+    @property
+    def opcode(self) -> str:
+        return ".".join((self.name, *self.modifiers))
+
+
+@dataclass(frozen=True)
+class Param:
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class SharedVariable:
+    name: str
+    align: int
+    size: int  # 0 for the dynamic shared memory
+
+
+@dataclass
+class Kernel:
+    """One entry: its parameters, shared variables, and instructions with the labels that point into them."""
+
+    name: str
+    params: dict[str, Param] = field(default_factory=dict)
+    shared: dict[str, SharedVariable] = field(default_factory=dict)
+    local: dict[str, SharedVariable] = field(default_factory=dict)
+    instructions: list[Instruction] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+
+
+_TYPE_SIZE = {"b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "f16": 2, "b32": 4, "u32": 4, "s32": 4, "f32": 4}
+_TYPE_SIZE |= {"b64": 8, "u64": 8, "s64": 8, "f64": 8, "b128": 16}
+_KIND = {"pred": "p", **{t: {1: "h", 2: "h", 4: "r", 8: "d", 16: "q"}[size] for t, size in _TYPE_SIZE.items()}}
+MALFORMED = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)  # what bad text runs into
+_NAME = re.compile(r"[%$A-Za-z_][\w$%.:]*")
+_IDENTIFIER = re.compile(r"[A-Za-z_$%][\w$]*")
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
+_VARIABLE = re.compile(r"(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$%]+)\s*(?:\[(\d*)\])?\s*(?:\[(\d*)\])?")
+
+
+def parse(text: str, entry: str) -> Kernel:
+    """The kernel `entry` of a PTX module.
+
+    Raises:
+        UnsupportedInstruction: for a missing entry, or text that does not parse.
+    """
+    clean = _COMMENT.sub(lambda m: re.sub(r"[^\n]", " ", m.group()), text)
+    place = Place(entry)
+    head = re.search(r"\.entry\s+" + re.escape(entry) + r"\b", clean)
+    if head is None:
+        raise UnsupportedInstruction("the PTX has no such entry", place)
+    body = _Body(Kernel(entry), clean, text.split("\n"))
+    body.line, body.counted = clean.count("\n", 0, head.start()) + 1, head.start()
+    try:
+        return _parsed(body, head.end())
+    except MALFORMED as error:
+        raise body.error(f"the text does not parse ({error!r})") from error
+
+
+def _parsed(body: _Body, position: int) -> Kernel:
+    kernel, clean = body.kernel, body.text
+    for match in re.finditer(r"^\s*(?:\.extern|\.visible|\.weak)?\s*\.shared\s+([^;]*);", clean, re.M):
+        _declare(kernel.shared, match.group(1))
+    opening = re.compile(r"[({]").search(clean, position)
+    if opening is None:
+        raise body.error("the entry has no body")
+    if opening.group() == "(":
+        closing = clean.index(")", opening.start())
+        _parameters(kernel, clean[opening.end() : closing])
+        position = closing + 1
+    body.run(clean.index("{", position) + 1)
+    return kernel
+
+
+def _declare(table: dict[str, SharedVariable], declaration: str) -> None:
+    match = _VARIABLE.match(declaration.strip())
+    if match:
+        align, kind, name, first, second = match.groups()
+        size = _TYPE_SIZE[kind] * (int(first or 0) if first is not None else 1) * int(second or 1)
+        table[name] = SharedVariable(name, int(align or _TYPE_SIZE[kind]), size)
+
+
+def _parameters(kernel: Kernel, text: str) -> None:
+    offset = 0
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        match = _VARIABLE.search(re.sub(r"^\.param\s+|\.ptr\s+(\.\w+\s+)?(\.align\s+\d+\s+)?", "", item))
+        if match is None:
+            raise UnsupportedInstruction(f"parameter {item!r} does not parse", Place(kernel.name))
+        align, kind, name, count, _ = match.groups()
+        size = _TYPE_SIZE[kind] * int(count or 1)
+        step = int(align or _TYPE_SIZE[kind])
+        offset = -(-offset // step) * step
+        kernel.params[name] = Param(name, offset, size)
+        offset += size
+
+
+class _Body:
+    """Reads statements of a body; inner `{ }` scopes have their own registers and labels, renamed apart here."""
+
+    def __init__(self, kernel: Kernel, text: str, lines: list[str]):
+        self.kernel, self.text, self.lines = kernel, text, lines
+        self.registers: list[dict[str, Reg | Vec]] = [{}]
+        self.ranges: list[list[tuple[str, int, str]]] = [[]]
+        self.labels: list[dict[str, str]] = [{}]
+        self.scopes = 0
+        self.line, self.counted = 1, 0
+
+    def run(self, position: int) -> None:
+        text, end = self.text, len(self.text)
+        self._enter(position)
+        while position < end:
+            char = text[position]
+            if char.isspace() or char == ";":
+                position += 1
+            elif char == "{":
+                position += 1
+                self._enter(position)
+            elif char == "}":
+                position += 1
+                self.registers.pop()
+                self.ranges.pop()
+                self.labels.pop()
+                if len(self.registers) == 1:
+                    return
+            else:
+                position = self._statement(position)
+        raise self.error("the body does not end")
+
+    def _enter(self, position: int) -> None:
+        """Opens a scope and finds its labels first: a branch may precede its label."""
+        self.scopes += 1
+        self.registers.append({})
+        self.ranges.append([])
+        labels, depth = {}, 0
+        for match in re.finditer(r"[{}]|([$A-Za-z_][\w$]*)\s*:(?!:)", self.text[position:]):
+            if match.group() == "{":
+                depth += 1
+            elif match.group() == "}":
+                depth -= 1
+                if depth < 0:
+                    break
+            elif depth == 0:
+                labels[match.group(1)] = f"{match.group(1)}@{self.scopes}"
+        self.labels.append(labels)
+
+    def _statement(self, position: int) -> int:
+        text = self.text
+        self.line += text.count("\n", self.counted, position)
+        self.counted = position
+        label = re.compile(r"([$A-Za-z_][\w$]*)\s*:(?!:)").match(text, position)
+        if label:
+            self.kernel.labels[self._label(label.group(1))] = len(self.kernel.instructions)
+            return label.end()
+        if text.startswith((".loc\t", ".loc ", ".file"), position):
+            return text.index("\n", position)
+        end = text.index(";", position)
+        statement = text[position:end].strip()
+        if statement.startswith("."):
+            self._directive(statement)
+        else:
+            self._instruction(statement)
+        return end + 1
+
+    def _directive(self, statement: str) -> None:
+        if statement.startswith(".reg"):
+            kinds, names = re.fullmatch(r"\.reg((?:\s*\.\w+)+)\s+(.*)", statement, re.S).groups()  # type: ignore[union-attr]
+            *vector, kind = kinds.replace(".", " ").split()
+            if vector:
+                self._vectors(vector, kind, names)
+                return
+            for name in names.split(","):
+                bank = re.fullmatch(r"\s*([%\w$]+)<(\d+)>\s*", name)
+                if bank:
+                    self.ranges[-1].append((bank.group(1), int(bank.group(2)), _KIND[kind]))
+                else:
+                    plain = name.strip()
+                    self.registers[-1][plain] = Reg(f"{plain}@{self.scopes}", _KIND[kind])
+        elif statement.startswith(".shared"):
+            _declare(self.kernel.shared, statement.removeprefix(".shared"))
+        elif statement.startswith(".local"):
+            _declare(self.kernel.local, statement.removeprefix(".local"))
+        elif not statement.startswith(".pragma"):
+            raise self.error(f"directive {statement.split()[0]} is not known")
+
+    def _vectors(self, vector: list[str], kind: str, names: str) -> None:
+        """Registers of several elements: v.x or v.r, v.y or v.g, ..."""
+        if vector not in (["v2"], ["v4"]) or "<" in names:
+            raise self.error("this declaration is not known")
+        for name in (part.strip() for part in names.split(",")):
+            elements = tuple(Reg(f"{name}.{x}@{self.scopes}", _KIND[kind]) for x in "xyzw"[: int(vector[0][1:])])
+            self.registers[-1][name] = Vec(elements)
+            for letters in ("xyzw", "rgba"):
+                self.registers[-1] |= {f"{name}.{x}": e for x, e in zip(letters, elements, strict=False)}
+
+    def _instruction(self, statement: str) -> None:
+        match = re.match(r"(?:@(!?)\s*([%\w$]+)\s+)?([a-z]\w*)((?:\.[\w:]+)*)\s*", statement)
+        if match is None:
+            raise self.error("the statement does not parse")
+        negated, guard, name, modifiers = match.groups()
+        rest = statement[match.end() :].strip()
+        operands = tuple(self._operand(part) for part in _split(rest)) if rest else ()
+        register = None
+        if guard:
+            operand = self._operand(guard)
+            if not isinstance(operand, Reg):
+                raise self.error(f"guard {guard} is no register")
+            register = operand
+        raw = self.lines[self.line - 1].strip()
+        self.kernel.instructions.append(
+            Instruction(self.line, raw, name, tuple(modifiers.split(".")[1:]), operands, register, bool(negated))
+        )
+
+    def _operand(self, text: str) -> Operand:
+        text = text.strip()
+        if text.startswith("["):
+            return self._memory(text[1 : text.rindex("]")])
+        if text.startswith("{"):
+            return Vec(tuple(self._operand(part) for part in _split(text[1 : text.rindex("}")])))
+        if "|" in text:
+            first, second = text.split("|")
+            return Pair(self._operand(first), self._operand(second))
+        if text.startswith("!"):
+            operand = self._operand(text[1:])
+            if isinstance(operand, Reg):
+                return Not(operand)
+        if text[0].isdigit() or text[0] == "-":
+            return self._immediate(text)
+        register = self._register(text)
+        if register is not None:
+            return register
+        for labels in reversed(self.labels):
+            if text in labels:
+                return Sym(labels[text])
+        if not _NAME.fullmatch(text):
+            raise self.error(f"operand {text!r} does not parse")
+        return Sym(text)
+
+    def _memory(self, text: str) -> Mem:
+        parts = _split(text)
+        base_text, offset = parts[0], 0
+        match = re.fullmatch(r"(.+?)\s*\+\s*(-?\w+)", base_text)
+        if match:
+            base_text, offset = match.group(1), int(match.group(2), 0)
+        base = self._operand(base_text)
+        if not isinstance(base, Reg | Sym | Imm):
+            raise self.error(f"address [{text}] does not parse")
+        coordinates: tuple[Operand, ...] = ()
+        if len(parts) > 1:
+            vector = self._operand(parts[1])
+            coordinates = vector.items if isinstance(vector, Vec) else (vector,)
+        return Mem(base, offset, coordinates)
+
+    def _immediate(self, text: str) -> Imm:
+        if text[:2] in ("0f", "0F"):
+            return Imm(int(text[2:], 16), 32)
+        if text[:2] in ("0d", "0D"):
+            return Imm(int(text[2:], 16), 64)
+        text = text.rstrip("U")
+        try:
+            if re.fullmatch(r"-?\d+\.\d*(?:[eE][-+]?\d+)?", text):
+                return Imm(struct.unpack("<Q", struct.pack("<d", float(text)))[0], 64)
+            if re.fullmatch(r"-?0[0-7]+", text):
+                return Imm(int(text, 8))
+            return Imm(int(text, 0))
+        except ValueError:
+            raise self.error(f"number {text!r} does not parse") from None
+
+    def _register(self, name: str) -> Reg | Vec | None:
+        for registers, ranges in zip(reversed(self.registers), reversed(self.ranges), strict=True):
+            if name in registers:
+                return registers[name]
+            for prefix, count, kind in ranges:
+                digits = name[len(prefix) :]
+                if name.startswith(prefix) and digits.isdigit() and int(digits) < count:
+                    return Reg(name, kind)
+        return None
+
+    def _label(self, name: str) -> str:
+        return self.labels[-1].get(name, name)
+
+    def error(self, what: str) -> UnsupportedInstruction:
+        return UnsupportedInstruction(what, Place(self.kernel.name, self.line, self.lines[self.line - 1].strip()))
+
+
+def _split(text: str) -> list[str]:
+    """Splits at commas that are outside brackets and braces."""
+    parts, depth, start = [], 0, 0
+    for position, char in enumerate(text):
+        if char in "[{":
+            depth += 1
+        elif char in "]}":
+            depth -= 1
+        elif char == "," and depth == 0:
+            parts.append(text[start:position].strip())
+            start = position + 1
+    parts.append(text[start:].strip())
+    return parts

@@ -1,0 +1,173 @@
+"""One call of host code that is linked to the stub: launches are captured and executed, errors brought back."""
+
+from __future__ import annotations
+
+import contextvars
+import ctypes
+import functools
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..code.program import program_of
+from ..errors import Place, SharedMemoryExceeded, SimError
+from ..launch import Buffer, Launch, Report, Schedule
+from ..schedules.engine import execute
+from . import stub
+from .arguments import buffers_of, converted
+
+CLUSTER_DIMENSION = 4  # cudaLaunchAttributeClusterDimension
+MAX_SMEM_BYTES = 232_448  # what a Hopper multiprocessor lets one block ask for
+MAX_THREADS = 1024
+NOT_SUPPORTED = 801  # cudaErrorNotSupported
+
+
+@dataclass
+class _Call:
+    """What the launches of one call need, and what they left behind."""
+
+    ptx: str
+    schedule: Schedule
+    buffers: Sequence[Buffer]
+    warned: Collection[type[SimError]] = ()
+    reports: list[Report] = field(default_factory=list)
+    error: BaseException | None = None
+
+
+_current: contextvars.ContextVar[_Call | None] = contextvars.ContextVar("cute_attn_sim_call", default=None)
+collected: contextvars.ContextVar[list[Report] | None] = contextvars.ContextVar("cute_attn_sim_reports", default=None)
+
+
+def simulate(
+    function: Callable,
+    names: Sequence[str],
+    values: Sequence[Any],
+    ptx: str,
+    schedule: Schedule,
+    fresh: Sequence[torch.Tensor | None] = (),
+    warned: Collection[type[SimError]] = (),
+) -> Report:
+    """Calls host code that is linked to the stub, with its launches executed; the report of all of them."""
+    _hook()
+    tensors: dict[str, torch.Tensor] = {}
+    arguments = [converted(value, name, tensors) for value, name in zip(values, names, strict=True)]
+    call = _Call(ptx, schedule, buffers_of(tensors, _checked_fresh(fresh, tensors)), warned)
+    token = _current.set(call)
+    try:
+        function(*arguments)
+    finally:
+        _current.reset(token)
+    if call.error is not None:
+        raise call.error
+    report = replace(merged(_spread(call.reports)), unwritten=_left_unwritten(call.buffers))
+    reports = collected.get()
+    if reports is not None:
+        reports.append(report)
+    return report
+
+
+def _checked_fresh(fresh: Sequence[torch.Tensor | None], tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    if isinstance(fresh, torch.Tensor):
+        raise TypeError("fresh is a tensor; it must be a sequence of tensors")
+    checked = []
+    for i, tensor in enumerate(fresh):
+        if tensor is None:
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"fresh[{i}] is a {type(tensor).__name__}; it must be a tensor or None")
+        if not any(tensor is argument for argument in tensors.values()):
+            allowed = ", ".join(tensors)
+            raise ValueError(f"fresh[{i}] of shape {tuple(tensor.shape)} is none of the tensors passed: {allowed}")
+        checked.append(tensor)
+    return checked
+
+
+def _left_unwritten(buffers: Sequence[Buffer]) -> dict[str, int]:
+    left = {b.name: int(np.count_nonzero(b.unwritten)) for b in buffers if b.unwritten is not None}
+    return {name: count for name, count in left.items() if count}
+
+
+def _spread(reports: Sequence[Report]) -> list[Report]:
+    """The reports of the launches of one call; what a launch wrote that read reduced buffers is reduced."""
+    errors: Counter[str] = Counter()  # of every buffer so far
+    spread = []
+    for report in reports:
+        errors.update(report.rounding)
+        error = float(sum(errors[name] for name in report.loaded))
+        derived = dict.fromkeys(report.stored - report.reduced, error) if errors.keys() & report.loaded else {}
+        errors |= Counter(derived)
+        spread.append(replace(report, reduced=report.reduced | derived.keys(), derived=derived))
+    return spread
+
+
+def merged(reports: Sequence[Report]) -> Report:
+    """One report of several launches, or calls."""
+    statistics: Counter[str] = Counter()
+    for report in reports:
+        statistics.update(report.statistics)
+    reduced = frozenset().union(*(report.reduced for report in reports))
+    rounding: Counter[str] = Counter()
+    for report in reports:
+        rounding.update(report.rounding)
+    warnings = tuple(warning for report in reports for warning in report.warnings)
+    unwritten: Counter[str] = Counter()
+    for report in reports:
+        unwritten |= Counter(report.unwritten)
+    derived: Counter[str] = Counter()
+    for report in reports:
+        derived |= Counter(report.derived)
+    loaded, stored = (frozenset().union(*(getattr(r, x) for r in reports)) for x in ("loaded", "stored"))
+    return Report(reduced, warnings, dict(statistics), dict(rounding), dict(unwritten), dict(derived), loaded, stored)
+
+
+def _on_launch(kernel: bytes, image: int, config_address: int, arguments: Any) -> int:
+    """What the stub calls for each launch. Errors wait until the host code has returned: it cannot carry them."""
+    call = _current.get()
+    if call is None:
+        return NOT_SUPPORTED
+    if call.error is None:
+        try:
+            launch = _launch(kernel.decode(), call.ptx, stub.LaunchConfig.from_address(config_address), arguments)
+            call.reports.append(execute(launch, call.buffers, call.schedule, warned=call.warned))
+        except BaseException as error:  # KeyboardInterrupt too: none may cross the C frames
+            call.error = error
+    return 0
+
+
+_callback = stub.LaunchCallback(_on_launch)
+
+
+@functools.cache
+def _hook() -> None:
+    stub.library().cute_attn_stub_on_launch(_callback)
+
+
+def _launch(kernel: str, ptx: str, config: stub.LaunchConfig, arguments: Any) -> Launch:
+    cluster = (1, 1, 1)
+    attributes = (stub.LaunchAttribute * config.n_attributes).from_address(config.attributes or 0)
+    for attribute in attributes if config.n_attributes else ():
+        if attribute.id == CLUSTER_DIMENSION:
+            cluster = tuple(attribute.value[:3])
+    grid, block = tuple(config.grid), tuple(config.block)
+    _check_launch(kernel, grid, block, cluster, config.smem_bytes)
+    parameters = program_of(ptx, kernel).kernel.params.values()
+    values = tuple(ctypes.string_at(arguments[i], parameter.size) for i, parameter in enumerate(parameters))
+    return Launch(kernel, ptx, grid, block, cluster, config.smem_bytes, values)
+
+
+def _check_launch(kernel: str, grid: tuple, block: tuple, cluster: tuple, smem_bytes: int) -> None:
+    """What the driver would refuse."""
+    if smem_bytes > MAX_SMEM_BYTES:
+        what = f"launched with {smem_bytes} bytes of shared memory, at most {MAX_SMEM_BYTES}"
+        raise SharedMemoryExceeded(what, Place(kernel))
+    if min(grid + block + cluster) < 1 or math.prod(block) > MAX_THREADS:
+        raise ValueError(
+            f"{kernel}: launched with grid {grid}, block {block}, cluster {cluster}; at most {MAX_THREADS} threads"
+        )
+    if any(size % step for size, step in zip(grid, cluster, strict=True)):
+        raise ValueError(f"{kernel}: launched with grid {grid}, which cluster {cluster} does not divide")

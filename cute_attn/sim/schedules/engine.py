@@ -1,0 +1,61 @@
+"""Runs a launch: checks its shapes, translates its kernel once, and lets the scheduler run it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import torch
+
+from ..code.program import program_of
+from ..errors import Place, SharedMemoryExceeded, SimError
+from ..launch import Buffer, Launch, Report, Schedule
+from ..state.findings import Findings
+from ..state.global_memory import GlobalMemory
+from . import blas, side_by_side
+from .batches import cut
+from .scheduler import Scheduler
+
+MAX_DYNAMIC_SHARED = 227 * 1024
+
+
+def execute(
+    launch: Launch,
+    buffers: Sequence[Buffer],
+    schedule: Schedule,
+    workers: int | None = None,
+    warned: Collection[type[SimError]] = (),
+) -> Report:
+    """Runs one launch on the CPU; writes the buffers.
+
+    Uses up to `workers` processes where that pays, which changes no result; None: as many as PyTorch uses threads.
+    Findings of the classes `warned` are warnings of the report, after which the kernel goes on.
+
+    Raises:
+        SimError: for everything that the kernel does wrong, or that is not modelled.
+        ValueError: for a launch whose shapes do not fit each other, or buffers that are not flat uint8.
+    """
+    _check(launch)
+    program = program_of(launch.ptx, launch.kernel)
+    with np.errstate(all="ignore"), blas.one_thread():
+        scheduler = Scheduler(launch, program, GlobalMemory(buffers, Findings(warned)), schedule)
+        side_by_side.run(
+            scheduler, cut(launch, program, schedule.mode), torch.get_num_threads() if workers is None else workers
+        )
+        return scheduler.machine.report()
+
+
+def _check(launch: Launch) -> None:
+    for name, triple in (("grid", launch.grid), ("block", launch.block), ("cluster", launch.cluster)):
+        if len(triple) != 3 or min(triple) < 1:
+            raise ValueError(f"{name} is {triple}; allowed: three positive numbers")
+    if any(g % c for g, c in zip(launch.grid, launch.cluster, strict=True)):
+        raise ValueError(f"grid is {launch.grid}; it must be a multiple of the cluster {launch.cluster}")
+    threads = launch.block[0] * launch.block[1] * launch.block[2]
+    if threads > 1024:
+        raise ValueError(f"block is {launch.block}, {threads} threads; allowed: at most 1024")
+    if not 0 <= launch.smem_bytes <= MAX_DYNAMIC_SHARED:
+        place = Place(launch.kernel)
+        raise SharedMemoryExceeded(
+            f"{launch.smem_bytes} bytes of dynamic shared memory; a CTA has {MAX_DYNAMIC_SHARED}", place
+        )

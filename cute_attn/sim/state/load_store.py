@@ -1,0 +1,161 @@
+"""Loads and stores of a CTA as translated code calls them, in every address space; `where` switches lanes off.
+
+Addresses come as [..., lanes]; stacking adds leading axes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..errors import UnsupportedInstruction
+from .cta import CTA
+from .fault import Fault
+from .groups import Group
+from .spaces import put, resolve, wide, words_at
+
+
+def load_parameter(c: CTA, name: str, offset: int, dtype: str, count: int) -> Any:
+    first = c.translation.parameters[name] + offset
+    return _split(c.world.parameters[first : first + int(dtype[1:]) * count].copy()[None], dtype, count)
+
+
+def _split(raw: np.ndarray, dtype: str, count: int) -> Any:
+    """Bytes [..., size * count] as elements; a tuple of them if there are several."""
+    elements = raw.view(dtype)
+    return tuple(elements[..., i] for i in range(count)) if count > 1 else elements[..., 0]
+
+
+def load(
+    c: CTA,
+    site: tuple[int, ...],
+    g: Group,
+    space: str,
+    address: np.ndarray,
+    offset: Any,
+    dtype: str,
+    count: int,
+    where: Any,
+) -> Any:
+    """Elements of a type at these addresses; a tuple of them, for `count` in a row, if there are several."""
+    total = wide(address, offset, g)
+    if space == "generic":
+        space, total = resolve(total)
+    return _load(c, space, site, g, total, dtype, count, where)
+
+
+def _load(
+    c: CTA, space: str, site: tuple[int, ...], g: Group, address: np.ndarray, dtype: str, count: int, where: Any
+) -> Any:
+    size = int(dtype[1:]) * count
+    try:
+        if where is not None:
+            return _load_some(c, space, site, g, address, dtype, count, where)
+        if size > 16:  # v8 of 32 bits: two words of 16 bytes
+            words = np.stack([words_at(c, space, g, address + 16 * i, 16) for i in range(size // 16)], axis=-1)
+        else:
+            words = words_at(c, space, g, address, size)
+    except Fault as fault:
+        c.raise_fault(fault, site, g)
+    c.warn_found(site, g)
+    if count == 1:
+        return words.view(dtype)
+    raw = (words if size > 16 else words[..., None]).view(np.uint8)
+    return _split(raw, dtype, count)
+
+
+def _load_some(
+    c: CTA, space: str, site: Any, g: Group, address: np.ndarray, dtype: str, count: int, where: np.ndarray
+) -> Any:
+    full = np.zeros((count, *address.shape), dtype)
+    if where.any():
+        part = _load(c, space, site, g, address[..., where], dtype, count, None)
+        for i in range(count):
+            full[i][..., where] = part[i] if count > 1 else part
+    return tuple(full) if count > 1 else full[0]
+
+
+def store(
+    c: CTA,
+    site: tuple[int, ...],
+    g: Group,
+    space: str,
+    address: np.ndarray,
+    offset: Any,
+    dtype: str,
+    values: tuple[Any, ...],
+    where: Any,
+) -> None:
+    """Puts elements of a type, so many in a row as there are values, at these addresses."""
+    address = wide(address, offset, g)
+    if space == "generic":
+        space, address = resolve(address)
+    size = int(dtype[1:]) * len(values)
+    shape = np.broadcast_shapes(address.shape, *(np.shape(v) for v in values))
+    raw = np.empty((*shape, len(values)), dtype)
+    for i, value in enumerate(values):
+        raw[..., i] = value
+    address = np.broadcast_to(address, shape)
+    warps = g.lanes.warp + g.wg.number
+    if where is not None:
+        if not where.any():
+            return
+        address, raw, warps = address[..., where], raw[..., where, :], warps[where]
+    raw = raw.view(np.uint8)
+    try:
+        for i in range(0, size, 16):
+            part = min(16, size - i)
+            words = np.ascontiguousarray(raw[..., i : i + part]).view("c16" if part == 16 else f"u{part}")[..., 0]
+            put(c, space, g, address + i, part, words, warps)
+    except Fault as fault:
+        c.raise_fault(fault, site, g)
+    c.world.progress += 1
+
+
+# ------------------------------------------------------------------ 8x8 matrices
+
+
+def ldmatrix(c: CTA, site: Any, g: Group, address: np.ndarray, offset: Any, count: int, transposed: bool) -> Any:
+    """Register i of lane l: elements 2(l % 4), +1 of row l / 4 of matrix i; row r's address is in lane 8i + r."""
+    rows = _matrix_rows(c, site, g, address, offset, count)
+    try:
+        words = c.shared.load(rows, 16)
+    except Fault as fault:
+        c.raise_fault(fault, site, g)
+    c.warn_found(site, g)
+    halves = words[..., None].view(np.uint16)  # [..., warps, matrices, 8, 8]
+    if transposed:
+        halves = np.ascontiguousarray(np.swapaxes(halves, -1, -2))
+    registers = halves.view(np.uint32).reshape(*halves.shape[:-2], 32)  # [..., warps, matrices, 32]
+    result = tuple(registers[..., i, :].reshape(*registers.shape[:-3], -1) for i in range(count))
+    return result if count > 1 else result[0]
+
+
+def stmatrix(
+    c: CTA, site: Any, g: Group, address: np.ndarray, offset: Any, values: tuple[Any, ...], transposed: bool
+) -> None:
+    rows = _matrix_rows(c, site, g, address, offset, len(values))
+    shape = (*rows.shape[:-2], 32)
+    stacked = np.stack(
+        [np.broadcast_to(v, (*rows.shape[:-3], g.lanes.count)).reshape(*rows.shape[:-3], -1, 32) for v in values],
+        axis=-2,
+    )
+    halves = np.ascontiguousarray(stacked).view(np.uint16).reshape(*shape[:-1], len(values), 8, 8)
+    if transposed:
+        halves = np.swapaxes(halves, -1, -2)
+    words = np.ascontiguousarray(halves).view(np.complex128)[..., 0]
+    warps = np.asarray(g.numbers)[:, None, None]
+    try:
+        c.shared.store(rows, 16, words, warps, c.cluster.order)
+    except Fault as fault:
+        c.raise_fault(fault, site, g)
+    c.world.progress += 1
+
+
+def _matrix_rows(c: CTA, site: Any, g: Group, address: np.ndarray, offset: Any, count: int) -> np.ndarray:
+    """Offsets [..., warps, matrices, 8] of matrix rows."""
+    if not g.lanes.whole:
+        c.fail(UnsupportedInstruction, "a matrix instruction of a diverged warp", site, g)
+    total = wide(address, offset, g) - c.base
+    return total.reshape(*total.shape[:-1], g.lanes.warps, 4, 8)[..., :count, :]
