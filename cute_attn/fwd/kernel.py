@@ -21,7 +21,7 @@ from cute_attn.sm90.barriers import BARRIER_EPILOGUE, Turns
 from cute_attn.sm90.fragments import pack_fragment
 from cute_attn.sm90.idle import clear_idle, idle_of_lane
 from cute_attn.sm90.mask import RowBounds
-from cute_attn.sm90.ptx import not_before, tanh
+from cute_attn.sm90.ptx import tanh, thread_here
 from cute_attn.sm90.store import store_fragment
 from cute_attn.sm90.tiles import gemm, load_atom, partition, store_atom, tiled_mma
 from cute_attn.spec.forward import ForwardSpec
@@ -217,9 +217,13 @@ class ForwardKernel:
             else:
                 if const_expr(not self.out_shares_queries):
                     shared.queries.release(item_count)
+            thread = Int32(0)
+            if const_expr(self.spec.fp32_out):  # no register is left to keep the rows in through the loops
+                thread = thread_here() - WARPGROUP
+                row = item.tile * self.tile.m + thread // 32 * 16 + thread % 32 // 4
             write_rows(tensors, item, row, softmax, out)
             if const_expr(self.spec.fp32_out):
-                column = not_before(cute.arch.lane_idx()) % 4 * 2
+                column = thread % 4 * 2
                 store_fragment(out, tensors.out[item.batch, None, item.head, None], row, column)
             else:
                 self.store_out(arguments.tma, item, out, mma_pv, shared.out[None, None, group], warp, lane, group)
