@@ -29,7 +29,18 @@ ALLOWED = {
     "mask": "",
     "spec": "",
 }
-LEAVES = {"autocast", "backend", "directories", "errors", "loadable", "log", "merge", "packages", "strict_json"}
+LEAVES = {
+    "autocast",
+    "backend",
+    "columns",
+    "directories",
+    "errors",
+    "loadable",
+    "log",
+    "merge",
+    "packages",
+    "strict_json",
+}
 DOORS = {"sim": {"cute_attn.launch.run"}}  # the only modules through which a package is entered
 
 Graph = dict[str, set[str]]
