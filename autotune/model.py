@@ -34,7 +34,8 @@ def predict(problem: Problem, tile: Tile, profile: Profile | None = None, sms: i
     """Seconds of one call, by the static model."""
     schedule = problem.intervals().schedule((tile.m, tile.n))
     row = operation(problem.op)
-    partial, full = (row.table(schedule).items[:, column].double() for column in (5, 6))
+    items = row.table(schedule).columns
+    partial, full = items.n_partial.double(), items.n_full.double()
     tensor = tile.m * tile.n * row.depth(problem.head_dim, problem.head_dim_v) / 2048
     slots_full, slots_partial = _slots(profile)
     stall = STALL_PING_PONG if isinstance(tile, TileConfig) and tile.ping_pong else STALL

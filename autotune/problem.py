@@ -7,17 +7,15 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from cute_attn.launch.forms import kernel_dims
+from cute_attn.launch.dims import kernel_dims
 from cute_attn.launch.shapes import spec_for
 from cute_attn.launch.tuned import TunedKey
 from cute_attn.mask import IntervalMask, from_spec
-from cute_attn.spec.operation import Spec, operation
+from cute_attn.spec.operation import Spec, operation, operations
 from cute_attn.spec.tiles import Tile
 from cute_attn.strict_json import loads
 
 __all__ = ["PRESETS", "Problem", "load_shapes"]
-
-OPS = ("fwd", "bwd")
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,8 @@ class Problem:
     mask: str = "causal"
 
     def __post_init__(self) -> None:
-        if self.op not in OPS:
-            raise ValueError(f"Problem.op must be one of {', '.join(OPS)}, got {self.op!r}")
+        if self.op not in _ops():
+            raise ValueError(f"Problem.op must be one of {', '.join(_ops())}, got {self.op!r}")
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type == "str" and not isinstance(value, str):
@@ -84,26 +82,31 @@ def _intervals(mask: str, seqlen_q: int, seqlen_k: int) -> IntervalMask:
     return from_spec(mask, seqlen_q, seqlen_k)
 
 
-def _both(**shape: Any) -> tuple[Problem, ...]:
-    return tuple(Problem(op=op, **shape) for op in OPS)
+def _ops() -> list[str]:
+    """The operations that problems may be of."""
+    return [row.name for row in operations() if row.is_tuned]
+
+
+def _each(**shape: Any) -> tuple[Problem, ...]:
+    return tuple(Problem(op=op, **shape) for op in _ops())
 
 
 _PACKED = "causal_documents:cu_seqlens=" + "/".join(str(end) for end in range(0, 16385, 2048))
 PRESETS: dict[str, tuple[Problem, ...]] = {
-    "causal": _both(mask="causal"),
-    "full": _both(mask="full"),
-    "packed": _both(mask=_PACKED, seqlen_q=16384, seqlen_k=16384),
-    "window": _both(mask="sliding_window:left=1023,right=0", seqlen_q=16384, seqlen_k=16384),
-    "small": _both(
+    "causal": _each(mask="causal"),
+    "full": _each(mask="full"),
+    "packed": _each(mask=_PACKED, seqlen_q=16384, seqlen_k=16384),
+    "window": _each(mask="sliding_window:left=1023,right=0", seqlen_q=16384, seqlen_k=16384),
+    "small": _each(
         mask="causal", head_dim=64, head_dim_v=64, heads_q=16, heads_k=16, batch=4, seqlen_q=2048, seqlen_k=2048
     ),
-    "large": _both(mask="causal", head_dim=256, head_dim_v=256, heads_q=16, heads_k=4),
-    "latent": _both(mask="causal", head_dim=192, head_dim_v=128, heads_q=32, heads_k=32),
+    "large": _each(mask="causal", head_dim=256, head_dim_v=256, heads_q=16, heads_k=4),
+    "latent": _each(mask="causal", head_dim=192, head_dim_v=128, heads_q=32, heads_k=32),
 }
 
 
 def load_shapes(path: Path) -> list[Problem]:
-    """The problems of a JSON list of objects with the fields of `Problem`; without `op`, both operations.
+    """The problems of a JSON list of objects with the fields of `Problem`; without `op`, every operation.
 
     Raises ValueError or TypeError, naming the item.
     """
@@ -125,5 +128,5 @@ def load_shapes(path: Path) -> list[Problem]:
             first = Problem(**shape)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: shape {number}: {error}") from None
-        problems += [first] if "op" in item else [replace(first, op=op) for op in OPS]
+        problems += [first] if "op" in item else [replace(first, op=op) for op in _ops()]
     return problems

@@ -15,8 +15,9 @@ from cute_attn.bwd.config import default_tile
 from cute_attn.jit.compile import compile
 from cute_attn.mask import from_spec
 from cute_attn.profile.inspect import Report, inspect
+from cute_attn.spec.attention import HEAD_DIMS
 from cute_attn.spec.backward import BackwardSpec
-from cute_attn.spec.forward import HEAD_DIMS
+from cute_attn.spec.mask import MaskForm
 
 LAYERS = {"causal": 1, "full": 0}  # of the mask, as specs name them
 TOKENS, HEADS_Q, MULTIPROCESSORS = 8192, 32, 132
@@ -34,7 +35,7 @@ MASKS = {
 @functools.cache
 def profile(dims: tuple[int, int], mask: str, deterministic: bool = False) -> Report:
     fields = {"head_dim": dims[0], "head_dim_v": dims[1], "tile": default_tile(*dims)}
-    return inspect(compile(BackwardSpec(layers=LAYERS[mask], deterministic=deterministic, **fields)))
+    return inspect(compile(BackwardSpec(mask=MaskForm(LAYERS[mask]), deterministic=deterministic, **fields)))
 
 
 def costs(report: Report) -> dict[str, object]:

@@ -7,7 +7,9 @@ from common import save
 from cute_attn.fwd.config import default_tile
 from cute_attn.jit.compile import compile
 from cute_attn.profile.inspect import inspect
-from cute_attn.spec.forward import HEAD_DIMS, ForwardSpec
+from cute_attn.spec.attention import HEAD_DIMS
+from cute_attn.spec.forward import ForwardSpec
+from cute_attn.spec.mask import MaskForm
 
 
 def main() -> None:
@@ -15,7 +17,7 @@ def main() -> None:
     for dims in HEAD_DIMS:
         for softmax in ("stale", "exact"):
             tile = default_tile(*dims)
-            spec = ForwardSpec(head_dim=dims[0], head_dim_v=dims[1], layers=1, softmax=softmax, tile=tile)
+            spec = ForwardSpec(head_dim=dims[0], head_dim_v=dims[1], mask=MaskForm(1), softmax=softmax, tile=tile)
             report = inspect(compile(spec))
             partial, full = report.loops
             rows.append(

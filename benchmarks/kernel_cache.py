@@ -20,12 +20,15 @@ from cute_attn.jit.entry import link
 from cute_attn.jit.obtain import obtain
 from cute_attn.launch import run as launch
 from cute_attn.spec.forward import ForwardSpec
+from cute_attn.spec.mask import MaskForm
 
-SPEC = ForwardSpec(layers=1)
+SPEC = ForwardSpec(mask=MaskForm(1))
 FRESH = (
     "import time, torch, cute_attn\n"
-    "from cute_attn.launch import run as launch; from cute_attn.spec.forward import ForwardSpec\n"
-    "start = time.perf_counter(); launch.kernel(ForwardSpec(layers=1), 'sim'); print(time.perf_counter() - start)"
+    "from cute_attn.launch import run as launch\n"
+    "from cute_attn.spec.forward import ForwardSpec; from cute_attn.spec.mask import MaskForm\n"
+    "spec = ForwardSpec(mask=MaskForm(1)); start = time.perf_counter()\n"
+    "launch.kernel(spec, 'sim'); print(time.perf_counter() - start)"
 )
 
 

@@ -27,7 +27,7 @@ def ctas_of(schedule: TileSchedule, heads_k: int, group: int, deterministic: boo
     table = in_turns(schedule) if deterministic else schedule.backward
     runs = table.runs.tolist()
     ctas = []
-    for _, _, partial_begin, full_begin, end, _, _ in table.items.tolist():
+    for _, _, partial_begin, full_begin, end, *_ in table.items.tolist():
         partial, full = (_tiles(runs[begin:stop]) for begin, stop in ((partial_begin, full_begin), (full_begin, end)))
         for head_k in range(heads_k):
             heads = np.arange(head_k * group, (head_k + 1) * group)[:, None] * schedule.q_tiles

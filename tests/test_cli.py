@@ -220,9 +220,10 @@ def test_doctor_and_cache_ls_read_well_at_60_columns(run, monkeypatch, tmp_path)
     from cute_attn.jit import cache
     from cute_attn.jit.entry import link
     from cute_attn.spec.forward import ForwardSpec
+    from cute_attn.spec.mask import MaskForm
 
     sys.path.remove(str(Path(__file__).parent / "jit"))
-    cache.commit(link(compiled(ForwardSpec(layers=1))), tmp_path)
+    cache.commit(link(compiled(ForwardSpec(mask=MaskForm(1)))), tmp_path)
     monkeypatch.setenv("COLUMNS", "60")
     ls = run("cache", "ls", str(tmp_path)).output.splitlines()
     assert [line.split()[:3] for line in ls[:2]] == [[ls[0][:12], "current", "0.0"], ["fwd", "bf16", "head_dim"]]

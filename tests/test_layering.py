@@ -35,6 +35,7 @@ LEAVES = {
     "autocast",
     "backend",
     "caches",
+    "columns",
     "directories",
     "errors",
     "loadable",

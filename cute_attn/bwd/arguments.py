@@ -3,15 +3,14 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32
 
+from cute_attn.columns import ItemRow, RunRow
+from cute_attn.sm90.dtypes import DTYPES
 from cute_attn.spec.backward import BackwardSpec
 
-__all__ = ["DTYPES", "Scalars", "Schedule", "Tensors", "TmaTensors", "fake_arguments"]
-
-DTYPES = {"bf16": cutlass.BFloat16, "fp16": cutlass.Float16}
+__all__ = ["Scalars", "Schedule", "Tensors", "TmaTensors", "fake_arguments"]
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,10 @@ class Schedule:
     """The transposed RunTable of cute_attn.mask.tiles, and what is idle; for ordered sums of dQ also the forward one's
     runs. With planes by head, items and idle_keys are those of cute_attn.launch.by_head."""
 
-    items: cute.Tensor  # (n, 7), or (n, 4 + 3 * group), int32
-    runs: cute.Tensor  # (n, 4), int32
+    items: cute.Tensor  # (n, columns of ItemRow, or of KeyHeadRow and 3 * group), int32
+    runs: cute.Tensor  # (n, columns of RunRow), int32
     query_runs: cute.Tensor | None  # (planes of the mask, q_tiles, 2), int32: the runs of key tiles of each query tile
-    key_runs: cute.Tensor | None  # (n, 4), int32
+    key_runs: cute.Tensor | None  # like runs
     idle_rows: cute.Tensor  # (planes of the mask, q_tiles or fewer, 32), int32
     idle_keys: cute.Tensor  # (planes of the mask or of its key heads, k_tiles or fewer, 32), int32
 
@@ -115,7 +114,7 @@ def fake_arguments(spec: BackwardSpec) -> tuple[Any, ...]:
         return cute.runtime.make_fake_tensor(of, shape, (*strides, 1), assumed_align=16)
 
     gradient = Float32 if spec.fp32_gradients else dtype
-    layers = cute.sym_int() if spec.layers == "many" else spec.layers
+    layers = cute.sym_int() if spec.mask.is_many else spec.mask.fixed_layers
     dlse = None
     if spec.dlse:
         strides = tuple(cute.sym_int64() for _ in range(3))
@@ -128,7 +127,7 @@ def fake_arguments(spec: BackwardSpec) -> tuple[Any, ...]:
         dout=activation(seqlen_q, heads_q, dims[1]),
         lse=array(Float32, batch, heads_q, seqlen_q),
         dlse=dlse,
-        bounds=workspace(Int32, cute.sym_int(), q_tiles, layers, 2, m) if spec.layers != 0 else None,
+        bounds=workspace(Int32, cute.sym_int(), q_tiles, layers, 2, m) if spec.mask.is_bounded else None,
         statistics=workspace(Float32, batch, heads_q, q_tiles, 2, m),
         dq_sum=workspace(Float32, batch, heads_q, q_tiles, m * spec.head_dim) if spec.dq else None,
         turns=rows_of(Int32, batch, heads_q, q_tiles, 2) if spec.deterministic else None,
@@ -139,10 +138,10 @@ def fake_arguments(spec: BackwardSpec) -> tuple[Any, ...]:
     schedule = Schedule(
         items=array(Int32, cute.sym_int(), cute.sym_int())
         if spec.planes_by_head
-        else rows_of(Int32, cute.sym_int(), 7),
-        runs=rows_of(Int32, cute.sym_int(), 4),
+        else rows_of(Int32, cute.sym_int(), len(ItemRow._fields)),
+        runs=rows_of(Int32, cute.sym_int(), len(RunRow._fields)),
         query_runs=rows_of(Int32, cute.sym_int(), q_tiles, 2) if spec.deterministic else None,
-        key_runs=rows_of(Int32, cute.sym_int(), 4) if spec.deterministic else None,
+        key_runs=rows_of(Int32, cute.sym_int(), len(RunRow._fields)) if spec.deterministic else None,
         idle_rows=rows_of(Int32, cute.sym_int(), cute.sym_int(), 32),
         idle_keys=rows_of(Int32, cute.sym_int(), cute.sym_int(), 32),
     )

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from cute_attn.spec.backward import BackwardSpec
-from cute_attn.spec.tiles import BackwardTile
+from cute_attn.spec.tiles import SHARED_MEMORY, BackwardTile
 
 __all__ = ["check", "default_tile", "shared_memory_bytes"]
 
-SHARED_MEMORY = 232_448  # bytes that one CTA may have on sm_90
 ALIGNMENT = 1024  # of each tile in shared memory
 
 
 def shared_memory_bytes(spec: BackwardSpec) -> int:
     """Dynamic shared memory of a CTA of the main kernel: barriers, numbers of rows, and tiles."""
     tile, dims = spec.tile, spec.head_dim + spec.head_dim_v
-    layers = spec.layers if spec.layers in (1, 2) else 0
-    rows = 4 * tile.m * (tile.q_stages * (1 + 2 * layers) + tile.do_stages)
+    rows = 4 * tile.m * (tile.q_stages * (1 + 2 * spec.mask.fixed_layers) + tile.do_stages)
     head = 256 + rows  # barriers and places take less than 256 bytes
-    inputs = 2 * tile.m * (tile.q_stages * spec.head_dim + tile.do_stages * spec.head_dim_v)
-    scores = 2 * tile.m * tile.n * 2  # two stages of dS, or P and dS
+    inputs = tile.m * (tile.q_stages * spec.head_dim + tile.do_stages * spec.head_dim_v) + tile.n * dims
+    scores = 2 * tile.m * tile.n  # two stages of dS, or P and dS
     dq = 4 * tile.m * spec.head_dim // tile.dq_chunks
-    return -(-head // ALIGNMENT) * ALIGNMENT + inputs + 2 * tile.n * dims + scores + dq
+    return -(-head // ALIGNMENT) * ALIGNMENT + spec.element_bytes * (inputs + scores) + dq
 
 
 def check(spec: BackwardSpec) -> None:

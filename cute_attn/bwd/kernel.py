@@ -22,18 +22,21 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32, const_expr, range_constexpr
 from cutlass.cute.nvgpu import warpgroup
 
+from cute_attn.sm90.dtypes import DTYPES
 from cute_attn.sm90.fragments import pack_fragment, row_address, write_fragment, write_rows
+from cute_attn.sm90.place import Place
 from cute_attn.sm90.ptx import not_before
+from cute_attn.sm90.score import Score, Where
 from cute_attn.sm90.store import store_fragment
 from cute_attn.sm90.tiles import gemm, load_atom, partition, store_atom
 from cute_attn.spec.backward import BackwardSpec
 
-from .arguments import DTYPES, Scalars, Schedule, Tensors, TmaTensors
+from .arguments import Scalars, Schedule, Tensors, TmaTensors
 from .producers import Producers, dq_empty, dq_full
 from .products import GROUPS, KEYS, WARPGROUP, Products
-from .storage import Rings, Shared, rings_of, shared_tiles, storage_type
+from .storage import Shared
 from .tile_math import TileMath
-from .work import item_of, items_in_all, items_of_cta
+from .work import Arguments
 
 PRODUCER_REGISTERS, CONSUMER_REGISTERS = 32, 240  # after setmaxnreg; together all that a multiprocessor has
 BARRIER_CONSUMERS = 1  # named barrier of both consumer warpgroups; 3 to 6 are those of `producers`
@@ -60,9 +63,9 @@ class Consumer:
     math: TileMath
     p_address: Any  # where this thread writes P^T, dS^T
     ds_address: Any
-    bounds: cute.Tensor | None  # with many layers, in global memory: (q_tiles, layers, 2, m), or of all planes by head
+    where: Where  # the first of this thread's scores would be in a tile of the first queries
+    bounds: cute.Tensor | None  # with many layers, in global memory: (planes, q_tiles, layers, 2, m) from its own on
     shared: Shared
-    rings: Rings
     group: Int32
     thread: Int32
 
@@ -76,7 +79,6 @@ class MainKernel:
         self.dtype, self.bf16 = DTYPES[spec.dtype], spec.dtype == "bf16"
         self.products = Products(spec, self.dtype)
         self.producers = Producers(self.products)
-        self.many = spec.layers == "many"
 
     # ------------------------------------------------------------------ host
 
@@ -99,8 +101,9 @@ class MainKernel:
             *store_k,
             *store_v,
         )
-        self.kernel(tma, tensors, schedule, scalars).launch(
-            grid=(cutlass.min(scalars.ctas, items_in_all(self.spec, tensors, schedule, scalars)), 1, 1),
+        arguments = Arguments(self.spec, tma, tensors, schedule, scalars)
+        self.kernel(arguments).launch(
+            grid=(cutlass.min(scalars.ctas, arguments.work()), 1, 1),
             block=(WARPGROUP * (1 + GROUPS), 1, 1),
             stream=stream,
             min_blocks_per_mp=1,  # without it ptxas may ignore setmaxnreg
@@ -109,60 +112,55 @@ class MainKernel:
     # ------------------------------------------------------------------ roles
 
     @cute.kernel
-    def kernel(self, tma: TmaTensors, tensors: Tensors, schedule: Schedule, scalars: Scalars):
+    def kernel(self, arguments: Arguments):
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
-        storage = cutlass.memory.SmemAllocator().allocate(storage_type(self.products))
-        rings = rings_of(self.products, storage)
+        shared = Shared.allocate(self.products)
         if warp == 0:
-            tma.prefetch()
+            arguments.tma.prefetch()
             with cute.arch.elect_one():
-                rings.queries.initialise()
-                rings.grads.initialise()
-                rings.keys_values.initialise()
-                cute.arch.mbarrier_init_fence()
+                shared.initialise()
         cute.arch.sync_threads()
-        shared = shared_tiles(self.products, storage)
         if warp < 4:
             cute.arch.setmaxregister_decrease(PRODUCER_REGISTERS)
             if warp == 0:
-                self.producers.load_queries(tma, tensors, schedule, scalars, shared, rings)
+                self.producers.load_queries(arguments, shared)
             if warp == 1:
-                self.producers.load_grads(tma, tensors, schedule, scalars, shared, rings.grads)
+                self.producers.load_grads(arguments, shared)
             if const_expr(self.spec.dq):
                 for group in range_constexpr(GROUPS):
                     if warp == 2 + group:
-                        self.producers.add_dq(tensors, schedule, scalars, shared, group)
+                        self.producers.add_dq(arguments, shared, group)
         else:
             cute.arch.setmaxregister_increase(CONSUMER_REGISTERS)
-            self.consume(tma, tensors, schedule, scalars, shared, rings, warp % 4, warp // 4 - 1)
+            self.consume(arguments, shared, warp % 4, warp // 4 - 1)
 
     # ------------------------------------------------------------------ consumers
 
     @cute.jit
-    def consume(self, tma, tensors, schedule, scalars, shared, rings, warp, group):
-        begin, end, step = items_of_cta(self.spec, tensors, schedule, scalars)
+    def consume(self, arguments: Arguments, shared: Shared, warp, group):
+        begin, end, step = arguments.share()
         item_count, first = Int32(0), Int32(0)
         for index in cutlass.range(begin, end, step, unroll=1):
-            item = item_of(self.spec, index, tensors, schedule, scalars)
-            c = self.consumer(tensors, scalars, item, shared, rings, warp, group)
+            item = arguments.item(index)
+            c = self.consumer(arguments, item, shared, warp, group)
             c.dk.fill(0.0)
             c.dv.fill(0.0)
             last_partial = first + item.n_partial
             last = last_partial + item.n_full
-            rings.keys_values.wait_full(item_count)
+            shared.keys_values.wait_full(item_count)
             for use in cutlass.range(first, last_partial, unroll=1):
                 self.tile_step(c, cute.arch.make_warp_uniform(use), True)
             for use in cutlass.range(last_partial, last, unroll=1):
                 self.tile_step(c, cute.arch.make_warp_uniform(use), False)
             if const_expr(self.spec.fp32_gradients):
-                self.store_unrounded(tensors, scalars, item, c)
+                self.store_unrounded(arguments, item, c)
             else:
-                self.store(tma, scalars, item, c, shared, warp, group)
-            rings.keys_values.release(item_count)
+                self.store(arguments, item, c, shared, warp, group)
+            shared.keys_values.release(item_count)
             item_count, first = item_count + 1, last
 
-    def consumer(self, tensors, scalars, item, shared, rings, warp, group) -> "Consumer":
-        p, tile = self.products, self.tile
+    def consumer(self, arguments: Arguments, item, shared: Shared, warp, group) -> Consumer:
+        tensors, scalars, p, tile = arguments.tensors, arguments.scalars, self.products, self.tile
         thread = not_before(warp * 32 + cute.arch.lane_idx())
         mma_s, mma_dk, mma_dv, mma_dq = p.scores(), p.keys_gradient(), p.values_gradient(), p.queries_gradient()
         s, dk, dv, dq = (mma.get_slice(0) for mma in (mma_s, mma_dk, mma_dv, mma_dq))
@@ -220,44 +218,46 @@ class MainKernel:
                 first=others * (p.queries // 16),
                 keys=(first_key, first_key + 8),
                 seqlen_k=tensors.k.shape[1],
-                score_factor=scalars.score_factor,
+                score=Score(self.spec.score, scalars.score_factor),
                 exp2_factor=scalars.exp2_factor,
             ),
             p_address=row_address(shared.p_data, *place, thread) if p.share_p else None,
             ds_address=row_address(shared.ds_data, *place, thread),
-            bounds=self.bounds_of_many(tensors, item) if self.many else None,
+            where=Where(item.batch, Int32(0), others * p.queries + thread % 4 * 2, first_key),
+            bounds=self.bounds_of_many(tensors, item) if self.spec.mask.is_many else None,
             shared=shared,
-            rings=rings,
             group=group,
             thread=thread,
         )
 
     def bounds_of_many(self, tensors, item):
-        """The bounds that the tiles of an item are looked up in."""
-        return tensors.bounds if self.spec.planes_by_head else tensors.bounds[item.plane, None, None, None, None]
+        """The bounds that the tiles of an item are looked up in: from the plane of the first head on."""
+        return cute.domain_offset((item.plane, 0, 0, 0, 0), tensors.bounds)
 
     def issue_scores(self, c, use) -> None:
         """S^T of a tile, as one group."""
-        c.rings.queries.wait_full(use)
+        c.shared.queries.wait_full(use)
         k, q = c.s_operands
-        gemm(c.mma_s.op, c.scores, k, q[None, None, None, c.rings.queries.slot(use)], True)
+        gemm(c.mma_s.op, c.scores, k, q[None, None, None, c.shared.queries.slot(use)], True)
 
     @cute.jit
     def tile_step(self, c, use, masked: cutlass.Constexpr):
         q_slot, do_slot, ds_slot = (
-            c.rings.queries.slot(use),
-            c.rings.grads.slot(use),
+            c.shared.queries.slot(use),
+            c.shared.grads.slot(use),
             use & (self.products.ds_stages - 1),
         )
         self.issue_scores(c, use)
-        c.rings.grads.wait_full(use)
+        c.shared.grads.wait_full(use)
         if const_expr(self.products.needs_ds):
             dp = cute.make_rmem_tensor_like(c.scores)
             v, do = c.dp_operands
             gemm(c.mma_s.op, dp, v, do[None, None, None, do_slot], True)
         warpgroup.wait_group(1 if const_expr(self.products.needs_ds) else 0)
-        bounds, layers = self.bounds(c, q_slot, masked)
-        c.math.probabilities(c.scores, c.p_packed, c.shared.shift[None, q_slot], bounds, layers, masked)
+        place = Place.read(c.shared.places, q_slot)
+        where = c.where._replace(head=place.head, row=c.where.row + place.first)
+        bounds, layers = self.bounds(c, q_slot, place, masked)
+        c.math.probabilities(c.scores, c.p_packed, c.shared.shift[None, q_slot], bounds, layers, where, masked)
         if const_expr(self.products.share_p):
             write_rows(c.p_address, c.p_packed)
             cute.arch.fence_view_async_shared()
@@ -274,18 +274,18 @@ class MainKernel:
         if const_expr(self.products.share_p and not self.products.needs_ds):
             self.sync_consumers()  # before P is replaced
         with cute.arch.elect_one():
-            cute.arch.mbarrier_arrive(c.rings.queries.empty + q_slot)
+            cute.arch.mbarrier_arrive(c.shared.queries.empty + q_slot)
             if const_expr(not self.products.retire_dv_early):
-                cute.arch.mbarrier_arrive(c.rings.grads.empty + do_slot)
+                cute.arch.mbarrier_arrive(c.shared.grads.empty + do_slot)
 
     @cute.jit
     def accumulate_dk_dq(self, c, use, q_slot, ds_slot):
         """dQ = dS K, dK += dS^T Q; dQ leaves while dK is computed."""
         if const_expr(self.products.share_ds):
-            write_rows(c.ds_address + ds_slot * (self.n * self.m * 2), c.ds_packed)
+            write_rows(c.ds_address + ds_slot * (self.n * self.m * self.spec.element_bytes), c.ds_packed)
         if const_expr(self.products.retire_dv_early):
             warpgroup.wait_group(0)
-            c.rings.grads.release(use)
+            c.shared.grads.release(use)
         if const_expr(self.products.share_ds):
             cute.arch.fence_view_async_shared()
             self.sync_consumers()
@@ -302,17 +302,15 @@ class MainKernel:
             warpgroup.wait_group(1 if const_expr(self.spec.dk) else 0)
             self.hand_over_dq(c, dq)
 
-    def bounds(self, c, slot, masked):
+    def bounds(self, c, slot, place, masked):
         """The bounds of a tile's rows, and which layers of them meet the tile."""
-        if not masked or self.spec.layers == 0:
+        if not masked or not self.spec.mask.is_bounded:
             return None, None
-        if self.many:
-            tile, begin, end = (c.shared.place[slot, i] for i in range(3))
-            bounds = c.bounds
-            if self.spec.planes_by_head:
-                bounds = bounds[c.shared.place[slot, 3], None, None, None, None]
-            bounds = bounds[tile, None, None, None]
-            return cute.make_tensor(bounds.iterator, cute.select(bounds.layout, mode=[2, 1, 0])), (begin, end)
+        if self.spec.mask.is_many:
+            plane = place.head if self.spec.planes_by_head else 0
+            bounds = c.bounds[plane, place.first // self.m, None, None, None]
+            bounds = cute.make_tensor(bounds.iterator, cute.select(bounds.layout, mode=[2, 1, 0]))
+            return bounds, (place.layer_begin, place.layer_end)
         return c.shared.bounds[None, None, None, slot], None
 
     @cute.jit
@@ -330,9 +328,9 @@ class MainKernel:
     # ------------------------------------------------------------------ epilogue
 
     @cute.jit
-    def store(self, tma, scalars, item, c, shared, warp, group):
+    def store(self, arguments: Arguments, item, c, shared, warp, group):
         """Writes dK and dV through the memory of K and V by TMA, which drops what lies outside the tensors."""
-        p = self.products
+        p, tma, scalars = self.products, arguments.tma, arguments.scalars
         keys, dims = (group, 0) if const_expr(p.split_keys) else (0, group)
         self.sync_consumers()  # nothing reads K and V any more
         thread = not_before(c.thread)
@@ -349,9 +347,10 @@ class MainKernel:
             self.store_tile(tma.dv_atom, tma.dv, shared.v, item, (self.n, self.dim_v))
 
     @cute.jit
-    def store_unrounded(self, tensors, scalars, item, c):
+    def store_unrounded(self, arguments: Arguments, item, c):
         """Writes dK and dV from registers."""
-        p = self.products
+        p, scalars = self.products, arguments.scalars
+        tensors: Any = arguments.tensors
         keys, dims = (c.group, 0) if const_expr(p.split_keys) else (0, c.group)
         thread = not_before(c.thread)
         row = item.tile * self.n + keys * KEYS + thread // 32 * 16 + thread % 32 // 4

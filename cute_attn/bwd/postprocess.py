@@ -11,13 +11,14 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, const_expr, range_constexpr
 
+from cute_attn.sm90.dtypes import DTYPES
 from cute_attn.sm90.fragments import pack_fragment, write_fragment
 from cute_attn.sm90.idle import is_idle
 from cute_attn.sm90.store import store_fragment
 from cute_attn.sm90.tiles import partition, store_atom
 from cute_attn.spec.backward import BackwardSpec
 
-from .arguments import DTYPES, Scalars, Schedule, Tensors
+from .arguments import Scalars, Schedule, Tensors
 from .products import GROUPS, WARPGROUP, Products
 from .work import plane_of_rows
 

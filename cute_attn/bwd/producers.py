@@ -9,11 +9,15 @@ from cutlass import Int32, const_expr, range_constexpr
 
 from cute_attn.sm90.bulk import load_bulk, reduce_add_bulk
 from cute_attn.sm90.idle import clear_idle, idle_of_lane
+from cute_attn.sm90.keys import KeyTiles
+from cute_attn.sm90.place import Place
+from cute_attn.sm90.runs import read_run
 from cute_attn.sm90.tiles import partition
 
 from .products import WARPGROUP, Products
-from .turns import Turns
-from .work import item_of, items_of_cta, plane_of, query_heads, runs_of
+from .storage import Shared
+from .turns import DqTurns
+from .work import Arguments
 
 __all__ = ["Producers", "dq_empty", "dq_full"]
 
@@ -49,57 +53,55 @@ class Producers:
 
     def __init__(self, products: Products) -> None:
         spec = products.spec
-        self.products, self.spec, self.tile, self.many = products, spec, spec.tile, spec.layers == "many"
+        self.products, self.spec, self.tile = products, spec, spec.tile
         self.m, self.n, self.dim, self.dim_v = spec.tile.m, spec.tile.n, spec.head_dim, spec.head_dim_v
 
     # ------------------------------------------------------------------ K, V, Q
 
     @cute.jit
-    def load_queries(self, tma, tensors, schedule, scalars, shared, rings):
+    def load_queries(self, arguments: Arguments, shared: Shared):
         """K and V of each item, then its tiles of Q with what the math needs of their rows."""
-        begin, end, step = items_of_cta(self.spec, tensors, schedule, scalars)
+        begin, end, step = arguments.share()
         item_count, use = Int32(0), Int32(0)
+        tma, ring = arguments.tma, shared.keys_values
         for index in cutlass.range(begin, end, step, unroll=1):
-            item = item_of(self.spec, index, tensors, schedule, scalars)
-            k = cute.local_tile(tma.k[None, None, item.head_k, item.batch], (self.n, self.dim), (item.tile, 0))
-            v = cute.local_tile(tma.v[None, None, item.head_k, item.batch], (self.n, self.dim_v), (item.tile, 0))
-            ring = rings.keys_values
-            idle, any_idle = idle_of_lane(schedule.idle_keys, item.key_plane, item.tile)
+            item = arguments.item(index)
+            keys = KeyTiles.of(tma.k_atom, tma.k, item.batch, item.head_k, shared.k)
+            values = KeyTiles.of(tma.v_atom, tma.v, item.batch, item.head_k, shared.v)
+            idle, any_idle = idle_of_lane(arguments.schedule.idle_keys, item.key_plane, item.tile)
             ring.wait_empty(item_count)
-            barrier = ring.expect(item_count, self.n * (self.dim + self.dim_v) * 2, any_idle)
-            for atom, source, target in ((tma.k_atom, k, shared.k), (tma.v_atom, v, shared.v)):
-                to, of = partition(atom, target, source)
-                cute.copy(atom, of, to, tma_bar_ptr=barrier)
+            barrier = ring.expect(item_count, keys.n_bytes + values.n_bytes, any_idle)
+            keys.load(item.tile, barrier)
+            values.load(item.tile, barrier)
             if any_idle:
                 ring.wait_landed()
                 clear_idle(idle, shared.k, shared.v)
                 ring.hand_over(item_count)
-            use = self.load_query_tiles(tma, tensors, schedule, item, shared, rings.queries, use, True)
-            use = self.load_query_tiles(tma, tensors, schedule, item, shared, rings.queries, use, False)
+            use = self.load_query_tiles(arguments, item, shared, use, True)
+            use = self.load_query_tiles(arguments, item, shared, use, False)
             item_count += 1
 
     @cute.jit
-    def load_query_tiles(self, tma, tensors, schedule, item, shared, ring, use: Int32, masked: cutlass.Constexpr):
+    def load_query_tiles(self, arguments, item, shared, use: Int32, masked: cutlass.Constexpr):
         """The partial or the full tiles of all heads: Q, -lse and, where bounds are tested and few, these."""
-        first_head, last_head = query_heads(item)
-        for head in cutlass.range(first_head, last_head, unroll=1):
-            plane = plane_of(self.spec, item, head)
-            begin, end = runs_of(self.spec, item, head, masked)
+        tma, tensors, schedule, ring = arguments.tma, arguments.tensors, arguments.schedule, shared.queries
+        first_head, end_head = item.query_heads
+        for head in cutlass.range(first_head, end_head, unroll=1):
+            plane = arguments.plane_of(item, head)
+            begin, end = arguments.runs_of(item, head, masked)
             q = cute.local_tile(tma.q[None, None, head, item.batch], (self.m, self.dim), (None, 0))
             to_q, of_q = partition(tma.q_atom, shared.q, q)
-            for run in cutlass.range(begin, end, unroll=1):
-                for tile in cutlass.range(schedule.runs[run, 0], schedule.runs[run, 1], unroll=1):
+            for number in cutlass.range(begin, end, unroll=1):
+                run = read_run(schedule.runs, number)
+                for tile in cutlass.range(run.begin, run.end, unroll=1):
                     slot = ring.slot(use)
                     idle, any_idle = self.idle_rows(schedule, plane, tile, masked)
                     ring.wait_empty(use)
-                    if const_expr(masked and self.many):
-                        with cute.arch.elect_one():  # published by the arrive within expect
-                            shared.place[slot, 0] = tile
-                            shared.place[slot, 1] = schedule.runs[run, 2]
-                            shared.place[slot, 2] = schedule.runs[run, 3]
-                            shared.place[slot, 3] = plane if const_expr(self.spec.planes_by_head) else Int32(0)
+                    with cute.arch.elect_one():
+                        Place(tile * self.m, run.layer_begin, run.layer_end, head).publish(shared.places, slot)
                     bounds_bytes = 8 * self.products.staged_layers * self.m if masked else 0
-                    barrier = ring.expect(use, self.m * (2 * self.dim + 4) + bounds_bytes, any_idle)
+                    row_bytes = self.dim * self.spec.element_bytes + 4
+                    barrier = ring.expect(use, self.m * row_bytes + bounds_bytes, any_idle)
                     cute.copy(tma.q_atom, of_q[None, tile], to_q[None, slot], tma_bar_ptr=barrier)
                     with cute.arch.elect_one():
                         shift = tensors.statistics[item.batch, head, tile, 0, None]
@@ -115,30 +117,32 @@ class Producers:
     # ------------------------------------------------------------------ dO
 
     @cute.jit
-    def load_grads(self, tma, tensors, schedule, scalars, shared, ring):
+    def load_grads(self, arguments: Arguments, shared: Shared):
         """Tiles of dO with their delta, in the order of the tiles of Q."""
-        begin, end, step = items_of_cta(self.spec, tensors, schedule, scalars)
+        begin, end, step = arguments.share()
         use = Int32(0)
         for index in cutlass.range(begin, end, step, unroll=1):
-            item = item_of(self.spec, index, tensors, schedule, scalars)
-            use = self.load_grad_tiles(tma, tensors, schedule, item, shared, ring, use, True)
-            use = self.load_grad_tiles(tma, tensors, schedule, item, shared, ring, use, False)
+            item = arguments.item(index)
+            use = self.load_grad_tiles(arguments, item, shared, use, True)
+            use = self.load_grad_tiles(arguments, item, shared, use, False)
 
     @cute.jit
-    def load_grad_tiles(self, tma, tensors, schedule, item, shared, ring, use: Int32, masked: cutlass.Constexpr):
+    def load_grad_tiles(self, arguments, item, shared, use: Int32, masked: cutlass.Constexpr):
         """The partial or the full tiles of all heads."""
-        first_head, last_head = query_heads(item)
-        for head in cutlass.range(first_head, last_head, unroll=1):
-            plane = plane_of(self.spec, item, head)
-            begin, end = runs_of(self.spec, item, head, masked)
+        tma, tensors, schedule, ring = arguments.tma, arguments.tensors, arguments.schedule, shared.grads
+        first_head, end_head = item.query_heads
+        for head in cutlass.range(first_head, end_head, unroll=1):
+            plane = arguments.plane_of(item, head)
+            begin, end = arguments.runs_of(item, head, masked)
             do = cute.local_tile(tma.dout[None, None, head, item.batch], (self.m, self.dim_v), (None, 0))
             to_do, of_do = partition(tma.dout_atom, shared.do, do)
-            for run in cutlass.range(begin, end, unroll=1):
-                for tile in cutlass.range(schedule.runs[run, 0], schedule.runs[run, 1], unroll=1):
+            for number in cutlass.range(begin, end, unroll=1):
+                run = read_run(schedule.runs, number)
+                for tile in cutlass.range(run.begin, run.end, unroll=1):
                     slot = ring.slot(use)
                     idle, any_idle = self.idle_rows(schedule, plane, tile, masked)
                     ring.wait_empty(use)
-                    barrier = ring.expect(use, self.m * (2 * self.dim_v + 4), any_idle)
+                    barrier = ring.expect(use, self.m * (self.dim_v * self.spec.element_bytes + 4), any_idle)
                     cute.copy(tma.dout_atom, of_do[None, tile], to_do[None, slot], tma_bar_ptr=barrier)
                     with cute.arch.elect_one():
                         delta = tensors.statistics[item.batch, head, tile, 1, None]
@@ -164,27 +168,29 @@ class Producers:
     # ------------------------------------------------------------------ dQ
 
     @cute.jit
-    def add_dq(self, tensors, schedule, scalars, shared, group: cutlass.Constexpr):
+    def add_dq(self, arguments: Arguments, shared: Shared, group: cutlass.Constexpr):
         """Adds what consumer warpgroup `group` leaves of each tile's dQ to the sums in global memory."""
-        begin, end, step = items_of_cta(self.spec, tensors, schedule, scalars)
+        begin, end, step = arguments.share()
         for index in cutlass.range(begin, end, step, unroll=1):
-            item = item_of(self.spec, index, tensors, schedule, scalars)
-            self.add_dq_tiles(tensors, schedule, item, shared, group, True)
-            self.add_dq_tiles(tensors, schedule, item, shared, group, False)
+            item = arguments.item(index)
+            self.add_dq_tiles(arguments, item, shared, group, True)
+            self.add_dq_tiles(arguments, item, shared, group, False)
         with cute.arch.elect_one():
             cute.arch.cp_async_bulk_wait_group(0)
 
     @cute.jit
-    def add_dq_tiles(self, tensors, schedule, item, shared, group: cutlass.Constexpr, masked: cutlass.Constexpr):
+    def add_dq_tiles(self, arguments, item, shared, group: cutlass.Constexpr, masked: cutlass.Constexpr):
         """Those of the partial or the full runs of all heads."""
-        first_head, last_head = query_heads(item)
+        tensors, schedule = arguments.tensors, arguments.schedule
+        first_head, end_head = item.query_heads
         chunks, size = self.tile.dq_chunks, self.products.dq_group_size // self.tile.dq_chunks
-        turns: Any = Turns(self.spec, tensors, schedule, item, group) if const_expr(self.spec.deterministic) else None
+        turns: Any = DqTurns(arguments, item, group) if const_expr(self.spec.deterministic) else None
         source = shared.dq[None, None, None, group].iterator
-        for head in cutlass.range(first_head, last_head, unroll=1):
-            begin, end = runs_of(self.spec, item, head, masked)
-            for run in cutlass.range(begin, end, unroll=1):
-                for tile in cutlass.range(schedule.runs[run, 0], schedule.runs[run, 1], unroll=1):
+        for head in cutlass.range(first_head, end_head, unroll=1):
+            begin, end = arguments.runs_of(item, head, masked)
+            for number in cutlass.range(begin, end, unroll=1):
+                run = read_run(schedule.runs, number)
+                for tile in cutlass.range(run.begin, run.end, unroll=1):
                     sums = tensors.dq_sum[item.batch, head, tile, None].iterator
                     for chunk in range_constexpr(chunks):
                         dq_empty(group).arrive()

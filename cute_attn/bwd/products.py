@@ -84,7 +84,7 @@ class Products:
     @property
     def staged_layers(self) -> int:
         """Layers whose bounds come with the Q tile; more than two are read from global memory."""
-        return self.spec.layers if self.spec.layers in (1, 2) else 0
+        return self.spec.mask.fixed_layers
 
     # ------------------------------------------------------------------ products
 

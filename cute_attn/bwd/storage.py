@@ -8,24 +8,16 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32
 
 from cute_attn.sm90.barriers import Ring, mbarriers_of_ring
+from cute_attn.sm90.place import place_layout
 
 from .products import GROUPS, WARPGROUP, Products
 
-__all__ = ["Rings", "Shared", "rings_of", "shared_tiles", "storage_type"]
-
-
-@dataclass(frozen=True)
-class Rings:
-    """Q tiles with -lse (and bounds), dO tiles with delta, and the one load of K and V."""
-
-    queries: Ring
-    grads: Ring
-    keys_values: Ring
+__all__ = ["Shared"]
 
 
 @dataclass(frozen=True)
 class Shared:
-    """Tiles in shared memory; the last mode of those with stages is the stage."""
+    """What the warps of a CTA share; the last mode of tensors with stages is the stage."""
 
     q: cute.Tensor
     do: cute.Tensor
@@ -39,13 +31,52 @@ class Shared:
     shift: cute.Tensor  # (m, stages): -lse * log2(e) of the rows
     delta: cute.Tensor  # (m, stages)
     bounds: cute.Tensor | None  # (m, 2, layers, stages)
-    place: cute.Tensor  # (stages, 4): with many layers, which tile and the layers that meet it
+    places: cute.Tensor  # of the Q tiles, see `cute_attn.sm90.place`
+    queries: Ring  # Q tiles with -lse (and bounds)
+    grads: Ring  # dO tiles with delta
+    keys_values: Ring  # the one load of K and V
+
+    @classmethod
+    def allocate(cls, p: Products) -> "Shared":
+        tile, m, layers, readers = p.spec.tile, p.spec.tile.m, p.staged_layers, 4 * GROUPS
+        storage = cutlass.memory.SmemAllocator().allocate(_storage(p))
+
+        def tiles(part, layout):
+            return part.get_tensor(layout.outer, swizzle=layout.inner)
+
+        vectors = p.dq_vectors // tile.dq_chunks
+        bounds = None
+        if layers:
+            layout = cute.make_ordered_layout((m, 2, layers, tile.q_stages), (0, 1, 2, 3))
+            bounds = storage.bounds.get_tensor(layout)
+        return cls(
+            q=tiles(storage.q, p.layout_q()),
+            do=tiles(storage.do, p.layout_do()),
+            k=tiles(storage.k, p.layout_k())[None, None, 0],
+            v=tiles(storage.v, p.layout_v())[None, None, 0],
+            p=tiles(storage.p, p.layout_p()) if p.share_p else None,
+            ds=tiles(storage.ds, p.layout_ds()),
+            p_data=storage.p.data_ptr(),
+            ds_data=storage.ds.data_ptr(),
+            dq=storage.dq.get_tensor(cute.make_ordered_layout((4, WARPGROUP, vectors, GROUPS), (0, 1, 2, 3))),
+            shift=storage.shift.get_tensor(cute.make_layout((m, tile.q_stages))),
+            delta=storage.delta.get_tensor(cute.make_layout((m, tile.do_stages))),
+            bounds=bounds,
+            places=storage.places.get_tensor(place_layout(tile.q_stages)),
+            queries=Ring(storage.q_barriers.data_ptr(), tile.q_stages, readers),
+            grads=Ring(storage.do_barriers.data_ptr(), tile.do_stages, readers),
+            keys_values=Ring(storage.kv_barriers.data_ptr(), 1, readers),
+        )
+
+    def initialise(self) -> None:
+        """By one thread, before any other touches a ring."""
+        for ring in (self.queries, self.grads, self.keys_values):
+            ring.initialise()
+        cute.arch.mbarrier_init_fence()
 
 
-def storage_type(products: Products) -> Any:
-    """The struct of everything in shared memory."""
-    tile, m = products.spec.tile, products.spec.tile.m
-    layers = products.staged_layers
+def _storage(products: Products) -> Any:
+    tile, m, layers = products.spec.tile, products.spec.tile.m, products.staged_layers
 
     def tiles(size: int) -> Any:
         return cute.struct.Align[cute.struct.MemRange[products.dtype, size], 1024]
@@ -55,7 +86,7 @@ def storage_type(products: Products) -> Any:
         q_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(tile.q_stages)]
         do_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(tile.do_stages)]
         kv_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(1)]
-        place: cute.struct.Align[cute.struct.MemRange[Int32, 4 * tile.q_stages], 16]  # read as one vector
+        places: cute.struct.Align[cute.struct.MemRange[Int32, cute.cosize(place_layout(tile.q_stages))], 16]
         shift: cute.struct.Align[cute.struct.MemRange[Float32, m * tile.q_stages], 128]
         delta: cute.struct.Align[cute.struct.MemRange[Float32, m * tile.do_stages], 128]
         bounds: cute.struct.Align[cute.struct.MemRange[Int32, 2 * layers * m * tile.q_stages], 128]
@@ -68,42 +99,3 @@ def storage_type(products: Products) -> Any:
         dq: cute.struct.Align[cute.struct.MemRange[Float32, GROUPS * products.dq_group_size // tile.dq_chunks], 1024]
 
     return Storage
-
-
-def rings_of(products: Products, storage: Any) -> Rings:
-    """The rings on the barriers of that struct."""
-    tile, readers = products.spec.tile, 4 * GROUPS
-    return Rings(
-        queries=Ring(storage.q_barriers.data_ptr(), tile.q_stages, readers),
-        grads=Ring(storage.do_barriers.data_ptr(), tile.do_stages, readers),
-        keys_values=Ring(storage.kv_barriers.data_ptr(), 1, readers),
-    )
-
-
-def shared_tiles(p: Products, storage: Any) -> Shared:
-    """The tensors of that struct."""
-    tile, m, layers = p.spec.tile, p.spec.tile.m, p.staged_layers
-
-    def tiles(part, layout):
-        return part.get_tensor(layout.outer, swizzle=layout.inner)
-
-    vectors = p.dq_vectors // tile.dq_chunks
-    bounds = None
-    if layers:
-        layout = cute.make_ordered_layout((m, 2, layers, tile.q_stages), (0, 1, 2, 3))
-        bounds = storage.bounds.get_tensor(layout)
-    return Shared(
-        q=tiles(storage.q, p.layout_q()),
-        do=tiles(storage.do, p.layout_do()),
-        k=tiles(storage.k, p.layout_k())[None, None, 0],
-        v=tiles(storage.v, p.layout_v())[None, None, 0],
-        p=tiles(storage.p, p.layout_p()) if p.share_p else None,
-        ds=tiles(storage.ds, p.layout_ds()),
-        p_data=storage.p.data_ptr(),
-        ds_data=storage.ds.data_ptr(),
-        dq=storage.dq.get_tensor(cute.make_ordered_layout((4, WARPGROUP, vectors, GROUPS), (0, 1, 2, 3))),
-        shift=storage.shift.get_tensor(cute.make_layout((m, tile.q_stages))),
-        delta=storage.delta.get_tensor(cute.make_layout((m, tile.do_stages))),
-        bounds=bounds,
-        place=storage.place.get_tensor(cute.make_layout((tile.q_stages, 4), stride=(4, 1))),
-    )

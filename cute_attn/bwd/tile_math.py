@@ -12,7 +12,8 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Boolean, Float32, Int32, Uint32, const_expr, range_constexpr
 
-from cute_attn.sm90.ptx import exp2, fma, keep_inside, pack, tanh
+from cute_attn.sm90.ptx import exp2, fma, keep_inside, pack
+from cute_attn.sm90.score import Score, Where
 from cute_attn.spec.backward import BackwardSpec
 
 __all__ = ["TileMath"]
@@ -30,28 +31,28 @@ class TileMath:
     first: Any
     keys: Any
     seqlen_k: Int32
-    score_factor: Float32
+    score: Score
     exp2_factor: Float32
 
     @cute.jit
-    def probabilities(self, scores, packed, shift, bounds, layers, masked: cutlass.Constexpr):
-        """packed = P^T in pairs, scores = P^T times the derivative of the softcap; both zero outside the mask.
+    def probabilities(self, scores, packed, shift, bounds, layers, where: Where, masked: cutlass.Constexpr):
+        """packed = P^T in pairs, scores = P^T times the derivative of the score; both zero outside the mask.
 
         shift: (m,) -lse * log2(e), -inf for rows without keys.
         bounds: (m, 2, layers) of the tile's rows, lo and hi; layers: the two ends of those that meet the tile.
+        where: the score in register 0 is.
         """
         packed = cute.recast_tensor(packed, Int32)
-        softcap = self.spec.score == "softcap"
         flags: Any = None
-        if const_expr(masked and self.spec.layers == "many"):
+        if const_expr(masked and self.spec.mask.is_many):
             flags = self.flags_of_many(bounds, layers)
-        if const_expr(softcap):
+        if const_expr(self.spec.score.is_changed):
             for k in range_constexpr(cute.size(scores)):
-                scores[k] = tanh(scores[k] * self.score_factor)
+                scores[k] = self.score.changed(scores[k], self.at(where, k))
         for i in range_constexpr(self.queries // 16):
             shifts = self.of_thread(shift, i)
             limits = []
-            if const_expr(masked and self.spec.layers in (1, 2)):
+            if const_expr(masked and self.staged_layers > 0):
                 limits = [[self.of_thread(bounds[None, y, z], i) for y in range(2)] for z in range(self.staged_layers)]
             for b in range_constexpr(2):
                 for h in range_constexpr(2):
@@ -66,7 +67,10 @@ class TileMath:
                         elif const_expr(masked):
                             exponent = keep_inside(exponent, self.keys[h], self.intervals(limits, 2 * b + e))
                         p = exp2(exponent)
-                        scores[k] = p * fma(-x, x, Float32(1.0)) if softcap else p
+                        derivative: Any = None
+                        if const_expr(self.spec.score.is_changed):
+                            derivative = self.score.derivative(x, self.at(where, k))
+                        scores[k] = p if const_expr(derivative is None) else p * derivative
                         pair.append(p)
                     packed[4 * i + 2 * b + h] = pack(pair[0], pair[1], self.spec.dtype == "bf16")
 
@@ -82,6 +86,10 @@ class TileMath:
                     pair = [p[k + e] * (dp[k + e] - deltas[2 * b + e]) for e in range(2)]
                     packed[k // 2] = pack(pair[0], pair[1], self.spec.dtype == "bf16")
 
+    def at(self, where: Where, k: int) -> Where:
+        """The score in register k, of that in register 0."""
+        return where.moved(16 * (k // 8) + 8 * (k // 4 % 2) + k % 2, 8 * (k // 2 % 2))
+
     def of_thread(self, rows: cute.Tensor, i: int) -> Any:
         """Of (m,) in shared or global memory, the four that this thread needs for registers 8i to 8i + 7."""
         view = cute.make_tensor(rows.iterator, cute.make_layout((4, 4, self.spec.tile.m // 16)))
@@ -91,8 +99,8 @@ class TileMath:
         """Those of a row, with the bounds that are tested: up to two, or that of a dense mask."""
         if not limits:
             return [(None, self.seqlen_k)]
-        spec = self.spec
-        return [(lo[row] if spec.has_lower else None, hi[row] if spec.has_upper else None) for lo, hi in limits]
+        form = self.spec.mask
+        return [(lo[row] if form.has_lower else None, hi[row] if form.has_upper else None) for lo, hi in limits]
 
     @cute.jit
     def flags_of_many(self, bounds, layers):

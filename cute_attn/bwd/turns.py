@@ -15,21 +15,19 @@ import cutlass.cute as cute
 from cutlass import Int32
 
 from cute_attn.sm90.ptx import not_before
-from cute_attn.spec.backward import BackwardSpec
+from cute_attn.sm90.runs import read_run
 
-from .work import plane_of
+from .work import Arguments, Item
 
-__all__ = ["Turns"]
+__all__ = ["DqTurns"]
 
 
 @dataclass(frozen=True)
-class Turns:
+class DqTurns:
     """Those of one warp, which adds the dQ of consumer warpgroup `group`."""
 
-    spec: BackwardSpec
-    tensors: Any
-    schedule: Any
-    item: Any
+    arguments: Arguments
+    item: Item
     group: int
 
     @cute.jit
@@ -54,15 +52,16 @@ class Turns:
         cute.arch.sync_warp()
 
     def counter(self, head, tile) -> cute.Pointer:
-        turns = self.tensors.turns
+        turns: Any = self.arguments.tensors.turns
         return turns.iterator + cute.crd2idx((self.item.batch, head, tile, self.group), turns.layout)
 
     @cute.jit
     def key_tiles_behind(self, head, tile):
         """How many key tiles behind this one the query tile of a head attends."""
-        runs = self.schedule.query_runs[plane_of(self.spec, self.item, head), tile, None]
+        schedule: Any = self.arguments.schedule
+        ends = schedule.query_runs[self.arguments.plane_of(self.item, head), tile, None]
         count = Int32(0)
-        for run in cutlass.range(runs[0], runs[1], unroll=1):
-            first, last = self.schedule.key_runs[run, 0], self.schedule.key_runs[run, 1]
-            count += cutlass.max(last - cutlass.max(first, self.item.tile + 1), 0)
+        for number in cutlass.range(ends[0], ends[1], unroll=1):
+            run = read_run(schedule.key_runs, number)
+            count += cutlass.max(run.end - cutlass.max(run.begin, self.item.tile + 1), 0)
         return count

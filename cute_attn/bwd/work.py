@@ -1,15 +1,18 @@
 """What a CTA of the main kernel works on."""
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import cutlass
 import cutlass.cute as cute
 from cutlass import Int32
 
+from cute_attn.columns import ItemRow, KeyHeadRow
 from cute_attn.spec.backward import BackwardSpec
 
-from .arguments import Scalars, Schedule, Tensors
+from .arguments import Scalars, Schedule, Tensors, TmaTensors
 
-__all__ = ["Item", "item_of", "items_in_all", "items_of_cta", "plane_of", "plane_of_rows", "query_heads", "runs_of"]
+__all__ = ["Arguments", "Item", "plane_of_rows"]
 
 
 class Item(NamedTuple):
@@ -25,69 +28,75 @@ class Item(NamedTuple):
     n_partial: Int32  # tiles of all query heads
     n_full: Int32
 
-
-def items_in_all(spec: BackwardSpec, tensors: Tensors, schedule: Schedule, scalars: Scalars) -> Int32:
-    items = schedule.items.shape[0] * scalars.batches
-    return items if spec.planes_by_head else items * tensors.k.shape[2]
-
-
-def items_of_cta(
-    spec: BackwardSpec, tensors: Tensors, schedule: Schedule, scalars: Scalars
-) -> tuple[Int32, Int32, Int32]:
-    """The items of this CTA: the first, the end, the step. It has one, unless some multiprocessors are to stay free."""
-    return cute.arch.block_idx()[0], items_in_all(spec, tensors, schedule, scalars), cute.arch.grid_dim()[0]
+    @property
+    def query_heads(self) -> tuple[Int32, Int32]:
+        """Begin and end of the query heads of the key head."""
+        return self.head_k * self.group, (self.head_k + 1) * self.group
 
 
-def item_of(spec: BackwardSpec, index: Int32, tensors: Tensors, schedule: Schedule, scalars: Scalars) -> Item:
-    """Number `index` of the work: heads fastest, so that neighbours share the runs; then batches."""
-    heads, items = tensors.k.shape[2], schedule.items
-    if spec.planes_by_head:
-        entry, rest = index // scalars.batches, index % scalars.batches
-        key_plane, tile, n_partial, n_full = (items[entry, i] for i in range(4))
+@dataclass(frozen=True)
+class Arguments:
+    """What the device code of the main kernel is called with."""
+
+    spec: cutlass.Constexpr
+    tma: TmaTensors
+    tensors: Tensors
+    schedule: Schedule
+    scalars: Scalars
+
+    def work(self) -> Int32:
+        """Number of items: schedule entries, each for the batches, and key heads, that share it."""
+        items = self.schedule.items.shape[0] * self.scalars.batches
+        return items if self.spec.planes_by_head else items * self.tensors.k.shape[2]
+
+    def share(self) -> tuple[Int32, Int32, Int32]:
+        """Begin, end and step of the items of this CTA. It has one, unless some multiprocessors are to stay free."""
+        return cute.arch.block_idx()[0], self.work(), cute.arch.grid_dim()[0]
+
+    def item(self, index: Int32) -> Item:
+        """Item number `index`: heads fastest, so that neighbours share the runs; then batches."""
+        tensors, scalars, items = self.tensors, self.scalars, self.schedule.items
+        heads = tensors.k.shape[2]
+        if self.spec.planes_by_head:
+            entry, rest = index // scalars.batches, index % scalars.batches
+            of_keys = KeyHeadRow(*(items[entry, i] for i in range(len(KeyHeadRow._fields))))
+            return Item(
+                batch=of_keys.key_plane // heads + rest,  # one of the two is zero: a mask is shared or per batch
+                plane=of_keys.key_plane // heads * tensors.q.shape[2],
+                key_plane=of_keys.key_plane,
+                head_k=of_keys.key_plane % heads,
+                group=scalars.group,
+                tile=of_keys.tile,
+                ends=cute.domain_offset((len(KeyHeadRow._fields),), items[entry, None]),
+                n_partial=of_keys.n_partial,
+                n_full=of_keys.n_full,
+            )
+        entry, rest = index // (heads * scalars.batches), index % (heads * scalars.batches)
+        row = ItemRow(*(items[entry, i] for i in range(len(ItemRow._fields))))
         return Item(
-            batch=key_plane // heads + rest,  # one of the two is zero: a mask is shared or per batch
-            plane=key_plane // heads * tensors.q.shape[2],
-            key_plane=key_plane,
-            head_k=key_plane % heads,
+            batch=row.plane + rest // heads,  # likewise
+            plane=row.plane,
+            key_plane=row.plane,
+            head_k=rest % heads,
             group=scalars.group,
-            tile=tile,
-            ends=cute.domain_offset((4,), items[entry, None]),
-            n_partial=n_partial,
-            n_full=n_full,
+            tile=row.tile,
+            ends=(row.partial_begin, row.full_begin, row.end),
+            n_partial=scalars.group * row.n_partial,
+            n_full=scalars.group * row.n_full,
         )
-    entry, rest = index // (heads * scalars.batches), index % (heads * scalars.batches)
-    plane, tile, *ends, n_partial, n_full = (items[entry, i] for i in range(7))
-    return Item(
-        batch=plane + rest // heads,  # likewise
-        plane=plane,
-        key_plane=plane,
-        head_k=rest % heads,
-        group=scalars.group,
-        tile=tile,
-        ends=tuple(ends),
-        n_partial=scalars.group * n_partial,
-        n_full=scalars.group * n_full,
-    )
 
+    def plane_of(self, item: Item, head: Int32) -> Int32:
+        """The plane of the mask that is a query head's."""
+        return item.plane + head if self.spec.planes_by_head else item.plane
 
-def query_heads(item: Item) -> tuple[Int32, Int32]:
-    """The query heads of the item's key head: the first, and the one past the last."""
-    return item.head_k * item.group, (item.head_k + 1) * item.group
-
-
-def plane_of(spec: BackwardSpec, item: Item, head: Int32) -> Int32:
-    """The plane of the mask that is a query head's."""
-    return item.plane + head if spec.planes_by_head else item.plane
+    def runs_of(self, item: Item, head: Int32, masked: bool) -> tuple[Int32, Int32]:
+        """Begin and end of the partial or the full runs of a query head."""
+        first = 0 if masked else 1
+        if self.spec.planes_by_head:
+            first = 3 * (head - item.head_k * item.group) + first
+        return item.ends[first], item.ends[first + 1]
 
 
 def plane_of_rows(spec: BackwardSpec, idle_rows: cute.Tensor, batch: Int32, head: Int32, heads: Int32) -> Int32:
     """The plane of idle rows of a query head, as `is_idle` takes it."""
     return (batch * heads + head) % idle_rows.shape[0] if spec.planes_by_head else batch
-
-
-def runs_of(spec: BackwardSpec, item: Item, head: Int32, masked: bool) -> tuple[Int32, Int32]:
-    """The partial or the full runs of a query head: the first, and the one past the last."""
-    first = 0 if masked else 1
-    if spec.planes_by_head:
-        first = 3 * (head - item.head_k * item.group) + first
-    return item.ends[first], item.ends[first + 1]

@@ -26,6 +26,7 @@ from .options import given
 __all__ = ["HeadDim", "command", "json_object", "progress"]
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_OF_BACKWARD = ("deterministic", "planes_by_head")  # options that its specs have as fields
 
 
 class HeadDim(click.ParamType):
@@ -68,6 +69,7 @@ def progress(console: Console) -> Progress:
 @click.option("--softcap", is_flag=True, help="With scores capped by tanh.")
 @click.option("--sink", is_flag=True, help="With sinks (forward).")
 @click.option("--deterministic", is_flag=True, help="With sums of dQ in a fixed order (backward).")
+@click.option("--planes-by-head", is_flag=True, help="For a mask of its own for each query head (backward).")
 @click.option(
     "--candidates",
     type=click.Choice(["quick", "full"]),
@@ -91,6 +93,7 @@ def command(
     softcap: bool,
     sink: bool,
     deterministic: bool,
+    planes_by_head: bool,
     candidates: str | None,
     workers: int,
 ) -> int:
@@ -103,12 +106,12 @@ def command(
     cute-attn build --output kernels --mask causal --candidates
     """
     named = given(context)
-    of_masks = ("seqlen", "ops", "dtypes", "dims", "softcap", "sink", "deterministic", "candidates")
+    of_masks = ("seqlen", "ops", "dtypes", "dims", "softcap", "sink", *_OF_BACKWARD, "candidates")
     for option in (o for o in context.command.params if o.name in of_masks and o.name in named and not masks):
         raise click.UsageError(f"{option.opts[0]} goes with --mask: specs have their own")
-    for name, op in (("sink", "fwd"), ("deterministic", "bwd")):
+    for name, op in {"sink": "fwd", **dict.fromkeys(_OF_BACKWARD, "bwd")}.items():
         if name in named and op not in ops:
-            raise click.UsageError(f"--{name} goes with --op {op}")
+            raise click.UsageError(f"--{name.replace('_', '-')} goes with --op {op}")
     recorded = {file: load_specs(file) for file in files}
     for file, found in recorded.items():
         if not found:
@@ -119,8 +122,9 @@ def command(
         from ..selftest.cases import specs as selftest_specs
 
         specs += selftest_specs()
+    of_backward = {name: context.params[name] for name in _OF_BACKWARD}
     for name, op, dtype, dim in product(masks, ops, dtypes, dims):
-        specs.append(_spec(op, dtype, dim, name, seqlen, softcap, sink, deterministic))
+        specs.append(_spec(op, dtype, dim, name, seqlen, softcap, sink, of_backward))
         specs += _tried(op, dtype, dim, name, seqlen, candidates) if candidates else []
     if not specs:
         raise click.UsageError("nothing to build: give --selftest, --specs, --spec or --mask")
@@ -172,10 +176,18 @@ def json_object(text: str) -> object:
 
 
 def _spec(
-    op: str, dtype: str, dims: tuple[int, int], mask: str, seqlen: int, softcap: bool, sink: bool, deterministic: bool
+    op: str,
+    dtype: str,
+    dims: tuple[int, int],
+    mask: str,
+    seqlen: int,
+    softcap: bool,
+    sink: bool,
+    of_backward: dict[str, bool],
 ) -> Spec:
     from ..launch.shapes import spec_for
+    from ..spec.score import ScoreForm
 
-    variant: dict[str, Any] = {"score": "softcap"} if softcap else {}
-    variant |= {"deterministic": deterministic} if op == "bwd" else {"sink": sink}
+    variant: dict[str, Any] = {"score": ScoreForm("softcap")} if softcap else {}
+    variant |= of_backward if op == "bwd" else {"sink": sink}
     return spec_for(op, dtype, *dims, from_spec(mask, seqlen), **variant)

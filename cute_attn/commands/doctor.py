@@ -24,7 +24,7 @@ from ..jit.runtime import runtime_library
 from ..launch import tuned
 from ..mask import causal
 from ..profile.sass import disassembler
-from ..spec.forward import HEAD_DIMS
+from ..spec.attention import HEAD_DIMS
 from ..spec.operation import operations
 from .machine import backends, best_device
 

@@ -16,12 +16,13 @@ from rich.table import Table
 from ..jit.build import specs_of
 from ..jit.compile import compile
 from ..jit.compiler import needs_compiler
-from ..launch.forms import kernel_dims
+from ..launch.dims import kernel_dims
 from ..launch.shapes import spec_for
 from ..mask import from_spec
 from ..profile.inspect import Report, inspect, keep
 from ..profile.sass import disassembler
 from ..spec.operation import Spec, operation
+from ..spec.score import ScoreForm
 from ..spec.tiles import Tile
 from .build import json_object
 from .files import NewFolder
@@ -128,7 +129,7 @@ def _spec(
     max_logits: bool,
 ) -> Spec:
     row = operation(op)
-    variant: dict[str, Any] = {"score": "softcap" if softcap else "plain"}
+    variant: dict[str, Any] = {"score": ScoreForm("softcap" if softcap else "plain")}
     if op == "fwd":
         variant |= {"sink": sink, "max_logits": max_logits, "softmax": "exact" if max_logits else softmax}
     dims = kernel_dims(head_dim, head_dim_v)

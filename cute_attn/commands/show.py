@@ -122,8 +122,8 @@ def facts(mask: IntervalMask, tile: tuple[int, int]) -> Table:
         "attended", f"{area:,} of {pairs:,} pairs, {_share(area, pairs)}; sparsity {_share(pairs - area, pairs)}"
     )
     table.add_row("layers", f"{mask.layers} interval{'s' * (mask.layers > 1)} a row at most")
-    items = mask.schedule(tile).forward.items
-    partial, full = items[:, 5:7].long().sum(0).tolist()
+    items = mask.schedule(tile).forward.columns
+    partial, full = (int(count.long().sum()) for count in (items.n_partial, items.n_full))
     total = mask.planes * -(-mask.seqlen_q // tile[0]) * -(-mask.seqlen_k // tile[1])
     table.add_row(
         f"tiles {tile[0]}x{tile[1]}",

@@ -3,15 +3,14 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32
 
+from cute_attn.columns import ItemRow, RunRow
+from cute_attn.sm90.dtypes import DTYPES
 from cute_attn.spec.forward import ForwardSpec
 
-__all__ = ["DTYPES", "Scalars", "Schedule", "Tensors", "TmaTensors", "fake_arguments"]
-
-DTYPES = {"bf16": cutlass.BFloat16, "fp16": cutlass.Float16}
+__all__ = ["Scalars", "Schedule", "Tensors", "TmaTensors", "fake_arguments"]
 
 
 @dataclass(frozen=True)
@@ -33,14 +32,14 @@ class Tensors:
 class Schedule:
     """A RunTable and the keys without rows: see cute_attn.mask.tiles."""
 
-    items: cute.Tensor  # (n, 7), int32
-    runs: cute.Tensor  # (n, 4), int32
+    items: cute.Tensor  # (n, columns of ItemRow), int32
+    runs: cute.Tensor  # (n, columns of RunRow), int32
     idle_keys: cute.Tensor  # (planes of the mask, k_tiles or fewer, 32), int32
 
 
 @dataclass(frozen=True)
 class Scalars:
-    """score_factor: what scores are multiplied with before masking (specs other than "plain").
+    """score_factor: what scores are multiplied with before masking (ScoreForms other than plain).
     exp2_factor: what the exponential multiplies scores with, positive; it contains log2(e).
     batches, heads: how many batches and how many heads share an item of the schedule.
     mask_heads: how many heads have planes of their own in the mask, 1 if all share them.
@@ -87,7 +86,9 @@ def fake_arguments(spec: ForwardSpec) -> tuple[Any, ...]:
         strides = [cute.sym_int64() for _ in shape[1:]]
         return cute.runtime.make_fake_tensor(of, shape, (*strides, 1))
 
-    intervals = [array(Int32, cute.sym_int(), cute.sym_int(), seqlen_q) if spec.layers != 0 else None for _ in range(2)]
+    intervals = [None, None]
+    if spec.mask.is_bounded:
+        intervals = [array(Int32, cute.sym_int(), cute.sym_int(), seqlen_q) for _ in range(2)]
     sink = None
     if spec.sink:
         strides = tuple(cute.sym_int64() for _ in range(3))
@@ -104,6 +105,7 @@ def fake_arguments(spec: ForwardSpec) -> tuple[Any, ...]:
         max_logits=array(Float32, batch, heads_q) if spec.max_logits else None,
     )
     idle_keys = array(Int32, cute.sym_int(), cute.sym_int(), 32)
-    schedule = Schedule(array(Int32, cute.sym_int(), 7), array(Int32, cute.sym_int(), 4), idle_keys)
+    items, runs = (array(Int32, cute.sym_int(), len(row._fields)) for row in (ItemRow, RunRow))
+    schedule = Schedule(items, runs, idle_keys)
     scalars = Scalars(Float32(1.0), Float32(1.0), Int32(1), Int32(1), Int32(1), Int32(1))
     return tensors, schedule, scalars, cute.runtime.make_fake_stream(use_tvm_ffi_env_stream=True)

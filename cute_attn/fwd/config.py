@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from cute_attn.spec.forward import ForwardSpec
-from cute_attn.spec.tiles import TileConfig
+from cute_attn.spec.tiles import SHARED_MEMORY, TileConfig
 
 __all__ = ["check", "default_tile", "out_shares_queries", "shared_memory_bytes"]
 
-SHARED_MEMORY = 232_448  # bytes that one CTA may have on sm_90
 ALIGNMENT = 1024  # of each tile in shared memory
 # fp32 and packed registers of a thread that S, O and P may take together, by number of consumer warpgroups: what
 # setmaxnreg leaves (240, 160) less about 32 for everything else.
 FRAGMENT_REGISTERS = {2: 208, 3: 128}
 
 
-def _tiles(rows: int, columns: int) -> int:
-    return -(-rows * columns * 2 // ALIGNMENT) * ALIGNMENT
+def _tiles(spec: ForwardSpec, rows: int, columns: int) -> int:
+    return -(-rows * columns * spec.element_bytes // ALIGNMENT) * ALIGNMENT
 
 
 def _bytes(spec: ForwardSpec, share: bool) -> int:
     tile = spec.tile
-    q, out = _tiles(tile.m, spec.head_dim), 0 if spec.fp32_out else _tiles(tile.m, spec.head_dim_v)
-    rings = _tiles(tile.n * tile.stages, spec.head_dim) + _tiles(tile.n * tile.stages, spec.head_dim_v)
+    q, out = _tiles(spec, tile.m, spec.head_dim), 0 if spec.fp32_out else _tiles(spec, tile.m, spec.head_dim_v)
+    rings = sum(_tiles(spec, tile.n * tile.stages, dim) for dim in (spec.head_dim, spec.head_dim_v))
     return ALIGNMENT + rings + (max(q, out) if share else q + out)
 
 
@@ -38,7 +37,7 @@ def shared_memory_bytes(spec: ForwardSpec) -> int:
 
 def fragment_registers(spec: ForwardSpec) -> int:
     """Registers of a consumer thread that hold S, O and P."""
-    p = spec.tile.n // 4
+    p = spec.tile.n * spec.element_bytes // 8
     return spec.tile.n // 2 + spec.head_dim_v // 2 + (2 * p if spec.softmax == "stale" else p)
 
 

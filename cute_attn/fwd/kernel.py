@@ -18,18 +18,23 @@ from cutlass import Boolean, Float32, Int32, const_expr, range_constexpr
 from cutlass.cute.nvgpu import OperandMajorMode, warpgroup
 
 from cute_attn.sm90.barriers import BARRIER_EPILOGUE, Turns
+from cute_attn.sm90.dtypes import DTYPES
 from cute_attn.sm90.fragments import pack_fragment
 from cute_attn.sm90.idle import clear_idle, idle_of_lane
+from cute_attn.sm90.keys import KeyTiles
 from cute_attn.sm90.mask import RowBounds
-from cute_attn.sm90.ptx import not_before, tanh
+from cute_attn.sm90.place import Place
+from cute_attn.sm90.ptx import thread_here
+from cute_attn.sm90.runs import read_run
+from cute_attn.sm90.score import Score, Where
 from cute_attn.sm90.store import store_fragment
 from cute_attn.sm90.tiles import gemm, load_atom, partition, store_atom, tiled_mma
 from cute_attn.spec.forward import ForwardSpec
 
-from .arguments import DTYPES, Scalars, Schedule, Tensors, TmaTensors
+from .arguments import Scalars, Schedule, Tensors, TmaTensors
 from .config import out_shares_queries
 from .epilogue import write_rows
-from .softmax import NO_KEY, OnlineSoftmax, clear, rescale
+from .softmax import OnlineSoftmax, clear, rescale
 from .storage import ROWS, Layouts, Shared
 from .work import Arguments, Item
 
@@ -51,9 +56,18 @@ class Consumer:
     op_qk: Any
     op_pv: Any
     scores_shape: Any
-    score_factor: Any
+    score: Score
     softmax: OnlineSoftmax
     turns: Turns
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a thread knows of its two rows of an item: their intervals, and where the first of their scores would be in
+    a tile whose first key is the first of all."""
+
+    bounds: RowBounds
+    where: Where
 
 
 class ForwardKernel:
@@ -63,7 +77,6 @@ class ForwardKernel:
         self.spec, self.tile, self.consumers = spec, spec.tile, spec.tile.consumers
         self.n, self.dim, self.dim_v = spec.tile.n, spec.head_dim, spec.head_dim_v
         self.dtype, self.bf16 = DTYPES[spec.dtype], spec.dtype == "bf16"
-        self.many = spec.layers == "many"
         self.out_shares_queries = out_shares_queries(spec)
 
     # ------------------------------------------------------------------ host
@@ -114,33 +127,29 @@ class ForwardKernel:
 
     @cute.jit
     def load_queries_and_keys(self, arguments: Arguments, shared: Shared):
-        tma, runs, place = arguments.tma, arguments.schedule.runs, shared.place
+        tma, runs = arguments.tma, arguments.schedule.runs
         begin, end, step = arguments.share()
         item_count, tile_count = Int32(0), Int32(0)
         for index in cutlass.range(begin, end, step, unroll=1):
             item = arguments.item(index)
             q = cute.local_tile(tma.q[None, None, item.head, item.batch], (ROWS, self.dim), (None, 0))
-            k = cute.local_tile(tma.k[None, None, item.head_k, item.batch], (self.n, self.dim), (None, 0))
             to_q, from_q = partition(tma.q_atom, shared.q, q)
-            to_k, from_k = partition(tma.k_atom, shared.k, k)
+            keys = KeyTiles.of(tma.k_atom, tma.k, item.batch, item.head_k, shared.k)
             shared.queries.wait_empty(item_count)
-            barrier = shared.queries.expect(item_count, self.consumers * ROWS * self.dim * 2)
+            barrier = shared.queries.expect(item_count, self.consumers * ROWS * self.dim * self.spec.element_bytes)
             for group in range_constexpr(self.consumers):
                 source = from_q[None, item.tile * self.consumers + group]
                 cute.copy(tma.q_atom, source, to_q[None, group], tma_bar_ptr=barrier)
             item_count += 1
-            for run in cutlass.range(item.first_run, item.last_run, unroll=1):
-                for tile in cutlass.range(runs[run, 0], runs[run, 1], unroll=1):
+            for number in cutlass.range(item.first_run, item.end_run, unroll=1):
+                run = read_run(runs, number)
+                for tile in cutlass.range(run.begin, run.end, unroll=1):
                     slot = shared.keys.slot(tile_count)
                     shared.keys.wait_empty(tile_count)
-                    with cute.arch.elect_one():  # published by the arrive within expect
-                        place[slot, 0] = tile * self.n
-                        if const_expr(self.many):
-                            place[slot, 1] = runs[run, 2]
-                            place[slot, 2] = runs[run, 3]
-                            place[slot, 3] = Int32(0)  # the compiler reads all four at once
-                    barrier = shared.keys.expect(tile_count, self.n * self.dim * 2)
-                    cute.copy(tma.k_atom, from_k[None, tile], to_k[None, slot], tma_bar_ptr=barrier)
+                    with cute.arch.elect_one():
+                        Place(tile * self.n, run.layer_begin, run.layer_end, item.head).publish(shared.places, slot)
+                    barrier = shared.keys.expect(tile_count, keys.n_bytes)
+                    keys.load(tile, barrier, slot)
                     tile_count += 1
 
     @cute.jit
@@ -150,17 +159,17 @@ class ForwardKernel:
         tile_count = Int32(0)
         for index in cutlass.range(begin, end, step, unroll=1):
             item = arguments.item(index)
-            v = cute.local_tile(tma.v[None, None, item.head_k, item.batch], (self.n, self.dim_v), (None, 0))
-            to_v, from_v = partition(tma.v_atom, shared.v, v)
-            for run in cutlass.range(item.first_run, item.last_run, unroll=1):
-                for tile in cutlass.range(runs[run, 0], runs[run, 1], unroll=1):
+            tiles = KeyTiles.of(tma.v_atom, tma.v, item.batch, item.head_k, shared.v)
+            for number in cutlass.range(item.first_run, item.end_run, unroll=1):
+                run = read_run(runs, number)
+                for tile in cutlass.range(run.begin, run.end, unroll=1):
                     slot = values.slot(tile_count)
                     idle, any_idle = Int32(0), Boolean(False)
-                    if run < item.full_run:  # the weights of idle keys are zero, but zero times NaN would be NaN
+                    if number < item.full_run:  # the weights of idle keys are zero, but zero times NaN would be NaN
                         idle, any_idle = idle_of_lane(arguments.schedule.idle_keys, item.plane, tile)
                     values.wait_empty(tile_count)
-                    barrier = values.expect(tile_count, self.n * self.dim_v * 2, any_idle)
-                    cute.copy(tma.v_atom, from_v[None, tile], to_v[None, slot], tma_bar_ptr=barrier)
+                    barrier = values.expect(tile_count, tiles.n_bytes, any_idle)
+                    tiles.load(tile, barrier, slot)
                     if any_idle:
                         values.wait_landed()
                         clear_idle(idle, shared.v[None, None, slot])
@@ -177,8 +186,8 @@ class ForwardKernel:
         qk, pv = mma_qk.get_slice(0), mma_pv.get_slice(0)
         transposed = cute.make_ordered_layout((self.dim_v, self.n, self.tile.stages), order=(1, 0, 2))
         out = cute.make_rmem_tensor(pv.partition_shape_C((ROWS, self.dim_v)), Float32)
-        factor, no_key = arguments.scalars.exp2_factor, NO_KEY[self.spec.score]
-        softmax = OnlineSoftmax.make(self.n, self.bf16, factor, no_key, self.spec.max_logits)
+        scalars, form = arguments.scalars, self.spec.score
+        softmax = OnlineSoftmax.make(self.n, self.bf16, scalars.exp2_factor, form.no_key, self.spec.max_logits)
         turns = Turns(group, self.consumers, self.tile.ping_pong)
         c = Consumer(
             shared=shared,
@@ -190,7 +199,7 @@ class ForwardKernel:
             op_qk=mma_qk.op,
             op_pv=mma_pv.op,
             scores_shape=qk.partition_shape_C((ROWS, self.n)),
-            score_factor=arguments.scalars.score_factor,
+            score=Score(form, scalars.score_factor),
             softmax=softmax,
             turns=turns,
         )
@@ -200,7 +209,7 @@ class ForwardKernel:
         for index in cutlass.range(begin, end, step, unroll=1):
             item = arguments.item(index)
             row = item.tile * self.tile.m + group * ROWS + warp * 16 + lane // 4  # and row + 8
-            bounds = self.bounds(tensors, item, row)
+            rows = self.rows(tensors, item, row)
             clear(out)
             softmax.reset()
             shared.queries.wait_full(item_count)
@@ -208,18 +217,22 @@ class ForwardKernel:
             if n_tiles > 0:
                 last = tile_count + n_tiles
                 last_partial = tile_count + cutlass.max(item.n_partial, 1)
-                self.first_tile(c, bounds, tile_count)
-                tile_count = self.tiles(c, bounds, tile_count + 1, last_partial, True)
-                tile_count = self.tiles(c, bounds, tile_count, last, False)
+                self.first_tile(c, rows, tile_count)
+                tile_count = self.tiles(c, rows, tile_count + 1, last_partial, True)
+                tile_count = self.tiles(c, rows, tile_count, last, False)
                 if const_expr(not self.out_shares_queries):
                     shared.queries.release(item_count)  # Q may be replaced under the last product and the epilogue
                 self.last_values(c, tile_count - 1)
             else:
                 if const_expr(not self.out_shares_queries):
                     shared.queries.release(item_count)
+            thread = Int32(0)
+            if const_expr(self.spec.fp32_out):  # no register is left to keep the rows in through the loops
+                thread = thread_here() - WARPGROUP
+                row = item.tile * self.tile.m + thread // 32 * 16 + thread % 32 // 4
             write_rows(tensors, item, row, softmax, out)
             if const_expr(self.spec.fp32_out):
-                column = not_before(cute.arch.lane_idx()) % 4 * 2
+                column = thread % 4 * 2
                 store_fragment(out, tensors.out[item.batch, None, item.head, None], row, column)
             else:
                 self.store_out(arguments.tma, item, out, mma_pv, shared.out[None, None, group], warp, lane, group)
@@ -232,29 +245,30 @@ class ForwardKernel:
             cute.arch.cp_async_bulk_wait_group(0, read=True)  # shared memory must outlive the stores that read it
         turns.end()
 
-    def bounds(self, tensors: Tensors, item: Item, row: Int32) -> RowBounds:
-        """What of this thread's rows is masked."""
-        spec = self.spec
-        if spec.layers == 0:
-            return RowBounds.dense(self.n, tensors.k.shape[1])
-        lo, hi = (t[item.plane, None, None] for t in (tensors.lo, tensors.hi))
-        return RowBounds.load(self.n, spec.layers, spec.has_lower, spec.has_upper, lo, hi, row)
+    def rows(self, tensors: Tensors, item: Item, row: Int32) -> Rows:
+        """This thread's: `row` and `row + 8`."""
+        if self.spec.mask.is_bounded:
+            lo, hi = (t[item.plane, None, None] for t in (tensors.lo, tensors.hi))
+            bounds = RowBounds.load(self.n, self.spec.mask, lo, hi, row)
+        else:
+            bounds = RowBounds.dense(self.n, tensors.k.shape[1])
+        return Rows(bounds, Where(item.batch, item.head, row, bounds.first_column))
 
     @cute.jit
-    def first_tile(self, c, bounds, tile):
+    def first_tile(self, c, rows, tile):
         """S = Q K^T of the first tile, masked (which changes nothing in a full tile), and its exact softmax."""
         scores = cute.make_rmem_tensor(c.scores_shape, Float32)
         c.shared.keys.wait_full(tile)
         gemm(c.op_qk, scores, c.q, c.k[None, None, None, c.shared.keys.slot(tile)], True)
-        place = self.read_place(c, tile)
+        place = Place.read(c.shared.places, c.shared.keys.slot(tile))
         warpgroup.wait_group(0)
         c.shared.keys.release(tile)
-        self.transform(c, scores)
-        bounds.apply(scores, *place)
+        self.change(c, scores, rows, place)
+        rows.bounds.apply(scores, place)
         c.softmax.first(scores, cute.recast_tensor(c.p[0], Int32))
 
     @cute.jit
-    def tiles(self, c, bounds, tile: Int32, end: Int32, masked: cutlass.Constexpr):
+    def tiles(self, c, rows, tile: Int32, end: Int32, masked: cutlass.Constexpr):
         """Tiles [tile, end), with P of the tile before in the first register set at the beginning and at the end.
 
         The stale softmax writes P of a tile while the product of the one before still reads its own, so two tiles make
@@ -263,21 +277,21 @@ class ForwardKernel:
         """
         if const_expr(self.spec.softmax == "stale"):
             if (end - tile) & 1 == 1:
-                self.exact_tile(c, bounds, tile, masked)
+                self.exact_tile(c, rows, tile, masked)
                 tile += 1
             for _ in cutlass.range((end - tile) >> 1, unroll=1):
-                self.stale_tile(c, bounds, tile, masked, c.p[0], c.p[1])
-                self.stale_tile(c, bounds, tile + 1, masked, c.p[1], c.p[0])
+                self.stale_tile(c, rows, tile, masked, c.p[0], c.p[1])
+                self.stale_tile(c, rows, tile + 1, masked, c.p[1], c.p[0])
                 tile += 2
         else:
             for _ in cutlass.range(end - tile, unroll=1):
-                self.exact_tile(c, bounds, tile, masked)
+                self.exact_tile(c, rows, tile, masked)
                 tile += 1
         return tile
 
     @cute.jit
-    def stale_tile(self, c, bounds, tile, masked: cutlass.Constexpr, p_before, p_now):
-        scores = self.issue_products(c, bounds, tile, masked, p_before)
+    def stale_tile(self, c, rows, tile, masked: cutlass.Constexpr, p_before, p_now):
+        scores = self.issue_products(c, rows, tile, masked, p_before)
         p = cute.recast_tensor(p_now, Int32)
         correction = cute.make_rmem_tensor(2, Float32)
         correction.fill(1.0)
@@ -291,9 +305,9 @@ class ForwardKernel:
             rescale(c.out, correction)
 
     @cute.jit
-    def exact_tile(self, c, bounds, tile, masked: cutlass.Constexpr):
+    def exact_tile(self, c, rows, tile, masked: cutlass.Constexpr):
         tile = cute.arch.make_warp_uniform(tile)  # or ptxas computes descriptors in vector registers: 70 slots a tile
-        scores = self.issue_products(c, bounds, tile, masked, c.p[0])
+        scores = self.issue_products(c, rows, tile, masked, c.p[0])
         correction = cute.make_rmem_tensor(2, Float32)
         correction.fill(1.0)
         largest = c.softmax.row_max(scores)
@@ -308,7 +322,7 @@ class ForwardKernel:
             rescale(c.out, correction)
 
     @cute.jit
-    def issue_products(self, c, bounds, tile, masked: cutlass.Constexpr, p_before):
+    def issue_products(self, c, rows, tile, masked: cutlass.Constexpr, p_before):
         """Issues S = Q K^T of `tile` and O += P V of the one before; returns S, masked, while the latter still runs."""
         scores = cute.make_rmem_tensor(c.scores_shape, Float32)
         c.shared.keys.wait_full(tile)
@@ -317,14 +331,12 @@ class ForwardKernel:
         c.shared.values.wait_full(tile - 1)
         gemm(c.op_pv, c.out, p_before, c.v[None, None, None, c.shared.values.slot(tile - 1)], False)
         c.turns.done()
-        place = (Int32(0), Int32(0), Int32(0))
-        if const_expr(masked):
-            place = self.read_place(c, tile)
+        place = Place.read(c.shared.places, c.shared.keys.slot(tile))  # before the slot is released
         warpgroup.wait_group(1)
         c.shared.keys.release(tile)
-        self.transform(c, scores)
+        self.change(c, scores, rows, place)
         if const_expr(masked):
-            bounds.apply(scores, *place)
+            rows.bounds.apply(scores, place)
         return scores
 
     def finish_values(self, c, tile) -> None:
@@ -338,21 +350,13 @@ class ForwardKernel:
         gemm(c.op_pv, c.out, c.p[0], c.v[None, None, None, c.shared.values.slot(tile)], False)
         self.finish_values(c, tile)
 
-    def read_place(self, c, tile):
-        """First column of a tile and, with many layers, the layers that meet it; before its K slot is released."""
-        slot = c.shared.keys.slot(tile)
-        if self.many:
-            return c.shared.place[slot, 0], c.shared.place[slot, 1], c.shared.place[slot, 2]
-        return c.shared.place[slot, 0], Int32(0), Int32(0)
-
     @cute.jit
-    def transform(self, c, scores):
+    def change(self, c, scores, rows, place):
         """What the spec does to scores before they are masked."""
-        if const_expr(self.spec.score != "plain"):
+        if const_expr(self.spec.score.is_changed):
+            where = rows.where.moved(0, place.first)
             for k in range_constexpr(cute.size(scores)):
-                scores[k] = scores[k] * c.score_factor
-                if const_expr(self.spec.score == "softcap"):
-                    scores[k] = tanh(scores[k])
+                scores[k] = c.score.changed(scores[k], where.moved(8 * ((k >> 1) & 1), 8 * (k >> 2) + (k & 1)))
 
     # ------------------------------------------------------------------ epilogue
 

@@ -8,7 +8,7 @@ exact: the maximum is computed in every tile, and m moves (O and l are rescaled)
 stale: m is taken from the first tile and then left alone. The sum of a tile's exponentials, needed anyway, tells when
 it has become too small: above 2^15 the true maximum is taken, and the tile's exponentials are computed anew from the
 scores, which are still in registers. In fp16 no element can then overflow either. The common path has no maximum, no
-shuffle and no rescale. A row without a key so far has m = NO_KEY: its first key makes an infinite sum and is repaired
+shuffle and no rescale. A row without a key so far has m = no_key: its first key makes an infinite sum and is repaired
 like any other.
 """
 
@@ -20,11 +20,8 @@ from cutlass import Boolean, Float32, const_expr, range_constexpr
 
 from cute_attn.sm90.ptx import exp2, fma, opaque_zero, pack
 
-__all__ = ["NO_KEY", "OnlineSoftmax", "clear", "rescale"]
+__all__ = ["OnlineSoftmax", "clear", "rescale"]
 
-# The maximum of a row without keys, below every score: finite, so that nothing ever computes inf - inf. Capped scores
-# are tanh, at most 1, and their c may be huge: c m has to stay finite.
-NO_KEY = {"plain": -1.0e30, "scaled": -1.0e30, "softcap": -1.0e4}
 EXACT_SLACK = 8.0  # log2 of how far the maximum may grow before the exact softmax moves it
 STALE_LIMIT = 2.0**15  # sum of a tile's exponentials in one thread above which the stale softmax repairs
 
@@ -33,7 +30,7 @@ STALE_LIMIT = 2.0**15  # sum of a tile's exponentials in one thread above which 
 class OnlineSoftmax:
     """m and l of rows 16w + lane / 4 and 8 below; `total` is this thread's share of l.
 
-    columns: n of the tile. bf16: whether P is bf16, else fp16. factor: c above, positive. no_key: of NO_KEY.
+    columns: n of the tile. bf16: whether P is bf16, else fp16. factor: c above, positive. no_key: of ScoreForm.
     top: the true maximum, kept beside m where it is asked for (exact softmax only).
     """
 

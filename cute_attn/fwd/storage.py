@@ -8,10 +8,11 @@ import cutlass.cute as cute
 from cutlass import Int32
 
 from cute_attn.sm90.barriers import Ring, mbarriers_of_ring
+from cute_attn.sm90.dtypes import DTYPES
+from cute_attn.sm90.place import place_layout
 from cute_attn.sm90.tiles import tile_layout
 from cute_attn.spec.forward import ForwardSpec
 
-from .arguments import DTYPES
 from .config import out_shares_queries
 
 __all__ = ["ROWS", "Layouts", "Shared"]
@@ -43,14 +44,14 @@ class Layouts:
 class Shared:
     """What the warps of a CTA share.
 
-    place: for each slot of K its first column and, with many layers, the first and last of those that meet it.
+    places: of the tiles in the slots of K, see `cute_attn.sm90.place`.
     """
 
     q: Any  # tensors with the layouts above
     k: Any
     v: Any
     out: Any  # None if the output leaves from registers
-    place: Any  # (stages, 4), int32
+    places: Any
     queries: Ring
     keys: Ring
     values: Ring
@@ -73,7 +74,7 @@ class Shared:
             k=k,
             v=v,
             out=out,
-            place=storage.place.get_tensor(cute.make_layout((stages, 4), stride=(4, 1))),
+            places=storage.places.get_tensor(place_layout(stages)),
             queries=Ring(storage.q_barriers.data_ptr(), 1, readers),
             keys=Ring(storage.k_barriers.data_ptr(), stages, readers),
             values=Ring(storage.v_barriers.data_ptr(), stages, readers),
@@ -97,7 +98,7 @@ def _storage(spec: ForwardSpec, layouts: Layouts) -> Any:
         q_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(1)]
         k_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(stages)]
         v_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(stages)]
-        place: cute.struct.Align[cute.struct.MemRange[Int32, 4 * stages], 16]  # read as one vector
+        places: cute.struct.Align[cute.struct.MemRange[Int32, cute.cosize(place_layout(stages))], 16]
         q: tiles(cute.cosize(layouts.q))  # type: ignore[valid-type]
         out: tiles(0 if spec.fp32_out or out_shares_queries(spec) else cute.cosize(layouts.out))  # type: ignore[valid-type]
         k: tiles(cute.cosize(layouts.k))  # type: ignore[valid-type]

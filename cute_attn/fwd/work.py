@@ -6,6 +6,8 @@ from typing import NamedTuple
 import cutlass.cute as cute
 from cutlass import Int32
 
+from cute_attn.columns import ItemRow
+
 from .arguments import Scalars, Schedule, Tensors, TmaTensors
 
 __all__ = ["Arguments", "Item"]
@@ -21,7 +23,7 @@ class Item(NamedTuple):
     tile: Int32
     first_run: Int32
     full_run: Int32  # the first of those without masking
-    last_run: Int32
+    end_run: Int32
     n_partial: Int32
     n_full: Int32
 
@@ -48,17 +50,17 @@ class Arguments:
         scalars, items = self.scalars, self.schedule.items
         per_entry = scalars.heads * scalars.batches
         entry, rest = index // per_entry, index % per_entry
-        plane, tile, first_run, full_run, last_run, n_partial, n_full = (items[entry, i] for i in range(7))
-        head = plane % scalars.mask_heads + rest % scalars.heads  # one of the two is zero: planes are shared or not
+        row = ItemRow(*(items[entry, i] for i in range(len(ItemRow._fields))))
+        head = row.plane % scalars.mask_heads + rest % scalars.heads  # one of the two is zero: planes are shared or not
         return Item(
-            batch=plane // scalars.mask_heads + rest // scalars.heads,
-            plane=plane,
+            batch=row.plane // scalars.mask_heads + rest // scalars.heads,
+            plane=row.plane,
             head=head,
             head_k=head // (self.tensors.q.shape[2] // self.tensors.k.shape[2]),
-            tile=tile,
-            first_run=first_run,
-            full_run=full_run,
-            last_run=last_run,
-            n_partial=n_partial,
-            n_full=n_full,
+            tile=row.tile,
+            first_run=row.partial_begin,
+            full_run=row.full_begin,
+            end_run=row.end,
+            n_partial=row.n_partial,
+            n_full=row.n_full,
         )

@@ -25,7 +25,7 @@ PACKAGES = (
     "nvidia-cutlass-dsl-libs-cu13",
 )
 # Sources that the machine code of every operation is made from; the options of the compiler are in jit/compile.py.
-_SHARED_SOURCES = ("spec", "sm90", "jit/compile.py")
+_SHARED_SOURCES = ("columns.py", "spec", "sm90", "jit/compile.py")
 
 
 def key(spec: Spec) -> str:

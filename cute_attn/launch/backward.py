@@ -8,21 +8,23 @@ from typing import NamedTuple
 import torch
 
 from cute_attn.bwd.config import default_tile
+from cute_attn.columns import ItemRow
 from cute_attn.mask import IntervalMask, TileSchedule
-from cute_attn.spec.backward import BackwardSpec
+from cute_attn.spec.backward import BackwardSpec, backward_forms
+from cute_attn.spec.mask import MaskForm
+from cute_attn.spec.score import ScoreForm
 from cute_attn.spec.tiles import BackwardTile
 
 from .by_head import by_place, idle_for_all, items_of_key_heads
-from .forms import backward_mask_kind, kernel_dims
+from .dims import kernel_dims
 from .order import in_turns
 from .rows import pack_bounds, unpack_rows
 from .run import Order, Runtime, run
+from .shapes import spec_of
 from .tensors import DTYPES, in_kernel_form, multiprocessors
 from .tuned import tuned_tile
 
 __all__ = ["BackwardPlan", "KernelGradients", "backward", "plan_backward", "row_terms", "without_keys"]
-
-LOG2_E = math.log2(math.e)
 
 
 class KernelGradients(NamedTuple):
@@ -106,8 +108,9 @@ def _planned(
         bounds = mask._derived["bounds", tile.m] = pack_bounds(mask, tile.m)
     turns: tuple[torch.Tensor | None, torch.Tensor | None] = None, None
     if has_turns:
-        ranges = by_place(schedule.forward, schedule.q_tiles)[:, [2, 4]]
-        turns = ranges.view(schedule.planes, schedule.q_tiles, 2).contiguous(), schedule.forward.runs
+        walks = ItemRow(*by_place(schedule.forward, schedule.q_tiles).unbind(1))
+        ranges = torch.stack([walks.partial_begin, walks.end], 1)
+        turns = ranges.view(schedule.planes, schedule.q_tiles, 2), schedule.forward.runs
     return BackwardPlan(tile, *facts, *ends, items, table.runs, bounds, schedule.idle_rows, idle_keys, *turns)
 
 
@@ -162,15 +165,16 @@ def backward(
             if gradient is not None:
                 gradient.zero_()
         return KernelGradients(dq, dk, dv, row_terms(dout, out, lse, without_keys(plan.lo, plan.hi, plan.heads), dlse))
-    layers, has_lower, has_upper = backward_mask_kind(plan, softcap > 0.0)
-    spec = BackwardSpec(
-        dtype=DTYPES[q.dtype],  # type: ignore[arg-type]
+    form, score = backward_forms(
+        MaskForm.of(plan.layers, plan.has_lower, plan.has_upper), ScoreForm.of(softmax_scale, softcap)
+    )
+    spec = spec_of(
+        BackwardSpec,
+        dtype=DTYPES[q.dtype],
         head_dim=dims[0],
         head_dim_v=dims[1],
-        layers=layers,
-        has_lower=has_lower,
-        has_upper=has_upper,
-        score="softcap" if softcap > 0.0 else "plain",
+        mask=form,
+        score=score,
         dq=needs[0],
         dk=needs[1],
         dv=needs[2],
@@ -186,11 +190,11 @@ def backward(
     statistics = q.new_empty(batch, heads_q, tiles, 2, tile.m, dtype=torch.float32)
     dq_sum = q.new_empty(batch, heads_q, tiles, tile.m * dims[0], dtype=torch.float32) if spec.dq else None
     turns = q.new_empty(batch, heads_q, tiles, 2, dtype=torch.int32) if spec.deterministic else None
-    bounds = plan.bounds if layers != 0 else None
+    bounds = plan.bounds if form.is_bounded else None
     tensors = (*inputs, lse, dlse, bounds, statistics, dq_sum, turns, dq, dk, dv)
     ordered = (plan.turn_ranges, plan.turn_runs) if spec.deterministic else (None, None)
     scalars = (
-        *_factors(softmax_scale, softcap),
+        *score.factors(softmax_scale, softcap),
         softmax_scale,
         batch if plan.bounds.shape[0] == plan.heads else 1,
         heads_q // k.shape[2],
@@ -225,8 +229,3 @@ def row_terms(
 def without_keys(lo: torch.Tensor, hi: torch.Tensor, heads: int) -> torch.Tensor:
     """Which rows of a mask attend nothing: bool (batch of the mask, heads of the mask, seqlen_q)."""
     return (lo >= hi).all(1).unflatten(0, (-1, heads))
-
-
-def _factors(scale: float, softcap: float) -> tuple[float, float]:
-    """What scores are multiplied with before tanh, and what the exponential multiplies."""
-    return (scale / softcap, softcap * LOG2_E) if softcap > 0.0 else (1.0, scale * LOG2_E)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from cute_attn.columns import ItemRow, KeyHeadRow
 from cute_attn.mask.tiles import RunTable
 
 __all__ = ["by_place", "idle_for_all", "items_of_key_heads"]
@@ -15,26 +16,26 @@ __all__ = ["by_place", "idle_for_all", "items_of_key_heads"]
 
 def by_place(table: RunTable, tiles: int) -> torch.Tensor:
     """The items of a table of `tiles` a plane, in the order of planes, then tiles."""
-    return table.items[(table.items[:, 0].long() * tiles + table.items[:, 1]).argsort()]
+    columns = table.columns
+    return table.items[(columns.plane.long() * tiles + columns.tile).argsort()]
 
 
 def items_of_key_heads(table: RunTable, tiles: int, group: int, has_turns: bool) -> torch.Tensor:
     """The items of a transposed table for key heads of `group` query heads each.
 
-    Returns int32 `(key planes * tiles, 4 + 3 * group)`: key plane (that of batch element b and key head h is
-    `b * heads_k + h`), tile, n_partial, n_full of all its heads; then for each head partial_begin, full_begin, end.
-    With turns they are in their order, last tile first, else longest first.
+    Returns int32 `(key planes * tiles, 4 + 3 * group)`, see `cute_attn.columns.KeyHeadRow`; the key plane of batch
+    element b and key head h is `b * heads_k + h`. With turns they are last tile first, else longest first.
     """
     if tiles == 0:
-        return table.items.new_empty(0, 4 + 3 * group)
+        return table.items.new_empty(0, len(KeyHeadRow._fields) + 3 * group)
     items = by_place(table, tiles).unflatten(0, (-1, group, tiles))
-    items = items.transpose(1, 2).flatten(0, 1)  # (key planes * tiles, group, 7)
-    place = torch.arange(len(items), device=items.device, dtype=items.dtype)
-    counts = items[:, :, 5:].sum(1, dtype=items.dtype)
-    where = torch.stack([place // tiles, place % tiles], 1)
-    merged = torch.cat([where, counts, items[:, :, 2:5].flatten(1)], 1)
-    first = merged[:, 1] if has_turns else counts.sum(1)
-    return merged[first.argsort(descending=True, stable=True)].contiguous()
+    items = ItemRow(*items.transpose(1, 2).flatten(0, 1).unbind(2))  # each (key planes * tiles, group)
+    place = torch.arange(len(items.tile), device=table.items.device, dtype=torch.int32)
+    counts = (count.sum(1, dtype=torch.int32) for count in (items.n_partial, items.n_full))
+    merged = KeyHeadRow(place // tiles, place % tiles, *counts)
+    ends = torch.stack([items.partial_begin, items.full_begin, items.end], 2).flatten(1)
+    first = merged.tile if has_turns else merged.n_partial + merged.n_full
+    return torch.cat([torch.stack(merged, 1), ends], 1)[first.argsort(descending=True, stable=True)]
 
 
 def idle_for_all(idle_keys: torch.Tensor, group: int) -> torch.Tensor:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from cute_attn.fwd.config import default_tile
 from cute_attn.mask import IntervalMask
-from cute_attn.spec.forward import ForwardSpec, Score, Softmax
+from cute_attn.spec.forward import ForwardSpec, Softmax
+from cute_attn.spec.mask import MaskForm
+from cute_attn.spec.score import ScoreForm
 from cute_attn.spec.tiles import TileConfig
 
-from .forms import kernel_dims, mask_kind
+from .dims import kernel_dims
 from .run import Order, Runtime, run
+from .shapes import spec_of
 from .tensors import DTYPES, in_kernel_form, multiprocessors, rows_contiguous
 from .tuned import tuned_tile
 
 __all__ = ["ForwardPlan", "forward", "plan_forward"]
-
-LOG2_E = math.log2(math.e)
-# Scales that the exponential alone can carry: beyond them, and for scale <= 0, scores are multiplied before masking.
-PLAIN_SCALES = (1e-6, 1e6)
 
 
 class ForwardPlan(NamedTuple):
@@ -121,15 +119,13 @@ def forward(
     if seqlen_k == 0 or plan.runs.shape[0] == 0:
         lse.copy_(sink_lse) if sink_lse is not None else lse.fill_(-math.inf)
         return out.zero_(), lse, max_logits
-    score, score_factor, exp2_factor = _score(softmax_scale, softcap)
-    layers, has_lower, has_upper = mask_kind(plan, softcap > 0.0)
-    spec = _spec(
+    form, score = MaskForm.of(plan.layers, plan.has_lower, plan.has_upper), ScoreForm.of(softmax_scale, softcap)
+    spec = spec_of(
+        ForwardSpec,
         dtype=DTYPES[q.dtype],
         head_dim=dims[0],
         head_dim_v=dims[1],
-        layers=layers,
-        has_lower=has_lower,
-        has_upper=has_upper,
+        mask=form,
         score=score,
         sink=sink_lse is not None,
         max_logits=return_max_logits,
@@ -138,25 +134,11 @@ def forward(
         tile=plan.tile,
     )
     q, k, v = (in_kernel_form(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
-    bounds = (None, None) if layers == 0 else (plan.lo, plan.hi)
+    bounds = (plan.lo, plan.hi) if form.is_bounded else (None, None)
     tensors = (q, k, v, out, lse, *bounds, sink_lse, max_logits)
     sharing = batch if plan.lo.shape[0] == plan.heads else 1, heads_q if plan.heads == 1 else 1
-    scalars = (score_factor, exp2_factor, *sharing, plan.heads, max(1, multiprocessors(q.device) - sm_margin))
+    ctas = max(1, multiprocessors(q.device) - sm_margin)
+    scalars = (*score.factors(softmax_scale, softcap), *sharing, plan.heads, ctas)
     arguments = (tensors, (plan.items, plan.runs, plan.idle_keys), scalars)
     run(spec, arguments, runtime, (out, lse), order)
     return out, lse, max_logits
-
-
-def _score(scale: float, softcap: float) -> tuple[Score, float, float]:
-    """The kind of score, what scores are multiplied with before masking, and what the exponential multiplies with."""
-    if softcap > 0.0:
-        return "softcap", scale / softcap, softcap * LOG2_E
-    if PLAIN_SCALES[0] <= scale <= PLAIN_SCALES[1]:
-        return "plain", 1.0, scale * LOG2_E
-    return "scaled", scale, LOG2_E
-
-
-@functools.cache
-def _spec(**fields: Any) -> ForwardSpec:
-    """A spec, checked once."""
-    return ForwardSpec(**fields)

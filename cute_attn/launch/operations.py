@@ -12,11 +12,10 @@ from torch import Tensor
 from ..bwd import config as bwd
 from ..fwd import config as fwd
 from ..mask import IntervalMask
-from ..spec.backward import BackwardSpec
+from ..spec.backward import BackwardSpec, backward_forms
 from ..spec.forward import ForwardSpec
 from ..spec.operation import Operation, register
 from ..spec.tiles import BackwardTile, Tile, TileConfig
-from .forms import backward_mask_kind, mask_kind
 
 __all__ = ["BACKWARD", "FORWARD"]
 
@@ -69,13 +68,14 @@ FORWARD = Operation(
     check=fwd.check,
     program=_forward_program,
     shared_memory_bytes=fwd.shared_memory_bytes,
-    mask_kind=mask_kind,
+    forms=lambda mask, score: (mask, score),
     table=lambda schedule: schedule.forward,
     depth=lambda d, dv: d + dv,  # S and PV
     call=_forward_call,
     tile=TileConfig,
     default_tile=fwd.default_tile,
     tiles=_forward_tiles,
+    is_tuned=True,
 )
 BACKWARD = Operation(
     name="bwd",
@@ -86,13 +86,14 @@ BACKWARD = Operation(
     check=bwd.check,
     program=_backward_program,
     shared_memory_bytes=bwd.shared_memory_bytes,
-    mask_kind=backward_mask_kind,
+    forms=backward_forms,
     table=lambda schedule: schedule.backward,
     depth=lambda d, dv: 3 * d + 2 * dv,  # S, dQ and dK; dP and dV
     call=_backward_call,
     tile=BackwardTile,
     default_tile=bwd.default_tile,
     tiles=_backward_tiles,
+    is_tuned=True,
 )
 for row in (FORWARD, BACKWARD):
     register(row)

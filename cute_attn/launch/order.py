@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from cute_attn.columns import ItemRow
 from cute_attn.mask import TileSchedule
 from cute_attn.mask.tiles import RunTable
 
@@ -24,7 +25,7 @@ def in_turns(schedule: TileSchedule) -> RunTable:
     """The transposed table of a schedule in the order of turns; made once."""
     if schedule not in _tables:
         table = upwards(schedule.backward, schedule.layers)
-        items = table.items[table.items[:, 1].argsort(descending=True, stable=True)]
+        items = table.items[table.columns.tile.argsort(descending=True, stable=True)]
         _tables[schedule] = RunTable(items, table.runs)
     return _tables[schedule]
 
@@ -35,22 +36,26 @@ def upwards(table: RunTable, layers: int) -> RunTable:
     Key tiles with a partial tile behind a full one get all of them as partial; a mask of many layers tests all of its
     layers in what was full.
     """
-    items, runs = table.items.long(), table.runs.clone()
-    begin, full_begin, end = items[:, 2:5].unbind(1)
+    items, runs = ItemRow(*table.items.long().unbind(1)), table.run_columns
+    begin, end, count = items.partial_begin, items.end, len(runs.begin)
     by_place = begin.argsort(stable=True)  # the runs of an item lie together, in no order of items
     owner = by_place.repeat_interleave((end - begin)[by_place])
-    full = torch.arange(len(runs), device=runs.device) >= full_begin[owner]
-    last_partial, first_full = items.new_full((2, len(items)), -1)
-    last_partial = last_partial.scatter_reduce(0, owner[~full], runs[~full, 1].long(), "amax")
+    full = torch.arange(count, device=begin.device) >= items.full_begin[owner]
+    last_partial, first_full = begin.new_full((2, len(begin)), -1)
+    last_partial = last_partial.scatter_reduce(0, owner[~full], runs.end[~full].long(), "amax")
     first_full = first_full.fill_(torch.iinfo(torch.int64).max)
-    first_full = first_full.scatter_reduce(0, owner[full], runs[full, 0].long(), "amin")
+    first_full = first_full.scatter_reduce(0, owner[full], runs.begin[full].long(), "amin")
     mixed = last_partial > first_full
     full, tested = full & ~mixed[owner], full & mixed[owner]
-    runs[tested, 2:] = torch.tensor([0, layers], dtype=runs.dtype, device=runs.device)
-    order = runs[:, 0].argsort(stable=True)
+    tests = runs._replace(
+        layer_begin=runs.layer_begin.masked_fill(tested, 0), layer_end=runs.layer_end.masked_fill(tested, layers)
+    )
+    order = runs.begin.argsort(stable=True)
     for key in (full, begin[owner]):  # least significant first
         order = order[key[order].argsort(stable=True)]
-    n_partial, n_full = items[:, 5], items[:, 6]
-    items[:, 3] = torch.where(mixed, end, full_begin)
-    items[:, 5:] = torch.stack([torch.where(mixed, n_partial + n_full, n_partial), n_full.masked_fill(mixed, 0)], 1)
-    return RunTable(items.int(), runs[order].contiguous())
+    walked = items._replace(
+        full_begin=torch.where(mixed, end, items.full_begin),
+        n_partial=torch.where(mixed, items.n_partial + items.n_full, items.n_partial),
+        n_full=items.n_full.masked_fill(mixed, 0),
+    )
+    return RunTable(torch.stack(walked, 1).int(), torch.stack(tests, 1)[order])

@@ -2,35 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from cute_attn.mask import IntervalMask
+from cute_attn.spec.mask import MaskForm
 from cute_attn.spec.operation import Spec, operation
+from cute_attn.spec.score import ScoreForm
 from cute_attn.spec.tiles import Tile
 
-from .forms import kernel_dims
+from .dims import kernel_dims
 
-__all__ = ["spec_for"]
+__all__ = ["spec_for", "spec_of"]
+
+AnySpec = TypeVar("AnySpec", bound=Spec)
 
 
 def spec_for(
-    op: str, dtype: str, head_dim: int, head_dim_v: int, mask: IntervalMask, tile: Tile | None = None, **variant: Any
+    op: str,
+    dtype: str,
+    head_dim: int,
+    head_dim_v: int,
+    mask: IntervalMask,
+    tile: Tile | None = None,
+    score: ScoreForm | None = None,
+    **variant: Any,
 ) -> Spec:
-    """The spec of an operation on a mask; `variant` are further fields of the spec, None as tile is the default.
+    """The spec of an operation on a mask.
+
+    tile, score: None for the default, and for plain scores. variant: further fields of the spec.
 
     Raises ValueError or TypeError for head dims, tiles or variants that no kernel serves.
     """
     row = operation(op)
     dims = kernel_dims(head_dim, head_dim_v)
     tile = tile or row.default_tile(*dims)
-    layers, has_lower, has_upper = row.mask_kind(mask.schedule((tile.m, tile.n)), variant.get("score") == "softcap")
+    schedule = mask.schedule((tile.m, tile.n))
+    kind = MaskForm.of(schedule.layers, schedule.has_lower, schedule.has_upper)
+    form, score = row.forms(kind, score or ScoreForm())
     return row.spec(
         dtype=dtype,
         head_dim=dims[0],
         head_dim_v=dims[1],
-        layers=layers,
-        has_lower=has_lower,
-        has_upper=has_upper,
+        mask=form,
+        score=score,
         tile=tile,
         **variant,
     )
+
+
+@functools.cache
+def spec_of(kind: Callable[..., AnySpec], **fields: Any) -> AnySpec:
+    """A spec of a kind, checked once."""
+    return kind(**fields)

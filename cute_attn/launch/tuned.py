@@ -20,6 +20,8 @@ from weakref import WeakKeyDictionary
 import torch
 
 from cute_attn.mask import IntervalMask
+from cute_attn.mask.tiles import needs_bounds
+from cute_attn.spec.mask import MaskForm
 from cute_attn.spec.operation import operation
 from cute_attn.spec.tiles import Tile
 
@@ -50,7 +52,7 @@ log = logging.getLogger("cute_attn.plan")
 
 
 class MaskClass(NamedTuple):
-    """What a mask is to a kernel: layers 0 (dense), 1, 2 or "many", which bounds cut it, and how dense it is.
+    """What a mask is to a kernel, as its MaskForm has it, and how dense it is.
 
     density: attended pairs in halvings of all pairs, rounded: 0 for all, 1 for causal.
     """
@@ -151,11 +153,10 @@ def mask_class(mask: IntervalMask) -> MaskClass:
     """Worked out once for a mask object."""
     found = _classes.get(mask)
     if found is None:
-        has_lower, has_upper = bool((mask.lo > 0).any()), bool((mask.hi < mask.seqlen_k).any())
-        layers: int | str = mask.layers if mask.layers <= 2 else "many"
+        form = MaskForm.of(mask.layers, *needs_bounds(mask))
         pairs = mask.planes * mask.seqlen_q * mask.seqlen_k
         density = round(-math.log2(max(1, mask.area()) / pairs)) if pairs else 0
-        found = MaskClass(layers if has_lower or has_upper else 0, has_lower, has_upper, density)
+        found = MaskClass(form.layers, form.has_lower, form.has_upper, density)
         _classes[mask] = found
     return found
 

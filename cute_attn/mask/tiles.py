@@ -11,9 +11,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
+from ..columns import ItemRow, RunRow
 from .checks import check_tile, shown
 
-__all__ = ["RunTable", "TileSchedule", "by_lane"]
+__all__ = ["RunTable", "TileSchedule", "by_lane", "needs_bounds"]
 
 
 @runtime_checkable
@@ -49,12 +50,22 @@ class RunTable:
     items: int32 `(planes * tiles, 7)`: plane, tile, partial_begin, full_begin, end, n_partial, n_full; longest first.
         The tile's partial runs are `runs[partial_begin:full_begin]`, its full ones `runs[full_begin:end]`, both
         ascending; n_partial and n_full count the tiles in them.
-    runs: int32 `(n, 4)`: first, last (half-open, tiles of the other side), layer_begin, layer_end. The layers are those
-        that meet a partial run; a full run names none.
+    runs: int32 `(n, 4)`: begin, end (of tiles of the other side), layer_begin, layer_end. The layers are those that
+        meet a partial run; a full run names none.
     """
 
     items: torch.Tensor
     runs: torch.Tensor
+
+    @property
+    def columns(self) -> ItemRow:
+        """Of the items, by name."""
+        return ItemRow(*self.items.unbind(1))
+
+    @property
+    def run_columns(self) -> RunRow:
+        """Of the runs."""
+        return RunRow(*self.runs.unbind(1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,16 +104,15 @@ class TileSchedule:
         tile = check_tile(tile)
         grid = _Grid(mask.planes, -(-mask.seqlen_q // tile[0]), -(-mask.seqlen_k // tile[1]), mask.layers)
         segments = _classify(mask, tile, grid)
-        has_lower = bool((mask.lo > 0).any())
-        open_end = not bool((mask.hi < mask.seqlen_k).any())
+        has_lower, has_upper = needs_bounds(mask)
         return cls(
             tile=tile,
             planes=mask.planes,
             seqlen_q=mask.seqlen_q,
             seqlen_k=mask.seqlen_k,
-            layers=0 if open_end and not has_lower else mask.layers,
+            layers=mask.layers if has_lower or has_upper else 0,
             has_lower=has_lower,
-            has_upper=not open_end or mask.seqlen_k % tile[1] != 0,
+            has_upper=has_upper or mask.seqlen_k % tile[1] != 0,
             forward=_table(segments, grid.planes, grid.q_tiles, grid.layers),
             backward=_table(_transpose(segments, grid), grid.planes, grid.k_tiles, grid.layers),
             idle_rows=by_lane((mask.lo >= mask.hi).all(1), tile[0]),
@@ -124,6 +134,11 @@ class TileSchedule:
     def to_grid_transposed(self) -> torch.Tensor:
         """int8 `(planes, k_tiles, q_tiles)` of the backward's runs; always the transpose of `to_grid()`."""
         return _grid_of(self.backward, self.planes, self.k_tiles, self.q_tiles)
+
+
+def needs_bounds(mask: Intervals) -> tuple[bool, bool]:
+    """Whether some intervals of a mask begin behind the first key, and whether some end before the last one."""
+    return bool((mask.lo > 0).any()), bool((mask.hi < mask.seqlen_k).any())
 
 
 def by_lane(flags: torch.Tensor, size: int) -> torch.Tensor:
@@ -314,11 +329,11 @@ def _table(segments: _Segments, planes: int, tiles: int, layers: int) -> RunTabl
     groups = planes * tiles
     slot = segments.group * 2 + (kind - 1)
     order = slot.argsort(stable=True)
-    columns = (
-        segments.first,
-        segments.last,
-        segments.state // (layers + 1) % (layers + 1),
-        segments.state % (layers + 1),
+    columns = RunRow(
+        begin=segments.first,
+        end=segments.last,
+        layer_begin=segments.state // (layers + 1) % (layers + 1),
+        layer_end=segments.state % (layers + 1),
     )
     runs = torch.stack([x[order] for x in columns], 1).int()
     count = torch.bincount(slot, minlength=2 * groups)
@@ -329,21 +344,20 @@ def _table(segments: _Segments, planes: int, tiles: int, layers: int) -> RunTabl
     n_partial, n_full = tiles_in.view(groups, 2).unbind(1)
     index = torch.arange(groups, device=slot.device)
     where = (index // max(1, tiles), index % max(1, tiles))
-    items = torch.stack([*where, begin[:, 0], begin[:, 1], end[:, 1], n_partial, n_full], 1)
+    items = torch.stack(ItemRow(*where, begin[:, 0], begin[:, 1], end[:, 1], n_partial, n_full), 1)
     longest_first = (n_partial + n_full).argsort(descending=True, stable=True)
     return RunTable(items[longest_first].int(), runs)
 
 
 def _grid_of(table: RunTable, planes: int, tiles: int, others: int) -> torch.Tensor:
     edges = torch.zeros(planes * tiles, others + 1, dtype=torch.int8, device=table.runs.device)
-    items = table.items.long()
-    group = items[:, 0] * tiles + items[:, 1]
-    for value, begin, end in ((1, items[:, 2], items[:, 3]), (2, items[:, 3], items[:, 4])):
+    items, runs = ItemRow(*table.items.long().unbind(1)), table.run_columns
+    group = items.plane * tiles + items.tile
+    for value, begin, end in ((1, items.partial_begin, items.full_begin), (2, items.full_begin, items.end)):
         owner = torch.repeat_interleave(group, end - begin)
         length = end - begin
         index = torch.arange(owner.numel(), device=owner.device)
         index = index + torch.repeat_interleave(begin - (length.cumsum(0) - length), length)
-        first, last = table.runs[index, 0].long(), table.runs[index, 1].long()
-        for at, sign in ((first, value), (last, -value)):
+        for at, sign in ((runs.begin[index].long(), value), (runs.end[index].long(), -value)):
             edges.index_put_((owner, at), edges.new_full((), sign).expand(len(at)), accumulate=True)
     return edges.cumsum(1)[:, :others].to(torch.int8).view(planes, tiles, others)

@@ -10,9 +10,11 @@ from typing import Any, cast
 
 from cute_attn.launch.shapes import spec_for
 from cute_attn.mask import IntervalMask
+from cute_attn.spec.attention import HEAD_DIMS
 from cute_attn.spec.backward import BackwardSpec
-from cute_attn.spec.forward import HEAD_DIMS, ForwardSpec
+from cute_attn.spec.forward import ForwardSpec
 from cute_attn.spec.operation import operation, parse_spec
+from cute_attn.spec.score import ScoreForm
 
 from .masks import MASKS, kind_of_mask
 
@@ -28,7 +30,7 @@ GROUPS = {
 }
 
 
-AttentionSpec = ForwardSpec | BackwardSpec
+CaseSpec = ForwardSpec | BackwardSpec
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Case:
     public: forward and backward by autograd through flex_flash_attn_func, so also the forward's kernel.
     """
 
-    spec: AttentionSpec
+    spec: CaseSpec
     mask: str
     tokens: int
     dims: tuple[int, int]
@@ -109,32 +111,31 @@ def profiled(simulated: bool = False) -> list[Case]:
     return [case.simulated() for case in found] if simulated else found
 
 
-def specs() -> list[AttentionSpec]:
+def specs() -> list[CaseSpec]:
     """What the bundle of `cute-attn build --selftest` holds: the kernels of every case."""
     found = [case.spec for case in cases(GROUPS)]
     found += [_forward_of(case) for case in cases(GROUPS) if case.public]
     return list(dict.fromkeys(found))
 
 
-def case_for(spec: AttentionSpec) -> Case:
+def case_for(spec: CaseSpec) -> Case:
     """A small case of the matrix's size for any kernel, such as those of a user's bundle."""
-    fields: dict[str, Any] = {"softcap": 15.0} if spec.score == "softcap" else {}
-    fields |= {"scale": -0.1} if spec.score == "scaled" else {}
+    fields: dict[str, Any] = {"plain": {}, "scaled": {"scale": -0.1}, "softcap": {"softcap": 15.0}}[spec.score.kind]
     fields |= {"sink": True} if getattr(spec, "sink", False) else {}
-    name = kind_of_mask(spec.layers, spec.has_lower, spec.has_upper)
+    name = kind_of_mask(spec.mask)
     # Whole tiles of keys leave the upper bound untested, where a kernel has no test of it.
-    tokens = 1000 if spec.has_upper else SIMULATED_TOKENS // spec.tile.n * spec.tile.n
+    tokens = 1000 if spec.mask.has_upper else SIMULATED_TOKENS // spec.tile.n * spec.tile.n
     return Case(spec, name, tokens, (spec.head_dim, spec.head_dim_v), **fields)
 
 
-def _forward_of(case: Case) -> AttentionSpec:
+def _forward_of(case: Case) -> CaseSpec:
     """The kernel that a public case runs before its own."""
-    variant: dict[str, Any] = {"score": "softcap"} if case.softcap else {}
-    return _spec_for("fwd", case.spec.dtype, *case.dims, _mask(case.mask), sink=case.sink, **variant)
+    score = ScoreForm("softcap" if case.softcap else "plain")
+    return _spec_for("fwd", case.spec.dtype, *case.dims, _mask(case.mask), score=score, sink=case.sink)
 
 
-def _spec_for(*arguments: Any, **variant: Any) -> AttentionSpec:
-    return cast(AttentionSpec, spec_for(*arguments, **variant))
+def _spec_for(*arguments: Any, **variant: Any) -> CaseSpec:
+    return cast(CaseSpec, spec_for(*arguments, **variant))
 
 
 @functools.cache
@@ -158,10 +159,7 @@ def _case(
 ) -> Case:
     """A case with the spec that its problem leads to; `fields` are those of the case, and VARIANTS of the spec."""
     variant = {name: fields.pop(name) for name in VARIANTS if name in fields}
-    if fields.get("softcap"):
-        variant["score"] = "softcap"
-    elif fields.get("scale", 1.0) <= 0 and op == "fwd":
-        variant["score"] = "scaled"
+    variant["score"] = ScoreForm.of(1.0 if fields.get("scale") is None else fields["scale"], fields.get("softcap", 0.0))
     if fields.get("sink") and op == "fwd":
         variant["sink"] = True
     return Case(_spec_for(op, dtype, *dims, _mask(mask), **variant), mask, tokens, dims, **fields)

@@ -18,7 +18,7 @@ from cute_attn.errors import in_words
 from cute_attn.jit.bundle import load_bundle
 
 from .bench import bench
-from .cases import GROUPS, AttentionSpec, Case, case_for, cases
+from .cases import GROUPS, Case, CaseSpec, case_for, cases
 from .report import WRONG, sentence, table
 from .tools import SANITIZERS, profile, sanitize
 from .watch import Row, Settings, Unable, run
@@ -139,9 +139,7 @@ def _chosen(options: argparse.Namespace) -> list[Case]:
 def _further(path: Path, known: Sequence[Case], simulated: bool) -> list[Case]:
     """A case for each kernel of a bundle that no other case runs, so that a user's own bundle is tested whole."""
     tested = {case.spec for case in known}
-    found = [
-        case_for(spec) for spec in load_bundle(path).specs if isinstance(spec, AttentionSpec) and spec not in tested
-    ]
+    found = [case_for(spec) for spec in load_bundle(path).specs if isinstance(spec, CaseSpec) and spec not in tested]
     return [case.simulated() if simulated else case for case in found]
 
 

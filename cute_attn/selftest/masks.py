@@ -8,6 +8,7 @@ import torch
 
 from cute_attn import mask
 from cute_attn.mask import IntervalMask
+from cute_attn.spec.mask import MaskForm
 
 __all__ = ["MASKS", "kind_of_mask"]
 
@@ -42,8 +43,8 @@ MASKS: dict[str, Callable[[int], IntervalMask]] = {
 }
 
 
-def kind_of_mask(layers: int | str, has_lower: bool, has_upper: bool) -> str:
-    """The name of a mask that leads to specs with these fields."""
-    if layers == 1:
-        return "window" if has_lower and has_upper else "causal" if has_upper else "anticausal"
-    return {0: "full", 2: "prefix"}.get(layers, "slices") if isinstance(layers, int) else "slices"
+def kind_of_mask(form: MaskForm) -> str:
+    """The name of a mask that leads to specs with this form."""
+    if form.layers == 1:
+        return "window" if form.has_lower and form.has_upper else "causal" if form.has_upper else "anticausal"
+    return {0: "full", 2: "prefix", "many": "slices"}[form.layers]

@@ -13,6 +13,8 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Boolean, Float32, Int32, Uint32, const_expr, range_constexpr
 
+from cute_attn.spec.mask import MaskForm
+
 from .ptx import shift_left
 
 __all__ = ["RowBounds"]
@@ -47,16 +49,17 @@ class RowBounds:
         return cls(columns, False, True, first_column, [[(None, seqlen_k - first_column)]] * 2)
 
     @classmethod
-    def load(cls, columns: int, layers: Any, has_lower: bool, has_upper: bool, lo, hi, row) -> "RowBounds":
-        """The bounds of rows `row` and `row + 8` in lo, hi: (layers, seqlen_q), layers being 1, 2 or "many".
+    def load(cls, columns: int, form: MaskForm, lo, hi, row) -> "RowBounds":
+        """The bounds of rows `row` and `row + 8` in lo, hi: (layers, seqlen_q).
 
         Rows past the end repeat the last one: nothing of them is stored.
         """
         rows = [cutlass.min(row + 8 * h, lo.shape[1] - 1) for h in range(2)]
-        bounds = cls(columns, has_lower, has_upper, 2 * (cute.arch.lane_idx() % 4), None, lo, hi, rows)
-        if layers == "many":
+        first_column = 2 * (cute.arch.lane_idx() % 4)
+        bounds = cls(columns, form.has_lower, form.has_upper, first_column, None, lo, hi, rows)
+        if form.is_many:
             return bounds
-        return replace(bounds, fixed=[[bounds._read(h, y) for y in range(layers)] for h in range(2)])
+        return replace(bounds, fixed=[[bounds._read(h, y) for y in range(form.fixed_layers)] for h in range(2)])
 
     def _read(self, h, layer):
         """The bounds of row h in a layer, those that are tested."""
@@ -65,15 +68,15 @@ class RowBounds:
         return lo, hi
 
     @cute.jit
-    def apply(self, scores, first, layer_begin, layer_end):
-        """scores = -inf outside the intervals, in the tile whose first column is `first`.
+    def apply(self, scores, place):
+        """scores = -inf outside the intervals, in the tile at a Place.
 
-        With many layers only [layer_begin, layer_end) are looked at, those that meet the tile; none means all is kept.
+        With many layers only those that meet the tile are looked at; none means all is kept.
         """
         if const_expr(self.fixed is None):
-            bits = self._bits_of_many(first, layer_begin, layer_end)
+            bits = self._bits_of_many(place.first, place.layer_begin, place.layer_end)
         else:
-            bits = self._bits(first)
+            bits = self._bits(place.first)
         for h in range_constexpr(2):
             for j in range_constexpr(self.columns // 8):
                 word = bits[h, j // 16]

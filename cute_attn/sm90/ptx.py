@@ -7,7 +7,18 @@ from cutlass import Float32, Int32, Uint32
 from cutlass._mlir.dialects import llvm
 from cutlass.cutlass_dsl import T, dsl_user_op
 
-__all__ = ["exp2", "fma", "keep_inside", "not_before", "opaque_zero", "pack", "shift_left", "store_matrices", "tanh"]
+__all__ = [
+    "exp2",
+    "fma",
+    "keep_inside",
+    "not_before",
+    "opaque_zero",
+    "pack",
+    "shift_left",
+    "store_matrices",
+    "tanh",
+    "thread_here",
+]
 
 
 def _asm(
@@ -50,6 +61,12 @@ def not_before(x: Int32, *, loc: Any = None, ip: Any = None) -> Int32:
             ip=ip,
         )
     )
+
+
+@dsl_user_op
+def thread_here(*, loc: Any = None, ip: Any = None) -> Int32:
+    """The index of this thread in its CTA, read here: nothing that depends on it waits in registers from before."""
+    return Int32(_asm(T.i32(), [], "mov.u32 $0, %tid.x;", "=r", loc, ip, has_side_effects=True))
 
 
 @dsl_user_op

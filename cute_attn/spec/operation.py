@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from .mask import MaskForm
+from .score import ScoreForm
 from .tiles import Tile
 
 __all__ = ["Operation", "Spec", "operation", "operations", "parse_spec", "register"]
@@ -42,11 +44,12 @@ class Operation:
     check: raises ValueError for a spec whose tile no multiprocessor holds.
     program: the kernel of a spec and stand-ins for its arguments, to compile; imports the compiler.
     shared_memory_bytes: of a CTA of the kernel that has the products.
-    mask_kind: a tile schedule, and whether scores are capped, as its specs name them: layers, has_lower, has_upper.
+    forms: in which its specs have a mask and a score of given forms.
     table: of a tile schedule, the one that it walks. depth: at head dims, the sum over its products of the dimension
         that is not of the tile.
     call: q, k, v, a mask, the softmax scale and a tile, as something to be called and timed.
     tile: the type of its tiles. default_tile: at a pair of HEAD_DIMS. tiles: all that may be tried.
+    is_tuned: whether `autotune` looks for its fastest tiles; `depth` and `call` are then those of its problems.
     """
 
     name: str
@@ -57,13 +60,14 @@ class Operation:
     check: Callable[[Any], None]
     program: Callable[[Any], tuple[Any, tuple[Any, ...]]]
     shared_memory_bytes: Callable[[Any], int]
-    mask_kind: Callable[[Any, bool], tuple[Any, bool, bool]]
+    forms: Callable[[MaskForm, ScoreForm], tuple[MaskForm, ScoreForm]]
     table: Callable[[Any], Any]
     depth: Callable[[int, int], int]
     call: Callable[..., Callable[[], object]]
     tile: Callable[..., Tile]
     default_tile: Callable[[int, int], Tile]
     tiles: Callable[[], list[Tile]]
+    is_tuned: bool
 
 
 _table: dict[str, Operation] = {}

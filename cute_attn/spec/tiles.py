@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["BackwardTile", "Tile", "TileConfig"]
+from .checks import check_fields
+
+__all__ = ["SHARED_MEMORY", "BackwardTile", "Tile", "TileConfig"]
+
+SHARED_MEMORY = 232_448  # bytes that one CTA may have on sm_90
 
 
 class Tile(Protocol):
@@ -38,12 +42,7 @@ class TileConfig:
     ping_pong: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("m", "n", "stages"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"TileConfig.{name} must be an int, got {value!r}")
-        if not isinstance(self.ping_pong, bool):
-            raise TypeError(f"TileConfig.ping_pong must be a bool, got {self.ping_pong!r}")
+        check_fields(self)
         if self.m not in (128, 192):
             raise ValueError(f"TileConfig.m must be 128 or 192 (two or three warpgroups of 64 rows), got {self.m}")
         if self.n % 16 or not 16 <= self.n <= 256:
@@ -82,17 +81,16 @@ class BackwardTile:
         return 64
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, allowed in (
             ("n", (64, 128)),
             ("q_stages", (2, 4)),
             ("do_stages", (1, 2, 4)),
             ("dq_chunks", (1, 2, 4)),
         ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"BackwardTile.{name} must be an int, got {value!r}")
-            if value not in allowed:
-                raise ValueError(f"BackwardTile.{name} must be one of {', '.join(map(str, allowed))}, got {value}")
+            if getattr(self, name) not in allowed:
+                given, these = getattr(self, name), ", ".join(map(str, allowed))
+                raise ValueError(f"BackwardTile.{name} must be one of {these}, got {given}")
 
     def __str__(self) -> str:
         chunks = f", dQ in {self.dq_chunks} pieces" if self.dq_chunks > 1 else ""

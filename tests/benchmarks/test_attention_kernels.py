@@ -112,7 +112,8 @@ def test_flash_attn_4_in_simulation(flash_attention_4, name, operation):
 def test_our_kernels_compile_beside_those_of_flash_attn_4(flash_attention_4):
     from cute_attn.jit.compile import compile
     from cute_attn.spec.forward import ForwardSpec
+    from cute_attn.spec.mask import MaskForm
 
-    compile(ForwardSpec(head_dim=64, head_dim_v=64, layers=1))
+    compile(ForwardSpec(head_dim=64, head_dim_v=64, mask=MaskForm(1)))
     assert "flash-attn-4 has no name" in PEERS["flash-attn-4"].why_not(small("prefix"))
     assert os.environ["FLASH_ATTENTION_ARCH"] == "sm_90"

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from cute_attn.bwd.config import default_tile, shared_memory_bytes
+from cute_attn.spec.attention import HEAD_DIMS
 from cute_attn.spec.backward import BackwardSpec
-from cute_attn.spec.forward import HEAD_DIMS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "backward.md").read_text()
 

@@ -10,7 +10,7 @@ from oracle import assert_close
 
 from cute_attn.mask import IntervalMask, causal
 from cute_attn.reference import attention_forward
-from cute_attn.spec.forward import HEAD_DIMS
+from cute_attn.spec.attention import HEAD_DIMS
 
 FP32 = {"fp32_gradients": True}
 # 64 keys for the first rows and 128 for the others

@@ -5,8 +5,10 @@ import pytest
 from cute_attn.bwd.config import default_tile
 from cute_attn.jit.compile import compile
 from cute_attn.profile.inspect import inspect
+from cute_attn.spec.attention import HEAD_DIMS
 from cute_attn.spec.backward import BackwardSpec
-from cute_attn.spec.forward import HEAD_DIMS
+from cute_attn.spec.mask import MaskForm
+from cute_attn.spec.score import ScoreForm
 
 
 def profile(**fields):
@@ -16,19 +18,19 @@ def profile(**fields):
 
 
 def test_the_causal_backward_issues_little_beside_its_products():
-    partial, full = profile(layers=1)
+    partial, full = profile(mask=MaskForm(1))
     assert full.slots_per_cycle < 0.221
     assert partial.slots_per_cycle <= 0.259
 
 
 MASKS = {
     "dense": {},
-    "causal": {"layers": 1},
-    "window": {"layers": 1, "has_lower": True},
-    "two layers": {"layers": 2, "has_lower": True},
-    "many layers": {"layers": "many", "has_lower": True},
-    "softcap": {"score": "softcap"},
-    "causal softcap": {"score": "softcap", "layers": "many", "has_lower": True},
+    "causal": {"mask": MaskForm(1)},
+    "window": {"mask": MaskForm(1, True)},
+    "two layers": {"mask": MaskForm(2, True)},
+    "many layers": {"mask": MaskForm("many", True)},
+    "softcap": {"score": ScoreForm("softcap")},
+    "causal softcap": {"score": ScoreForm("softcap"), "mask": MaskForm("many", True)},
 }
 
 
@@ -54,4 +56,4 @@ def test_no_default_tile_spills_or_serialises(dims, mask):
     ],
 )
 def test_no_option_makes_a_default_tile_spill_or_serialise(dims, options):
-    profile(head_dim=dims[0], head_dim_v=dims[1], tile=default_tile(*dims), layers=1, has_lower=True, **options)
+    profile(head_dim=dims[0], head_dim_v=dims[1], tile=default_tile(*dims), mask=MaskForm(1, True), **options)

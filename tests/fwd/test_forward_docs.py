@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 from cute_attn.fwd.config import default_tile, fragment_registers, out_shares_queries, shared_memory_bytes
-from cute_attn.spec.forward import HEAD_DIMS, ForwardSpec
+from cute_attn.spec.attention import HEAD_DIMS
+from cute_attn.spec.forward import ForwardSpec
 
 TEXT = (Path(__file__).parents[2] / "docs" / "forward.md").read_text()
 

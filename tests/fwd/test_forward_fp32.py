@@ -9,7 +9,7 @@ from forward_case import check, run
 from oracle import assert_close
 
 from cute_attn.mask import causal, sliding_window
-from cute_attn.spec.forward import HEAD_DIMS
+from cute_attn.spec.attention import HEAD_DIMS
 
 FP32 = {"fp32_out": True}
 

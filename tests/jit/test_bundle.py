@@ -23,10 +23,11 @@ from cute_attn.jit.obtain import KernelNotBuilt, obtain
 from cute_attn.launch import run as launch
 from cute_attn.spec.backward import BackwardSpec
 from cute_attn.spec.forward import ForwardSpec
+from cute_attn.spec.mask import MaskForm
 from cute_attn.spec.tiles import TileConfig
 
-SPEC = ForwardSpec(layers=1)
-OTHER = BackwardSpec(layers=1)
+SPEC = ForwardSpec(mask=MaskForm(1))
+OTHER = BackwardSpec(mask=MaskForm(1))
 
 
 @pytest.fixture
@@ -277,9 +278,16 @@ def test_build_makes_the_specs_that_its_flags_name(compiles, tmp_path, in_thread
         "--output", tmp_path / "out", "--workers", 1,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    found = {(s.op, s.dtype, s.head_dim, s.head_dim_v, s.layers) for s in compiles}
+    found = {(s.op, s.dtype, s.head_dim, s.head_dim_v, s.mask.layers) for s in compiles}
     assert found == {(op, "fp16", d, dv, 1) for op in ("fwd", "bwd") for d, dv in ((64, 64), (192, 128))}
     assert all(s.sink for s in compiles if s.op == "fwd")
+
+
+def test_build_makes_backwards_for_masks_of_each_query_head(compiles, tmp_path, in_threads):
+    flags = ["--planes-by-head", "--op", "bwd", "--deterministic"]
+    result = run("build", "--mask", "causal", *flags, "--output", tmp_path / "out", "--workers", 1)
+    assert result.exit_code == 0, result.output
+    assert [(s.op, s.planes_by_head, s.deterministic) for s in compiles] == [("bwd", True, True)]
 
 
 @pytest.mark.parametrize("softcap", [False, True])
@@ -333,6 +341,8 @@ def test_a_kernel_that_cannot_be_built_is_named_and_the_others_are_built(compile
         (["--spec", '{"op":"fwd","op":"bwd"}'], "the key 'op' stands more than once"),
         (["--spec", SPEC.canonical(), "--softcap"], "--softcap goes with --mask"),
         (["--mask", "causal", "--op", "bwd", "--sink"], "--sink goes with --op fwd"),
+        (["--mask", "causal", "--op", "fwd", "--planes-by-head"], "--planes-by-head goes with --op bwd"),
+        (["--spec", SPEC.canonical(), "--planes-by-head"], "--planes-by-head goes with --mask"),
         (["--mask", "cuasal"], "unknown mask 'cuasal'"),
         (["--mask", "causal", "--head-dim", "a"], "expected a head_dim such as 128"),
     ],
@@ -419,7 +429,7 @@ assert "cutlass" not in sys.modules
 
 @pytest.mark.slow
 def test_a_bundle_runs_in_a_process_in_which_importing_the_compiler_fails(tmp_path):
-    spec = {**json.loads(ForwardSpec(head_dim=64, head_dim_v=64, layers=1).canonical())}
+    spec = {**json.loads(ForwardSpec(head_dim=64, head_dim_v=64, mask=MaskForm(1)).canonical())}
     environment = {**os.environ, "CUTE_ATTN_CACHE_DIR": str(tmp_path / "cache")}
     environment.pop("CUTE_ATTN_CACHE_MODE", None)
     tool = [sys.executable, "-c", "from cute_attn.cli import main; main()"]

@@ -12,21 +12,21 @@ from cute_attn.jit import fingerprint
 from cute_attn.jit.fingerprint import key
 from cute_attn.spec.backward import BackwardSpec
 from cute_attn.spec.forward import ForwardSpec
+from cute_attn.spec.mask import MaskForm
 from cute_attn.spec.operation import parse_spec
+from cute_attn.spec.score import ScoreForm
 from cute_attn.spec.tiles import BackwardTile, TileConfig
 
-FORWARD = ForwardSpec(layers=1, has_lower=True)
-BACKWARD = BackwardSpec(layers=1, has_lower=True)
+FORWARD = ForwardSpec(mask=MaskForm(1, True))
+BACKWARD = BackwardSpec(mask=MaskForm(1, True))
 # What to put in the place of each field of a spec, with what else must change for the spec to be valid.
 CHANGES = {
     FORWARD: {
         "dtype": {"dtype": "fp16"},
         "head_dim": {"head_dim": 192},
         "head_dim_v": {"head_dim": 192, "head_dim_v": 192},
-        "layers": {"layers": 2},
-        "has_lower": {"has_lower": False},
-        "has_upper": {"has_upper": False},
-        "score": {"score": "softcap"},
+        "mask": {"mask": MaskForm(2, True)},
+        "score": {"score": ScoreForm("softcap")},
         "sink": {"sink": True},
         "max_logits": {"max_logits": True, "softmax": "exact"},
         "softmax": {"softmax": "exact"},
@@ -37,10 +37,8 @@ CHANGES = {
         "dtype": {"dtype": "fp16"},
         "head_dim": {"head_dim": 192},
         "head_dim_v": {"head_dim": 192, "head_dim_v": 192},
-        "layers": {"layers": 2},
-        "has_lower": {"has_lower": False},
-        "has_upper": {"has_upper": False},
-        "score": {"score": "softcap", "layers": "many"},
+        "mask": {"mask": MaskForm(2, True)},
+        "score": {"score": ScoreForm("softcap"), "mask": MaskForm("many", True)},
         "dq": {"dq": False},
         "dk": {"dk": False},
         "dv": {"dv": False},
@@ -51,9 +49,12 @@ CHANGES = {
         "tile": {"tile": BackwardTile(n=64)},
     },
 }
-TILES = {
-    TileConfig(): {"m": 192, "n": 112, "stages": 4, "ping_pong": False},
-    BackwardTile(): {"n": 64, "q_stages": 4, "do_stages": 1, "dq_chunks": 2},
+# What a spec is made of, each with the specs that can have all of the changes.
+PARTS = {
+    TileConfig(): (ForwardSpec(softmax="exact"), {"m": 192, "n": 112, "stages": 4, "ping_pong": False}),
+    BackwardTile(): (BackwardSpec(), {"n": 64, "q_stages": 4, "do_stages": 1, "dq_chunks": 2}),
+    MaskForm(1, True): (BackwardSpec(), {"layers": 2, "has_lower": False, "has_upper": False}),
+    ScoreForm(): (ForwardSpec(), {"kind": "scaled"}),
 }
 
 
@@ -65,18 +66,18 @@ def test_every_field_of_a_spec_changes_the_key(spec):
     assert len(set(keys)) == len(keys)
 
 
-@pytest.mark.parametrize("tile", list(TILES), ids=["forward", "backward"])
-def test_every_field_of_a_tile_changes_the_key(tile):
-    assert set(TILES[tile]) == {field.name for field in dataclasses.fields(tile)}, "a field has no change listed"
-    base = ForwardSpec(softmax="exact") if isinstance(tile, TileConfig) else BackwardSpec()
-    tiles = [tile, *(dataclasses.replace(tile, **{name: value}) for name, value in TILES[tile].items())]
-    keys = [key(dataclasses.replace(base, tile=t)) for t in tiles]
+@pytest.mark.parametrize(("part", "field"), list(zip(PARTS, ["tile", "tile", "mask", "score"], strict=True)))
+def test_every_field_of_a_tile_and_of_a_form_changes_the_key(part, field):
+    base, changes = PARTS[part]
+    assert set(changes) == {field.name for field in dataclasses.fields(part)}, "a field has no change listed"
+    parts = [part, *(dataclasses.replace(part, **{name: value}) for name, value in changes.items())]
+    keys = [key(dataclasses.replace(base, **{field: p})) for p in parts]
     assert len(set(keys)) == len(keys)
 
 
 def test_specs_that_compare_equal_in_python_but_differ_in_type_are_refused_not_confused():
     with pytest.raises(ValueError, match="layers"):
-        ForwardSpec(layers=True)
+        ForwardSpec(mask=MaskForm(True))
     with pytest.raises(TypeError, match="sink"):
         ForwardSpec(sink=1)
 
@@ -118,7 +119,7 @@ def test_the_sources_the_packages_and_the_architecture_change_the_key(monkeypatc
 
 
 def test_the_fingerprint_covers_the_sources_of_the_operation_and_no_launcher(monkeypatch, tmp_path):
-    shared = ["spec/forward.py", "spec/backward.py", "sm90/ptx.py", "jit/compile.py"]
+    shared = ["columns.py", "spec/forward.py", "spec/backward.py", "sm90/ptx.py", "jit/compile.py"]
     files = {op: [f"{op}/kernel.py", f"{op}/arguments.py", *shared] for op in ("fwd", "bwd")}
     names = sorted({"launch/forward.py", "launch/operations.py"}.union(*files.values()))
     for name in names:
@@ -149,4 +150,4 @@ def test_run_time_values_compile_nothing_new(compiles, monkeypatch):
         for softcap in (0.0, 10 * scale):
             forward(q, k, v, causal(rows), softmax_scale=scale, softcap=softcap, runtime="sim")
     assert len(compiles) == 2, compiles
-    assert {spec.score for spec in compiles} == {"plain", "softcap"}
+    assert {spec.score.kind for spec in compiles} == {"plain", "softcap"}

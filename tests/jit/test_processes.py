@@ -17,8 +17,9 @@ from cute_attn.jit import cache, entry, obtain
 from cute_attn.jit.entry import link
 from cute_attn.launch import run as launch
 from cute_attn.spec.forward import ForwardSpec
+from cute_attn.spec.mask import MaskForm
 
-SPEC = ForwardSpec(layers=1)
+SPEC = ForwardSpec(mask=MaskForm(1))
 FORK = multiprocessing.get_context("fork")
 
 

@@ -7,6 +7,7 @@ import torch
 from click.testing import CliRunner
 from toy_operation import TOY, ToySpec, ToyTile
 
+from autotune import Problem
 from cute_attn import load_bundle, sim
 from cute_attn.cli import main
 from cute_attn.jit import cache
@@ -33,6 +34,11 @@ def test_the_table_names_what_it_holds():
     assert parse_spec(SPEC.canonical()) == SPEC
     with pytest.raises(ValueError, match="threads must be at most 1024, got 2048"):
         compile(ToySpec(tile=ToyTile(2048)))
+
+
+def test_an_operation_that_is_not_tuned_is_no_problem_of_autotune():
+    with pytest.raises(ValueError, match=r"Problem.op must be one of fwd, bwd, got 'toy'"):
+        Problem(op="toy")
 
 
 def test_a_new_operation_is_compiled_cached_and_run(empty_cache):

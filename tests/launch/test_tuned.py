@@ -113,7 +113,7 @@ def test_backward_entries_hold_backward_tiles():
 @pytest.mark.parametrize(
     ("mask", "expected"),
     [
-        (full(512), MaskClass(0, False, False, 0)),
+        (full(512), MaskClass(0, False, True, 0)),
         (causal(512), MaskClass(1, False, True, 1)),
         (sliding_window(1024, left=127, right=0), MaskClass(1, True, True, 3)),
     ],

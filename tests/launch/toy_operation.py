@@ -50,12 +50,13 @@ TOY = Operation(
     check=check,
     program=program,
     shared_memory_bytes=lambda spec: 0,
-    mask_kind=lambda schedule, softcap: (0, False, True),
+    forms=lambda mask, score: (mask, score),
     table=lambda schedule: schedule.forward,
     depth=lambda head_dim, head_dim_v: 0,
     call=lambda *problem: lambda: None,
     tile=ToyTile,
     default_tile=lambda head_dim, head_dim_v: ToyTile(),
     tiles=lambda: [ToyTile(threads) for threads in (64, 128, 2048)],
+    is_tuned=False,
 )
 register(TOY)

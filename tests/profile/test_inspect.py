@@ -10,7 +10,10 @@ from cute_attn.fwd.config import default_tile
 from cute_attn.jit.compile import Compiled, compile
 from cute_attn.profile import sass
 from cute_attn.profile.inspect import inspect
-from cute_attn.spec.forward import HEAD_DIMS, ForwardSpec
+from cute_attn.spec.attention import HEAD_DIMS
+from cute_attn.spec.forward import ForwardSpec
+from cute_attn.spec.mask import MaskForm
+from cute_attn.spec.score import ScoreForm
 from cute_attn.spec.tiles import TileConfig
 
 CODE = """
@@ -74,17 +77,17 @@ def profile(**fields):
 
 
 def test_the_causal_forward_issues_little_beside_its_products():
-    partial, full = profile(layers=1)
+    partial, full = profile(mask=MaskForm(1))
     assert full.slots_per_cycle <= 0.28
     assert partial.slots_per_cycle <= 0.41
 
 
 MASKS = {
     "dense": {},
-    "causal": {"layers": 1},
-    "window": {"layers": 1, "has_lower": True},
-    "two layers": {"layers": 2, "has_lower": True},
-    "many layers": {"layers": "many", "has_lower": True},
+    "causal": {"mask": MaskForm(1)},
+    "window": {"mask": MaskForm(1, True)},
+    "two layers": {"mask": MaskForm(2, True)},
+    "many layers": {"mask": MaskForm("many", True)},
 }
 
 
@@ -103,18 +106,18 @@ def test_no_default_tile_spills_or_serialises(dims, mask, dtype):
     [
         {"softmax": "exact"},
         {"softmax": "exact", "max_logits": True, "sink": True},
-        {"score": "softcap", "sink": True},
-        {"score": "scaled"},
+        {"score": ScoreForm("softcap"), "sink": True},
+        {"score": ScoreForm("scaled")},
         {"fp32_out": True},
     ],
 )
 def test_no_option_makes_a_default_tile_spill_or_serialise(dims, options):
-    profile(head_dim=dims[0], head_dim_v=dims[1], tile=default_tile(*dims), layers=1, has_lower=True, **options)
+    profile(head_dim=dims[0], head_dim_v=dims[1], tile=default_tile(*dims), mask=MaskForm(1, True), **options)
 
 
 @pytest.mark.slow
 def test_three_consumer_warpgroups_neither_spill_nor_serialise():
-    profile(head_dim=64, head_dim_v=64, layers=1, softmax="exact", tile=TileConfig(192, 128))
+    profile(head_dim=64, head_dim_v=64, mask=MaskForm(1), softmax="exact", tile=TileConfig(192, 128))
 
 
 @pytest.mark.slow

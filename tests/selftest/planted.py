@@ -6,15 +6,16 @@ from cute_attn.jit import cache
 from cute_attn.jit.entry import Entry, write
 from cute_attn.jit.obtain import cached_or_compiled
 from cute_attn.spec.forward import ForwardSpec
+from cute_attn.spec.mask import MaskForm
 from cute_attn.spec.tiles import TileConfig
 
 NARROW = TileConfig(128, 32)  # compiles in half the time
 SPECS = {
     "full": ForwardSpec(tile=NARROW),
-    "causal": ForwardSpec(layers=1, tile=NARROW),
-    "window": ForwardSpec(layers=1, has_lower=True, tile=NARROW),
-    "prefix": ForwardSpec(layers=2, has_lower=True, tile=NARROW),
-    "slices": ForwardSpec(layers="many", has_lower=True, tile=NARROW),
+    "causal": ForwardSpec(mask=MaskForm(1), tile=NARROW),
+    "window": ForwardSpec(mask=MaskForm(1, True), tile=NARROW),
+    "prefix": ForwardSpec(mask=MaskForm(2, True), tile=NARROW),
+    "slices": ForwardSpec(mask=MaskForm("many", True), tile=NARROW),
 }
 HANGS, DIES = "for (;;) pause();", "__builtin_trap();"
 

@@ -10,8 +10,11 @@ from cute_attn.jit.record import note
 from cute_attn.selftest.cases import GROUPS, Case, case_for, cases, profiled, specs
 from cute_attn.selftest.check import make_problem
 from cute_attn.selftest.masks import MASKS
+from cute_attn.spec.attention import HEAD_DIMS
 from cute_attn.spec.backward import BackwardSpec
-from cute_attn.spec.forward import HEAD_DIMS, ForwardSpec
+from cute_attn.spec.forward import ForwardSpec
+from cute_attn.spec.mask import MaskForm
+from cute_attn.spec.score import ScoreForm
 
 
 @pytest.fixture
@@ -48,8 +51,9 @@ def test_a_case_has_one_kernel_at_every_size():
     shrunk = {case.simulated() for case in cases(GROUPS)}
     for case in shrunk:
         schedule = MASKS[case.mask](case.tokens).schedule((case.spec.tile.m, case.spec.tile.n))
-        few = 3 if case.spec.layers == "many" else case.spec.layers
-        assert case.spec.layers == 0 or schedule.layers >= min(few, 2) or case.softcap, case.name
+        layers = case.spec.mask.layers
+        few = 3 if layers == "many" else layers
+        assert layers == 0 or schedule.layers >= min(few, 2) or case.softcap, case.name
 
 
 def test_cases_have_names_of_their_own_and_come_smallest_first():
@@ -73,11 +77,11 @@ def test_the_matrix_covers_what_kernels_differ_in():
         dims = {(s.head_dim, s.head_dim_v) for s in mine}
         assert dims == set(HEAD_DIMS)
         assert {s.dtype for s in mine} == {"bf16", "fp16"}
-        assert {s.layers for s in mine} == {0, 1, 2, "many"}
+        assert {s.mask.layers for s in mine} == {0, 1, 2, "many"}
         assert any(case.softcap for case in found if case.op == op)
         assert any(case.heads[0] > case.heads[1] for case in found if case.op == op)
         assert any(case.tokens % 128 for case in found if case.op == op)
-    assert {s.spec.score for s in found if s.op == "fwd"} == {"plain", "scaled", "softcap"}
+    assert {s.spec.score.kind for s in found if s.op == "fwd"} == {"plain", "scaled", "softcap"}
     assert any(s.spec.deterministic for s in found if s.op == "bwd")
     assert any(s.sink for s in found)
 
@@ -119,13 +123,13 @@ def test_a_single_wrong_element_is_found(name, off, how, monkeypatch):
 @pytest.mark.parametrize(
     "spec",
     [
-        ForwardSpec(layers=1, has_lower=True, has_upper=False),
-        ForwardSpec(layers=2, has_lower=True, score="softcap", sink=True),
-        ForwardSpec(layers="many", has_lower=True, score="scaled", fp32_out=True, dtype="fp16"),
+        ForwardSpec(mask=MaskForm(1, True, has_upper=False)),
+        ForwardSpec(mask=MaskForm(2, True), score=ScoreForm("softcap"), sink=True),
+        ForwardSpec(mask=MaskForm("many", True), score=ScoreForm("scaled"), fp32_out=True, dtype="fp16"),
         ForwardSpec(softmax="exact", max_logits=True),
-        BackwardSpec(layers=1, dlse=True, dq=False),
-        BackwardSpec(layers="many", has_lower=True, score="softcap", deterministic=True, fp32_gradients=True),
-        BackwardSpec(head_dim=192, head_dim_v=128, layers=1, has_lower=True, has_upper=False, dk=False, dv=False),
+        BackwardSpec(mask=MaskForm(1), dlse=True, dq=False),
+        BackwardSpec(mask=MaskForm("many", True), score=ScoreForm("softcap"), deterministic=True, fp32_gradients=True),
+        BackwardSpec(head_dim=192, head_dim_v=128, mask=MaskForm(1, True, has_upper=False), dk=False, dv=False),
     ],
     ids=str,
 )

@@ -1,21 +1,26 @@
 """Specs: they refuse what no kernel serves, compare by value, and are one text in every process."""
 
 import dataclasses
+import math
 import subprocess
 import sys
 
 import pytest
 
 from cute_attn.fwd.config import check, default_tile, shared_memory_bytes
-from cute_attn.spec.forward import HEAD_DIMS, ForwardSpec
+from cute_attn.spec.attention import HEAD_DIMS
+from cute_attn.spec.backward import BackwardSpec, backward_forms
+from cute_attn.spec.forward import ForwardSpec
+from cute_attn.spec.mask import MaskForm
+from cute_attn.spec.score import ScoreForm
 from cute_attn.spec.tiles import TileConfig
 
 OTHER = {
     "dtype": "fp16",
     "head_dim": 192,
     "head_dim_v": 192,
-    "layers": 1,
-    "score": "softcap",
+    "mask": MaskForm(1),
+    "score": ScoreForm("softcap"),
     "sink": True,
     "softmax": "exact",
     "tile": TileConfig(128, 64),
@@ -31,20 +36,23 @@ def test_every_field_is_part_of_the_text(field):
 
 
 def test_the_text_gives_the_spec_back():
-    spec = ForwardSpec(layers="many", has_lower=True, tile=TileConfig(128, 64, stages=4))
+    spec = ForwardSpec(mask=MaskForm("many", True), tile=TileConfig(128, 64, stages=4))
     assert ForwardSpec.from_canonical(spec.canonical()) == spec
     with pytest.raises(ValueError, match="not a spec of 'fwd'"):
         ForwardSpec.from_canonical("{}")
 
 
 def test_the_text_is_the_same_in_another_process():
-    code = "from cute_attn.spec.forward import ForwardSpec; print(ForwardSpec(layers=1).canonical())"
+    code = (
+        "from cute_attn.spec.forward import ForwardSpec; from cute_attn.spec.mask import MaskForm; "
+        "print(ForwardSpec(mask=MaskForm(1)).canonical())"
+    )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert there.strip() == ForwardSpec(layers=1).canonical()
+    assert there.strip() == ForwardSpec(mask=MaskForm(1)).canonical()
 
 
 def test_specs_print_what_they_are():
-    spec = ForwardSpec(head_dim=192, layers=1, has_lower=True, sink=True)
+    spec = ForwardSpec(head_dim=192, mask=MaskForm(1, True), sink=True)
     assert str(spec) == ("fwd bf16 head_dim 192/128, layers 1 (lower+upper), sink, stale; 128x128, 2 stages, ping-pong")
 
 
@@ -52,14 +60,12 @@ def test_specs_print_what_they_are():
     ("fields", "error", "message"),
     [
         ({"dtype": "fp32"}, ValueError, "dtype must be one of 'bf16', 'fp16', got 'fp32'"),
-        ({"layers": 3}, ValueError, "layers must be one of 0, 1, 2, 'many', got 3"),
-        ({"layers": True}, ValueError, "layers must be one of .*, got True"),
+        ({"mask": 1}, TypeError, "mask must be a MaskForm, got 1"),
+        ({"score": "softcap"}, TypeError, "score must be a ScoreForm, got 'softcap'"),
+        ({"head_dim": 128.0}, TypeError, "head_dim must be an int, got 128.0"),
         ({"head_dim": 80, "head_dim_v": 80}, ValueError, r"must be one of .*\(256, 256\), got \(80, 80\)"),
         ({"sink": 1}, TypeError, "sink must be a bool, got 1"),
         ({"tile": (128, 128)}, TypeError, r"tile must be a TileConfig, got \(128, 128\)"),
-        ({"has_lower": True}, ValueError, "layers=0 tests the end of the keys and nothing else, got has_lower=True"),
-        ({"layers": 1, "has_upper": False}, ValueError, "layers=1 needs a bound to test"),
-        ({"layers": 2}, ValueError, "layers=2 tests both bounds, got has_lower=False"),
         ({"max_logits": True}, ValueError, "max_logits needs softmax='exact', got softmax='stale'"),
         ({"tile": TileConfig(192, 128)}, ValueError, "two register sets for P.*got tile.m = 192"),
     ],
@@ -67,6 +73,64 @@ def test_specs_print_what_they_are():
 def test_a_spec_refuses_what_no_kernel_serves(fields, error, message):
     with pytest.raises(error, match=message):
         ForwardSpec(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"layers": 3}, ValueError, "layers must be one of 0, 1, 2, 'many', got 3"),
+        ({"layers": True}, ValueError, "layers must be one of .*, got True"),
+        ({"has_lower": 1}, TypeError, "has_lower must be a bool, got 1"),
+        ({"has_lower": True}, ValueError, "layers=0 tests the end of the keys and nothing else, got has_lower=True"),
+        ({"layers": 1, "has_upper": False}, ValueError, "layers=1 needs a bound to test"),
+        ({"layers": 2}, ValueError, "layers=2 tests both bounds, got has_lower=False"),
+    ],
+)
+def test_the_form_of_a_mask_refuses_what_no_kernel_serves(fields, error, message):
+    with pytest.raises(error, match=message):
+        MaskForm(**fields)
+
+
+@pytest.mark.parametrize(
+    ("facts", "form"),
+    [
+        ((0, False, True), MaskForm()),
+        ((3, False, False), MaskForm()),
+        ((1, True, False), MaskForm(1, True, False)),
+        ((2, False, True), MaskForm(2, True, True)),
+        ((20, True, False), MaskForm("many", True, True)),
+    ],
+)
+def test_the_facts_of_a_mask_say_which_bounds_are_tested(facts, form):
+    assert MaskForm.of(*facts) == form
+
+
+@pytest.mark.parametrize(
+    ("scale", "softcap", "kind", "factors"),
+    [
+        (0.5, 0.0, "plain", (1.0, 0.5)),
+        (-0.5, 0.0, "scaled", (-0.5, 1.0)),
+        (0.0, 0.0, "scaled", (0.0, 1.0)),
+        (1e9, 0.0, "scaled", (1e9, 1.0)),
+        (-0.5, 2.0, "softcap", (-0.25, 2.0)),
+    ],
+)
+def test_scale_and_softcap_say_how_scores_are_changed(scale, softcap, kind, factors):
+    form = ScoreForm.of(scale, softcap)
+    assert form == ScoreForm(kind)
+    assert form.factors(scale, softcap) == (factors[0], pytest.approx(factors[1] * math.log2(math.e)))
+
+
+@pytest.mark.parametrize("mask", [MaskForm(), MaskForm(1), MaskForm(2, True), MaskForm("many", True)])
+@pytest.mark.parametrize("kind", ["plain", "scaled", "softcap"])
+def test_a_backward_has_exactly_the_forms_that_it_says(mask, kind):
+    score = ScoreForm(kind)
+    forms = backward_forms(mask, score)
+    assert backward_forms(*forms) == forms
+    BackwardSpec(mask=forms[0], score=forms[1])
+    if forms != (mask, score):
+        with pytest.raises(ValueError, match="BackwardSpec"):
+            BackwardSpec(mask=mask, score=score)
 
 
 @pytest.mark.parametrize(
