@@ -21,6 +21,7 @@ def evaluate(
     dtype: torch.dtype,
     attended: Tensor | None = None,
     name: str = "score_mod",
+    scattered: Callable[[int, Sequence[Tensor], Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     """The outputs of a graph, each of a shape that broadcasts with that of the inputs.
 
@@ -32,6 +33,8 @@ def evaluate(
         attended: bool, of a shape that broadcasts with the inputs': where the outputs are read. Elsewhere indices may
             lie outside of a captured tensor. None for everywhere.
         name: of the function, for errors.
+        scattered: what is done at a scatter node with the number of the tensor, its indices and the value; its result
+            is the node's.
 
     Raises IndexError where an index lies outside of a captured tensor, and ZeroDivisionError where an integer is
     divided by 0, at a place that is attended.
@@ -49,6 +52,9 @@ def evaluate(
         elif node.op == "load":
             tensor = tensors[int(node.args[0])]
             value = _loaded(tensor, operands, attended, name).to(_torch_dtype(node, dtype))
+        elif node.op == "scatter" and scattered is not None:
+            *indices, value = operands
+            value = scattered(int(node.args[0]), indices, value)
         elif node.op == "convert":
             value = operands[0].to(_torch_dtype(node, dtype))
         elif node.op in _DIVISIONS and not node.dtype.startswith("f"):
