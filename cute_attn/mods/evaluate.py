@@ -55,7 +55,7 @@ def evaluate(
         if node.op in inputs:
             value = inputs[node.op]
         elif node.op == "const":
-            value = torch.tensor(float(node.args[0]), device=device).to(_torch_dtype(node, dtype))
+            value = torch.tensor(_number(node), dtype=_torch_dtype(node, dtype), device=device)
         elif node.op == "scalar":
             value = torch.tensor(scalars[int(node.args[0])], dtype=_torch_dtype(node, dtype), device=device)
         elif node.op == "load":
@@ -74,6 +74,11 @@ def evaluate(
             value = _FUNCTIONS[node.op](*operands)
         values.append(value)
     return tuple(values[i] for i in graph.outputs)
+
+
+def _number(node: Node) -> int | float:
+    (x,) = node.args
+    return float(x) if node.dtype == "f32" else int(x)
 
 
 def _torch_dtype(node: Node, dtype: torch.dtype) -> torch.dtype:
