@@ -1,4 +1,4 @@
-"""score_mods by name with what they capture, and what flex_attention must give for them: dense, in fp64, by autograd."""
+"""score_mods by name with what they capture, and what flex_attention must give for them, dense and in fp64."""
 
 import functools
 
