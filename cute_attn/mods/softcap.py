@@ -18,13 +18,16 @@ _FORMS: tuple[tuple[Callable[..., Any], Callable[[Any, Any], tuple[float, float]
     (lambda score, *_: 3.0 * torch.tanh(score * 2.0), lambda factor, above: (above, 1.0 / factor)),
 )
 _NUMBERS = {trace(form, "score_mod").text: numbers for form, numbers in _FORMS}
-_OF_ONE = trace(lambda score, *_: torch.tanh(score), "score_mod").text
+_ALONE = {
+    trace(lambda score, *_: score, "score_mod").text: 0.0,
+    trace(lambda score, *_: torch.tanh(score), "score_mod").text: 1.0,
+}
 
 
 def softcap_of(traced: Traced) -> float | None:
-    """The cap c > 0, or None where the function is another."""
-    if traced.text == _OF_ONE:
-        return 1.0
+    """The cap c; 0, which means off, for a function that changes nothing; None where it is another."""
+    if traced.text in _ALONE:
+        return _ALONE[traced.text]
     if traced.text not in _NUMBERS:
         return None
     first, second = traced.scalars

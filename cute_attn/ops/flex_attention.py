@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, NamedTuple
 
 import torch
@@ -151,10 +152,8 @@ def _aux_request(return_lse: bool, return_aux: Any) -> AuxRequest:
 
 
 def _traced(score_mod: Any, device: torch.device) -> Traced:
-    if not callable(score_mod):
-        raise TypeError(
-            f"score_mod must be None or a function score_mod(score, b, h, q_idx, kv_idx), got {shown(score_mod)}"
-        )
+    if not torch.compiler.is_compiling():
+        _check_function(score_mod)
     traced = trace(score_mod, "score_mod", device)
     for x in traced.tensors:
         if x.device != device and not (x.ndim == 0 and x.device.type == "cpu"):
@@ -163,6 +162,16 @@ def _traced(score_mod: Any, device: torch.device) -> Traced:
                 f"on {x.device}"
             )
     return traced
+
+
+def _check_function(score_mod: Any) -> None:
+    arguments = "(score, b, h, q_idx, kv_idx)"
+    if not callable(score_mod):
+        raise TypeError(f"score_mod must be None or a function score_mod{arguments}, got {shown(score_mod)}")
+    try:
+        inspect.signature(score_mod).bind(*range(5))
+    except (TypeError, ValueError) as error:  # ValueError: it does not say, as builtins
+        raise TypeError(f"score_mod must take {arguments}, got {shown(score_mod)}: {error}") from None
 
 
 def _mask_argument(block_mask: Any, query: Tensor, key: Tensor) -> tuple[IntervalMask | MaskSource, Thinned | None]:

@@ -15,7 +15,7 @@ OPERATORS = {
     "pow": lambda s, b, h, q, k: s**2 + s**3 + (s.abs() + 1) ** 0.5 + (s.abs() + 1) ** -0.5 + 2**s + s.abs() ** 1.7,
     "pow of ints": lambda s, b, h, q, k: s + q**2 + torch.pow(k, 3) + s**1,
     "neg abs sign": lambda s, b, h, q, k: -s + abs(q - k) + s.abs() + s.sign() + torch.sign(q - k) + (+s),
-    "comparisons": lambda s, b, h, q, k: s + (q >= k) + (q > k) * 2 + (q < k) * 3 + (q <= k) * 4 + s.gt(q) + torch.ge(k, 3),
+    "comparisons": lambda s, b, h, q, k: s + (q >= k) + (q > k) * 2 + (q < k) * 3 + (q <= k) + s.gt(q) + torch.ge(k, 3),
     "equality": lambda s, b, h, q, k: torch.where((q == k) | (q != k + 1) & (s == s), s, 0),
     "logic": lambda s, b, h, q, k: s + (((q > 2) & (k > 3)) ^ (q == k) | (h > 1)) + torch.logical_or(q > 1, k) * 1,
     "not": lambda s, b, h, q, k: s + ~(q > 2) + ~k,

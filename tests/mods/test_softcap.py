@@ -14,6 +14,7 @@ CAPS = {
     "of a third": (lambda s, b, h, q, k: 0.3 * torch.tanh((1 / 0.3) * s), 0.3),
     "twice negative": (lambda s, b, h, q, k: -7.0 * torch.tanh(s / -7.0), 7.0),
     "one": (lambda s, b, h, q, k: torch.tanh(s), 1.0),
+    "none": (lambda s, b, h, q, k: s.float(), 0.0),
     "cast": (lambda s, b, h, q, k: 20 * torch.tanh(s.float() / 20).float(), 20.0),
 }
 OTHERS = {

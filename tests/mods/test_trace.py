@@ -46,8 +46,13 @@ def compiled_traces(names):
     return compiled(torch.zeros(1))[1]
 
 
-def test_torch_compile_sees_the_same_graphs():
-    names = [name for name in OPERATORS if name != "not"]
+ALL = [name for name in OPERATORS if name != "not"]
+
+
+@pytest.mark.parametrize(
+    "names", [["equality", "casts"], pytest.param(ALL, marks=pytest.mark.slow)], ids=["some", "all"]
+)
+def test_torch_compile_sees_the_same_graphs(names):
     assert compiled_traces(names) == [tuple(trace(OPERATORS[name], "score_mod")) for name in names]
 
 
