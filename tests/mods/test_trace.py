@@ -2,6 +2,8 @@
 
 import functools
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from mods_case import default_dtype, places
 
 from cute_attn.mods.evaluate import evaluate
 from cute_attn.mods.graph import COLUMN, ELEMENT, ITEM, ROW, Graph
+from cute_attn.mods.refused import INSTEAD
+from cute_attn.mods.tape import HANDLERS
 from cute_attn.mods.trace import trace
 
 TABLE = torch.randn(4, 12)
@@ -236,3 +240,13 @@ def test_what_no_graph_can_hold_is_refused_by_name_with_what_would_do(what):
 def test_a_mask_mod_is_called_by_its_name_in_errors():
     with pytest.raises(ValueError, match=r"^mask_mod uses cumsum"):
         trace(lambda b, h, q, k: q.cumsum(0) > 1, "mask_mod")
+
+
+def test_the_page_lists_every_operator():
+    page = (Path(__file__).parents[2] / "docs" / "flex_attention.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith("| `")]
+    cells = [line.strip("| ").rpartition(" | ") for line in lines]
+    said = {name: says for names, _, says in cells for name in re.findall(r"`(\w+)`", names)}
+    lowered = {name for name in HANDLERS if not name.startswith("__")}
+    assert {name for name in lowered if not said.get(name, "").startswith("yes")} == set()
+    assert {name for name in INSTEAD if not said.get(name, "").startswith("no")} == set()
