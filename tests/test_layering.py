@@ -26,6 +26,7 @@ ALLOWED = {
     "sm90": "spec",
     "sim": "",
     "reference": "",
+    "mods": "mask spec",
     "mask": "",
     "spec": "",
 }
