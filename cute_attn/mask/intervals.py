@@ -47,6 +47,7 @@ class IntervalMask:
     _prepare: ClassVar[Callable[..., None]]  # of `prepare`; set by `ops`, which stands above masks
     _text: ClassVar[Callable[..., str]]  # of `draw`, and the bytes of a PNG: set by `draw.py`, which reads masks
     _png: ClassVar[Callable[..., bytes]]
+    _read: ClassVar[Callable[..., IntervalMask]]  # of `from_function`; set by `mods`, which traces functions
 
     def __post_init__(self) -> None:
         for name in ("lo", "hi"):
@@ -133,6 +134,30 @@ class IntervalMask:
         while lo.ndim < 3:
             lo, hi = lo[None], hi[None]
         return cls._united(lo, hi, seqlen_k, heads)
+
+    @classmethod
+    def from_function(
+        cls,
+        mask_mod: Callable[..., Any],
+        seqlen_q: int,
+        seqlen_k: int | None = None,
+        *,
+        batch: int = 1,
+        heads: int = 1,
+        device: torch.device | str | int | None = None,
+    ) -> IntervalMask:
+        """From `mask_mod(b, h, q_idx, kv_idx) -> bool`, read exactly and without evaluating it pair by pair.
+
+        Args:
+            mask_mod: comparisons of sums of what reads the query and what reads the key, under `& | ~ ^`, where, abs,
+                min, max, `//` and `%`; it may index tensors with either.
+            seqlen_q, seqlen_k: rows and keys, as many keys as rows where None.
+            batch, heads: batch elements and query heads; the mask has planes for them where the function reads them.
+            device: where the mask lives; None means the CPU.
+
+        Raises ValueError, with the reason, for a function that cannot be read so, or be traced.
+        """
+        return cls._read(mask_mod, seqlen_q, seqlen_k, batch, heads, device)
 
     @classmethod
     def from_dense(cls, dense: torch.Tensor) -> IntervalMask:
