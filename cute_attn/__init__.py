@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from .backend import backend
 from .launch import operations as _operations  # noqa: F401  (fills the table of operations)
 from .mask import AttnMaskType, AttnRange, AttnRanges, IntervalMask, TileSchedule
+from .mods.block_mask import BlockMask, noop_mask
+from .mods.masks import and_masks, create_block_mask, create_mask, or_masks
 from .ops.flex_attention import AuxOutput, AuxRequest, flex_attention
 from .ops.flex_flash import flex_flash_attn_func
 from .ops.sink import (
@@ -33,9 +35,13 @@ __all__ = [
     "AttnRanges",
     "AuxOutput",
     "AuxRequest",
+    "BlockMask",
     "IntervalMask",
     "TileSchedule",
+    "and_masks",
     "backend",
+    "create_block_mask",
+    "create_mask",
     "fa2_func_with_sink",
     "fa2_kvpacked_func_with_sink",
     "fa2_qkvpacked_func_with_sink",
@@ -48,6 +54,8 @@ __all__ = [
     "flex_attention",
     "flex_flash_attn_func",
     "load_bundle",
+    "noop_mask",
+    "or_masks",
     "record_specs",
 ]
 
