@@ -34,7 +34,7 @@ THINNED = {"dilated", "keys of each batch element and head", "signs", "batch and
 
 
 @pytest.mark.parametrize("name", MASKS)
-@pytest.mark.parametrize("score", [None, "everything"])
+@pytest.mark.parametrize("score", [pytest.param(None, marks=pytest.mark.slow), "everything"])
 def test_a_mask_mod_is_its_dense_mask(name, score):
     captured = Captured(heads=4, batch=2)
     lengths = 130, 300
