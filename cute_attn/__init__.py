@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from .backend import backend
 from .launch import operations as _operations  # noqa: F401  (fills the table of operations)
 from .mask import AttnMaskType, AttnRange, AttnRanges, IntervalMask, TileSchedule
+from .mods.block_mask import BlockMask, noop_mask
+from .mods.masks import and_masks, create_block_mask, create_mask, or_masks
 from .modules import (
     AttentionOp,
     AttentionType,
@@ -19,6 +21,7 @@ from .modules import (
     normalize_attention,
     normalize_cudnn_attention,
 )
+from .ops.flex_attention import AuxOutput, AuxRequest, flex_attention
 from .ops.flex_flash import flex_flash_attn_func
 from .ops.kvcache import flash_attn_with_kvcache
 from .ops.sink import (
@@ -45,6 +48,9 @@ __all__ = [
     "AttnMaskType",
     "AttnRange",
     "AttnRanges",
+    "AuxOutput",
+    "AuxRequest",
+    "BlockMask",
     "ChunkedCausalMask",
     "IntervalMask",
     "KVQuant",
@@ -52,8 +58,11 @@ __all__ = [
     "LoadBalancedCausalMask",
     "StripedMask",
     "TileSchedule",
+    "and_masks",
     "backend",
     "balanced_order",
+    "create_block_mask",
+    "create_mask",
     "fa2_func_with_sink",
     "fa2_kvpacked_func_with_sink",
     "fa2_qkvpacked_func_with_sink",
@@ -64,10 +73,13 @@ __all__ = [
     "fa3_qkvpacked_func_with_sink",
     "fa3_varlen_func_with_sink",
     "flash_attn_with_kvcache",
+    "flex_attention",
     "flex_flash_attn_func",
     "load_bundle",
+    "noop_mask",
     "normalize_attention",
     "normalize_cudnn_attention",
+    "or_masks",
     "record_specs",
 ]
 

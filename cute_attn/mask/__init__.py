@@ -1,5 +1,6 @@
 """Masks as rows of key intervals: slices, builders, tile schedules, pictures."""
 
+from . import draw as _draw  # noqa: F401  (gives masks their pictures)
 from .builders import (
     block_causal,
     block_diffusion,

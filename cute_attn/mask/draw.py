@@ -5,6 +5,7 @@ Both are computed from the ends of the intervals, so that a mask of a million ro
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 from pathlib import Path
@@ -104,10 +105,7 @@ def draw_png(
     With more than 96 tiles a side the area alone is drawn, as its share of each pixel. ValueError for an empty
     mask or a batch or head that it does not have.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
-    plane = _plane(mask, batch, head)
+    _plane(mask, batch, head)
     tile = check_tile(tile)
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be a path, got {shown(path)}")
@@ -115,6 +113,18 @@ def draw_png(
         raise TypeError(f"title must be a string, got {shown(title)}")
     if 0 in (mask.seqlen_q, mask.seqlen_k):
         raise ValueError(f"mask has nothing to draw: {mask.seqlen_q} rows, {mask.seqlen_k} keys")
+    path = Path(path)
+    path.write_bytes(_png(mask, tile, batch, title, head))
+    return path
+
+
+def _png(
+    mask: IntervalMask, tile: tuple[int, int] = (128, 128), batch: int = 0, title: str = "IntervalMask", head: int = 0
+) -> bytes:
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    plane = _plane(mask, batch, head)
     height = min(max(_WIDTH * mask.seqlen_q / mask.seqlen_k, 1.2), 9.0)
     rows, columns = (min(n, round(x * _DPI)) for n, x in ((mask.seqlen_q, height), (mask.seqlen_k, _WIDTH)))
     shares = coverage(mask, rows, columns, batch, head)
@@ -177,10 +187,10 @@ def draw_png(
         borderpad=0,
     )
     figure.text((left + _WIDTH) / wide, 0.25 / tall, note, color=MUTED, fontsize=9, ha="right", va="center")
-    return _save(figure, Path(path))
+    return _bytes(figure)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def _bytes(figure: Figure) -> bytes:
     """As a PNG of 64 colours: a tenth of the size, and nobody sees the difference."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
@@ -188,8 +198,9 @@ def _save(figure: Figure, path: Path) -> Path:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    picture.quantize(64, dither=Image.Dither.NONE).save(path, format="PNG", optimize=True)
-    return path
+    file = io.BytesIO()
+    picture.quantize(64, dither=Image.Dither.NONE).save(file, format="PNG", optimize=True)
+    return file.getvalue()
 
 
 def _edges(length: int, cells: int) -> list[int]:
@@ -247,3 +258,7 @@ def _plane(mask: IntervalMask, batch: int, head: int) -> int:
         if check_number(name, value, 0) >= count:
             raise ValueError(f"{name} must be below the mask's {name}{'s' * (name == 'head')} {count}, got {value}")
     return batch * mask.heads + head
+
+
+IntervalMask._text = draw_text
+IntervalMask._png = _png

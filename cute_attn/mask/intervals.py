@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from .checks import check_device, check_integer_tensor, check_length, check_number, check_tile, shown
+from .dense import check_dense, runs_of_rows
 from .owned import owned_intervals
 from .ranges import RangesLike
 from .slices import expand_slices, union_of_slices
@@ -44,6 +45,9 @@ class IntervalMask:
     _derived: dict[Hashable, Any] = field(default_factory=dict, init=False)  # what kernels read besides schedules
     _plans: dict[Hashable, Any] = field(default_factory=dict, init=False)  # what travels into ops, by kind of call
     _prepare: ClassVar[Callable[..., None]]  # of `prepare`; set by `ops`, which stands above masks
+    _text: ClassVar[Callable[..., str]]  # of `draw`, and the bytes of a PNG: set by `draw.py`, which reads masks
+    _png: ClassVar[Callable[..., bytes]]
+    _read: ClassVar[Callable[..., IntervalMask]]  # of `from_function`; set by `mods`, which traces functions
 
     def __post_init__(self) -> None:
         for name in ("lo", "hi"):
@@ -130,6 +134,41 @@ class IntervalMask:
         while lo.ndim < 3:
             lo, hi = lo[None], hi[None]
         return cls._united(lo, hi, seqlen_k, heads)
+
+    @classmethod
+    def from_function(
+        cls,
+        mask_mod: Callable[..., Any],
+        seqlen_q: int,
+        seqlen_k: int | None = None,
+        *,
+        batch: int = 1,
+        heads: int = 1,
+        device: torch.device | str | int | None = None,
+    ) -> IntervalMask:
+        """From `mask_mod(b, h, q_idx, kv_idx) -> bool`, read exactly and without evaluating it pair by pair.
+
+        Args:
+            mask_mod: comparisons of sums of what reads the query and what reads the key, under `& | ~ ^`, where, abs,
+                min, max, `//` and `%`; it may index tensors with either.
+            seqlen_q, seqlen_k: rows and keys, as many keys as rows where None.
+            batch, heads: batch elements and query heads; the mask has planes for them where the function reads them.
+            device: where the mask lives; None means the CPU.
+
+        Raises ValueError, with the reason, for a function that cannot be read so, or be traced.
+        """
+        return cls._read(mask_mod, seqlen_q, seqlen_k, batch, heads, device)
+
+    @classmethod
+    def from_dense(cls, dense: torch.Tensor) -> IntervalMask:
+        """From a bool tensor `(seqlen_q, seqlen_k)`, `(batch, seqlen_q, seqlen_k)` or `(batch, heads, seqlen_q,
+        seqlen_k)`, True where a row attends a key: its runs. Memory beside the tensor grows with the runs alone. Raises
+        TypeError for another dtype, ValueError for another shape."""
+        dense = check_dense(dense)
+        batch, heads, rows, keys = dense.shape
+        lo, hi = runs_of_rows(dense.reshape(batch * heads * rows, keys))
+        lo, hi = (x.unflatten(1, (batch * heads, rows)).transpose(0, 1).contiguous() for x in (lo, hi))
+        return cls._made(lo, hi, keys, heads)
 
     @classmethod
     def _united(cls, lo: torch.Tensor, hi: torch.Tensor, seqlen_k: int, heads: int) -> IntervalMask:
@@ -227,6 +266,15 @@ class IntervalMask:
             f"IntervalMask(batch={self.batch}, {heads}layers={self.layers}, seqlen_q={self.seqlen_q}, "
             f"seqlen_k={self.seqlen_k}, device='{self.device}')"
         )
+
+    def draw(self, width: int = 80, batch: int = 0, head: int = 0) -> None:
+        """Prints the mask in block characters, at most `width` columns wide, as `cute_attn.mask.draw.draw_text` has it.
+        A notebook shows a mask as a picture by itself."""
+        print(self._text(width, batch, head))
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: the first plane."""
+        return self._png() if self.seqlen_q and self.seqlen_k else None
 
     # ---------------------------------------------------------------- combining
 

@@ -1,0 +1,176 @@
+"""What a block mask attends: intervals, and where these do not say all a predicate that thins them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..mask import IntervalMask
+from ..mask.blocks import BlockGrid
+from .evaluate import evaluate
+from .recognise import recognise
+from .trace import Traced
+
+__all__ = ["Captured", "Reading", "read_function", "read_lists"]
+
+_PAIRS = 1 << 18  # evaluated together
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A traced mask_mod with the state in which its captured tensors were."""
+
+    traced: Traced
+    versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, traced: Traced) -> Captured:
+        for x in traced.tensors:
+            if x.requires_grad:
+                raise ValueError(
+                    "mask_mod must not capture tensors that require a gradient, since none flows through a mask, got "
+                    f"one of shape {tuple(x.shape)}: detach it"
+                )
+        return cls(traced, tuple(map(_version, traced.tensors)))
+
+    def check(self) -> None:
+        """ValueError where a captured tensor has changed since: a mask is what its mask_mod said when it was made."""
+        for x, version in zip(self.traced.tensors, self.versions, strict=True):
+            if _version(x) != version:
+                raise ValueError(
+                    f"a tensor of shape {tuple(x.shape)} and dtype {x.dtype} that mask_mod captures was changed after "
+                    "the block mask was made: make the mask again, or capture a copy"
+                )
+
+
+def _version(x: torch.Tensor) -> int:
+    return 0 if x.is_inference() else x._version
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The pairs that are attended: those of `full`, and those of `intervals` where the predicate holds.
+
+    intervals: all pairs that may be. full: the pairs that are whatever the predicate says, some of `intervals`; None if
+    it is nowhere known. predicate: None where all pairs of `intervals` are attended. holds_in_full: whether the
+    predicate is true throughout `full`, so that asking there too changes nothing. reason: why there is a predicate.
+    """
+
+    intervals: IntervalMask
+    full: IntervalMask | None = None
+    predicate: Captured | None = None
+    holds_in_full: bool = True
+    reason: str = ""
+
+    def restricted(self, seqlen_q: int, seqlen_k: int) -> Reading:
+        """The first rows and keys."""
+        full = None if self.full is None else _restricted(self.full, seqlen_q, seqlen_k)
+        intervals = _restricted(self.intervals, seqlen_q, seqlen_k)
+        return Reading(intervals, full, self.predicate, self.holds_in_full, self.reason)
+
+    def to(self, device: torch.device | str | int) -> Reading:
+        full = None if self.full is None else self.full.to(device)
+        return Reading(self.intervals.to(device), full, self.predicate, self.holds_in_full, self.reason)
+
+
+def _restricted(mask: IntervalMask, seqlen_q: int, seqlen_k: int) -> IntervalMask:
+    lo, hi = (x[:, :, :seqlen_q] for x in (mask.lo, mask.hi))
+    return IntervalMask._united(lo, hi, seqlen_k, mask.heads)
+
+
+def read_function(
+    captured: Captured,
+    seqlen_q: int,
+    seqlen_k: int,
+    batch: int,
+    heads: int,
+    device: torch.device,
+    block: tuple[int, int],
+) -> tuple[Reading, BlockGrid | None]:
+    """A mask_mod over all pairs. Where it is not intervals its blocks of `block` = (rows, keys) are evaluated, those
+    that the intervals which can be read of it meet; they come too."""
+    found = recognise(captured.traced, seqlen_q, seqlen_k, batch, heads, device)
+    if found.predicate is None:
+        return Reading(found.intervals), None
+    grid = _evaluated(found.intervals, found.predicate, block, batch, heads)
+    intervals = found.intervals & grid.pairs(grid.listed)
+    return Reading(intervals, grid.pairs(grid.full), Captured.of(found.predicate), True, found.reason), grid
+
+
+def read_lists(captured: Captured, grid: BlockGrid, batch: int, heads: int) -> Reading:
+    """A mask_mod in the blocks that are listed."""
+    listed, full = grid.pairs(grid.listed), grid.pairs(grid.full)
+    found = recognise(captured.traced, grid.seqlen_q, grid.seqlen_k, batch, heads, grid.listed.device, reads_all=False)
+    intervals = listed & found.intervals
+    has_full = bool((full.lo < full.hi).any())
+    if has_full:
+        intervals = intervals | full
+    if found.predicate is None or intervals.equals(full):
+        return Reading(intervals)
+    predicate = Captured.of(found.predicate)
+    return Reading(intervals, full if has_full else None, predicate, not has_full, found.reason)
+
+
+def _evaluated(mask: IntervalMask, predicate: Traced, block: tuple[int, int], batch: int, heads: int) -> BlockGrid:
+    """The blocks of a mask thinned by a predicate: how many pairs of each are attended says what it is."""
+    graph = predicate.graph
+    batch = max(mask.batch, batch if graph.reads("b") else 1)
+    heads = max(mask.heads, heads if graph.reads("h") else 1)
+    mask = mask._expanded(batch, heads)
+    rows, columns = -(-mask.seqlen_q // block[0]), -(-mask.seqlen_k // block[1])
+    met = BlockGrid.from_mask(mask, block).listed
+    states = torch.zeros(batch, heads, rows, columns, dtype=torch.int8, device=mask.device)
+    for plane in range(mask.planes):
+        b, h = divmod(plane, heads)
+        for row in range(rows):
+            lo, hi = met.lo[plane, :, row], met.hi[plane, :, row]
+            at = torch.arange(columns, device=mask.device)[:, None]
+            is_met = ((at >= lo) & (at < hi)).any(1)
+            keys = is_met.repeat_interleave(block[1])[: mask.seqlen_k].nonzero()[:, 0]
+            count = _count(_Rows(mask, predicate, plane, b, h), row * block[0], block, keys, columns)
+            states[b, h, row] = (count > 0).to(torch.int8) + (count == block[0] * block[1]).to(torch.int8)
+    return BlockGrid.from_states(states, block, mask.seqlen_q, mask.seqlen_k)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of a plane."""
+
+    mask: IntervalMask
+    predicate: Traced
+    plane: int
+    b: int
+    h: int
+
+    def attended(self, begin: int, end: int, keys: torch.Tensor) -> torch.Tensor:
+        """bool `(rows, keys)` of the rows [begin, end) and some keys."""
+        device = self.mask.device
+        inside = torch.zeros(end - begin, len(keys), dtype=torch.bool, device=device)
+        for lo, hi in zip(self.mask.lo[self.plane], self.mask.hi[self.plane], strict=True):
+            inside |= (keys >= lo[begin:end, None]) & (keys < hi[begin:end, None])
+        inputs = {
+            "b": torch.tensor(self.b, device=device),
+            "h": torch.tensor(self.h, device=device),
+            "q": torch.arange(begin, end, device=device)[:, None],
+            "kv": keys,
+        }
+        graph = self.predicate.graph
+        inputs = {name: x for name, x in inputs.items() if graph.reads(name)}
+        (holds,) = evaluate(
+            graph, inputs, self.predicate.tensors, self.predicate.scalars, torch.float32, inside, "mask_mod"
+        )
+        return inside & holds
+
+
+def _count(rows: _Rows, first: int, block: tuple[int, int], keys: torch.Tensor, columns: int) -> torch.Tensor:
+    """How many pairs of each block of a block row are attended, `(columns,)`; `keys` are those that may be."""
+    count = torch.zeros(columns, dtype=torch.int64, device=keys.device)
+    last = min(first + block[0], rows.mask.seqlen_q)
+    height = min(256, last - first)
+    width = max(1, _PAIRS // height)
+    for begin in range(first, last, height):
+        for some in keys.split(width) if len(keys) else ():
+            attended = rows.attended(begin, min(begin + height, last), some)
+            count.index_add_(0, some // block[1], attended.sum(0))
+    return count
