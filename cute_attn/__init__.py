@@ -9,6 +9,7 @@ from .launch import operations as _operations  # noqa: F401  (fills the table of
 from .mask import AttnMaskType, AttnRange, AttnRanges, IntervalMask, TileSchedule
 from .mods.block_mask import BlockMask, noop_mask
 from .mods.masks import and_masks, create_block_mask, create_mask, or_masks
+from .ops.flex_attention import AuxOutput, AuxRequest, flex_attention
 from .ops.flex_flash import flex_flash_attn_func
 from .ops.sink import (
     fa2_func_with_sink,
@@ -32,6 +33,8 @@ __all__ = [
     "AttnMaskType",
     "AttnRange",
     "AttnRanges",
+    "AuxOutput",
+    "AuxRequest",
     "BlockMask",
     "IntervalMask",
     "TileSchedule",
@@ -48,6 +51,7 @@ __all__ = [
     "fa3_func_with_sink",
     "fa3_qkvpacked_func_with_sink",
     "fa3_varlen_func_with_sink",
+    "flex_attention",
     "flex_flash_attn_func",
     "load_bundle",
     "noop_mask",

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
 from .graph import Graph, Node
 
-__all__ = ["evaluate"]
+__all__ = ["Scatter", "evaluate"]
 
 Tensor = torch.Tensor
+
+
+class Scatter(NamedTuple):
+    """What a scatter node says: the derivative by elements of a captured tensor. Indices and value broadcast with each
+    other; indices are within the tensor."""
+
+    tensor: int
+    indices: tuple[Tensor, ...]
+    value: Tensor
 
 
 def evaluate(
@@ -21,6 +31,7 @@ def evaluate(
     dtype: torch.dtype,
     attended: Tensor | None = None,
     name: str = "score_mod",
+    scatters: list[Scatter] | None = None,
 ) -> tuple[Tensor, ...]:
     """The outputs of a graph, each of a shape that broadcasts with that of the inputs.
 
@@ -32,6 +43,7 @@ def evaluate(
         attended: bool, of a shape that broadcasts with the inputs': where the outputs are read. Elsewhere indices may
             lie outside of a captured tensor. None for everywhere.
         name: of the function, for errors.
+        scatters: gets those of the graph.
 
     Raises IndexError where an index lies outside of a captured tensor, and ZeroDivisionError where an integer is
     divided by 0, at a place that is attended.
@@ -43,12 +55,17 @@ def evaluate(
         if node.op in inputs:
             value = inputs[node.op]
         elif node.op == "const":
-            value = torch.tensor(float(node.args[0]), device=device).to(_torch_dtype(node, dtype))
+            value = torch.tensor(_number(node), dtype=_torch_dtype(node, dtype), device=device)
         elif node.op == "scalar":
             value = torch.tensor(scalars[int(node.args[0])], dtype=_torch_dtype(node, dtype), device=device)
         elif node.op == "load":
             tensor = tensors[int(node.args[0])]
             value = _loaded(tensor, operands, attended, name).to(_torch_dtype(node, dtype))
+        elif node.op == "scatter":
+            *indices, value = operands
+            if scatters is not None:
+                number = int(node.args[0])
+                scatters.append(Scatter(number, _within(tensors[number].shape, indices, attended, name), value))
         elif node.op == "convert":
             value = operands[0].to(_torch_dtype(node, dtype))
         elif node.op in _DIVISIONS and not node.dtype.startswith("f"):
@@ -59,28 +76,38 @@ def evaluate(
     return tuple(values[i] for i in graph.outputs)
 
 
+def _number(node: Node) -> int | float:
+    (x,) = node.args
+    return float(x) if node.dtype == "f32" else int(x)
+
+
 def _torch_dtype(node: Node, dtype: torch.dtype) -> torch.dtype:
     return {"f32": dtype, "i32": torch.int32, "i64": torch.int64, "bool": torch.bool}[node.dtype]
 
 
 def _loaded(tensor: Tensor, indices: Sequence[Tensor], attended: Tensor | None, name: str) -> Tensor:
-    """Elements of a tensor. Where nobody reads them indices may be anything: they come from within."""
+    found = _within(tensor.shape, indices, attended, name)
+    if found and not tensor.numel():  # nobody reads it
+        return tensor.new_zeros(torch.broadcast_shapes(*(index.shape for index in found)))
+    return tensor[found] if found else tensor
+
+
+def _within(shape: torch.Size, indices: Sequence[Tensor], attended: Tensor | None, name: str) -> tuple[Tensor, ...]:
+    """Indices of a tensor as int64. Where nobody reads they may lie outside: they become 0."""
     found = []
-    for dim, (index, size) in enumerate(zip(indices, tensor.shape, strict=True)):
+    for dim, (index, size) in enumerate(zip(indices, shape, strict=True)):
         outside = (index < -size) | (index >= size)
         if bool(outside.any()):
             read = outside if attended is None else outside & attended
             if bool(read.any()):
                 at = int(index.expand(read.shape)[read][0])
                 raise IndexError(
-                    f"{name} reads a captured tensor of shape {tuple(tensor.shape)} at index {at} of dimension {dim}, "
-                    f"where {-size} to {size - 1} are allowed"
+                    f"{name} reads a captured tensor of shape {tuple(shape)} at index {at} of dimension {dim}, where "
+                    f"{-size} to {size - 1} are allowed"
                 )
             index = index.masked_fill(outside, 0)
         found.append(index.long())
-    if found and not tensor.numel():  # nobody reads it
-        return tensor.new_zeros(torch.broadcast_shapes(*(index.shape for index in found)))
-    return tensor[tuple(found)] if found else tensor
+    return tuple(found)
 
 
 def _divisor(x: Tensor, attended: Tensor | None, name: str) -> Tensor:

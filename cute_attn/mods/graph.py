@@ -34,15 +34,24 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["COLUMN", "ELEMENT", "INPUTS", "ITEM", "ROW", "Graph", "Node", "canonical"]
+__all__ = ["COLUMN", "ELEMENT", "INPUTS", "ITEM", "ROW", "Graph", "Node", "Written", "canonical", "operands"]
 
 INPUTS = ("score", "b", "h", "q", "kv")
 # What a value depends on, from what changes most seldom to what changes with every element of a tile.
 ITEM, ROW, COLUMN, ELEMENT = range(4)
-_OWN_STAGE = {"score": ELEMENT, "grad": ELEMENT, "scatter": ELEMENT, "q": ROW, "kv": COLUMN}
+_OWN_STAGE = {"score": ELEMENT, "scatter": ELEMENT, "q": ROW, "kv": COLUMN}
 
 Argument = int | float | str
+Written = tuple[str, tuple[Argument, ...], str]  # op, args and dtype of a node
+
+
+def operands(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Those arguments of an operation that are numbers of nodes; they are the last ones."""
+    if op in ("const", "scalar"):
+        return ()
+    return args[1:] if op in ("load", "scatter") else args
 
 
 @dataclass(frozen=True)
@@ -56,9 +65,7 @@ class Node:
     @property
     def operands(self) -> tuple[int, ...]:
         """The numbers of the nodes that it reads."""
-        if self.op in ("const", "scalar"):
-            return ()
-        return self.args[1:] if self.op in ("load", "scatter") else self.args  # type: ignore[return-value]
+        return operands(self.op, self.args)
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,7 @@ class Graph:
 
 
 def canonical(
-    nodes: list[tuple[str, tuple[Argument, ...], str]],
+    nodes: list[Written],
     outputs: tuple[int, ...],
     tensors: list[tuple[str, int]] | tuple[tuple[str, int], ...],
     scalars: list[str] | tuple[str, ...],

@@ -22,14 +22,13 @@ def _register(names: str, handler: Handler) -> None:
         HANDLERS[name] = handler
 
 
-# op -> what may stand second and changes nothing (0 added to -0.0 does)
-NEUTRAL = {"mul": 1.0, "div": 1.0}
-
-
 def _binary(tape: Tape, op: str, x: Any, y: Any, dtype: str, result: str | None = None) -> Value:
     a, b = tape.together((x, y), dtype)
-    if op in NEUTRAL and tape.constant_of(Value(tape, b, dtype)) == NEUTRAL[op]:
-        return Value(tape, a, dtype)
+    first, second = Value(tape, a, dtype), Value(tape, b, dtype)
+    if op in ("mul", "div") and tape.constant_of(second) == 1:
+        return first
+    if op == "mul" and tape.constant_of(first) == 1:
+        return second
     if op in COMMUTATIVE and a > b:
         a, b = b, a
     return tape.add(op, (a, b), result or dtype)
@@ -255,8 +254,11 @@ def _clamp(tape: Tape, x: Any, min: Any = None, max: Any = None) -> Value:
     if min is None and max is None:
         raise refuse(tape.kind, "uses clamp without bounds", "give min or max")
     dtype = tape.common([value for value in (x, min, max) if value is not None])
-    (node,) = tape.together((x,), dtype)
-    found = Value(tape, node, dtype)
+    found = tape.converted(tape.value(x, dtype), dtype)
+    if dtype == "f32":  # the derivative at a bound is 1, that of maximum is a half
+        if min is not None:
+            found = _where(tape, HANDLERS["lt"](tape, found, min), min, found)
+        return found if max is None else _where(tape, HANDLERS["gt"](tape, found, max), max, found)
     if min is not None:
         found = _maximum(tape, found, min)
     return found if max is None else _minimum(tape, found, max)
@@ -355,7 +357,8 @@ def _isinf(tape: Tape, x: Any) -> Value:
 def _relu(tape: Tape, x: Any, inplace: bool = False) -> Value:
     _not_in_place(tape, "relu", inplace)
     x = tape.value(x)
-    return _maximum(tape, x, tape.constant(0, x.dtype_name))
+    zero = tape.constant(0, x.dtype_name)
+    return _where(tape, HANDLERS["le"](tape, x, zero), zero, x)
 
 
 def _silu(tape: Tape, x: Any, inplace: bool = False) -> Value:

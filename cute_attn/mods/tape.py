@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .graph import Argument, canonical
+from .graph import Argument, Written, canonical, operands
 from .refused import refuse, unknown
 
-__all__ = ["DTYPES", "HANDLERS", "Partial", "Tape", "Value", "apply", "tape_of"]
+__all__ = ["DTYPES", "HANDLERS", "Partial", "Tape", "Value", "apply", "needed", "tape_of"]
 
 # name of an operator -> what writes it: (tape, *arguments, **keywords) -> Value; filled by `operators`
 HANDLERS: dict[str, Callable[..., Any]] = {}
@@ -45,11 +45,11 @@ class Tape:
 
     def __init__(self, kind: str, device: torch.device) -> None:
         self.kind, self.device = kind, device
-        self.nodes: list[tuple[str, tuple[Argument, ...], str]] = []
+        self.nodes: list[Written] = []
         self.tensors: list[torch.Tensor] = []
         self.scalars: list[int | float] = []
         self.scalar_dtypes: list[str] = []
-        self._numbers: dict[tuple[str, tuple[Argument, ...], str], int] = {}
+        self._numbers: dict[Written, int] = {}
 
     def add(self, op: str, args: tuple[Argument, ...], dtype: str) -> Value:
         key = (op, args, dtype)
@@ -159,41 +159,38 @@ class Tape:
     def finished(self, outputs: tuple[int, ...]) -> tuple[str, list[torch.Tensor], list[int | float]]:
         """Text, tensors and scalars of what the outputs need, which alone is the function: inputs that it does not
         read, and what it computes for nothing, are no part of the key."""
-        needed = [False] * len(self.nodes)
-        for i in outputs:
-            needed[i] = True
-        for i in range(len(self.nodes) - 1, -1, -1):
-            if needed[i]:
-                op, args, _ = self.nodes[i]
-                for a in _operands(op, args):
-                    needed[a] = True
-        place: dict[int, int] = {}
+        nodes, places = needed(self.nodes, outputs)
         tensors: list[int] = []
         scalars: list[int] = []
-        nodes: list[tuple[str, tuple[Argument, ...], str]] = []
-        for i, (op, args, dtype) in enumerate(self.nodes):
-            if not needed[i]:
-                continue
-            place[i] = len(nodes)
-            own: tuple[Argument, ...] = ()
-            if op == "const":
-                own = args
-            elif op == "scalar":
-                own = (_position(scalars, args[0]),)
-            elif op in ("load", "scatter"):
-                own = (_position(tensors, args[0]),)
-            nodes.append((op, own + tuple([place[a] for a in _operands(op, args)]), dtype))
+        for i, (op, args, dtype) in enumerate(nodes):
+            if op == "scalar":
+                nodes[i] = (op, (_position(scalars, args[0]),), dtype)
+            elif op == "load":
+                nodes[i] = (op, (_position(tensors, args[0]), *args[1:]), dtype)
         captured = [self.tensors[i] for i in tensors]
         forms = [(DTYPES[t.dtype][0], t.ndim) for t in captured]
-        places = tuple([place[i] for i in outputs])
         text = canonical(nodes, places, forms, [self.scalar_dtypes[i] for i in scalars])
         return text, captured, [self.scalars[i] for i in scalars]
 
 
-def _operands(op: str, args: tuple[Argument, ...]) -> tuple[Any, ...]:
-    if op in ("const", "scalar"):
-        return ()
-    return args[1:] if op in ("load", "scatter") else args
+def needed(nodes: list[Written], outputs: tuple[int, ...]) -> tuple[list[Written], tuple[int, ...]]:
+    """The nodes that the outputs need, and the outputs among them."""
+    wanted = [False] * len(nodes)
+    for i in outputs:
+        wanted[i] = True
+    for i in range(len(nodes) - 1, -1, -1):
+        if wanted[i]:
+            for a in operands(nodes[i][0], nodes[i][1]):
+                wanted[a] = True
+    place: dict[int, int] = {}
+    kept: list[Written] = []
+    for i, (op, args, dtype) in enumerate(nodes):
+        if wanted[i]:
+            place[i] = len(kept)
+            read = operands(op, args)
+            own = args[: len(args) - len(read)]
+            kept.append((op, own + tuple([place[a] for a in read]), dtype))
+    return kept, tuple([place[i] for i in outputs])
 
 
 def _position(places: list[int], x: Any) -> int:

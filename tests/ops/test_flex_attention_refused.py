@@ -1,0 +1,157 @@
+"""What flex_attention refuses: each error names the argument, what came and what is allowed."""
+
+import functools
+
+import pytest
+import torch
+
+from cute_attn import AuxRequest, IntervalMask, backend, flex_attention, mask
+
+zeros = functools.partial(torch.zeros, dtype=torch.bfloat16)
+Q, K = zeros(2, 4, 6, 16), zeros(2, 4, 8, 16)
+
+
+def refused(error, match, query=Q, key=K, value=None, *rest, **arguments):
+    with pytest.raises(error, match=match):
+        flex_attention(query, key, key if value is None else value, *rest, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "match", "tensors"),
+    [
+        (ValueError, r"query must have shape \(batch, heads, tokens, head_dim\), got \(4, 6, 16\)", (Q[0], K, K)),
+        (ValueError, r"value must have shape .*, got \(2, 4, 8, 16, 1\)", (Q, K, K[..., None])),
+        (
+            TypeError,
+            r"query, key and value must have one dtype, got query .*bfloat16 and key .*float32",
+            (Q, K.float(), K),
+        ),
+        (
+            TypeError,
+            r"query must be bfloat16, float16, float32 or float64, got torch.int32",
+            (Q.int(), K.int(), K.int()),
+        ),
+        (ValueError, r"on one device, got query on cpu and value on meta", (Q, K, K.to("meta"))),
+        (ValueError, r"same number of heads unless enable_gqa is True, got 4 and 2", (Q, K[:, :2], K[:, :2])),
+        (ValueError, r"key and value must have the same number of heads, got 4 and 2", (Q, K, K[:, :2])),
+        (ValueError, r"key and value must have one length, got 8 and 7", (Q, K, K[:, :, :7])),
+        (ValueError, r"key and value must have one batch size, got 2 and 1", (Q, K, K[:1])),
+        (ValueError, r"the batch size of query, 2, or 1, got 3", (Q, zeros(3, 4, 8, 16), zeros(3, 4, 8, 16))),
+        (ValueError, r"query and key must have one head_dim >= 1, got 16 and 8", (Q, K[..., :8], K)),
+        (ValueError, r"value must have head_dim >= 1, got 0", (Q, K, K[..., :0])),
+    ],
+)
+def test_tensors_that_do_not_fit(error, match, tensors):
+    refused(error, match, *tensors)
+
+
+@pytest.mark.parametrize("heads", [3, 0])
+def test_a_ratio_of_heads_that_is_none(heads):
+    key = zeros(2, heads, 8, 16)
+    refused(
+        ValueError,
+        rf"must be a multiple of the heads of key \(at least one\), got 4 and {heads}",
+        Q,
+        key,
+        enable_gqa=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "match", "arguments"),
+    [
+        (TypeError, r"scale must be a number, got 'x'", {"scale": "x"}),
+        (ValueError, r"scale must be finite in fp32, got nan", {"scale": float("nan")}),
+        (TypeError, r"enable_gqa must be True or False, got 1", {"enable_gqa": 1}),
+        (TypeError, r"return_lse must be True or False, got None", {"return_lse": None}),
+        (TypeError, r"return_aux must be None or an AuxRequest, got True", {"return_aux": True}),
+        (TypeError, r"return_aux.lse must be True or False, got 1", {"return_aux": AuxRequest(lse=1)}),
+        (
+            ValueError,
+            r"return_lse must be False where return_aux is given",
+            {"return_lse": True, "return_aux": AuxRequest()},
+        ),
+        (
+            TypeError,
+            r"score_mod must be None or a function score_mod\(score, b, h, q_idx, kv_idx\), got 3",
+            {"score_mod": 3},
+        ),
+        (TypeError, r"score_mod must take \(score, b, h, q_idx, kv_idx\)", {"score_mod": lambda s, b, h: s}),
+        (TypeError, r"score_mod must take \(score, b, h, q_idx, kv_idx\)", {"score_mod": int}),
+        (TypeError, r"block_mask must be .*, got 'causal'", {"block_mask": "causal"}),
+        (
+            TypeError,
+            r"block_mask must be .*, got a tensor of shape \(6, 8\)",
+            {"block_mask": torch.ones(6, 8, dtype=torch.bool)},
+        ),
+        (TypeError, r"kernel_options must be None or a dict, got 5", {"kernel_options": 5}),
+        (
+            ValueError,
+            r"'BLOCK_M', which tunes torch's Triton kernels: leave it out",
+            {"kernel_options": {"BLOCK_M": 64}},
+        ),
+        (ValueError, r"'fwd_num_warps', which tunes torch's", {"kernel_options": {"fwd_num_warps": 4}}),
+        (ValueError, r"kernel_options .*'softmax'.* got 'shape'", {"kernel_options": {"shape": 64}}),
+        (
+            ValueError,
+            r"kernel_options\['softmax'\] must be 'stale' or 'exact', got 'fast'",
+            {"kernel_options": {"softmax": "fast"}},
+        ),
+    ],
+)
+def test_arguments_that_are_wrong(error, match, arguments):
+    refused(error, match, **arguments)
+
+
+@pytest.mark.parametrize("lengths", [(6, 9), (5, 8), (128, 128)])
+def test_a_mask_of_other_lengths_names_both_and_adjust(lengths):
+    match = rf"of 6 queries and 8 keys, .* got one of {lengths[0]} and {lengths[1]}: block_mask._adjust\(6, 8\)"
+    refused(ValueError, match, block_mask=mask.causal(*lengths))
+
+
+def test_a_mask_of_another_batch_or_other_heads():
+    planes = torch.zeros(3, 1, 6, dtype=torch.int32)
+    refused(
+        ValueError,
+        "block_mask must have the batch of query, 2, or 1, got 3",
+        block_mask=IntervalMask(planes, planes, 8),
+    )
+    three = IntervalMask(planes, planes, 8, heads=3)
+    refused(ValueError, "block_mask must have the heads of query, 4, or 1, got 3", block_mask=three)
+
+
+def test_a_mask_on_another_device():
+    elsewhere = IntervalMask._made(*(torch.zeros(1, 1, 6, dtype=torch.int32, device="meta"),) * 2, 8)
+    refused(ValueError, "block_mask must be on the device of query, cpu, got meta", block_mask=elsewhere)
+
+
+def test_a_captured_tensor_on_another_device():
+    table = torch.zeros(8, device="meta")
+    match = r"score_mod must capture tensors on the device of query, cpu, got one of shape \(8,\) on meta"
+    refused(ValueError, match, score_mod=lambda s, b, h, q, k: s + table[k])
+
+
+def test_options_for_our_kernels_change_nothing_on_the_reference():
+    for options in (None, {}, {"softmax": "exact"}):
+        assert torch.equal(flex_attention(Q, K, K, kernel_options=options), flex_attention(Q, K, K))
+
+
+def no_mod(score, b, h, q, k):
+    return score
+
+
+@pytest.mark.parametrize(
+    ("match", "arguments"),
+    [
+        ("a score_mod other than c", {"score_mod": lambda s, b, h, q, k: s * 2}),
+        ("max_scores", {"return_aux": AuxRequest(max_scores=True)}),
+    ],
+)
+def test_a_backend_without_kernels_for_it_says_which_backend_serves_it(match, arguments):
+    with backend("sim"):
+        refused(NotImplementedError, rf"backend 'sim' has no kernels for {match}.*backend\('reference'\)", **arguments)
+
+
+def test_tensors_that_kernels_do_not_take_are_refused_before_anything_else_happens():
+    with backend("sim"):
+        refused(NotImplementedError, "bfloat16 and float16, got torch.float32", Q.float(), K.float(), score_mod=no_mod)
