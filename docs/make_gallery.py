@@ -98,8 +98,8 @@ def text() -> str:
         "# Gallery of masks",
         f"Every builder of `cute_attn.mask`, over {LENGTH} queries (rows) and keys (columns), with tiles of 128 x 128: "
         "blue tiles are full and need no mask, orange ones are partial, grey ones are never visited. "
-        "[masks.md](masks.md) has the formulas. [functions.md](functions.md) has masks as functions. `python docs/make_gallery.py` writes "
-        "both pages; "
+        "[masks.md](masks.md) has the formulas. [functions.md](functions.md) has masks as functions. "
+        "`python docs/make_gallery.py` writes both pages; "
         "`cute-attn show --mask NAME[:key=value,...] --png FILE` draws any mask.",
     ]
     for title, spec, what in ENTRIES:

@@ -127,7 +127,7 @@ def _evaluated(mask: IntervalMask, predicate: Traced, block: tuple[int, int], ba
             lo, hi = met.lo[plane, :, row], met.hi[plane, :, row]
             at = torch.arange(columns, device=mask.device)[:, None]
             is_met = ((at >= lo) & (at < hi)).any(1)
-            keys = is_met.repeat_interleave(block[1])[: mask.seqlen_k].nonzero()[:, 0]
+            keys = is_met.repeat_interleave(min(block[1], mask.seqlen_k))[: mask.seqlen_k].nonzero()[:, 0]
             count = _count(_Rows(mask, predicate, plane, b, h), row * block[0], block, keys, columns)
             states[b, h, row] = (count > 0).to(torch.int8) + (count == block[0] * block[1]).to(torch.int8)
     return BlockGrid.from_states(states, block, mask.seqlen_q, mask.seqlen_k)
