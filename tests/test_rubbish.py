@@ -135,6 +135,11 @@ TAKEN = {
     "other": {"other mask"},
     "ranges": {"empty list", "empty tuple", "empty dict", "iterator"},
     "attn_type_map": {"None"},
+    "scale": NUMBERS | INTEGRAL | {"-2**31 - 1", "-2**64"},
+    "enable_gqa": {"True"},
+    "return_lse": {"True"},
+    "score_mod": {"function"},
+    "kernel_options": {"empty dict"},
 }  # fmt: skip
 # What a message may say instead of the name.
 ALIASES = {
@@ -195,6 +200,10 @@ six = mask.causal(6, 8)
 
 CALLS = {
     "flex_flash_attn_func": (cute_attn.flex_flash_attn_func, arguments_of_flex()),
+    "flex_attention": (
+        cute_attn.flex_attention,
+        {"query": tokens(1, 4, 6, 16), "key": tokens(1, 4, 8, 16), "value": tokens(1, 4, 8, 16)},
+    ),
     **{
         name: (getattr(cute_attn, name), arguments_with_sink(name))
         for name in cute_attn.__all__

@@ -13,6 +13,7 @@ from ..checks import check_alike, check_flag, check_scale
 from ..mask import IntervalMask
 from ..mask.checks import shown
 from ..mask.source import MaskSource
+from ..mods.block_mask import as_block_mask
 from ..mods.blockwise import Thinned
 from ..mods.softcap import softcap_of
 from ..mods.trace import Traced, trace
@@ -178,21 +179,30 @@ def _mask_argument(block_mask: Any, query: Tensor, key: Tensor) -> tuple[Interva
     """The pairs that may be attended, and what thins them."""
     if block_mask is None:
         return MaskSource("window"), None
-    if not isinstance(block_mask, IntervalMask):
-        raise TypeError(f"block_mask must be None, a BlockMask or an IntervalMask, got {shown(block_mask)}")
-    mask, thinned = block_mask, None
-    _check_mask(mask, query, key)
+    planes: tuple[int, ...]
+    if isinstance(block_mask, IntervalMask):
+        planes = block_mask.batch, block_mask.heads
+        mask, thinned = block_mask, None
+    else:
+        blocks = as_block_mask(block_mask)
+        planes = (1, 1, *blocks.shape[:-2])[-2:]
+        reading = blocks.reading()
+        mask, thinned = reading.intervals, None
+        if reading.predicate is not None:
+            thinned = Thinned(reading.predicate.traced, reading.full)
+    _check_mask(mask, planes, query, key)
     return mask, thinned
 
 
-def _check_mask(mask: IntervalMask, query: Tensor, key: Tensor) -> None:
+def _check_mask(mask: IntervalMask, planes: tuple[int, ...], query: Tensor, key: Tensor) -> None:
+    """planes: batch and heads, as the mask was made; what its function does not read is 1 in the intervals."""
     rows, keys = query.shape[2], key.shape[2]
     if (mask.seqlen_q, mask.seqlen_k) != (rows, keys):
         raise ValueError(
             f"block_mask must be one of {rows} queries and {keys} keys, as query and key are, got one of "
             f"{mask.seqlen_q} and {mask.seqlen_k}: block_mask._adjust({rows}, {keys}) makes a shorter one of a longer"
         )
-    for name, size, allowed in (("batch", mask.batch, query.shape[0]), ("heads", mask.heads, query.shape[1])):
+    for name, size, allowed in zip(("batch", "heads"), planes, query.shape[:2], strict=True):
         if size not in (1, allowed):
             raise ValueError(f"block_mask must have the {name} of query, {allowed}, or 1, got {size}")
     if mask.device != query.device:

@@ -24,10 +24,12 @@ def backend_with(backend: str, options: dict[str, Any] | None) -> str:
 
     Raises TypeError for what is no dict, ValueError naming an option that is unknown or torch's, or its value.
     """
-    if options is None or not options:
+    if options is None:
         return backend
     if not isinstance(options, dict):
         raise TypeError(f"kernel_options must be None or a dict, got {shown(options)}")
+    if not options:
+        return backend
     for name in options:
         plain = name
         for prefix in PREFIXES:

@@ -1,0 +1,163 @@
+"""flex_attention under block masks: what is intervals, what a predicate thins, lists of blocks in every state."""
+
+import itertools
+
+import pytest
+import torch
+from mods_case import Captured, mods
+from ops.test_flex_attention import check, inputs
+
+import cute_attn
+from cute_attn import BlockMask, create_block_mask, create_mask, flex_attention, mask
+
+torch_flex = pytest.importorskip("torch.nn.attention.flex_attention")
+
+DOCUMENTS = torch.tensor([0] * 60 + [1] * 50 + [2] * 90 + [3] * 100)
+KEEP = torch.rand(2, 4, 300, generator=torch.Generator().manual_seed(0)) > 0.5
+SIGNS = torch.randn(300, generator=torch.Generator().manual_seed(1))
+
+MASKS = {
+    "causal": lambda b, h, q, k: q >= k,
+    "window": lambda b, h, q, k: (q >= k) & (q - k < 40),
+    "documents": lambda b, h, q, k: (DOCUMENTS[q] == DOCUMENTS[k]) & (q >= k),
+    "dilated": lambda b, h, q, k: (q - k) % 3 == 0,
+    "keys of each batch element and head": lambda b, h, q, k: KEEP[b, h, k] & (q >= k),
+    "signs": lambda b, h, q, k: SIGNS[q] * SIGNS[k] > 0,
+    "heads": lambda b, h, q, k: q - k <= h * 20,
+    "batch and rows without keys": lambda b, h, q, k: ((q + k + b) % 2 == 0) & (q % 7 != 3),
+    "nothing": lambda b, h, q, k: q < k - 1000,
+    "checkerboard of blocks": lambda b, h, q, k: (q // 16 + k // 16) % 2 == 0,
+}
+
+# More intervals a row than a mask of intervals has.
+THINNED = {"dilated", "keys of each batch element and head", "signs", "batch and rows without keys"}
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("score", [pytest.param(None, marks=pytest.mark.slow), "everything"])
+def test_a_mask_mod_is_its_dense_mask(name, score):
+    captured = Captured(heads=4, batch=2)
+    lengths = 130, 300
+    block_mask = create_block_mask(MASKS[name], 2, 4, *lengths, device="cpu", BLOCK_SIZE=64)
+    assert (block_mask.intervals is None) == (name in THINNED)
+    attended = create_mask(MASKS[name], 2, 4, *lengths, device="cpu")
+    score_mod = None if score is None else mods(captured)[score]
+    check(*inputs(2, (4, 2), lengths), score_mod, block_mask, attended, captured.leaves())
+
+
+BLOCK_SIZES = [64, 128, 256, (256, 64), (200, 96)]
+
+
+@pytest.mark.parametrize("size", BLOCK_SIZES)
+@pytest.mark.parametrize("maker", [create_block_mask, torch_flex.create_block_mask], ids=["ours", "torchs"])
+@pytest.mark.parametrize("lengths", [(127, 257), (1, 129), pytest.param((257, 257), marks=pytest.mark.slow)])
+def test_block_sizes_change_nothing_and_torchs_masks_are_taken(maker, size, lengths):
+    block_mask = maker(MASKS["dilated"], None, None, *lengths, device="cpu", BLOCK_SIZE=size)
+    attended = create_mask(MASKS["dilated"], 1, 1, *lengths, device="cpu")
+    check(*inputs(1, (2, 2), lengths), mods(None)["squared"], block_mask, attended)
+
+
+@pytest.mark.parametrize("planes", list(itertools.product([1, 2], [1, 4])))
+def test_a_mask_of_one_batch_element_or_head_serves_all(planes):
+    block_mask = create_block_mask(MASKS["signs"], *planes, 130, 150, device="cpu")
+    attended = create_mask(MASKS["signs"], 1, 1, 130, 150, device="cpu")
+    check(*inputs(2, (4, 2), (130, 150)), None, block_mask, attended)
+
+
+def listed(rows, width):
+    """Lists with rubbish past the counts, unsorted, with repetitions: counts and indices of partial and full blocks."""
+    counts = torch.tensor([2, 0, 3])[:rows].int()
+    indices = torch.tensor([[2, 0, 9, -5], [7, 7, 7, 7], [1, 2, 1, 99]])[:rows, :width].int()
+    full_counts = torch.tensor([1, 1, 0])[:rows].int()
+    full_indices = torch.tensor([[0, 55, -1, 3], [2, 1, 1, 1], [4, 4, 4, 4]])[:rows, :width].int()
+    return counts, indices, full_counts, full_indices
+
+
+@pytest.mark.parametrize("has_full", [False, True])
+@pytest.mark.parametrize("name", ["causal", "dilated"])
+def test_a_pair_is_attended_in_a_full_block_or_where_mask_mod_says_so_in_a_listed_one(name, has_full):
+    counts, indices, full_counts, full_indices = listed(3, 4)
+    rows, keys, size = 90, 120, (32, 40)
+    lists = (counts, indices, full_counts, full_indices) if has_full else (counts, indices)
+    lists = [x[None, None] for x in lists]
+    block_mask = BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=size, mask_mod=MASKS[name], seq_lengths=(rows, keys))
+    says = create_mask(MASKS[name], 1, 1, rows, keys, device="cpu")[0, 0]
+    attended = torch.zeros(rows, keys, dtype=torch.bool)
+    for row in range(3):
+        here = slice(row * 32, (row + 1) * 32)
+        for column in indices[row, : counts[row]].tolist():
+            there = slice(column * 40, (column + 1) * 40)
+            attended[here, there] |= says[here, there]
+        for column in full_indices[row, : full_counts[row]].tolist() if has_full else ():
+            attended[here, column * 40 : (column + 1) * 40] = True
+    check(*inputs(1, (2, 2), (rows, keys)), None, block_mask, attended)
+    check(*inputs(1, (2, 2), (rows, keys)), mods(None)["squared"], block_mask, attended)
+
+
+def test_a_slice_needs_a_mask_mod_and_then_has_its_own_rows():
+    whole = create_block_mask(MASKS["dilated"], None, None, 257, 257, device="cpu", BLOCK_SIZE=64)
+    part = whole[:, :, 2:]
+    qkv = inputs(1, (2, 2), (257 - 128, 257))
+    with pytest.raises(ValueError, match="mask_mod of a sliced BlockMask is not known"):
+        flex_attention(*qkv, block_mask=part)
+    part.mask_mod = lambda b, h, q, k: MASKS["dilated"](b, h, q + 128, k)
+    attended = create_mask(MASKS["dilated"], 1, 1, 257, 257, device="cpu")[:, :, 128:]
+    check(*qkv, None, part, attended)
+
+
+def test_an_adjusted_mask_serves_shorter_tensors():
+    whole = create_block_mask(MASKS["dilated"], None, None, 257, 257, device="cpu", BLOCK_SIZE=64)
+    qkv = inputs(1, (2, 2), (100, 140))
+    with pytest.raises(ValueError, match=r"100 queries and 140 keys, .* 257 and 257: block_mask._adjust\(100, 140\)"):
+        flex_attention(*qkv, block_mask=whole)
+    check(*qkv, None, whole._adjust(100, 140), create_mask(MASKS["dilated"], 1, 1, 100, 140, device="cpu"))
+
+
+def test_the_planes_that_a_mask_was_made_for_count_even_where_its_function_reads_none():
+    block_mask = create_block_mask(MASKS["causal"], 3, 1, 20, 20, device="cpu")
+    with pytest.raises(ValueError, match="block_mask must have the batch of query, 2, or 1, got 3"):
+        flex_attention(*inputs(2, (2, 2), (20, 20)), block_mask=block_mask)
+
+
+def test_a_captured_tensor_that_changed_is_noticed_where_it_is_read():
+    signs = SIGNS.clone()
+    block_mask = create_block_mask(lambda b, h, q, k: signs[q] * signs[k] > 0, None, None, 50, 50, device="cpu")
+    signs.neg_()
+    with pytest.raises(ValueError, match="mask_mod captures was changed"):
+        flex_attention(*inputs(1, (1, 1), (50, 50)), block_mask=block_mask)
+
+
+def test_a_backend_without_kernels_for_a_predicate_says_which_serves_it():
+    block_mask = create_block_mask(MASKS["dilated"], None, None, 257, 257, device="cpu")
+    q = torch.zeros(1, 1, 257, 64, dtype=torch.bfloat16)
+    with (
+        cute_attn.backend("sim"),
+        pytest.raises(NotImplementedError, match=r"a block_mask that cannot be read as intervals; .*'reference'"),
+    ):
+        flex_attention(q, q, q, block_mask=block_mask)
+
+
+@pytest.mark.parametrize("name", [pytest.param("causal", marks=pytest.mark.slow), "dilated"])
+def test_a_mask_made_before_is_taken_by_compiled_code(name):
+    torch._dynamo.reset()
+    block_mask = create_block_mask(MASKS[name], None, None, 40, 257, device="cpu")
+    compiled = torch.compile(flex_attention, fullgraph=True, backend="aot_eager")
+    qkv = inputs(1, (2, 2), (40, 257))
+    wanted, got = (f(*qkv, mods(None)["squared"], block_mask) for f in (flex_attention, compiled))
+    assert torch.equal(wanted, got)
+
+
+def test_a_mask_made_inside_a_compiled_function_may_break_the_graph_but_works():
+    torch._dynamo.reset()
+
+    @torch.compile(backend="eager")
+    def compiled(query, key, value, window):
+        def mod(b, h, q, k):
+            return (q >= k) & (q - k < window)
+
+        block_mask = create_block_mask(mod, None, None, query.shape[2], key.shape[2], device="cpu")
+        return flex_attention(query, key, value, block_mask=block_mask)
+
+    qkv = inputs(1, (2, 2), (40, 40))
+    wanted = flex_attention(*qkv, block_mask=mask.sliding_window(40, left=6, right=0))
+    assert torch.allclose(compiled(*qkv, 7), wanted)
