@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 import torch
 
 from ..mask import IntervalMask
-from .compare import Column, NotIntervals, TooMany, limited, swapped
+from .compare import Column, NotIntervals, limited, swapped
 from .graph import COLUMN, ELEMENT, Graph, Node
 from .linear import Linear
 
@@ -19,7 +19,7 @@ __all__ = ["Reader"]
 
 _COMPARISONS = ("eq", "ne", "lt", "le")
 _EXACT = 1 << 24  # integers up to it are floats
-_SEARCHES = 4096  # cases within cases end here
+_PERIODS = 256  # of // and % of query and key, each a case
 _ENDS = 1 << 40  # beyond all sums of positions
 
 
@@ -28,7 +28,7 @@ class Reader:
 
     value: what a node that reads at most one side says: 0-d, or one for each row or each key.
     known: sets of keys of nodes that other planes share with this one; those of `own` nodes are its own.
-    most: intervals a row that may stand on the way.
+    most: intervals a row that may stand on the way. spend: told of the rows and keys of every search.
     """
 
     def __init__(
@@ -39,13 +39,13 @@ class Reader:
         value: Callable[[int], torch.Tensor],
         device: torch.device,
         most: int,
+        spend: Callable[[int], None],
         known: dict[int, IntervalMask],
         own: Collection[int],
     ) -> None:
         self.nodes, self.stages = graph.nodes, graph.stages()
         self.rows, self.keys, self.value, self.device, self.most = rows, keys, value, device, most
-        self._shared, self._own, self._sets = known, own, dict[int, IntervalMask]()
-        self._searches = 0
+        self._spend, self._shared, self._own, self._sets = spend, known, own, dict[int, IntervalMask]()
 
     def _number(self, i: int) -> int | None:
         """The value of an integer that is the same for all pairs, if it is one."""
@@ -144,9 +144,7 @@ class Reader:
 
     def _search(self, op: str, column: torch.Tensor, row: torch.Tensor) -> IntervalMask:
         """column op row, both of one side."""
-        self._searches += 1
-        if self._searches > _SEARCHES:
-            raise NotIntervals(f"it has more than {_SEARCHES} cases")
+        self._spend(self.rows + self.keys)
         if column.ndim == 0:
             compare = {"lt": torch.lt, "le": torch.le, "gt": torch.gt, "ge": torch.ge, "eq": torch.eq, "ne": torch.ne}
             return self._rows_where(compare[op](column, row))
@@ -226,17 +224,17 @@ class Reader:
                 return self._sign({"le": "lt", "gt": "ge"}[op], x - bound - one)
             return self._sign(op, x - bound)
         least, largest = x.range()
-        if largest // d - least // d >= self.most:
-            raise TooMany(f"{'%' if kind == 'remainder' else '//'} of query and key has more than {self.most} periods")
-        found = None
+        if largest // d - least // d >= _PERIODS:
+            what = "%" if kind == "remainder" else "//"
+            raise NotIntervals(f"{what} of query and key has more than {_PERIODS} periods")
+        found = []
         for period in range(least // d, largest // d + 1):
             inside = x - Linear.number(period * d, self.device)
             value = inside if kind == "remainder" else Linear.number(period, self.device)
             here = self._sign("ge", inside), self._sign("lt", inside - Linear.number(d, self.device))
-            part = self._joined("and", self._joined("and", *here), self._sign(op, rest + value * c))
-            found = part if found is None else self._joined("or", found, part)
-        assert found is not None
-        return found
+            found.append(self._joined("and", self._joined("and", *here), self._sign(op, rest + value * c)))
+        lo, hi = (torch.cat([getattr(part, side) for part in found], 1) for side in ("lo", "hi"))
+        return self._limited(IntervalMask._united(lo, hi, self.keys, 1))
 
     def _what(self, node: Node) -> str:
         names = {"load": "an element of a captured tensor", "bit_and": "&", "bit_or": "|", "bit_xor": "^", "mul": "*"}
