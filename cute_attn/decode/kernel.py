@@ -25,8 +25,10 @@ from cute_attn.spec.decode import DecodeSpec
 
 from .arguments import DTYPES, Arguments, Scalars, Tensors, Tma
 from .config import ctas_per_multiprocessor
+from .eight import column_of, load_keys, load_values
 from .merge import merge
 from .producer import gather_keys_and_values, load_keys_and_values
+from .scales import EXPONENT, LARGEST, ONE, SMALLEST, TokenScales, inverse_bits
 from .storage import WARPS, Layouts, Shared
 from .work import Work
 
@@ -57,9 +59,13 @@ class Consumer:
     mma_o: Any
     out: Any  # fp32 accumulator of O^T
     scores: Any  # and of S^T
+    scales: Any  # of tokens; None where they have none
     top: Any  # of each row: the maximum, its exponentials' sum in this thread, and what O is multiplied with
     total: Any
     correction: Any
+    factors: Any  # of 8-bit caches: what each row's scores are multiplied with
+    weights: Any  # and each of the thread's two keys, where tokens have scales
+    largest: Any  # the bits of a power of two: the largest scale of values so far, which O is divided by
     rows: Any
 
 
@@ -69,7 +75,8 @@ class DecodeKernel:
     def __init__(self, spec: DecodeSpec) -> None:
         self.spec, self.rows, self.keys = spec, spec.tile.rows, spec.tile.n
         self.dim, self.dim_v = spec.head_dim, spec.head_dim_v
-        self.dtype, self.bf16 = DTYPES[spec.dtype], spec.dtype == "bf16"
+        self.dtype = cutlass.Float16 if spec.eight else DTYPES[spec.dtype]  # of the operands
+        self.bf16 = spec.dtype == "bf16" and not spec.eight
         self.no_key = NO_KEY[spec.score]
 
     # ------------------------------------------------------------------ host
@@ -138,14 +145,18 @@ class DecodeKernel:
     def consume(self, arguments: Arguments, shared: Shared, work: Work, thread: Int32):
         c = self.consumer(arguments, shared, work, thread)
         self.load_bounds(arguments, c)
-        self.load_queries(arguments.tensors.q[work.batch, None, None, None], c)
+        self.load_queries(arguments, c)
         self.meet(shared=True)
+        if const_expr(self.spec.eight):
+            for i in range_constexpr(self.rows // 4):
+                c.factors[i] = shared.factors[c.rows[i]]
+        if const_expr(self.spec.token_scales):
+            c.scales.start(arguments.tensors, work)
         for tile in cutlass.range(work.first, work.last, unroll=1):
             use = cute.arch.make_warp_uniform(tile - work.first)
-            shared.keys.wait_full(use)
-            gemm(c.mma_s.op, c.scores, c.k[None, None, None, shared.keys.slot(use)], c.q, True)
-            warpgroup.wait_group(0)
-            shared.keys.release(use)
+            if const_expr(self.spec.token_scales):
+                c.scales.advance(arguments.tensors, work, tile)
+            self.multiply_keys(c, use)
             self.transform(c)
             if (tile + 1) * self.keys > self.first_end(c) or tile * self.keys < self.last_begin(c):
                 self.mask(c, tile)
@@ -155,41 +166,50 @@ class DecodeKernel:
             if (tile + 1) * self.keys > work.length or tile * self.keys < work.lo:
                 self.clean(c, shared.v[None, None, shared.values.slot(use)], tile)
             self.meet(shared=True)
-            for e in range_constexpr(cute.size(c.out)):  # here: sooner, and the compiler would move it past the fence
-                c.out[e] = c.out[e] * c.correction[self.number(e)]
-            gemm(c.mma_o.op, c.out, c.v[None, None, None, shared.values.slot(use)], c.p, False)
-            warpgroup.wait_group(0)
-            shared.values.release(use)
+            self.multiply_values(c, use)
         self.finish(arguments.tensors, c)
 
     def consumer(self, arguments: Arguments, shared: Shared, work: Work, thread: Int32) -> Consumer:
-        mma_s = tiled_mma(self.dtype, self.rows, OperandMajorMode.K)
-        mma_o = tiled_mma(self.dtype, self.rows, OperandMajorMode.K, a_major=OperandMajorMode.MN)
-        ms, mo = mma_s.get_slice(0), mma_o.get_slice(0)
-        stages = self.spec.tile.stages
-        v_t = cute.composition(shared.v, cute.make_ordered_layout((self.dim_v, self.keys, stages), order=(1, 0, 2)))
-        columns, lane = self.rows // 4, thread % 32
+        spec, columns, lane = self.spec, self.rows // 4, thread % 32
+        if spec.eight:  # K and V^T in registers
+            mma_s = mma_o = tiled_mma(self.dtype, self.rows, OperandMajorMode.K, warpgroup.OperandSource.RMEM)
+            ms = mo = mma_s.get_slice(0)
+            k = ms.make_fragment_A(ms.partition_shape_A((self.keys, self.dim)))
+            v = mo.make_fragment_A(mo.partition_shape_A((self.dim_v, self.keys)))
+        else:
+            mma_s = tiled_mma(self.dtype, self.rows, OperandMajorMode.K)
+            mma_o = tiled_mma(self.dtype, self.rows, OperandMajorMode.K, a_major=OperandMajorMode.MN)
+            ms, mo = mma_s.get_slice(0), mma_o.get_slice(0)
+            transposed = cute.make_ordered_layout((self.dim_v, self.keys, spec.tile.stages), order=(1, 0, 2))
+            k = ms.make_fragment_A(ms.partition_A(shared.k))
+            v = mo.make_fragment_A(mo.partition_A(cute.composition(shared.v, transposed)))
         c = Consumer(
             shared=shared,
             work=work,
             scalars=arguments.scalars,
             thread=thread,
             q=ms.make_fragment_B(ms.partition_B(shared.q))[None, None, None, 0],
-            k=ms.make_fragment_A(ms.partition_A(shared.k)),
-            v=mo.make_fragment_A(mo.partition_A(v_t)),
+            k=k,
+            v=v,
             p=mo.make_fragment_B(mo.partition_B(shared.p))[None, None, None, 0],
             mma_s=mma_s,
             mma_o=mma_o,
             out=cute.make_rmem_tensor(mo.partition_shape_C((self.dim_v, self.rows)), Float32),
             scores=cute.make_rmem_tensor(ms.partition_shape_C((self.keys, self.rows)), Float32),
+            scales=TokenScales.make(self.keys, thread // 32 * 16 + lane // 4) if spec.token_scales else None,
             top=cute.make_rmem_tensor(columns, Float32),
             total=cute.make_rmem_tensor(columns, Float32),
             correction=cute.make_rmem_tensor(columns, Float32),
+            factors=cute.make_rmem_tensor(columns, Float32) if spec.eight else None,
+            weights=cute.make_rmem_tensor(2, Float32) if spec.token_scales else None,
+            largest=cute.make_rmem_tensor(2, Int32) if spec.token_scales else None,
             rows=[i // 2 * 8 + lane % 4 * 2 + i % 2 for i in range(columns)],
         )
         c.out.fill(0.0)
         c.top.fill(self.no_key)
         c.total.fill(0.0)
+        if spec.token_scales:
+            c.largest.fill(SMALLEST)
         return c
 
     def number(self, e: int) -> int:
@@ -225,20 +245,46 @@ class DecodeKernel:
                     c.shared.words[c.thread, word] = tree[plane, token, word]
 
     @cute.jit
-    def load_queries(self, q, c: Consumer):
+    def load_queries(self, arguments: Arguments, c: Consumer):
         """Plain loads, 16 bytes a thread: any group and any number of tokens with one kernel; other rows are zero."""
+        q = arguments.tensors.q[c.work.batch, None, None, None]
         line = self.dim // 8  # chunks of a row
         for step in range_constexpr(-(-self.rows * line // THREADS)):
             place = c.thread + step * THREADS
             row, chunk = place // line, place % line
             if row < self.rows:
-                value = cute.make_rmem_tensor(8, self.dtype)
+                value = cute.make_rmem_tensor(8, q.element_type)
                 value.fill(0.0)
                 if c.work.is_there(row) and chunk * 8 < q.shape[2]:
                     source = q[c.work.token(row), c.work.query_head(row), None]
                     cute.autovec_copy(cute.logical_divide(source, cute.make_layout(8))[None, chunk], value)
-                target = cute.logical_divide(c.shared.q[row, None, 0], cute.make_layout(8))
-                cute.autovec_copy(value, target[None, chunk])
+                if const_expr(self.spec.eight):
+                    self.store_scaled(arguments, c, row, chunk, value)
+                else:
+                    target = cute.logical_divide(c.shared.q[row, None, 0], cute.make_layout(8))
+                    cute.autovec_copy(value, target[None, chunk])
+
+    @cute.jit
+    def store_scaled(self, arguments: Arguments, c: Consumer, row, chunk, value):
+        """8 elements of a row of Q as fp16: a power of two goes from the row, whose range may be wider, to its factor."""
+        largest = cute.make_rmem_tensor(1, Float32)
+        largest[0] = 0.0
+        for i in range_constexpr(8):
+            x = value[i].to(Float32)
+            largest[0] = cute.arch.fmax(largest[0], cute.arch.fmax(x, -x))
+        for offset in (1, 2, 4, 8, 16)[: (self.dim // 8).bit_length() - 1]:  # neighbours have the row's other chunks
+            largest[0] = cute.arch.fmax(largest[0], cute.arch.shuffle_sync_bfly(largest[0], offset=offset))
+        power = cute.recast_tensor(largest, Int32)
+        bits = cutlass.max(cutlass.min(power[0] & EXPONENT, LARGEST), SMALLEST)
+        power[0] = inverse_bits(bits)
+        for i in range_constexpr(8):
+            c.shared.q[row, column_of(chunk, i), 0] = (value[i].to(Float32) * largest[0]).to(cutlass.Float16)
+        power[0] = bits
+        if chunk == 0:
+            factor = largest[0] * c.scalars.score_factor
+            if const_expr(not self.spec.token_scales):
+                factor = factor * arguments.tensors.k_scales[c.work.batch, c.work.head]
+            c.shared.factors[row] = factor
 
     # ------------------------------------------------------------------ a tile
 
@@ -251,11 +297,51 @@ class DecodeKernel:
         return c.shared.bounds[self.rows - 1, 0]
 
     @cute.jit
+    def multiply_keys(self, c: Consumer, use):
+        """S^T = K Q^T."""
+        ring = c.shared.keys
+        ring.wait_full(use)
+        if const_expr(self.spec.eight):
+            load_keys(c.shared.k[None, None, ring.slot(use)], c.k, c.thread, self.spec.cache)
+            cute.arch.sync_warp()  # all lanes have read
+            ring.release(use)
+            gemm(c.mma_s.op, c.scores, c.k, c.q, True)
+            warpgroup.wait_group(0)
+        else:
+            gemm(c.mma_s.op, c.scores, c.k[None, None, None, ring.slot(use)], c.q, True)
+            warpgroup.wait_group(0)
+            ring.release(use)
+
+    @cute.jit
+    def multiply_values(self, c: Consumer, use):
+        """O^T = V^T P^T, added to what O^T was, rescaled."""
+        ring = c.shared.values
+        if const_expr(self.spec.eight):
+            values = c.shared.v[None, None, ring.slot(use)].iterator.toint()
+            load_values(values, c.v, c.thread, self.dim_v, self.keys, self.spec.cache)
+            cute.arch.sync_warp()
+            ring.release(use)
+        for e in range_constexpr(cute.size(c.out)):  # here: sooner, and the compiler would move it past the fence
+            c.out[e] = c.out[e] * c.correction[self.number(e)]
+        if const_expr(self.spec.eight):
+            gemm(c.mma_o.op, c.out, c.v, c.p, False)
+            warpgroup.wait_group(0)
+        else:
+            gemm(c.mma_o.op, c.out, c.v[None, None, None, ring.slot(use)], c.p, False)
+            warpgroup.wait_group(0)
+            ring.release(use)
+
+    @cute.jit
     def transform(self, c: Consumer):
         """What the spec does to scores before they are masked."""
         if const_expr(self.spec.score != "plain"):
             for e in range_constexpr(cute.size(c.scores)):
-                c.scores[e] = c.scores[e] * c.scalars.score_factor
+                if const_expr(self.spec.eight):
+                    c.scores[e] = c.scores[e] * c.factors[self.number(e)]
+                    if const_expr(self.spec.token_scales):
+                        c.scores[e] = c.scores[e] * c.scales.k[e // 2 % 2]
+                else:
+                    c.scores[e] = c.scores[e] * c.scalars.score_factor
                 if const_expr(self.spec.score == "softcap"):
                     c.scores[e] = tanh(c.scores[e])
 
@@ -284,6 +370,8 @@ class DecodeKernel:
         for i in range_constexpr(columns):
             for offset in (4, 8, 16):
                 c.top[i] = cute.arch.fmax(c.top[i], cute.arch.shuffle_sync_bfly(c.top[i], offset=offset))
+        if const_expr(self.spec.token_scales):
+            self.largest_of_warp(c)
         self.exchange(c, c.top)
         for i in range_constexpr(columns):
             for other in range_constexpr(WARPS):
@@ -294,6 +382,36 @@ class DecodeKernel:
             i = self.number(e)
             c.scores[e] = exp2(c.scores[e] * factor - c.top[i] * factor)
             c.total[i] = c.total[i] + c.scores[e]
+        if const_expr(self.spec.token_scales):
+            self.weigh(c)
+
+    @cute.jit
+    def largest_of_warp(self, c: Consumer):
+        """The power of two below the largest scale of values of this warp's keys, published by the next meeting."""
+        pair = cute.recast_tensor(c.scales.v, Int32)
+        largest = cutlass.max(pair[0] & EXPONENT, pair[1] & EXPONENT)
+        for offset in (4, 8, 16):
+            largest = cutlass.max(largest, cute.arch.shuffle_sync_bfly(largest, offset=offset))
+        if c.thread % 32 == 0:
+            c.shared.largest[c.thread // 32] = cutlass.min(largest, LARGEST)
+
+    @cute.jit
+    def weigh(self, c: Consumer):
+        """P of each key times its scale of values, over the largest so far: O is what it is over that, too."""
+        c.largest[1] = c.largest[0]
+        for other in range_constexpr(WARPS):
+            c.largest[0] = cutlass.max(c.largest[0], c.shared.largest[other])
+        c.largest[1] = c.largest[1] + inverse_bits(c.largest[0]) - ONE  # bits of the ratio of two powers
+        c.largest[1] = cutlass.max(c.largest[1], 0)
+        ratio = cute.recast_tensor(c.largest, Float32)[1]
+        inverse = cute.make_rmem_tensor(1, Int32)
+        inverse[0] = inverse_bits(c.largest[0])
+        for h in range_constexpr(2):
+            c.weights[h] = c.scales.v[h] * cute.recast_tensor(inverse, Float32)[0]
+        for e in range_constexpr(cute.size(c.scores)):
+            c.scores[e] = c.scores[e] * c.weights[e // 2 % 2]
+        for i in range_constexpr(self.rows // 4):
+            c.correction[i] = c.correction[i] * ratio
 
     @cute.jit
     def exchange(self, c: Consumer, values):
@@ -351,7 +469,7 @@ class DecodeKernel:
         weight = Float32(0.0)
         log2_sum = -Float32.inf
         if total > 0:
-            weight = 1.0 / total
+            weight = self.value_scale(tensors, c) / total
             log2_sum = c.top[i] * c.scalars.exp2_factor + cute.math.log2(total, fastmath=True)
         if const_expr(self.spec.sink and not self.spec.split):
             sink = tensors.sink[head] * LOG2_E
@@ -370,13 +488,20 @@ class DecodeKernel:
                 tensors.lse[c.work.batch, head, token] = log2_sum * LN_2
             self.write_dims(c, i, weight, total, tensors.out[c.work.batch, token, head, None])
 
+    def value_scale(self, tensors: Tensors, c: Consumer) -> Any:
+        """What the output is still to be multiplied with."""
+        if self.spec.token_scales:
+            return cute.recast_tensor(c.largest, Float32)[0]
+        return tensors.v_scales[c.work.batch, c.work.head] if self.spec.eight else 1.0
+
     @cute.jit
     def write_dims(self, c: Consumer, i: cutlass.Constexpr, weight, total, row):
         """This thread's dims of its row number i; a row without keys has zeros, whatever others made of theirs."""
         for block in range_constexpr(self.dim_v // 64):
             for h in range_constexpr(2):
                 e = block * (self.rows // 2) + i // 2 * 4 + 2 * h + i % 2
-                dim = 64 * block + c.thread // 32 * 16 + 8 * h + c.thread % 32 // 4
+                within = c.thread % 32 // 4 * 2 + h if self.spec.eight else 8 * h + c.thread % 32 // 4
+                dim = 64 * block + c.thread // 32 * 16 + within
                 value = Float32(0.0)
                 if total > 0:
                     value = c.out[e] * weight

@@ -45,7 +45,7 @@ class Shared:
     """What the warps of a CTA share.
 
     tops: a number of each row from each consumer warp. bounds: the keys [lo, hi) of each row. words: its bits of the
-    tree. factors: what its scores are multiplied with (8-bit caches).
+    tree. factors: what its scores are multiplied with (8-bit caches). largest: a power of two from each warp, as bits.
     """
 
     q: Any
@@ -56,6 +56,7 @@ class Shared:
     bounds: Any  # (rows, 2), int32
     words: Any  # (rows, 2), int32
     factors: Any  # (rows,), fp32
+    largest: Any  # (4,), int32
     keys: Ring
     values: Ring
 
@@ -82,6 +83,7 @@ class Shared:
             bounds=storage.bounds.get_tensor(pairs),
             words=storage.words.get_tensor(pairs),
             factors=storage.factors.get_tensor(cute.make_layout(rows)),
+            largest=storage.largest.get_tensor(cute.make_layout(WARPS)),
             keys=Ring(storage.k_barriers.data_ptr(), stages, WARPS),
             values=Ring(storage.v_barriers.data_ptr(), stages, WARPS),
         )
@@ -109,6 +111,7 @@ def _storage(spec: DecodeSpec, layouts: Layouts) -> Any:
         bounds: cute.struct.Align[cute.struct.MemRange[Int32, 2 * rows], 16]
         words: cute.struct.Align[cute.struct.MemRange[Int32, 2 * rows if spec.tree else 4], 16]
         factors: cute.struct.Align[cute.struct.MemRange[Float32, rows if spec.eight else 4], 16]
+        largest: cute.struct.Align[cute.struct.MemRange[Int32, WARPS], 16]
         q: tiles(operand, layouts.q)  # type: ignore[valid-type]
         p: tiles(operand, layouts.p)  # type: ignore[valid-type]
         k: tiles(cached, layouts.k)  # type: ignore[valid-type]

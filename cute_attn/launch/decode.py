@@ -11,7 +11,7 @@ import torch
 
 from cute_attn.caches import KVCache
 from cute_attn.decode.config import ctas_per_multiprocessor, default_tile, most_rows
-from cute_attn.spec.decode import DECODE_HEAD_DIMS, GATHER, PIECES, DecodeSpec, DecodeTile
+from cute_attn.spec.decode import DECODE_HEAD_DIMS, EIGHT_BIT_HEAD_DIMS, GATHER, PIECES, DecodeSpec, DecodeTile
 
 from .forward import score_of
 from .run import Order, Runtime, run
@@ -53,7 +53,10 @@ def decode(
         lse.copy_(sink_lse[:, None].expand_as(lse)) if sink_lse is not None else lse.fill_(-math.inf)
         return out.zero_(), lse
     heads_k, page_size = cache.keys.shape[2], cache.keys.shape[1]
-    score, score_factor, exp2_factor = score_of(softmax_scale, softcap)
+    eight = cache.keys.dtype in CACHES
+    score, score_factor, exp2_factor = score_of(softmax_scale, softcap, plain=not eight)
+    scales, of_tokens = _scales(cache, batch) if eight else ((None, None), False)
+    keys, values = (x.view(torch.uint8) if eight else x for x in (cache.keys, cache.values))
     spec = decode_spec(
         DTYPES[q.dtype],
         (q.shape[3], cache.values.shape[3]),
@@ -62,6 +65,8 @@ def decode(
         score=score,
         tree=tree is not None,
         sink=sink is not None,
+        cache=CACHES.get(cache.keys.dtype, "same"),
+        token_scales=of_tokens,
     )
     blocks = -(-tokens * (heads_q // heads_k) // spec.tile.rows)
     slots = max(1, multiprocessors(q.device) - sm_margin) * ctas_per_multiprocessor(spec)
@@ -74,8 +79,8 @@ def decode(
     table = cache.table if cache.table is not None else _rows_as_pages(cache)
     words = None if tree is None else _words(tree)
     tensors = (
-        *(in_kernel_form("q", q), cache.keys, cache.values, table, cache.lengths, out, lse),
-        *(sink_lse, words, None, None, parts, logs),
+        *(in_kernel_form("q", q), keys, values, table, cache.lengths, out, lse),
+        *(sink_lse, words, *scales, parts, logs),
     )
     scalars = (score_factor, exp2_factor, *_limited(window, tokens))
     run(spec, (tensors, scalars), runtime, (out, lse, parts, logs), order)
@@ -84,7 +89,8 @@ def decode(
 
 def decode_spec(dtype: str, head_dims: tuple[int, int], rows: int, page_size: int | None, **variant: Any) -> DecodeSpec:
     """The spec of a call, not split. rows: tokens times heads of a group. page_size: None for a contiguous cache."""
-    dims = next(pair for pair in DECODE_HEAD_DIMS if pair[0] >= head_dims[0] and pair[1] >= head_dims[1])
+    sizes = DECODE_HEAD_DIMS if variant.get("cache", "same") == "same" else EIGHT_BIT_HEAD_DIMS
+    dims = next(pair for pair in sizes if pair[0] >= head_dims[0] and pair[1] >= head_dims[1])
     held = next(n for n in (8, 16, 32, 64) if n >= min(rows, most_rows(dims[1])))
     tile = DecodeTile(held, default_tile(*dims).stages)
     piece = tile.n if page_size is None else next((p for p in sorted(PIECES)[:0:-1] if page_size % p == 0), GATHER)
@@ -100,8 +106,12 @@ def why_not_served(q: Tensor, cache: KVCache) -> str | None:
     """What of a call no kernel serves, if anything. Raises ValueError for a cache whose strides do not fit."""
     if q.dtype not in DTYPES:
         return f"kernels for bfloat16 and float16, got {q.dtype}"
-    if cache.keys.dtype != q.dtype:
-        return f"decode kernels for caches of q's dtype, {q.dtype}, got {cache.keys.dtype}"
+    eight = cache.keys.dtype in CACHES
+    if eight and {_ndim(cache.key_scales), _ndim(cache.value_scales)} == {2, 3}:
+        return "no kernel for scales of each head together with scales of each token"
+    given = [x for x in (cache.key_scales, cache.value_scales) if x is not None]
+    if any(x.ndim == 3 and x.dtype != torch.float32 for x in given):
+        return "kernels for scales of each token in float32, got float64"
     for name, dim in (("head_dim", q.shape[3]), ("head_dim of v", cache.values.shape[3])):
         if dim % 8 or not 8 <= dim <= 256:
             return f"kernels for a {name} that is a multiple of 8 up to 256, got {dim}"
@@ -123,6 +133,21 @@ def _check_strides(name: str, x: Tensor) -> None:
         )
     if x.data_ptr() % 16:
         raise ValueError(f"{name} must begin at a multiple of 16 bytes: a cache is never copied; got {x.data_ptr():#x}")
+
+
+def _ndim(scales: Tensor | None) -> int:
+    return 0 if scales is None else scales.ndim
+
+
+def _scales(cache: KVCache, batch: int) -> tuple[tuple[Tensor, Tensor], bool]:
+    """The scales of keys and of values as fp32 (batch, heads_k), or both of tokens, and whether they are of tokens."""
+    of_tokens = 3 in (_ndim(cache.key_scales), _ndim(cache.value_scales))
+    shape = cache.keys.shape[:3] if of_tokens else (batch, cache.keys.shape[2])
+    found = []
+    for scales in (cache.key_scales, cache.value_scales):
+        whole = torch.ones((), device=cache.keys.device) if scales is None else scales.float()
+        found.append(whole.expand(shape))
+    return (found[0], found[1]), of_tokens
 
 
 def _limited(window: tuple[int, int], tokens: int) -> tuple[int, int]:

@@ -147,11 +147,14 @@ def forward(
     return out, lse, max_logits
 
 
-def score_of(scale: float, softcap: float) -> tuple[Score, float, float]:
-    """The kind of score, what scores are multiplied with before masking, and what the exponential multiplies with."""
+def score_of(scale: float, softcap: float, plain: bool = True) -> tuple[Score, float, float]:
+    """The kind of score, what scores are multiplied with before masking, and what the exponential multiplies with.
+
+    plain: whether the exponential may carry the scale.
+    """
     if softcap > 0.0:
         return "softcap", scale / softcap, softcap * LOG2_E
-    if PLAIN_SCALES[0] <= scale <= PLAIN_SCALES[1]:
+    if plain and PLAIN_SCALES[0] <= scale <= PLAIN_SCALES[1]:
         return "plain", 1.0, scale * LOG2_E
     return "scaled", scale, LOG2_E
 

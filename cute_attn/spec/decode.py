@@ -8,13 +8,14 @@ from typing import Literal, get_args
 from . import canonical as text_of
 from .forward import Score
 
-__all__ = ["DECODE_HEAD_DIMS", "GATHER", "PIECES", "DecodeSpec", "DecodeTile"]
+__all__ = ["DECODE_HEAD_DIMS", "EIGHT_BIT_HEAD_DIMS", "GATHER", "PIECES", "DecodeSpec", "DecodeTile"]
 
 Dtype = Literal["bf16", "fp16"]
 Cache = Literal["same", "int8", "e4m3", "e5m2"]
 
 # The (head_dim, head_dim_v) that kernels are built for: whole blocks of 64 dims, which are rows of a product.
 DECODE_HEAD_DIMS = ((64, 64), (128, 128), (192, 128), (192, 192), (256, 256))
+EIGHT_BIT_HEAD_DIMS = ((128, 128), (256, 256))  # whole rows of 128 bytes
 GATHER = 0  # the piece of a cache whose keys are gathered one by one
 PIECES = (GATHER, 16, 32, 64)
 
@@ -109,7 +110,7 @@ class DecodeSpec:
         if dims not in DECODE_HEAD_DIMS:
             allowed_dims = ", ".join(map(str, DECODE_HEAD_DIMS))
             raise ValueError(f"DecodeSpec.head_dim and head_dim_v must be one of {allowed_dims}, got {dims}")
-        if self.eight and dims not in ((128, 128), (256, 256)):
+        if self.eight and dims not in EIGHT_BIT_HEAD_DIMS:
             raise ValueError(f"DecodeSpec with an 8-bit cache has head_dims (128, 128) or (256, 256), got {dims}")
         if self.eight and self.score == "plain":
             raise ValueError("DecodeSpec with an 8-bit cache has scores that are 'scaled' or 'softcap', got 'plain'")
