@@ -266,7 +266,7 @@ class DecodeKernel:
 
     @cute.jit
     def store_scaled(self, arguments: Arguments, c: Consumer, row, chunk, value):
-        """8 elements of a row of Q as fp16: a power of two goes from the row, whose range may be wider, to its factor."""
+        """8 elements of a row of Q as fp16; a power of two goes from the row, of wider range, to its factor."""
         largest = cute.make_rmem_tensor(1, Float32)
         largest[0] = 0.0
         for i in range_constexpr(8):
