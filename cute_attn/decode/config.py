@@ -18,8 +18,9 @@ def shared_memory_bytes(spec: DecodeSpec) -> int:
     """Dynamic shared memory of a CTA: barriers and what is small, Q, P, and the rings of K and V."""
     tile, width = spec.tile, 1 if spec.eight else 2
     rings = sum(_tiles(tile.n * tile.stages, dim, width) for dim in (spec.head_dim, spec.head_dim_v))
-    small = 4096 if spec.tile.rows > 16 or spec.token_scales else 2048
-    return small + _tiles(tile.rows, spec.head_dim, 2) + _tiles(tile.rows, tile.n, 2) + rings
+    barriers, rows = 2 * 8 * (2 * tile.stages + 1), tile.rows
+    small = barriers + rows * (16 + 8 + 8 * spec.tree + 4 * spec.eight) + 64  # see storage.py
+    return _tiles(1, small, 1) + _tiles(tile.rows, spec.head_dim, 2) + _tiles(tile.rows, tile.n, 2) + rings
 
 
 def ctas_per_multiprocessor(spec: DecodeSpec) -> int:

@@ -152,13 +152,16 @@ class DecodeKernel:
                 c.factors[i] = shared.factors[c.rows[i]]
         if const_expr(self.spec.token_scales):
             c.scales.start(arguments.tensors, work)
+        # The first key that some row does not attend any more, and the first that every row may attend.
+        first_end = work.length - work.tokens if const_expr(self.spec.tree) else shared.bounds[0, 1]
+        last_begin = shared.bounds[self.rows - 1, 0]
         for tile in cutlass.range(work.first, work.last, unroll=1):
             use = cute.arch.make_warp_uniform(tile - work.first)
             if const_expr(self.spec.token_scales):
                 c.scales.advance(arguments.tensors, work, tile)
             self.multiply_keys(c, use)
             self.transform(c)
-            if (tile + 1) * self.keys > self.first_end(c) or tile * self.keys < self.last_begin(c):
+            if (tile + 1) * self.keys > first_end or tile * self.keys < last_begin:
                 self.mask(c, tile)
             self.exponentials(c)
             self.store_weights(c)
@@ -287,14 +290,6 @@ class DecodeKernel:
             c.shared.factors[row] = factor
 
     # ------------------------------------------------------------------ a tile
-
-    def first_end(self, c: Consumer) -> Int32:
-        """The first key that some row does not attend any more."""
-        return c.shared.bounds[0, 1] if not self.spec.tree else c.work.length - c.work.tokens
-
-    def last_begin(self, c: Consumer) -> Int32:
-        """The first key that every row may attend."""
-        return c.shared.bounds[self.rows - 1, 0]
 
     @cute.jit
     def multiply_keys(self, c: Consumer, use):
