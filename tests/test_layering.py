@@ -12,7 +12,7 @@ ALLOWED = {
     "cute_attn": "ops launch jit mask",
     "cli": "",
     "commands": "cute_attn cli selftest dist ops profile launch jit mask spec",
-    "selftest": "cute_attn ops launch jit mask spec reference",
+    "selftest": "cute_attn ops launch jit mask spec decode_reference reference",
     "autotune": "cli profile launch jit mask spec",
     "profile": "launch jit mask spec",
     "ops": "backends checks mask reference",
