@@ -24,11 +24,7 @@ SPECS = [
     *(replace(SIXTEEN, tile=DecodeTile(rows)) for rows in (8, 16, 32, 64)),
     replace(SIXTEEN, tile=DecodeTile(8, 4), head_dim=64, head_dim_v=64),
     replace(SIXTEEN, tile=DecodeTile(32), head_dim=256, head_dim_v=256),
-    replace(SIXTEEN, split=True, sink=True, tree=True),
-    replace(SIXTEEN, score="softcap"),
     *(replace(EIGHT, tile=DecodeTile(rows)) for rows in (8, 16, 32, 64)),
-    replace(EIGHT, token_scales=True),
-    replace(EIGHT, cache="e5m2"),
     *(replace(EIGHT, cache="int8", tile=DecodeTile(rows)) for rows in (8, 16, 32, 64)),
     replace(EIGHT, cache="int8", token_scales=True),
 ]

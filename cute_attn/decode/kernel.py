@@ -449,7 +449,6 @@ class DecodeKernel:
         for i in range_constexpr(self.rows // 4):
             for offset in (4, 8, 16):
                 c.total[i] = c.total[i] + cute.arch.shuffle_sync_bfly(c.total[i], offset=offset)
-        self.meet()  # the last maxima are read
         self.exchange(c, c.total)
         for i in range_constexpr(self.rows // 4):
             total = Float32(0.0)
@@ -463,7 +462,7 @@ class DecodeKernel:
         token, head = c.work.token(c.rows[i]), c.work.query_head(c.rows[i])
         weight = Float32(0.0)
         log2_sum = -Float32.inf
-        if total > 0:
+        if total != 0.0:  # so is NaN, which goes on
             weight = self.value_scale(tensors, c) / total
             log2_sum = c.top[i] * c.scalars.exp2_factor + cute.math.log2(total, fastmath=True)
         if const_expr(self.spec.sink and not self.spec.split):
@@ -476,7 +475,7 @@ class DecodeKernel:
         if const_expr(self.spec.split):
             if c.thread < 4:
                 tensors.logs[c.work.split, c.work.batch, head, token] = log2_sum * LN_2
-            if total > 0:  # a part without keys is not read
+            if total != 0.0:  # a part without keys is not read
                 self.write_dims(c, i, weight, total, tensors.parts[c.work.split, c.work.batch, token, head, None])
         else:
             if c.thread < 4:
@@ -498,7 +497,7 @@ class DecodeKernel:
                 within = c.thread % 32 // 4 * 2 + h if self.spec.eight else 8 * h + c.thread % 32 // 4
                 dim = 64 * block + c.thread // 32 * 16 + within
                 value = Float32(0.0)
-                if total > 0:
+                if total != 0.0:
                     value = c.out[e] * weight
                 if dim < row.shape[0]:
                     row[dim] = value.to(row.element_type)

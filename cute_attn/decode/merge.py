@@ -37,7 +37,7 @@ def merge(tensors: Tensors):
         sums.fill(0.0)
         for part in cutlass.range(parts.shape[0], unroll=1):
             log = logs[part, batch, head, token]
-            if log > LOWEST:
+            if log != -Float32.inf:
                 weight = exp2((log - top) * LOG2_E)
                 total += weight
                 for j in range_constexpr(MOST_DIMS // 32):
@@ -46,7 +46,7 @@ def merge(tensors: Tensors):
                         sums[j] = sums[j] + weight * parts[part, batch, token, head, dim]
         inverse = Float32(0.0)
         log = -Float32.inf
-        if total > 0:
+        if total != 0.0:
             inverse = 1.0 / total
             log = top + cute.math.log2(total, fastmath=True) * LN_2
         if cute.arch.lane_idx() == 0:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from caching import make
+from caching import make, plainly
 from decode_case import check, only, run
 
 from cute_attn import flash_attn_with_kvcache, sim
@@ -66,10 +66,19 @@ def test_scales_of_tokens_of_an_8_bit_cache(runtime):
     call.values.clear()
     call.values.extend(values)
     out, _ = run(call, runtime)
-    from caching import plainly
-
     exact, _ = plainly(call)
     assert (out.double() - exact).abs().max() < 0.02 * exact.abs().max()
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_numbers_that_are_not_finite_reach_those_that_attend_them_and_no_others(splits, runtime):
+    call = ragged(lengths=(65, 70, 0, 130))
+    call.cache["cache_seqlens"][1] += 1  # of the rubbish behind the length, one row
+    out, lse = run(call, runtime, num_splits=splits, sink=torch.randn(2, 8) if splits > 1 else None)
+    assert out[1].isnan().all()
+    assert lse[1].isnan().all()
+    assert out[[0, 2, 3]].isfinite().all()
+    assert lse[[0, 2, 3]].isfinite().all()
 
 
 def test_one_part_has_the_same_bits_whatever_shares_the_batch(runtime):
