@@ -31,7 +31,11 @@ def regions() -> tuple[list[Place], Place | None]:
         code = frame.f_code
         if code is _BACKWARD:
             return inside, _of_backward(frame.f_locals["self"])
-        if code is _FORWARD and called is not None:
+        if code.co_name == "backward" and (context := _context(frame)) is not None:
+            return inside, _of_backward(context)
+        if code.co_name == "forward" and (context := _context(frame)) is not None:
+            inside.append(vars(context))
+        elif code is _FORWARD and called is not None:
             inside += _of_forward(frame, called)
         elif code.co_name == "checkpoint":
             inside += _of_checkpoint(frame)
@@ -46,19 +50,26 @@ _BACKWARD = BackwardCFunction.apply.__code__
 
 
 def _of_forward(apply: FrameType, forward: FrameType) -> list[Place]:
-    """Of an autograd function's `apply` and the frame that it called."""
+    """Of an autograd function's `apply` and the frame that it called, whatever its name."""
     if _has_context_later(apply.f_locals["cls"]):
         inputs = (x for x in apply.f_locals["args"] if isinstance(x, torch.Tensor) and x.requires_grad)
-        return [torch.autograd.graph.get_gradient_edge(x).node.metadata for x in inputs][:1]
-    names = forward.f_code.co_varnames
-    first = forward.f_locals.get(names[0]) if names else None
+        return [node.metadata for node in map(_node, inputs) if node is not None][:1]
+    context = _context(forward) if forward.f_code.co_name != "forward" else None
+    return [] if context is None else [vars(context)]
+
+
+def _context(frame: FrameType) -> Any:
+    """What a method of an autograd function is given as its context; those of compiled functions have no `apply`."""
+    names = frame.f_code.co_varnames
+    first = frame.f_locals.get(names[0]) if names else None
     context = first[0] if isinstance(first, tuple) and first else first
-    return [vars(context)] if isinstance(context, FunctionCtx) else []
+    return context if isinstance(context, FunctionCtx) else None
 
 
 def _of_backward(context: Any) -> Place:
-    if _has_context_later(context._forward_cls):
-        return next(node.metadata for node, _ in context.next_functions if node is not None)
+    function = getattr(context, "_forward_cls", None)  # None where somebody made the context
+    if function is not None and _has_context_later(function):
+        return next((node.metadata for node, _ in context.next_functions if node is not None), vars(context))
     return vars(context)
 
 
@@ -68,6 +79,15 @@ def _has_context_later(function: type) -> bool:
     In its place stands the node of its first input that wants a gradient: calls on the same input share it.
     """
     return function.setup_context is not _SingleLevelFunction.setup_context  # type: ignore[attr-defined]
+
+
+def _node(x: torch.Tensor) -> torch.autograd.graph.Node | None:
+    """Where the gradient of a tensor goes; None for a leaf that is seen from below autograd."""
+    if x.grad_fn is not None:
+        return x.grad_fn
+    with torch.enable_grad():
+        view = x.view_as(x).grad_fn
+    return None if view is None else view.next_functions[0][0]
 
 
 def _of_checkpoint(frame: FrameType) -> list[Place]:
