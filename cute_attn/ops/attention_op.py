@@ -67,11 +67,21 @@ def attention(
 def _is_ours_alone(*tensors: Tensor | None) -> bool:
     """Whether nobody but us would see the op: then the dispatcher adds nothing but 30 us, for so many arguments."""
     return (
-        all(x is None or type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
-        and not is_traced()
+        not is_traced()
+        and all(x is None or _is_plain(x) for x in tensors)
+        and not torch._C._is_torch_function_mode_enabled()
+        and not torch.jit.is_tracing()
         and forward_ad._current_level < 0
         and not torch.autograd._profiler_enabled()
     )
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether its memory holds its numbers, and all of them are ours: gradients may come as a batch of them."""
+    return type(x) in (Tensor, torch.nn.Parameter) and not (x.is_meta or x.is_neg() or _is_batched(x))
+
+
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 def prepare(mask: IntervalMask, q: Tensor, k: Tensor, v: Tensor, backward: bool) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from .regions import regions
+from .regions import Place, regions
 
 __all__ = ["seal", "witness"]
 
@@ -46,7 +46,7 @@ def witness(tensors: list[Tensor], content: bytes, is_op: bool) -> None:
     """
     in_backward = torch._C._current_graph_task_id() != -1
     has_grad = torch.is_grad_enabled()
-    inside, again = regions() if in_backward or is_op or not has_grad else ([], None)
+    inside, again = regions()
     for region in inside:
         _seen_in(region).extend((StorageWeakRef(tensor.untyped_storage()), content) for tensor in tensors)
     if not in_backward:
@@ -73,11 +73,9 @@ def seal(content: bytes) -> Tensor:
     return torch.empty(0, number >> 28, number & (1 << 28) - 1, dtype=torch.int8, device="cpu")
 
 
-def _seen_in(region: Any) -> _Seen:
-    """What was looked up in the forward of a region; it lives as long as the region's own object."""
-    if not hasattr(region, "_cute_attn_seen"):
-        region._cute_attn_seen = []
-    return region._cute_attn_seen
+def _seen_in(region: Place) -> _Seen:
+    """What was looked up in the forward of a region."""
+    return region.setdefault("_cute_attn_seen", [])
 
 
 def _held(seen: _Seen, tensor: Tensor) -> set[bytes]:
