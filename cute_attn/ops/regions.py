@@ -45,7 +45,7 @@ def regions() -> tuple[list[Place], Place | None]:
     return inside, None
 
 
-_FORWARD = torch.autograd.Function.apply.__func__.__code__
+_FORWARD = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _BACKWARD = BackwardCFunction.apply.__code__
 
 
@@ -53,7 +53,7 @@ def _of_forward(apply: FrameType, forward: FrameType) -> list[Place]:
     """Of an autograd function's `apply` and the frame that it called, whatever its name."""
     if _has_context_later(apply.f_locals["cls"]):
         inputs = (x for x in apply.f_locals["args"] if isinstance(x, torch.Tensor) and x.requires_grad)
-        return [node.metadata for node in map(_node, inputs) if node is not None][:1]
+        return [_metadata(node) for node in map(_node, inputs) if node is not None][:1]
     context = _context(forward) if forward.f_code.co_name != "forward" else None
     return [] if context is None else [vars(context)]
 
@@ -69,7 +69,7 @@ def _context(frame: FrameType) -> Any:
 def _of_backward(context: Any) -> Place:
     function = getattr(context, "_forward_cls", None)  # None where somebody made the context
     if function is not None and _has_context_later(function):
-        return next((node.metadata for node, _ in context.next_functions if node is not None), vars(context))
+        return next((_metadata(node) for node, _ in context.next_functions if node is not None), vars(context))
     return vars(context)
 
 
@@ -79,6 +79,12 @@ def _has_context_later(function: type) -> bool:
     In its place stands the node of its first input that wants a gradient: calls on the same input share it.
     """
     return function.setup_context is not _SingleLevelFunction.setup_context  # type: ignore[attr-defined]
+
+
+def _metadata(node: Any) -> Place:
+    """A property, which PyTorch declares as a method."""
+    found: Place = node.metadata
+    return found
 
 
 def _node(x: torch.Tensor) -> torch.autograd.graph.Node | None:
