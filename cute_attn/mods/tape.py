@@ -119,6 +119,13 @@ class Tape:
             )
         if isinstance(x, np.generic):
             x = x.item()
+        if isinstance(x, bool) and torch.compiler.is_compiling():
+            # Dynamo takes a value and a number that changes between calls for unequal things, whatever they are.
+            raise refuse(
+                self.kind,
+                "meets a bool of Python while it is compiled, which x == n becomes where n changes between calls",
+                "torch.eq(x, n), torch.ne(x, n)",
+            )
         if not isinstance(x, (bool, int, float, torch.SymInt, torch.SymFloat)):
             raise refuse(self.kind, f"computes with {type(x).__name__}", "values, tensors and numbers are allowed")
         if dtype is None:
