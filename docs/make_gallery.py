@@ -1,9 +1,15 @@
-"""Writes docs/gallery.md and its pictures: `python docs/make_gallery.py`. A test regenerates the text and compares."""
+"""Writes docs/gallery.md, docs/functions.md and their pictures: `python docs/make_gallery.py`. A test regenerates the
+texts and compares."""
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from cute_attn import create_block_mask, create_mask
 from cute_attn.mask import BUILDERS, IntervalMask, from_spec
 from cute_attn.mask.draw import draw_png
 
@@ -73,11 +79,14 @@ def short(spec: str) -> str:
     return spec if len(spec) <= 80 else f"{spec[:40]}...{spec[-22:]}"
 
 
-def facts(mask: IntervalMask) -> str:
+def facts(mask: IntervalMask, intervals: str = "") -> str:
     none, partial, full = (int((mask.schedule().to_grid() == kind).sum()) for kind in (0, 1, 2))
     share = mask.area() / (mask.seqlen_q * mask.seqlen_k)
-    intervals = f"{mask.layers} interval{'s' * (mask.layers > 1)} a row at most"
-    return f"{share:.1%} attended, {intervals}; tiles: {full} full, {partial} partial, {none} skipped."
+    return f"{share:.1%} attended{intervals}; tiles: {full} full, {partial} partial, {none} skipped."
+
+
+def layers(mask: IntervalMask) -> str:
+    return f", {mask.layers} interval{'s' * (mask.layers > 1)} a row at most"
 
 
 def text() -> str:
@@ -89,12 +98,63 @@ def text() -> str:
         "# Gallery of masks",
         f"Every builder of `cute_attn.mask`, over {LENGTH} queries (rows) and keys (columns), with tiles of 128 x 128: "
         "blue tiles are full and need no mask, orange ones are partial, grey ones are never visited. "
-        "[masks.md](masks.md) has the formulas. `python docs/make_gallery.py` writes this page; "
+        "[masks.md](masks.md) has the formulas. [functions.md](functions.md) has masks as functions. "
+        "`python docs/make_gallery.py` writes both pages; "
         "`cute-attn show --mask NAME[:key=value,...] --png FILE` draws any mask.",
     ]
     for title, spec, what in ENTRIES:
         mask = from_spec(spec, LENGTH)
-        parts += [f"## {title}", f"{what}", f"`{short(spec)}`", facts(mask), f"![{title}](images/{file_name(title)})"]
+        said = facts(mask, layers(mask))
+        parts += [f"## {title}", f"{what}", f"`{short(spec)}`", said, f"![{title}](images/{file_name(title)})"]
+    return "\n\n".join(parts) + "\n"
+
+
+# ---------------------------------------------------------------- masks as functions
+
+BATCH, HEADS = 2, 4  # of which the functions may speak
+DRAWN = {"window_by_head": (0, 2)}  # batch element and head, else the first
+
+
+def functions() -> dict[str, Callable[..., Any]]:
+    """The functions of mask_mods.py."""
+    path = Path(__file__).parent / "mask_mods.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return {name: x for name, x in vars(module).items() if inspect.isfunction(x)}
+
+
+def plane(name: str, mod: Callable[..., Any]) -> IntervalMask:
+    """One batch element and head of a mask, for looking."""
+    batch, head = DRAWN.get(name, (0, 0))
+    return IntervalMask.from_dense(create_mask(mod, BATCH, HEADS, LENGTH, LENGTH, "cpu")[batch, head])
+
+
+def reading(mod: Callable[..., Any]) -> str:
+    """Whether a mask is intervals, how many, and whom they depend on."""
+    found = create_block_mask(mod, BATCH, HEADS, LENGTH, LENGTH, "cpu").reading()
+    mask = found.intervals
+    if found.predicate is None:
+        planes = {(1, 1): "", (BATCH, 1): ", a mask a batch element", (1, HEADS): ", a mask a head"}
+        return f"Read as intervals{layers(mask)}{planes[mask.batch, mask.heads]}."
+    share = mask.area() / (mask.planes * mask.seqlen_q * mask.seqlen_k)
+    return f"Not intervals ({found.reason}): a predicate that thins {share:.1%} of the pairs."
+
+
+def functions_text() -> str:
+    """The page of functions, without drawing anything."""
+    parts = [
+        "# Masks as functions",
+        "Masks of the field as `mask_mod(b, h, q_idx, kv_idx)`, which flex_attention, `create_block_mask` and "
+        f"`IntervalMask.from_function` take ([masks.md](masks.md#masks-as-functions)), over {LENGTH} queries and keys, "
+        "with tiles of 128 x 128 coloured as in the [gallery](gallery.md). Each says whether it can be read as "
+        "intervals, which is then exact and costs what the intervals cost. The functions and their tensors are in "
+        "[mask_mods.py](mask_mods.py); `cute-attn show --mod docs/mask_mods.py:causal` draws one, and any of yours.",
+    ]
+    for name, mod in functions().items():
+        code = inspect.getsource(mod).replace(f'    """{mod.__doc__}"""\n', "").rstrip()
+        parts += [f"## {name}", str(mod.__doc__), f"```python\n{code}\n```", reading(mod), facts(plane(name, mod))]
+        parts += [f"![{name}](images/function_{name}.png)"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -102,7 +162,10 @@ def main() -> None:
     (DOCS / "images").mkdir(exist_ok=True)
     for title, spec, _ in ENTRIES:
         draw_png(from_spec(spec, LENGTH), DOCS / "images" / file_name(title), title=short(spec))
+    for name, mod in functions().items():
+        draw_png(plane(name, mod), DOCS / "images" / f"function_{name}.png", title=name)
     (DOCS / "gallery.md").write_text(text())
+    (DOCS / "functions.md").write_text(functions_text())
 
 
 if __name__ == "__main__":

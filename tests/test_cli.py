@@ -1,6 +1,7 @@
 """The command `cute-attn`, as a person at a terminal meets it."""
 
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -87,11 +88,60 @@ def test_show_writes_a_png(run, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+FUNCTIONS = """
+import torch
+limits = torch.arange(2048) // 3
+def causal(b, h, q, k): return (q >= k) & (k >= 4 * h)
+def dilated(b, h, q, k): return (q - k).abs() % 3 == 0
+def outside(b, h, q, k): return k < limits[q + 2048 * b]
+def score(s, b, h, q, k): return s
+"""
+
+
+@pytest.fixture
+def functions(tmp_path):
+    path = tmp_path / "functions.py"
+    path.write_text(FUNCTIONS)
+    return path
+
+
+def test_show_draws_a_function_and_says_how_it_is_read(run, functions, tmp_path):
+    picture = tmp_path / "mask.png"
+    result = run("show", "--mod", f"{functions}:causal", "--seqlen-q", "16", "--head", "1", "--png", str(picture))
+    assert result.exit_code == 0, result.output
+    assert re.search(r"read as +1 interval a row at most", result.output)
+    assert "78 of 256 pairs" in result.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    result = run("show", "--mod", f"{functions}:dilated", "--seqlen-q", "16")
+    assert "86 of 256 pairs" in result.output
+    assert "a predicate in 100.0% of the pairs: " in result.output
+    assert "// or % of" in result.output
+
+
+@pytest.mark.parametrize(
+    ("mod", "words"),
+    [
+        ("causal", ["--mod", "expected FILE:FUNCTION such as masks.py:causal, got 'causal'"]),
+        ("{}:round", ["functions.py has no function 'round'; there are: causal, dilated, outside, score"]),
+        ("/nowhere.py:causal", ["/nowhere.py is no Python file"]),
+        ("{}:score", ["mask_mod must take (b, h, q_idx, kv_idx)"]),
+        ("{}:outside --seqlen-q 8 --batch 1", ["mask_mod reads a captured tensor of shape (2048,) at index 2048"]),
+        ("{}:dilated --seqlen-q 16385", ["is not read as intervals", "at most 268,435,456 pairs"]),
+    ],
+)
+def test_a_function_that_cannot_be_shown_is_one_line(run, functions, mod, words):
+    result = run("show", "--mod", *mod.format(functions).split())
+    assert result.exit_code == 2, result.output
+    assert result.stderr.count("\n") == 1
+    for word in words:
+        assert word in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["shw"], ["No such command 'shw'"]),
-        (["show"], ["show: give either --mask or --slice"]),
+        (["show"], ["show: give either --mask or --slice or --mod"]),
         (["show", "--mask", "causal", "--slice", "0:4,0:4"], ["give either --mask or --slice"]),
         (["show", "--mask", "diagonal"], ["unknown mask 'diagonal'", "there are: bidirectional_runs"]),
         (["show", "--mask", "causal:shift=1"], ["mask causal has no argument 'shift'", "align, offset"]),

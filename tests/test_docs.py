@@ -40,19 +40,28 @@ def test_links_and_pictures_exist(page):
             assert (page.parent / target).exists(), target
 
 
-def test_the_gallery_is_what_its_script_writes(tmp_path, monkeypatch):
+def test_the_galleries_are_what_their_script_writes(tmp_path, monkeypatch):
     path = ROOT / "docs" / "make_gallery.py"
     spec = importlib.util.spec_from_file_location("make_gallery", path)
     gallery = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(gallery)
     assert (ROOT / "docs" / "gallery.md").read_text() == gallery.text(), f"run python {name(path)}"
+    assert (ROOT / "docs" / "functions.md").read_text() == gallery.functions_text(), f"run python {name(path)}"
+    functions = gallery.functions()
+    assert len(functions) >= 20
     monkeypatch.setattr(gallery, "DOCS", tmp_path)
     monkeypatch.setattr(gallery, "ENTRIES", gallery.ENTRIES[:2])  # as many pictures as show that it draws
+    monkeypatch.setattr(gallery, "functions", lambda: dict(list(functions.items())[-2:]))
     monkeypatch.setattr(gallery, "text", lambda: "the page")
+    monkeypatch.setattr(gallery, "functions_text", lambda: "the other page")
     gallery.main()
     assert (tmp_path / "gallery.md").read_text() == "the page"
+    assert (tmp_path / "functions.md").read_text() == "the other page"
     drawn = {path.name for path in (tmp_path / "images").iterdir()}
-    assert drawn == {gallery.file_name(title) for title, _, _ in gallery.ENTRIES}
+    assert drawn == {
+        *(gallery.file_name(title) for title, _, _ in gallery.ENTRIES),
+        *(f"function_{name}.png" for name in gallery.functions()),
+    }
     assert drawn <= {path.name for path in (ROOT / "docs" / "images").iterdir()}
 
 

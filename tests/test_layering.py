@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "cute_attn": "ops launch jit mods mask",
     "cli": "",
-    "commands": "cute_attn cli selftest dist ops profile launch jit mask spec",
+    "commands": "cute_attn cli selftest dist ops profile launch jit mods mask spec",
     "selftest": "cute_attn ops launch jit mask spec reference",
     "autotune": "cli profile launch jit mask spec",
     "profile": "launch jit mask spec",

@@ -61,7 +61,8 @@ class BlockGrid:
     @classmethod
     def from_mask(cls, mask: IntervalMask, block: tuple[int, int]) -> BlockGrid:
         """The blocks of a mask, ragged ones at the edges partial at most, as flex_attention has them."""
-        states = mask.schedule(block).to_grid().unflatten(0, (mask.batch, mask.heads))
+        tile = min(block[0], max(1, mask.seqlen_q)), min(block[1], max(1, mask.seqlen_k))
+        states = mask.schedule(tile).to_grid().unflatten(0, (mask.batch, mask.heads))
         for dim, length, size in ((2, mask.seqlen_q, block[0]), (3, mask.seqlen_k, block[1])):
             if length % size:
                 states.select(dim, -1).clamp_(max=1)

@@ -221,7 +221,7 @@ class BlockMask:
         self._blocks()
         self._mask_mod, self._reading, self._captured = mask_mod, None, None
         if not _is_of_slice(mask_mod):
-            self._captured = Captured.of(trace(mask_mod, "mask_mod", self.device))
+            self._captured = Captured.of(trace(mask_mod, "mask_mod", self.device), mask_mod)
 
     @property
     def seq_lengths(self) -> tuple[int, int]:

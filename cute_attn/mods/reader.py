@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 import torch
 
 from ..mask import IntervalMask
-from .compare import Column, NotIntervals, TooMany, limited, swapped
+from .compare import Column, NotIntervals, limited, swapped
 from .graph import COLUMN, ELEMENT, Graph, Node
 from .linear import Linear
 
@@ -19,7 +19,7 @@ __all__ = ["Reader"]
 
 _COMPARISONS = ("eq", "ne", "lt", "le")
 _EXACT = 1 << 24  # integers up to it are floats
-_SEARCHES = 4096  # cases within cases end here
+_PERIODS = 256  # of // and % of query and key, each a case
 _ENDS = 1 << 40  # beyond all sums of positions
 
 
@@ -28,7 +28,7 @@ class Reader:
 
     value: what a node that reads at most one side says: 0-d, or one for each row or each key.
     known: sets of keys of nodes that other planes share with this one; those of `own` nodes are its own.
-    most: intervals a row that may stand on the way.
+    most: intervals a row that may stand on the way. spend: told of the rows and keys of every search.
     """
 
     def __init__(
@@ -39,13 +39,13 @@ class Reader:
         value: Callable[[int], torch.Tensor],
         device: torch.device,
         most: int,
+        spend: Callable[[int], None],
         known: dict[int, IntervalMask],
         own: Collection[int],
     ) -> None:
         self.nodes, self.stages = graph.nodes, graph.stages()
         self.rows, self.keys, self.value, self.device, self.most = rows, keys, value, device, most
-        self._shared, self._own, self._sets = known, own, dict[int, IntervalMask]()
-        self._searches = 0
+        self._spend, self._shared, self._own, self._sets = spend, known, own, dict[int, IntervalMask]()
 
     def _number(self, i: int) -> int | None:
         """The value of an integer that is the same for all pairs, if it is one."""
@@ -77,7 +77,7 @@ class Reader:
         if node.op in _COMPARISONS:
             return self._compared(node.op, *args)
         if node.op == "convert" and self.nodes[args[0]].dtype != "f32":
-            return self._sign("ne", self.linear(args[0]))
+            return self._sign("ne", self.summed(args[0]))
         raise NotIntervals(self._what(node))
 
     def _joined(self, op: str, *sets: IntervalMask) -> IntervalMask:
@@ -117,7 +117,7 @@ class Reader:
             return self._search(swapped[op], self.value(y), self.value(x))
         if "f32" in dtypes:
             return self._float(op, x, y)
-        return self._sign(op, self.linear(x) - self.linear(y))
+        return self._sign(op, self.summed(x) - self.summed(y))
 
     def _float(self, op: str, x: int, y: int) -> IntervalMask:
         """An integer of both sides, made a float, against a float of one side: the integer against its threshold."""
@@ -126,7 +126,7 @@ class Reader:
         node = self.nodes[x]
         if self.stages[y] == ELEMENT or node.op != "convert" or self.nodes[node.operands[0]].dtype == "f32":
             raise NotIntervals("it computes a float of query and key")
-        left = self.linear(node.operands[0])
+        left = self.summed(node.operands[0])
         least, largest = left.range()
         if least < -_EXACT or largest > _EXACT:
             raise NotIntervals("it makes floats of integers past 2^24")
@@ -144,9 +144,7 @@ class Reader:
 
     def _search(self, op: str, column: torch.Tensor, row: torch.Tensor) -> IntervalMask:
         """column op row, both of one side."""
-        self._searches += 1
-        if self._searches > _SEARCHES:
-            raise NotIntervals(f"it has more than {_SEARCHES} cases")
+        self._spend(self.rows + self.keys)
         if column.ndim == 0:
             compare = {"lt": torch.lt, "le": torch.le, "gt": torch.gt, "ge": torch.ge, "eq": torch.eq, "ne": torch.ne}
             return self._rows_where(compare[op](column, row))
@@ -154,7 +152,7 @@ class Reader:
             row = row.long()
         return Column(column, self.most).compared(op, row.expand(self.rows))
 
-    def linear(self, i: int) -> Linear:
+    def summed(self, i: int) -> Linear:
         """An integer node as a sum; what is no sum is a term of it."""
         node = self.nodes[i]
         if node.dtype == "f32":
@@ -165,17 +163,17 @@ class Reader:
             return Linear(zero, value) if self.stages[i] == COLUMN else Linear(value, zero)
         args = node.operands
         if node.op == "add":
-            return self.linear(args[0]) + self.linear(args[1])
+            return self.summed(args[0]) + self.summed(args[1])
         if node.op == "sub":
-            return self.linear(args[0]) - self.linear(args[1])
+            return self.summed(args[0]) - self.summed(args[1])
         if node.op == "neg":
-            return self.linear(args[0]) * -1
+            return self.summed(args[0]) * -1
         if node.op == "convert" and self.nodes[args[0]].dtype in ("i32", "i64"):
-            return self.linear(args[0])
+            return self.summed(args[0])
         if node.op == "mul":
             for x, y in (args, args[::-1]):
                 if (c := self._number(y)) is not None:
-                    return self.linear(x) * c
+                    return self.summed(x) * c
         return Linear(zero, zero, {i: 1})
 
     def _sign(self, op: str, x: Linear) -> IntervalMask:
@@ -192,21 +190,21 @@ class Reader:
         if node.op in ("minimum", "maximum", "abs"):
             if op == "eq":
                 return self._joined("and", self._sign("le", x), self._sign("ge", x))
-            a = self.linear(args[0])
-            b = a * -1 if node.op == "abs" else self.linear(args[1])
+            a = self.summed(args[0])
+            b = a * -1 if node.op == "abs" else self.summed(args[1])
             both = (node.op == "minimum") == (op in ("gt", "ge"))
             return self._joined("and" if both else "or", *(self._sign(op, rest + y * c) for y in (a, b)))
         if node.op == "where":
-            return self._chosen(op, args[0], *(rest + self.linear(a) * c for a in args[1:]))
+            return self._chosen(op, args[0], *(rest + self.summed(a) * c for a in args[1:]))
         if node.op == "convert" and self.nodes[args[0]].dtype == "bool":
             return self._chosen(op, args[0], rest + Linear.number(c, self.device), rest)
         if node.op == "mul":
             for first, second in (args, args[::-1]):
                 factor = self.nodes[first]
                 if factor.op == "convert" and self.nodes[factor.operands[0]].dtype == "bool":
-                    return self._chosen(op, factor.operands[0], rest + self.linear(second) * c, rest)
+                    return self._chosen(op, factor.operands[0], rest + self.summed(second) * c, rest)
         if node.op in ("floor_divide", "remainder") and (d := self._number(args[1])):
-            return self._divided(op, node.op, self.linear(args[0]), d, c, rest)
+            return self._divided(op, node.op, self.summed(args[0]), d, c, rest)
         raise NotIntervals(self._what(node))
 
     def _chosen(self, op: str, condition: int, x: Linear, y: Linear) -> IntervalMask:
@@ -226,17 +224,17 @@ class Reader:
                 return self._sign({"le": "lt", "gt": "ge"}[op], x - bound - one)
             return self._sign(op, x - bound)
         least, largest = x.range()
-        if largest // d - least // d >= self.most:
-            raise TooMany(f"{'%' if kind == 'remainder' else '//'} of query and key has more than {self.most} periods")
-        found = None
+        if largest // d - least // d >= _PERIODS:
+            what = "%" if kind == "remainder" else "//"
+            raise NotIntervals(f"{what} of query and key has more than {_PERIODS} periods")
+        found = []
         for period in range(least // d, largest // d + 1):
             inside = x - Linear.number(period * d, self.device)
             value = inside if kind == "remainder" else Linear.number(period, self.device)
             here = self._sign("ge", inside), self._sign("lt", inside - Linear.number(d, self.device))
-            part = self._joined("and", self._joined("and", *here), self._sign(op, rest + value * c))
-            found = part if found is None else self._joined("or", found, part)
-        assert found is not None
-        return found
+            found.append(self._joined("and", self._joined("and", *here), self._sign(op, rest + value * c)))
+        lo, hi = (torch.cat([getattr(part, side) for part in found], 1) for side in ("lo", "hi"))
+        return self._limited(IntervalMask._united(lo, hi, self.keys, 1))
 
     def _what(self, node: Node) -> str:
         names = {"load": "an element of a captured tensor", "bit_and": "&", "bit_or": "|", "bit_xor": "^", "mul": "*"}

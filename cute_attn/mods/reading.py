@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -19,33 +21,56 @@ _PAIRS = 1 << 18  # evaluated together
 
 @dataclass(frozen=True)
 class Captured:
-    """A traced mask_mod with the state in which its captured tensors were."""
+    """A traced mask_mod with the state in which its captured tensors were, and their names."""
 
     traced: Traced
     versions: tuple[int, ...]
+    names: tuple[str, ...]
 
     @classmethod
-    def of(cls, traced: Traced) -> Captured:
-        for x in traced.tensors:
+    def of(cls, traced: Traced, mask_mod: Callable[..., Any]) -> Captured:
+        names = tuple([_name(x, mask_mod) for x in traced.tensors])
+        for x, name in zip(traced.tensors, names, strict=True):
             if x.requires_grad:
                 raise ValueError(
                     "mask_mod must not capture tensors that require a gradient, since none flows through a mask, got "
-                    f"one of shape {tuple(x.shape)}: detach it"
+                    f"{name}: detach it"
                 )
-        return cls(traced, tuple(map(_version, traced.tensors)))
+        return cls(traced, tuple(map(_version, traced.tensors)), names)
+
+    def part(self, traced: Traced) -> Captured:
+        """A part of the function, with some of its tensors."""
+        places = [next(i for i, y in enumerate(self.traced.tensors) if y is x) for x in traced.tensors]
+        return Captured(traced, tuple(self.versions[i] for i in places), tuple(self.names[i] for i in places))
 
     def check(self) -> None:
         """ValueError where a captured tensor has changed since: a mask is what its mask_mod said when it was made."""
-        for x, version in zip(self.traced.tensors, self.versions, strict=True):
+        for x, version, name in zip(self.traced.tensors, self.versions, self.names, strict=True):
             if _version(x) != version:
                 raise ValueError(
-                    f"a tensor of shape {tuple(x.shape)} and dtype {x.dtype} that mask_mod captures was changed after "
-                    "the block mask was made: make the mask again, or capture a copy"
+                    f"{name}, which mask_mod captures, was changed after the block mask was made: make the mask again, "
+                    "or capture a copy"
                 )
 
 
 def _version(x: torch.Tensor) -> int:
     return 0 if x.is_inference() else x._version
+
+
+def _name(x: torch.Tensor, mask_mod: Callable[..., Any]) -> str:
+    """A captured tensor as an error speaks of it."""
+    shown = f"a tensor of shape {tuple(x.shape)} and dtype {x.dtype}"
+    code = getattr(mask_mod, "__code__", None)
+    if code is None:
+        return shown
+    cells = zip(code.co_freevars, mask_mod.__closure__ or (), strict=True)
+    read = {name: mask_mod.__globals__[name] for name in code.co_names if name in mask_mod.__globals__}
+    for name, cell in cells:
+        try:
+            read[name] = cell.cell_contents
+        except ValueError:  # empty yet
+            continue
+    return next((f"{name!r}, {shown}" for name, value in read.items() if value is x), shown)
 
 
 @dataclass(frozen=True)
@@ -95,7 +120,7 @@ def read_function(
         return Reading(found.intervals), None
     grid = _evaluated(found.intervals, found.predicate, block, batch, heads)
     intervals = found.intervals & grid.pairs(grid.listed)
-    return Reading(intervals, grid.pairs(grid.full), Captured.of(found.predicate), True, found.reason), grid
+    return Reading(intervals, grid.pairs(grid.full), captured.part(found.predicate), True, found.reason), grid
 
 
 def read_lists(captured: Captured, grid: BlockGrid, batch: int, heads: int) -> Reading:
@@ -108,7 +133,7 @@ def read_lists(captured: Captured, grid: BlockGrid, batch: int, heads: int) -> R
         intervals = intervals | full
     if found.predicate is None or intervals.equals(full):
         return Reading(intervals)
-    predicate = Captured.of(found.predicate)
+    predicate = captured.part(found.predicate)
     return Reading(intervals, full if has_full else None, predicate, not has_full, found.reason)
 
 
@@ -127,7 +152,7 @@ def _evaluated(mask: IntervalMask, predicate: Traced, block: tuple[int, int], ba
             lo, hi = met.lo[plane, :, row], met.hi[plane, :, row]
             at = torch.arange(columns, device=mask.device)[:, None]
             is_met = ((at >= lo) & (at < hi)).any(1)
-            keys = is_met.repeat_interleave(block[1])[: mask.seqlen_k].nonzero()[:, 0]
+            keys = is_met.repeat_interleave(min(block[1], mask.seqlen_k))[: mask.seqlen_k].nonzero()[:, 0]
             count = _count(_Rows(mask, predicate, plane, b, h), row * block[0], block, keys, columns)
             states[b, h, row] = (count > 0).to(torch.int8) + (count == block[0] * block[1]).to(torch.int8)
     return BlockGrid.from_states(states, block, mask.seqlen_q, mask.seqlen_k)

@@ -17,6 +17,7 @@ from .trace import Traced
 __all__ = ["MOST_LAYERS", "Recognised", "part", "recognise"]
 
 MOST_LAYERS = 64  # intervals a row of a mask that is read as such; more are slower than asking
+_WORK = 1 << 30  # rows and keys of all binary searches for a plane of a part: cases within cases end here
 _ROOM = 1 << 23  # intervals of all rows together, on the way
 _ROWS = 1 << 14  # rows at a time where all of them at once have no room
 
@@ -83,6 +84,7 @@ class _Everything:
         self.reads = {op: _reading(self.graph, op) for op in ("b", "h")}
         self.own = self.reads["b"] | self.reads["h"]
         self.stages = self.graph.stages()
+        self._work = 0
         self._values: dict[tuple[object, ...], torch.Tensor] = {}
         self._shared: dict[tuple[int, int], dict[int, IntervalMask]] = {}
 
@@ -97,6 +99,7 @@ class _Everything:
         return _stacked(planes, self.keys, heads, dim=0)
 
     def _plane(self, node: int, negated: bool, b: int, h: int) -> IntervalMask:
+        self._work = _WORK
         try:
             return self._rows(node, negated, b, h, 0, self.rows)
         except TooMany:
@@ -116,9 +119,14 @@ class _Everything:
         known = self._shared.setdefault((first, end), {})
         if end - first < self.rows:
             known = {}  # many rows: sets of all of them would not be small
-        reader = Reader(self.graph, end - first, self.keys, value, self.device, most, known, self.own)
+        reader = Reader(self.graph, end - first, self.keys, value, self.device, most, self._spend, known, self.own)
         found = reader.keys_of(node)
         return limited(~found if negated else found, MOST_LAYERS)
+
+    def _spend(self, work: int) -> None:
+        self._work -= work
+        if self._work < 0:
+            raise NotIntervals("it has too many cases")
 
     def _value(self, i: int, b: int, h: int, first: int, end: int) -> torch.Tensor:
         """What a node of one side says, found once for all planes that share it."""

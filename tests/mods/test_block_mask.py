@@ -230,7 +230,7 @@ def test_a_captured_tensor_that_changes_is_noticed_where_it_would_be_read():
     limits += 1
     assert mask.intervals is before
     for changed in (thinned, from_lists):
-        with pytest.raises(ValueError, match=r"a tensor of shape \(300,\) .* that mask_mod captures was changed after"):
+        with pytest.raises(ValueError, match=r"'limits', a tensor of shape \(300,\) .* was changed after the block"):
             changed.reading()
 
 
@@ -241,7 +241,7 @@ def test_captured_tensors_that_require_a_gradient_are_refused():
         lambda mod: BlockMask.from_kv_blocks(ONE, TWO, mask_mod=mod),
         lambda mod: IntervalMask.from_function(mod, 300),
     ):
-        with pytest.raises(ValueError, match="mask_mod must not capture tensors that require a gradient"):
+        with pytest.raises(ValueError, match=r"must not capture tensors that require a gradient, .* got 'limits'"):
             make(lambda b, h, q, k: k <= limits[q])
 
 
@@ -343,6 +343,13 @@ def test_a_mask_prints_its_blocks():
         *("(0, 0)", "░░  ", "██░░", "", "and 1 more: to_string(limit=...), or mask[batch, head].to_string()")
     ]
     assert repr(mask).startswith("BlockMask(shape=(1, 2, 256, 256), BLOCK_SIZE=(64, 64), mask_mod=<lambda>")
+
+
+def test_block_masks_of_any_torch_are_read_by_their_attributes():
+    torchs = theirs.create_block_mask(MODS["thinned"], **SHAPE, device="cpu")
+    kept = {name: getattr(torchs, name) for name in (*FIELDS, "BLOCK_SIZE", "seq_lengths")}
+    oldest = type("BlockMask", (), {**kept, "mask_mod": staticmethod(torchs.mask_mod)})()  # no method, nothing newer
+    assert torch.equal(attended(as_block_mask(oldest).reading(), 2, 3), dense_of(MODS["thinned"], 2, 3, 300, 420))
 
 
 def test_only_block_masks_are_taken_for_one():
