@@ -85,7 +85,7 @@ def _check_list(
     width = indices.shape[-1]
     if num.numel() and (int(num.min()) < 0 or int(num.max()) > width):
         raise ValueError(f"{names[0]} must be in [0, {width}], the width of {names[1]}, got {_worst(num, width)}")
-    listed = indices[torch.arange(width) < num[..., None]]
+    listed = indices[torch.arange(width, device=indices.device) < num[..., None]]
     if listed.numel() and (int(listed.min()) < 0 or int(listed.max()) >= columns):
         raise ValueError(
             f"{names[1]} must be in [0, {columns}), the blocks of {block[1]} of the {lengths[1]} keys of seq_lengths, "

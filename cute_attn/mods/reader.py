@@ -77,7 +77,7 @@ class Reader:
         if node.op in _COMPARISONS:
             return self._compared(node.op, *args)
         if node.op == "convert" and self.nodes[args[0]].dtype != "f32":
-            return self._sign("ne", self.linear(args[0]))
+            return self._sign("ne", self.summed(args[0]))
         raise NotIntervals(self._what(node))
 
     def _joined(self, op: str, *sets: IntervalMask) -> IntervalMask:
@@ -117,7 +117,7 @@ class Reader:
             return self._search(swapped[op], self.value(y), self.value(x))
         if "f32" in dtypes:
             return self._float(op, x, y)
-        return self._sign(op, self.linear(x) - self.linear(y))
+        return self._sign(op, self.summed(x) - self.summed(y))
 
     def _float(self, op: str, x: int, y: int) -> IntervalMask:
         """An integer of both sides, made a float, against a float of one side: the integer against its threshold."""
@@ -126,7 +126,7 @@ class Reader:
         node = self.nodes[x]
         if self.stages[y] == ELEMENT or node.op != "convert" or self.nodes[node.operands[0]].dtype == "f32":
             raise NotIntervals("it computes a float of query and key")
-        left = self.linear(node.operands[0])
+        left = self.summed(node.operands[0])
         least, largest = left.range()
         if least < -_EXACT or largest > _EXACT:
             raise NotIntervals("it makes floats of integers past 2^24")
@@ -152,7 +152,7 @@ class Reader:
             row = row.long()
         return Column(column, self.most).compared(op, row.expand(self.rows))
 
-    def linear(self, i: int) -> Linear:
+    def summed(self, i: int) -> Linear:
         """An integer node as a sum; what is no sum is a term of it."""
         node = self.nodes[i]
         if node.dtype == "f32":
@@ -163,17 +163,17 @@ class Reader:
             return Linear(zero, value) if self.stages[i] == COLUMN else Linear(value, zero)
         args = node.operands
         if node.op == "add":
-            return self.linear(args[0]) + self.linear(args[1])
+            return self.summed(args[0]) + self.summed(args[1])
         if node.op == "sub":
-            return self.linear(args[0]) - self.linear(args[1])
+            return self.summed(args[0]) - self.summed(args[1])
         if node.op == "neg":
-            return self.linear(args[0]) * -1
+            return self.summed(args[0]) * -1
         if node.op == "convert" and self.nodes[args[0]].dtype in ("i32", "i64"):
-            return self.linear(args[0])
+            return self.summed(args[0])
         if node.op == "mul":
             for x, y in (args, args[::-1]):
                 if (c := self._number(y)) is not None:
-                    return self.linear(x) * c
+                    return self.summed(x) * c
         return Linear(zero, zero, {i: 1})
 
     def _sign(self, op: str, x: Linear) -> IntervalMask:
@@ -190,21 +190,21 @@ class Reader:
         if node.op in ("minimum", "maximum", "abs"):
             if op == "eq":
                 return self._joined("and", self._sign("le", x), self._sign("ge", x))
-            a = self.linear(args[0])
-            b = a * -1 if node.op == "abs" else self.linear(args[1])
+            a = self.summed(args[0])
+            b = a * -1 if node.op == "abs" else self.summed(args[1])
             both = (node.op == "minimum") == (op in ("gt", "ge"))
             return self._joined("and" if both else "or", *(self._sign(op, rest + y * c) for y in (a, b)))
         if node.op == "where":
-            return self._chosen(op, args[0], *(rest + self.linear(a) * c for a in args[1:]))
+            return self._chosen(op, args[0], *(rest + self.summed(a) * c for a in args[1:]))
         if node.op == "convert" and self.nodes[args[0]].dtype == "bool":
             return self._chosen(op, args[0], rest + Linear.number(c, self.device), rest)
         if node.op == "mul":
             for first, second in (args, args[::-1]):
                 factor = self.nodes[first]
                 if factor.op == "convert" and self.nodes[factor.operands[0]].dtype == "bool":
-                    return self._chosen(op, factor.operands[0], rest + self.linear(second) * c, rest)
+                    return self._chosen(op, factor.operands[0], rest + self.summed(second) * c, rest)
         if node.op in ("floor_divide", "remainder") and (d := self._number(args[1])):
-            return self._divided(op, node.op, self.linear(args[0]), d, c, rest)
+            return self._divided(op, node.op, self.summed(args[0]), d, c, rest)
         raise NotIntervals(self._what(node))
 
     def _chosen(self, op: str, condition: int, x: Linear, y: Linear) -> IntervalMask:
