@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..mask import AttnMaskType, IntervalMask, from_spec
 from ..mask.draw import draw_png, draw_text
-from ..mods.block_mask import check_mod
+from ..mods.arguments import check_mod
 from ..mods.masks import create_mask
 from ..mods.recognise import Recognised, recognise
 from ..mods.trace import trace

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -11,13 +10,14 @@ import torch
 
 from ..mask import IntervalMask
 from ..mask.blocks import BlockGrid
-from ..mask.checks import check_device, check_flag, check_length, shown
+from ..mask.checks import check_device, check_flag, shown
+from .arguments import check_lengths, check_mod, check_orders
 from .block_lists import check_block_size, check_lists, in_order, transposed
 from .eager import outside_of_graphs
-from .reading import Captured, Reading, read_lists
+from .reading import Captured, Reading, read_lists, version_of
 from .trace import trace
 
-__all__ = ["BlockMask", "as_block_mask", "check_mod", "check_orders", "noop_mask"]
+__all__ = ["BlockMask", "as_block_mask", "noop_mask"]
 
 MaskMod = Callable[..., Any]
 
@@ -109,7 +109,7 @@ class BlockMask:
     ) -> None:
         given = (kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices)
         block = check_block_size(BLOCK_SIZE)
-        lengths = _check_lengths(seq_lengths)
+        lengths = check_lengths(seq_lengths)
         lists = check_lists(*given, block, lengths)
         queries = (q_num_blocks, q_indices, full_q_num_blocks, full_q_indices)
         self._start(lengths, block, lists.leading, full_kv_indices is not None)
@@ -230,7 +230,7 @@ class BlockMask:
 
     @seq_lengths.setter
     def seq_lengths(self, lengths: tuple[int, int]) -> None:
-        found = _check_lengths(lengths)
+        found = check_lengths(lengths)
         grid = self._blocks()
         if [-(-n // size) for n, size in zip(found, self.BLOCK_SIZE, strict=True)] != list(self._shape_in_blocks):
             raise ValueError(
@@ -381,7 +381,7 @@ class BlockMask:
 
     def _adjust(self, q_len: int, kv_len: int) -> BlockMask:
         """The mask of the first q_len queries and kv_len keys."""
-        lengths = _check_lengths((q_len, kv_len))
+        lengths = check_lengths((q_len, kv_len))
         if lengths[0] > self._lengths[0] or lengths[1] > self._lengths[1]:
             raise ValueError(
                 f"_adjust must not make a mask longer than its {self._lengths[0]} rows and {self._lengths[1]} keys, "
@@ -425,7 +425,7 @@ def as_block_mask(mask: object) -> BlockMask:
         raise TypeError(
             f"block_mask must be a BlockMask, of cute_attn or torch, an IntervalMask or None, got {shown(mask)}"
         ) from None
-    seen = [(id(x), x._version) if isinstance(x, torch.Tensor) else None for x in lists]
+    seen = [(id(x), version_of(x)) if isinstance(x, torch.Tensor) else None for x in lists]
     state = (*seen, rest[0], id(rest[1]), rest[2])
     kept = _FOREIGN.get(mask)
     if kept is None or kept[0] != state:
@@ -439,32 +439,6 @@ def as_block_mask(mask: object) -> BlockMask:
 
 
 _FOREIGN: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-
-
-def check_mod(name: str, mod: object, arguments: int) -> None:
-    """A function of so many arguments."""
-    said = {4: "b, h, q_idx, kv_idx", 5: "score, b, h, q_idx, kv_idx"}[arguments]
-    if not callable(mod):
-        raise TypeError(f"{name} must be a function {name}({said}), got {shown(mod)}")
-    try:
-        inspect.signature(mod).bind(*range(arguments))
-    except TypeError as error:
-        raise TypeError(f"{name} must take ({said}), got {shown(mod)}: {error}") from None
-    except ValueError:  # a builtin, which does not say
-        pass
-
-
-def check_orders(**orders: object) -> None:
-    """Arguments for torch's kernels that must be left alone."""
-    for name, value in orders.items():
-        if value is not None:
-            raise ValueError(f"{name} must be None, as our kernels order their sums by themselves, got {shown(value)}")
-
-
-def _check_lengths(lengths: object) -> tuple[int, int]:
-    if not isinstance(lengths, (tuple, list)) or len(lengths) != 2:
-        raise ValueError(f"seq_lengths must be two ints, rows and keys, got {shown(lengths)}")
-    return check_length("seq_lengths[0]", lengths[0]), check_length("seq_lengths[1]", lengths[1])
 
 
 def _is_of_slice(mask_mod: MaskMod) -> bool:

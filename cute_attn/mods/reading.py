@@ -14,7 +14,7 @@ from .evaluate import evaluate
 from .recognise import recognise
 from .trace import Traced
 
-__all__ = ["Captured", "Reading", "read_function", "read_lists"]
+__all__ = ["Captured", "Reading", "read_function", "read_lists", "version_of"]
 
 _PAIRS = 1 << 18  # evaluated together
 
@@ -36,7 +36,7 @@ class Captured:
                     "mask_mod must not capture tensors that require a gradient, since none flows through a mask, got "
                     f"{name}: detach it"
                 )
-        return cls(traced, tuple(map(_version, traced.tensors)), names)
+        return cls(traced, tuple(map(version_of, traced.tensors)), names)
 
     def part(self, traced: Traced) -> Captured:
         """A part of the function, with some of its tensors."""
@@ -46,14 +46,14 @@ class Captured:
     def check(self) -> None:
         """ValueError where a captured tensor has changed since: a mask is what its mask_mod said when it was made."""
         for x, version, name in zip(self.traced.tensors, self.versions, self.names, strict=True):
-            if _version(x) != version:
+            if version_of(x) != version:
                 raise ValueError(
                     f"{name}, which mask_mod captures, was changed after the block mask was made: make the mask again, "
                     "or capture a copy"
                 )
 
 
-def _version(x: torch.Tensor) -> int:
+def version_of(x: torch.Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
 

@@ -17,7 +17,7 @@ from .trace import Traced
 __all__ = ["MOST_LAYERS", "Recognised", "part", "recognise"]
 
 MOST_LAYERS = 64  # intervals a row of a mask that is read as such; more are slower than asking
-_WORK = 1 << 30  # rows and keys of all binary searches for a plane of a part: cases within cases end here
+_WORK = 1 << 31  # rows and keys of all binary searches for a plane of a part: cases within cases end here
 _ROOM = 1 << 23  # intervals of all rows together, on the way
 _ROWS = 1 << 14  # rows at a time where all of them at once have no room
 
@@ -44,8 +44,8 @@ def recognise(
 ) -> Recognised:
     """Reads a mask_mod: its conjunction is taken apart, and what cannot be read of it remains.
 
-    reads_all: whether the function must be defined for all pairs; else what indexes outside of a captured tensor is
-        left to the predicate.
+    reads_all: whether the function must be defined for all pairs; else what indexes outside of a captured tensor, or
+        divides by 0, is left to the predicate.
 
     The mask has planes for batch elements and heads only where the graph reads them. Raises IndexError where the
     function indexes outside of a captured tensor, ZeroDivisionError where it divides by 0.
@@ -86,7 +86,7 @@ class _Everything:
         self.stages = self.graph.stages()
         self._work = 0
         self._values: dict[tuple[object, ...], torch.Tensor] = {}
-        self._shared: dict[tuple[int, int], dict[int, IntervalMask]] = {}
+        self._shared: dict[int, IntervalMask] = {}
 
     def read(self, node: int, negated: bool) -> IntervalMask:
         """A node for all rows and planes."""
@@ -116,9 +116,7 @@ class _Everything:
             return self._value(i, b, h, first, end)
 
         most = max(8, _ROOM // (end - first))
-        known = self._shared.setdefault((first, end), {})
-        if end - first < self.rows:
-            known = {}  # many rows: sets of all of them would not be small
+        known = self._shared if end - first == self.rows else {}  # parts of many rows would not be small together
         reader = Reader(self.graph, end - first, self.keys, value, self.device, most, self._spend, known, self.own)
         found = reader.keys_of(node)
         return limited(~found if negated else found, MOST_LAYERS)
@@ -143,7 +141,7 @@ class _Everything:
             needed = {name: x for name, x in inputs.items() if only.graph.reads(name)}
             try:
                 (found,) = evaluate(only.graph, needed, only.tensors, only.scalars, torch.float32, name="mask_mod")
-            except IndexError as error:
+            except (IndexError, ZeroDivisionError) as error:
                 if self.reads_all:
                     raise
                 raise NotIntervals(str(error)) from None

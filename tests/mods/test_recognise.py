@@ -141,9 +141,10 @@ def test_an_index_outside_of_a_table_is_refused_unless_nobody_reads_there():
     table = torch.arange(10)
     with pytest.raises(IndexError, match="mask_mod reads a captured tensor of shape \\(10,\\) at index 10"):
         read(lambda b, h, q, k: table[q] >= k, 12, 10)
-    found = read(lambda b, h, q, k: (table[q] >= k) & (q >= k), 12, 10, reads_all=False)
-    assert found.predicate is not None
-    assert found.intervals.area() == sum(min(i + 1, 10) for i in range(12))
+    for mask_mod in (lambda b, h, q, k: (table[q] >= k) & (q >= k), lambda b, h, q, k: (9 // q >= k) & (q >= k)):
+        found = read(mask_mod, 12, 10, reads_all=False)
+        assert found.predicate is not None
+        assert found.intervals.area() == sum(min(i + 1, 10) for i in range(12))
 
 
 MILLION = 1 << 20
@@ -157,7 +158,7 @@ PACKED = torch.arange(MILLION) // 2100
         (lambda b, h, q, k: q >= k, 1),
         (lambda b, h, q, k: (q >= k) & (q - k < 4096), 1),
         (lambda b, h, q, k: (PACKED[q] == PACKED[k]) & (q >= k), 1),
-        (lambda b, h, q, k: (PACKED[q] == PACKED[k]) & (q >= k) & ((q - k < 1000) | (k % MILLION < 4) | (k == 9)), 2),
+        (lambda b, h, q, k: (PACKED[q] == PACKED[k]) & (q >= k) & ((q - k < 1000) | (k % MILLION < 4) | (k == 9)), 3),
     ],
     ids=["causal", "window", "packed", "composed"],
 )
