@@ -131,7 +131,7 @@ class Kernels:
         dsink = sink_gradient(sink, lse, delta) if needs[3] and sink is not None else None
         return Gradients(dq, dk, dv, dsink)
 
-    def check_decode_served(self, q: Tensor, cache: KVCache, num_splits: int) -> None:
+    def check_decode_served(self, q: Tensor, cache: KVCache) -> None:
         from ..launch.decode import why_not_served
 
         if why := why_not_served(q, cache):

@@ -21,6 +21,7 @@ from .tensors import DTYPES, in_kernel_form, multiprocessors
 __all__ = ["choose_splits", "decode", "decode_spec", "why_not_served"]
 
 MOST_TOKENS = 64  # new tokens a sequence: more are a prefill
+MOST_SEQUENCES = 65535  # of a grid's third dimension
 CACHES = {torch.int8: "int8", torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}
 LEFTMOST = 2**31 - 256  # a position less this is no less than int32 holds
 LEAST_TILES = 4  # of keys, that a part of a sequence is worth having
@@ -120,6 +121,8 @@ def why_not_served(q: Tensor, cache: KVCache) -> str | None:
             return f"kernels for a {name} that is a multiple of 8 up to 256, got {dim}"
     if q.shape[1] > MOST_TOKENS:
         return f"decode kernels for up to {MOST_TOKENS} new tokens, got {q.shape[1]}"
+    if q.shape[0] > MOST_SEQUENCES:
+        return f"decode kernels for up to {MOST_SEQUENCES} sequences, got {q.shape[0]}"
     for name, x in (("k_cache", cache.keys), ("v_cache", cache.values)):
         _check_strides(name, x)
     return None
