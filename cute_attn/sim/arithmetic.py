@@ -119,7 +119,7 @@ def _mul(r: Reader) -> Template:
         code = f"np.multiply({{0}}, {{1}}, dtype=np.{_dtype(wide)})"
         return r.template(code, Typed(r.operands[0], wide), r.typed(kind, 1))
     if r.flag("hi"):
-        kind = r.need("u32", "s32", "u64", "s64")
+        kind = r.need("u16", "s16", "u32", "s32", "u64", "s64")
         r.done()
         return r.template(f"mul_hi_{kind[1:]}({{0}}, {{1}})", Typed(r.operands[0], kind), r.typed(kind, 1))
     return _binary("np.multiply", "np.multiply", "mul")(r)

@@ -102,6 +102,10 @@ def remainder(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(zero, a, np.fmod(a, safe))
 
 
+def mul_hi_16(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (np.multiply(a, b, dtype=np.int64) >> 16).astype(a.dtype)
+
+
 def mul_hi_32(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     wide = np.int64 if a.dtype.kind == "i" else np.uint64
     return (np.multiply(a, b, dtype=wide) >> wide(32)).astype(np.int32 if wide is np.int64 else np.uint32)

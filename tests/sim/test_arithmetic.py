@@ -84,6 +84,14 @@ def test_high_halves_of_64_bit_products():
     np.testing.assert_array_equal(y, wrap([int(p) * int(q) >> 64 for p, q in zip(u, v, strict=True)], np.uint64))
 
 
+@pytest.mark.parametrize(("kind", "dtype"), [("u16", np.uint16), ("s16", np.int16)])
+def test_high_halves_of_16_bit_products(kind, dtype):
+    body = f"cvt.u16.u32 %h0, %x0; cvt.u16.u32 %h1, %x1; mul.hi.{kind} %h2, %h0, %h1; cvt.s32.{kind} %y, %h2;"
+    y = compute(body, A, B, result=np.int32)
+    a, b = (x.astype(np.uint16).view(dtype) for x in (A, B))
+    np.testing.assert_array_equal(y, [int(p) * int(q) >> 16 for p, q in zip(a, b, strict=True)])
+
+
 @pytest.mark.parametrize("instruction", ["shl.b64", "shr.u64", "shr.s64"])
 def test_64_bit_shifts(instruction):
     a, counts = RANDOM.integers(-(2**63), 2**63 - 1, 128), np.arange(128, dtype=np.uint32) % 70
