@@ -14,7 +14,7 @@ from .autocast import without_autocast
 from .caches import EIGHT_BITS, KVCache
 from .reference import attention_forward, compute_dtype
 
-__all__ = ["decode_reference", "intervals_of_tokens"]
+__all__ = ["decode_reference", "gathered", "intervals_of_tokens"]
 
 Tensor = torch.Tensor
 
@@ -43,7 +43,7 @@ def decode_reference(
     lse = q.new_full((batch, heads, tokens), -torch.inf, dtype=dtype)
     sinks = None if sink is None else sink.to(dtype)[None, None]
     for i, length in enumerate(cache.lengths.clamp(0, cache.capacity).tolist()):
-        keys, values = _gathered(cache, i, length, dtype)
+        keys, values = gathered(cache, i, length, dtype)
         allowed = None if tree is None else tree[i if len(tree) > 1 else 0]
         lo, hi = intervals_of_tokens(tokens, length, window, allowed, q.device)
         query = q[i : i + 1].to(dtype)
@@ -84,7 +84,7 @@ def _runs(tree: Tensor) -> Tensor:
     return torch.stack([begins[:, :layers].T, ends[:, :layers].T])
 
 
-def _gathered(cache: KVCache, sequence: int, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def gathered(cache: KVCache, sequence: int, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Keys and values `(length, heads_k, d)` of a sequence, dequantised."""
     own = slice(sequence, sequence + 1)
     if cache.table is not None:

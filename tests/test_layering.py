@@ -12,17 +12,18 @@ ALLOWED = {
     "cute_attn": "ops launch jit mask",
     "cli": "",
     "commands": "cute_attn cli selftest dist ops profile launch jit mask spec",
-    "selftest": "cute_attn ops launch jit mask spec reference",
+    "selftest": "cute_attn ops launch jit mask spec decode_reference reference",
     "autotune": "cli profile launch jit mask spec",
     "profile": "launch jit mask spec",
     "ops": "backends checks mask reference",
     "dist": "backends checks mask reference",
     "backends": "launch mask decode_reference reference spec",
     "checks": "mask reference",
-    "launch": "jit fwd bwd sim mask spec",
+    "launch": "jit fwd bwd decode sim mask spec",
     "jit": "spec",
     "fwd": "sm90 spec",
     "bwd": "sm90 spec",
+    "decode": "sm90 spec",
     "sm90": "spec",
     "sim": "",
     "decode_reference": "reference",
@@ -30,7 +31,18 @@ ALLOWED = {
     "mask": "",
     "spec": "",
 }
-LEAVES = {"autocast", "backend", "caches", "directories", "errors", "loadable", "log", "merge", "packages", "strict_json"}
+LEAVES = {
+    "autocast",
+    "backend",
+    "caches",
+    "directories",
+    "errors",
+    "loadable",
+    "log",
+    "merge",
+    "packages",
+    "strict_json",
+}
 DOORS = {"sim": {"cute_attn.launch.run"}}  # the only modules through which a package is entered
 
 Graph = dict[str, set[str]]

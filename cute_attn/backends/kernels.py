@@ -46,9 +46,7 @@ class Kernels:
                     f"backend {self.name!r} has kernels for a {name} that is a multiple of 8 up to 256, got {dim}; "
                     f"{other}"
                 )
-        if self.name == "sm90" and not _is_hopper(device):
-            name = torch.cuda.get_device_name(device)
-            raise NotImplementedError(f"backend 'sm90' runs on Hopper GPUs, these tensors are on a {name}; {other}")
+        self._check_hopper(device)
 
     def forward(
         self,
@@ -133,11 +131,14 @@ class Kernels:
         dsink = sink_gradient(sink, lse, delta) if needs[3] and sink is not None else None
         return Gradients(dq, dk, dv, dsink)
 
-    def check_decode_served(self, q: Tensor, cache: KVCache, num_splits: int) -> None:
-        raise NotImplementedError(
-            f"backend {self.name!r} has no kernel for attention over a cache yet; "
-            "with cute_attn.backend('reference') it runs in plain PyTorch"
-        )
+    def check_decode_served(self, q: Tensor, cache: KVCache) -> None:
+        from ..launch.decode import why_not_served
+
+        if why := why_not_served(q, cache):
+            raise NotImplementedError(
+                f"backend {self.name!r} has {why}; with cute_attn.backend('reference') it runs in plain PyTorch"
+            )
+        self._check_hopper(q.device)
 
     def decode(
         self,
@@ -152,7 +153,29 @@ class Kernels:
         num_splits: int,
         sm_margin: int,
     ) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError("attention over a cache has no kernel yet")
+        from ..launch.decode import decode
+
+        return decode(
+            q,
+            cache,
+            sink,
+            tree,
+            softmax_scale=softmax_scale,
+            softcap=softcap,
+            window=window,
+            num_splits=num_splits,
+            sm_margin=sm_margin,
+            runtime=self.name,
+            order=self._order,
+        )
+
+    def _check_hopper(self, device: torch.device) -> None:
+        if self.name == "sm90" and not _is_hopper(device):
+            name = torch.cuda.get_device_name(device)
+            raise NotImplementedError(
+                f"backend 'sm90' runs on Hopper GPUs, these tensors are on a {name}; "
+                "with cute_attn.backend('reference') they run in plain PyTorch"
+            )
 
     @functools.cached_property
     def _order(self) -> Order | None:

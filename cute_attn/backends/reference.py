@@ -71,7 +71,7 @@ class Reference:
             dout, dlse, q, k, v, out, lse, mask.lo, mask.hi, sink, softmax_scale, softcap, needs, mask_heads=mask.heads
         )
 
-    def check_decode_served(self, q: Tensor, cache: KVCache, num_splits: int) -> None:
+    def check_decode_served(self, q: Tensor, cache: KVCache) -> None:
         pass
 
     def decode(

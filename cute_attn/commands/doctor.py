@@ -70,7 +70,7 @@ def _tiles() -> list[tuple[str, ...]]:
     gpu, sms = tuned.gpu_of(device) if device.type == "cuda" else ("", 0)
     mask = causal(8192)
     rows: list[tuple[str, ...]] = []
-    for row, dims in product(operations(), HEAD_DIMS):
+    for row, dims in product([row for row in operations() if row.tiles()], HEAD_DIMS):
         key = tuned.TunedKey.of(gpu, sms, row.name, "bf16", dims, (32, 8), mask)
         found = tuned.lookup(key, row.default_tile(*dims))
         name = f"{row.name} {dims[0]}" if dims[0] == dims[1] else f"{row.name} {dims[0]}/{dims[1]}"

@@ -18,7 +18,7 @@ from .run import Order, Runtime, run
 from .tensors import DTYPES, in_kernel_form, multiprocessors, rows_contiguous
 from .tuned import tuned_tile
 
-__all__ = ["ForwardPlan", "forward", "plan_forward"]
+__all__ = ["ForwardPlan", "forward", "plan_forward", "score_of"]
 
 LOG2_E = math.log2(math.e)
 # Scales that the exponential alone can carry: beyond them, and for scale <= 0, scores are multiplied before masking.
@@ -121,7 +121,7 @@ def forward(
     if seqlen_k == 0 or plan.runs.shape[0] == 0:
         lse.copy_(sink_lse) if sink_lse is not None else lse.fill_(-math.inf)
         return out.zero_(), lse, max_logits
-    score, score_factor, exp2_factor = _score(softmax_scale, softcap)
+    score, score_factor, exp2_factor = score_of(softmax_scale, softcap)
     layers, has_lower, has_upper = mask_kind(plan, softcap > 0.0)
     spec = _spec(
         dtype=DTYPES[q.dtype],
@@ -147,11 +147,14 @@ def forward(
     return out, lse, max_logits
 
 
-def _score(scale: float, softcap: float) -> tuple[Score, float, float]:
-    """The kind of score, what scores are multiplied with before masking, and what the exponential multiplies with."""
+def score_of(scale: float, softcap: float, plain: bool = True) -> tuple[Score, float, float]:
+    """The kind of score, what scores are multiplied with before masking, and what the exponential multiplies with.
+
+    plain: whether the exponential may carry the scale.
+    """
     if softcap > 0.0:
         return "softcap", scale / softcap, softcap * LOG2_E
-    if PLAIN_SCALES[0] <= scale <= PLAIN_SCALES[1]:
+    if plain and PLAIN_SCALES[0] <= scale <= PLAIN_SCALES[1]:
         return "plain", 1.0, scale * LOG2_E
     return "scaled", scale, LOG2_E
 

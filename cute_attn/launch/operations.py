@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 from ..bwd import config as bwd
+from ..decode import config as decode
 from ..fwd import config as fwd
 from ..mask import IntervalMask
 from ..spec.backward import BackwardSpec
+from ..spec.decode import DecodeSpec, DecodeTile
 from ..spec.forward import ForwardSpec
 from ..spec.operation import Operation, register
 from ..spec.tiles import BackwardTile, Tile, TileConfig
 from .forms import backward_mask_kind, mask_kind
 
-__all__ = ["BACKWARD", "FORWARD"]
+__all__ = ["BACKWARD", "DECODE", "FORWARD"]
 
 
 def _forward_program(spec: ForwardSpec) -> tuple[Any, tuple[Any, ...]]:
@@ -60,6 +62,29 @@ def _backward_tiles() -> list[Tile]:
     return [BackwardTile(*values) for values in product((64, 128), (2, 4), (1, 2, 4), (1, 2, 4))]
 
 
+def _decode_program(spec: DecodeSpec) -> tuple[Any, tuple[Any, ...]]:
+    from ..decode.arguments import fake_arguments
+    from ..decode.kernel import DecodeKernel
+
+    return DecodeKernel(spec), fake_arguments(spec)
+
+
+def _decode_call(q: Tensor, k: Tensor, v: Tensor, mask: IntervalMask, scale: float, tile: Any) -> Callable[[], object]:
+    """k and v are a contiguous cache, all of which is attended, by the tile that its shapes lead to."""
+    from ..caches import KVCache
+    from .decode import decode as launch
+
+    cache = KVCache(k, v, torch.full((len(q),), k.shape[1], dtype=torch.int32, device=q.device))
+    scalars: dict[str, Any] = {
+        "softmax_scale": scale,
+        "softcap": 0.0,
+        "window": (-1, -1),
+        "num_splits": 0,
+        "sm_margin": 0,
+    }
+    return lambda: launch(q, cache, None, None, **scalars)
+
+
 FORWARD = Operation(
     name="fwd",
     title="forward",
@@ -94,5 +119,22 @@ BACKWARD = Operation(
     default_tile=bwd.default_tile,
     tiles=_backward_tiles,
 )
-for row in (FORWARD, BACKWARD):
+DECODE = Operation(
+    name="decode",
+    title="decode",
+    sources=("decode",),
+    spec=DecodeSpec,
+    parse=DecodeSpec.from_canonical,
+    check=decode.check,
+    program=_decode_program,
+    shared_memory_bytes=decode.shared_memory_bytes,
+    mask_kind=lambda schedule, softcap: (0, False, True),  # windows and lengths are run-time values
+    table=lambda schedule: schedule.forward,
+    depth=lambda d, dv: d + dv,  # S and PV
+    call=_decode_call,
+    tile=DecodeTile,
+    default_tile=decode.default_tile,
+    tiles=list,  # none to try: the shapes of a call say how many rows it has
+)
+for row in (FORWARD, BACKWARD, DECODE):
     register(row)

@@ -143,7 +143,7 @@ def flash_attn_with_kvcache(
     lengths = check_seqlens(cache_seqlens, q, capacity, "k" if appends else "page_table" if paged else "")
     cache = KVCache(k_cache, v_cache, lengths, cache_batch_idx, page_table, key_scales, value_scales)
     check_positions(cache, k.shape[1] if k is not None else 0, cache_seqlens)
-    check_cache_served(q, cache, splits)
+    check_cache_served(q, cache)
     out, lse = attend_cache(q, cache, k, v, sinks, tree, scale, cap, window, splits, margin)
     return (out, lse) if return_softmax_lse else out
 

@@ -26,10 +26,10 @@ def run():
 
 
 def test_the_table_names_what_it_holds():
-    assert {"fwd", "bwd", "toy"} <= {row.name for row in operations()}
+    assert {"fwd", "bwd", "decode", "toy"} <= {row.name for row in operations()}
     assert operation("toy") is TOY
-    with pytest.raises(ValueError, match="op must be one of 'fwd', 'bwd', 'toy', got 'decode'"):
-        operation("decode")
+    with pytest.raises(ValueError, match="op must be one of 'fwd', 'bwd', 'decode', 'toy', got 'encode'"):
+        operation("encode")
     assert parse_spec(SPEC.canonical()) == SPEC
     with pytest.raises(ValueError, match="threads must be at most 1024, got 2048"):
         compile(ToySpec(tile=ToyTile(2048)))

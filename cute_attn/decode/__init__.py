@@ -1,0 +1,1 @@
+"""The decode kernel: attention of a few new tokens over a cache."""

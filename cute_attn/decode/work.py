@@ -1,0 +1,79 @@
+"""What a CTA attends: some rows of a sequence and key head, over some tiles of its keys."""
+
+from dataclasses import dataclass
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Boolean, Int32
+
+from cute_attn.spec.decode import DecodeSpec
+
+from .arguments import Arguments
+
+__all__ = ["Work"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Row r of a CTA is the pair of token `(first_row + r) // group` and head `(first_row + r) % group` of the group.
+
+    length: of the sequence. lo: the first key that a row attends; all of them lie in [lo, length).
+    first, last: the tiles of keys of this CTA.
+    """
+
+    split: Int32
+    head: Int32  # of the keys
+    batch: Int32
+    length: Int32
+    tokens: Int32
+    group: Int32  # query heads that share the key head
+    first_row: Int32
+    lo: Int32
+    first: Int32
+    last: Int32
+
+    @classmethod
+    def of_this_cta(cls, spec: DecodeSpec, arguments: Arguments) -> "Work":
+        tensors, scalars = arguments.tensors, arguments.scalars
+        rows, keys = spec.tile.rows, spec.tile.n
+        place, head, batch = cute.arch.block_idx()
+        tokens, group = tensors.q.shape[1], tensors.q.shape[2] // tensors.k.shape[2]
+        blocks = cute.ceil_div(tokens * group, rows)
+        split, first_row = place // blocks, place % blocks * rows  # neighbours read the same keys
+        capacity = tensors.table.shape[1] * tensors.k.shape[1]
+        length = cutlass.max(cutlass.min(tensors.lengths[batch], capacity), 0)
+        last_token = cutlass.min((first_row + rows - 1) // group, tokens - 1)
+        position = length - tokens
+        lo = cutlass.max(position + first_row // group - scalars.left, 0)
+        hi = cutlass.max(cutlass.min(position + last_token + scalars.right + 1, length), 0)
+        begin, end = lo // keys, cute.ceil_div(hi, keys)
+        splits = cute.arch.grid_dim()[0] // blocks
+        share = cute.ceil_div(cutlass.max(end - begin, 0), splits)
+        first = cutlass.min(begin + split * share, end)
+        return cls(
+            split=split,
+            head=head,
+            batch=batch,
+            length=length,
+            tokens=tokens,
+            group=group,
+            first_row=first_row,
+            lo=lo,
+            first=first,
+            last=cutlass.min(first + share, end),
+        )
+
+    def token(self, row: Int32) -> Int32:
+        return (self.first_row + row) // self.group
+
+    def query_head(self, row: Int32) -> Int32:
+        return self.head * self.group + (self.first_row + row) % self.group
+
+    def is_there(self, row: Int32) -> Boolean:
+        """Whether a row is one of the problem's."""
+        return self.first_row + row < self.tokens * self.group
+
+    def bounds(self, token: Int32, left: Int32, right: Int32) -> tuple[Int32, Int32]:
+        """The keys [lo, hi) of a token, but for what a tree takes out."""
+        position = self.length - self.tokens + token
+        return cutlass.max(position - left, 0), cutlass.min(position + right + 1, self.length)

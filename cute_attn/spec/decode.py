@@ -1,0 +1,134 @@
+"""What the machine code of attention over a cache depends on, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from . import canonical as text_of
+from .forward import Score
+
+__all__ = ["DECODE_HEAD_DIMS", "EIGHT_BIT_HEAD_DIMS", "GATHER", "PIECES", "DecodeSpec", "DecodeTile"]
+
+Dtype = Literal["bf16", "fp16"]
+Cache = Literal["same", "int8", "e4m3", "e5m2"]
+
+# The (head_dim, head_dim_v) that kernels are built for: whole blocks of 64 dims, which are rows of a product.
+DECODE_HEAD_DIMS = ((64, 64), (128, 128), (192, 128), (192, 192), (256, 256))
+EIGHT_BIT_HEAD_DIMS = ((128, 128), (256, 256))  # whole rows of 128 bytes
+GATHER = 0  # the piece of a cache whose keys are gathered one by one
+PIECES = (GATHER, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class DecodeTile:
+    """How a decode kernel cuts its problem: one consumer warpgroup, keys as rows of its products.
+
+    rows: pairs of a new token and a query head that a CTA holds, columns of its products.
+    stages: depth of the rings of K and of V tiles.
+
+    Raises TypeError or ValueError for anything else.
+    """
+
+    rows: int = 8
+    stages: int = 2
+
+    @property
+    def m(self) -> int:
+        return self.rows
+
+    @property
+    def n(self) -> int:
+        """Keys, one row of the tensor core's products each; more would leave fewer CTAs on a multiprocessor."""
+        return 64
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("rows", (8, 16, 32, 64)), ("stages", (2, 4))):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"DecodeTile.{name} must be an int, got {value!r}")
+            if value not in allowed:
+                raise ValueError(f"DecodeTile.{name} must be one of {', '.join(map(str, allowed))}, got {value}")
+
+    def __str__(self) -> str:
+        return f"{self.m}x{self.n}, {self.stages} stages"
+
+
+@dataclass(frozen=True)
+class DecodeSpec:
+    """The configuration of one decode kernel: equal specs have equal machine code, and no run-time value is in it.
+
+    dtype: of q and of the output. cache: of K and V, "same" as q.
+    head_dim, head_dim_v: one of DECODE_HEAD_DIMS; of 128 each or 256 each for 8-bit caches.
+    piece: keys that one TMA box brings, a divisor of the page size; GATHER for any page size.
+    score: as in ForwardSpec; 8-bit caches scale or cap.
+    tree: whether a mask tells which of the new tokens attend which. sink: whether a sink joins the softmax.
+    split: whether the keys of a sequence are divided among CTAs, whose results a second kernel merges.
+    token_scales: whether each token of an 8-bit cache has scales of its own, else each head of a sequence has.
+    tile: see DecodeTile.
+
+    Raises TypeError or ValueError for a combination that no kernel serves.
+    """
+
+    dtype: Dtype = "bf16"
+    cache: Cache = "same"
+    head_dim: int = 128
+    head_dim_v: int = 128
+    piece: int = 64
+    score: Score = "plain"
+    tree: bool = False
+    sink: bool = False
+    split: bool = False
+    token_scales: bool = False
+    tile: DecodeTile = field(default_factory=DecodeTile)
+
+    @property
+    def op(self) -> Literal["decode"]:
+        return "decode"
+
+    @property
+    def eight(self) -> bool:
+        """Whether the cache has 8 bits a number."""
+        return self.cache != "same"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("dtype", get_args(Dtype)),
+            ("cache", get_args(Cache)),
+            ("piece", PIECES),
+            ("score", get_args(Score)),
+        ):
+            value = getattr(self, name)
+            if not any(value == a and type(value) is type(a) for a in allowed):
+                raise ValueError(f"DecodeSpec.{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        for name in ("tree", "sink", "split", "token_scales"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"DecodeSpec.{name} must be a bool, got {getattr(self, name)!r}")
+        if not isinstance(self.tile, DecodeTile):
+            raise TypeError(f"DecodeSpec.tile must be a DecodeTile, got {self.tile!r}")
+        dims = (self.head_dim, self.head_dim_v)
+        if dims not in DECODE_HEAD_DIMS:
+            allowed_dims = ", ".join(map(str, DECODE_HEAD_DIMS))
+            raise ValueError(f"DecodeSpec.head_dim and head_dim_v must be one of {allowed_dims}, got {dims}")
+        if self.eight and dims not in EIGHT_BIT_HEAD_DIMS:
+            raise ValueError(f"DecodeSpec with an 8-bit cache has head_dims (128, 128) or (256, 256), got {dims}")
+        if self.eight and self.score == "plain":
+            raise ValueError("DecodeSpec with an 8-bit cache has scores that are 'scaled' or 'softcap', got 'plain'")
+        if self.token_scales and not self.eight:
+            raise ValueError("DecodeSpec.token_scales needs an 8-bit cache, got cache='same'")
+
+    def canonical(self) -> str:
+        """JSON with sorted keys: equal for equal specs, in every process."""
+        return text_of.canonical(self)
+
+    @classmethod
+    def from_canonical(cls, text: str) -> DecodeSpec:
+        """The inverse of `canonical`. Raises ValueError or TypeError for anything that is not a spec."""
+        return text_of.parse(cls, "decode", text)
+
+    def __str__(self) -> str:
+        dims = f"{self.head_dim}" if self.head_dim == self.head_dim_v else f"{self.head_dim}/{self.head_dim_v}"
+        source = f"pieces of {self.piece}" if self.piece else "gathered"
+        extras = [f"{self.cache} cache"] * self.eight + [self.score] * (self.score != "plain")
+        extras += [name for name in ("tree", "sink", "split", "token_scales") if getattr(self, name)]
+        return f"{', '.join([f'decode {self.dtype} head_dim {dims}', source, *extras])}; {self.tile}"

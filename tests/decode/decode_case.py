@@ -1,0 +1,56 @@
+"""A call on the kernels, wherever they run, against plain PyTorch in fp64 and in the call's dtype."""
+
+import dataclasses
+
+import torch
+from caching import plainly
+from oracle import assert_close
+
+from cute_attn import backend, flash_attn_with_kvcache
+
+TANH_ERROR = 2.0**-10.9  # relative, of the hardware's tanh
+
+
+def run(call, runtime="sim", mode="eager", seed=0, **arguments):
+    """out and lse, outputs and workspaces being full of NaN beforehand."""
+    device = "cuda" if runtime == "sm90" else "cpu"
+    tensors = {name: _moved(x, device) for name, x in (call.cache | arguments | {"q": call.q}).items()}
+    options = {"mode": mode, "seed": seed} if runtime == "sim" else {}
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with backend(runtime, **options):
+            results = flash_attn_with_kvcache(return_softmax_lse=True, **tensors)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    return [x.cpu() for x in results]
+
+
+def check(call, runtime="sim", mode="eager", seed=0, num_splits=1, **arguments):
+    """The output's error against fp64 is at most twice that of plain PyTorch in the same dtype."""
+    wanted = {
+        "window" if name == "window_size" else "tree" if name == "mask" else name: x for name, x in arguments.items()
+    }
+    out, lse = run(call, runtime, mode, seed, num_splits=num_splits, **arguments)
+    exact, log = plainly(call, **wanted)
+    plain, _ = plainly(call, call.q.dtype, **wanted)
+    finite = log[log.isfinite()].abs()
+    wide = 1e-5 * max(1.0, finite.max().item() if finite.numel() else 1.0) + TANH_ERROR * arguments.get("softcap", 0.0)
+    assert_close("out", out, exact, 2 * (plain.double() - exact).abs().max().item() + 1e-6)
+    assert_close("lse", lse, log, wide)
+    return out, lse
+
+
+def only(call, sequence):
+    """The call of one sequence alone."""
+    cache = {
+        name: x[sequence : sequence + 1] if name in ("cache_seqlens", "page_table", "cache_batch_idx") else x
+        for name, x in call.cache.items()
+    }
+    at = slice(sequence, sequence + 1)
+    return dataclasses.replace(call, q=call.q[at], cache=cache, keys=call.keys[at], values=call.values[at])
+
+
+def _moved(x, device):
+    if not isinstance(x, torch.Tensor) or device == "cpu":
+        return x
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device).copy_(x)
