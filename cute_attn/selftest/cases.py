@@ -11,17 +11,19 @@ from typing import Any, cast
 from cute_attn.launch.shapes import spec_for
 from cute_attn.mask import IntervalMask
 from cute_attn.spec.backward import BackwardSpec
+from cute_attn.spec.decode import DecodeSpec
 from cute_attn.spec.forward import HEAD_DIMS, ForwardSpec
 from cute_attn.spec.operation import operation, parse_spec
 
+from .decode import DecodeCase, decode_case_for, decode_cases
 from .masks import MASKS, kind_of_mask
 
-__all__ = ["GROUPS", "Case", "case_for", "cases", "profiled", "specs"]
+__all__ = ["GROUPS", "AnyCase", "Case", "TestedSpec", "case_for", "case_of", "cases", "profiled", "specs"]
 
 SIMULATED_TOKENS = 300  # at most: a simulated case takes seconds
 # By name, what each is for. A group's cases come in the order of their work, smallest first.
 GROUPS = {
-    "smoke": "the smallest forward and the smallest backward",
+    "smoke": "the smallest forward, backward and decode",
     "matrix": "every head_dim, kind of mask and of score, small",
     "long": "long loops, more work than multiprocessors; not simulated",
     "tools": "few and tiny, for tools that make kernels slow; only when named",
@@ -95,9 +97,20 @@ class Case:
         return cls(**{**fields, **pairs, "spec": parse_spec(json.dumps(fields["spec"]))})
 
 
-def cases(groups: Iterable[str], simulated: bool = False) -> list[Case]:
+AnyCase = Case | DecodeCase
+TestedSpec = ForwardSpec | BackwardSpec | DecodeSpec
+
+
+def case_of(fields: dict[str, Any]) -> AnyCase:
+    """The case whose `to_json` this is."""
+    return DecodeCase.from_json(fields) if fields["spec"]["op"] == "decode" else Case.from_json(fields)
+
+
+def cases(groups: Iterable[str], simulated: bool = False) -> list[AnyCase]:
     """Those of the groups, each once, smallest first."""
-    found = [case for group in groups for case in _group(group)]
+    found: list[AnyCase] = []
+    for group in groups:
+        found += [*_group(group), *decode_cases(group)]
     if simulated:
         found = [case.simulated() for case in found]
     return sorted(dict.fromkeys(found), key=lambda case: case.work)
@@ -109,15 +122,17 @@ def profiled(simulated: bool = False) -> list[Case]:
     return [case.simulated() for case in found] if simulated else found
 
 
-def specs() -> list[AttentionSpec]:
+def specs() -> list[TestedSpec]:
     """What the bundle of `cute-attn build --selftest` holds: the kernels of every case."""
-    found = [case.spec for case in cases(GROUPS)]
-    found += [_forward_of(case) for case in cases(GROUPS) if case.public]
+    found: list[TestedSpec] = [case.spec for case in cases(GROUPS)]
+    found += [_forward_of(case) for case in cases(GROUPS) if isinstance(case, Case) and case.public]
     return list(dict.fromkeys(found))
 
 
-def case_for(spec: AttentionSpec) -> Case:
+def case_for(spec: TestedSpec) -> AnyCase:
     """A small case of the matrix's size for any kernel, such as those of a user's bundle."""
+    if isinstance(spec, DecodeSpec):
+        return decode_case_for(spec)
     fields: dict[str, Any] = {"softcap": 15.0} if spec.score == "softcap" else {}
     fields |= {"scale": -0.1} if spec.score == "scaled" else {}
     fields |= {"sink": True} if getattr(spec, "sink", False) else {}

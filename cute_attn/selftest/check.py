@@ -21,7 +21,8 @@ from cute_attn.reference import attention_backward, attention_forward
 from cute_attn.spec.backward import BackwardSpec
 from cute_attn.spec.forward import ForwardSpec
 
-from .cases import Case
+from .cases import AnyCase, Case
+from .decode import DecodeCase, DecodeProblem, make_decode_problem
 from .masks import MASKS
 from .plain import plain_attention
 
@@ -55,7 +56,7 @@ class Problem:
     lse: torch.Tensor | None
 
 
-def check(case: Case, runtime: Runtime, device: torch.device) -> Verdict:
+def check(case: AnyCase, runtime: Runtime, device: torch.device) -> Verdict:
     """Runs a case. Whatever its launch raises goes through."""
     problem = make_problem(case, device)
     with record_specs() as recorder:
@@ -66,7 +67,12 @@ def check(case: Case, runtime: Runtime, device: torch.device) -> Verdict:
     for name, again in _runs_again(case, problem, runtime):
         if not torch.equal(again, got[name]):
             wrong.append(f"{name} has other bits in another run")
-    exact, plain = _exact(case, problem), _plain(case, problem)
+    if isinstance(case, DecodeCase):
+        assert isinstance(problem, DecodeProblem)
+        exact, plain = problem.exact(case), problem.plain(case)
+    else:
+        assert isinstance(problem, Problem)
+        exact, plain = _exact(case, problem), _plain(case, problem)
     error, allowed = {}, {}
     for name, result in got.items():
         allowed[name] = _allowed(case, name, exact[name], plain.get(name), problem.v)
@@ -75,8 +81,10 @@ def check(case: Case, runtime: Runtime, device: torch.device) -> Verdict:
     return Verdict(error, allowed, "; ".join(dict.fromkeys(wrong)))
 
 
-def make_problem(case: Case, device: torch.device) -> Problem:
+def make_problem(case: AnyCase, device: torch.device) -> Problem | DecodeProblem:
     """The same numbers for a case every time, on every device: they are drawn on the CPU."""
+    if isinstance(case, DecodeCase):
+        return make_decode_problem(case, device)
     numbers = torch.Generator().manual_seed(zlib.crc32(case.name.encode()))
     mask, (heads_q, heads_k), (dim, dim_v) = MASKS[case.mask](case.tokens), case.heads, case.dims
 
@@ -103,10 +111,15 @@ def make_problem(case: Case, device: torch.device) -> Problem:
     return Problem(mask, q, k, v, dout, sink, dlse, out, lse)
 
 
-def launch(case: Case, p: Problem, runtime: Runtime, **simulation: object) -> Tensors:
+def launch(case: AnyCase, p: Problem | DecodeProblem, runtime: Runtime, **simulation: object) -> Tensors:
     """The results of one run by name, their memory poisoned before. simulation: options of the backend "sim"."""
     with _poisoned(), backend(runtime, **simulation):
-        found = _public(case, p) if case.public else _launched(case, p, runtime)
+        if isinstance(case, DecodeCase):
+            assert isinstance(p, DecodeProblem)
+            found = p.launch(case, runtime)
+        else:
+            assert isinstance(p, Problem)
+            found = _public(case, p) if case.public else _launched(case, p, runtime)
         if p.q.device.type == "cuda":
             torch.cuda.synchronize(p.q.device)
     return found
@@ -164,7 +177,7 @@ def _public(case: Case, p: Problem) -> Tensors:
     return {name: x.detach()[None] for name, x in {"out": out, "lse": lse, **named}.items()}
 
 
-def _runs_again(case: Case, p: Problem, runtime: Runtime) -> Iterator[tuple[str, torch.Tensor]]:
+def _runs_again(case: AnyCase, p: Problem | DecodeProblem, runtime: Runtime) -> Iterator[tuple[str, torch.Tensor]]:
     """The results of further runs, of what is the same every time; in simulation under another schedule."""
     if case.public or (isinstance(case.spec, BackwardSpec) and not case.spec.deterministic):
         return
@@ -221,7 +234,7 @@ def _plain(case: Case, p: Problem) -> Tensors:
     return found
 
 
-def _allowed(case: Case, name: str, exact: torch.Tensor, plain: torch.Tensor | None, v: torch.Tensor) -> float:
+def _allowed(case: AnyCase, name: str, exact: torch.Tensor, plain: torch.Tensor | None, v: torch.Tensor) -> float:
     """Twice the error of plain PyTorch; of sums kept in fp32, 1e-5 of the largest where nothing else rounds them.
 
     out is a mean of v: however wrong scores in the inputs' dtype make the plain one, rounding weights and result once

@@ -18,7 +18,7 @@ from cute_attn.errors import in_words
 from cute_attn.jit.bundle import load_bundle
 
 from .bench import bench
-from .cases import GROUPS, AttentionSpec, Case, case_for, cases
+from .cases import GROUPS, AnyCase, TestedSpec, case_for, cases
 from .report import WRONG, sentence, table
 from .tools import SANITIZERS, profile, sanitize
 from .watch import Row, Settings, Unable, run
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m cute_
     return EXIT_RIGHT if "right" in statuses else EXIT_NOTHING
 
 
-def _chosen(options: argparse.Namespace) -> list[Case]:
+def _chosen(options: argparse.Namespace) -> list[AnyCase]:
     """The cases in their order. Raises ValueError where none is left."""
     simulated = options.backend == "sim"
     groups = options.group or (["smoke", "matrix"] if simulated else ["smoke", "matrix", "long"])
@@ -136,16 +136,14 @@ def _chosen(options: argparse.Namespace) -> list[Case]:
     return found
 
 
-def _further(path: Path, known: Sequence[Case], simulated: bool) -> list[Case]:
+def _further(path: Path, known: Sequence[AnyCase], simulated: bool) -> list[AnyCase]:
     """A case for each kernel of a bundle that no other case runs, so that a user's own bundle is tested whole."""
     tested = {case.spec for case in known}
-    found = [
-        case_for(spec) for spec in load_bundle(path).specs if isinstance(spec, AttentionSpec) and spec not in tested
-    ]
+    found = [case_for(spec) for spec in load_bundle(path).specs if isinstance(spec, TestedSpec) and spec not in tested]
     return [case.simulated() if simulated else case for case in found]
 
 
-def _all(options: argparse.Namespace, chosen: Sequence[Case], settings: Settings) -> Iterator[Row]:
+def _all(options: argparse.Namespace, chosen: Sequence[AnyCase], settings: Settings) -> Iterator[Row]:
     yield from run(chosen, settings)
     if options.sanitize:
         yield from sanitize(options.sanitize, settings)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .cases import Case
+from .cases import AnyCase
 from .debugger import where_warps_stand
 
 __all__ = ["Row", "Settings", "Unable", "run"]
@@ -50,7 +50,7 @@ class Settings:
     launch_only: bool = False
 
 
-def run(cases: Sequence[Case], settings: Settings) -> Iterator[Row]:
+def run(cases: Sequence[AnyCase], settings: Settings) -> Iterator[Row]:
     """A row for each case, as it is done: case, spec, status, error, allowed, seconds, gpu, detail.
 
     Raises Unable where the process finds nothing to run on.
@@ -77,7 +77,7 @@ def run(cases: Sequence[Case], settings: Settings) -> Iterator[Row]:
             yield _row(case, machine, **outcome)
 
 
-def _row(case: Case, machine: str, **outcome: Any) -> Row:
+def _row(case: AnyCase, machine: str, **outcome: Any) -> Row:
     empty = {"status": "", "error": {}, "allowed": {}, "seconds": 0.0, "gpu": machine, "detail": ""}
     return {"case": case.name, "spec": json.loads(case.spec.canonical()), **empty, **outcome}
 
@@ -132,7 +132,7 @@ class _Worker:
         self.machine = said["gpu"]
         return None
 
-    def outcome(self, case: Case) -> Row:
+    def outcome(self, case: AnyCase) -> Row:
         """What became of a case."""
         begun, at = time.monotonic(), "obtaining the kernel"
         order = {"case": case.to_json(), "launch_only": self._settings.launch_only}

@@ -22,7 +22,7 @@ from cute_attn.jit.near import near_misses
 from cute_attn.jit.obtain import KernelNotBuilt
 from cute_attn.launch.run import Runtime, kernel
 
-from .cases import Case
+from .cases import AnyCase, case_of
 from .check import check, launch, make_problem
 
 __all__ = ["main"]
@@ -49,7 +49,7 @@ def main(runtime: Runtime, path: str) -> None:
     _say(said, gpu=machine)
     for line in sys.stdin:
         order = json.loads(line)
-        case, started = Case.from_json(order["case"]), time.monotonic()
+        case, started = case_of(order["case"]), time.monotonic()
         try:
             _find(case, runtime, path)
             _say(said, obtained=True)
@@ -76,7 +76,7 @@ def _machine(device: torch.device) -> str:
     return name
 
 
-def _find(case: Case, runtime: Runtime, path: str) -> None:
+def _find(case: AnyCase, runtime: Runtime, path: str) -> None:
     """Raises KernelNotBuilt where the kernel is nowhere, or is not in the one bundle that is tested."""
     mode = cache_mode()
     if path and bundle.find(case.spec, mode) is None:
@@ -84,7 +84,7 @@ def _find(case: Case, runtime: Runtime, path: str) -> None:
     kernel(case.spec, runtime)
 
 
-def _checked(case: Case, runtime: Runtime, device: torch.device) -> dict[str, Any]:
+def _checked(case: AnyCase, runtime: Runtime, device: torch.device) -> dict[str, Any]:
     verdict = check(case, runtime, device)
     return {
         "status": "wrong" if verdict.wrong else "right",
@@ -94,7 +94,7 @@ def _checked(case: Case, runtime: Runtime, device: torch.device) -> dict[str, An
     }
 
 
-def _launched(case: Case, runtime: Runtime, device: torch.device) -> dict[str, Any]:
+def _launched(case: AnyCase, runtime: Runtime, device: torch.device) -> dict[str, Any]:
     problem = make_problem(case, device)
     for _ in range(LAUNCHES):
         launch(case, problem, runtime)

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from cute_attn.jit.record import note
-from cute_attn.selftest.cases import GROUPS, Case, case_for, cases, profiled, specs
+from cute_attn.selftest.cases import GROUPS, case_for, case_of, cases, profiled, specs
 from cute_attn.selftest.check import make_problem
 from cute_attn.selftest.masks import MASKS
 from cute_attn.spec.backward import BackwardSpec
+from cute_attn.spec.decode import DECODE_HEAD_DIMS, GATHER, DecodeSpec, DecodeTile
 from cute_attn.spec.forward import HEAD_DIMS, ForwardSpec
 
 
@@ -36,7 +37,7 @@ def test_every_case_launches_the_kernel_that_it_names_and_no_other(launched):
 
     everything = specs()
     found = cases(["smoke", "matrix", "tools"], simulated=True) + profiled(simulated=True)
-    for case in {(case.spec, case.mask, case.public): case for case in found}.values():
+    for case in {(case.spec, getattr(case, "mask", ""), case.public): case for case in found}.values():
         launch(case, make_problem(case, torch.device("cpu")), "sim")
         assert launched[-1] == case.spec, case.name
         assert set(launched) <= set(everything), case.name
@@ -45,7 +46,7 @@ def test_every_case_launches_the_kernel_that_it_names_and_no_other(launched):
 
 
 def test_a_case_has_one_kernel_at_every_size():
-    shrunk = {case.simulated() for case in cases(GROUPS)}
+    shrunk = {case.simulated() for case in cases(GROUPS) if case.op != "decode"}
     for case in shrunk:
         schedule = MASKS[case.mask](case.tokens).schedule((case.spec.tile.m, case.spec.tile.n))
         few = 3 if case.spec.layers == "many" else case.spec.layers
@@ -57,13 +58,13 @@ def test_cases_have_names_of_their_own_and_come_smallest_first():
         found = cases(GROUPS, simulated)
         assert len({case.name for case in found}) == len(found)
         assert [case.work for case in found] == sorted(case.work for case in found)
-    assert [case.op for case in cases(["smoke"])] == ["fwd", "bwd"]
+    assert [case.op for case in cases(["smoke"])] == ["decode", "fwd", "bwd"]
     assert cases([]) == []
 
 
 def test_a_case_travels_to_its_process_as_json():
     for case in cases(GROUPS):
-        assert Case.from_json(json.loads(json.dumps(case.to_json()))) == case
+        assert case_of(json.loads(json.dumps(case.to_json()))) == case
 
 
 def test_the_matrix_covers_what_kernels_differ_in():
@@ -77,9 +78,16 @@ def test_the_matrix_covers_what_kernels_differ_in():
         assert any(case.softcap for case in found if case.op == op)
         assert any(case.heads[0] > case.heads[1] for case in found if case.op == op)
         assert any(case.tokens % 128 for case in found if case.op == op)
+    mine = [case.spec for case in found if case.op == "decode"]
+    assert {(s.head_dim, s.head_dim_v) for s in mine} == set(DECODE_HEAD_DIMS)
+    assert {s.cache for s in mine} == {"same", "int8", "e4m3", "e5m2"}
+    assert {s.tile.rows for s in mine} == {8, 16, 32, 64}
+    assert {s.piece for s in mine} == {GATHER, 16, 32, 64}
+    assert {s.score for s in mine} == {"plain", "scaled", "softcap"}
+    assert all(any(getattr(s, name) for s in mine) for name in ("tree", "sink", "split", "token_scales"))
     assert {s.spec.score for s in found if s.op == "fwd"} == {"plain", "scaled", "softcap"}
     assert any(s.spec.deterministic for s in found if s.op == "bwd")
-    assert any(s.sink for s in found)
+    assert any(s.sink for s in found if s.op != "decode")
 
 
 def test_a_kernel_that_writes_nothing_or_is_another_one_is_wrong(launched):
@@ -123,6 +131,8 @@ def test_a_single_wrong_element_is_found(name, off, how, monkeypatch):
         ForwardSpec(layers=2, has_lower=True, score="softcap", sink=True),
         ForwardSpec(layers="many", has_lower=True, score="scaled", fp32_out=True, dtype="fp16"),
         ForwardSpec(softmax="exact", max_logits=True),
+        DecodeSpec(split=True, sink=True, piece=GATHER, tile=DecodeTile(16)),
+        DecodeSpec(cache="int8", score="softcap", token_scales=True, tree=True, tile=DecodeTile(64)),
         BackwardSpec(layers=1, dlse=True, dq=False),
         BackwardSpec(layers="many", has_lower=True, score="softcap", deterministic=True, fp32_gradients=True),
         BackwardSpec(head_dim=192, head_dim_v=128, layers=1, has_lower=True, has_upper=False, dk=False, dv=False),
