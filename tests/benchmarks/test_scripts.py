@@ -26,6 +26,11 @@ def backward_profile(tiny):
     tiny("backward_profile", **sizes, MASKS={"causal": "causal"}).main()
 
 
+def decode_profile(tiny):
+    script = importlib.import_module("decode_profile")
+    tiny("decode_profile", SPECS=script.SPECS[:1]).main()
+
+
 def dist_check_ranks(tiny):
     tiny("dist_check_ranks", WORLDS=(2,), ROUNDS=1, CALLS=1).main()
 
@@ -61,7 +66,8 @@ def sim_speed(tiny):
 
 
 RUNS = [attention, dist_check_ranks, dist_plan, large_logits, launch_overhead, mask_planning]
-COMPILING = [backward_profile, forward_profile, kernel_cache, sim_speed]  # seconds for each of several kernels
+# Seconds for each of several kernels.
+COMPILING = [backward_profile, decode_profile, forward_profile, kernel_cache, sim_speed]
 WRITTEN = {"dist_plan": ["dist_plan", "dist_plan_time"]}
 
 

@@ -1,4 +1,4 @@
-"""The examples of context parallelism run as their first lines say."""
+"""The examples run as their first lines say."""
 
 import re
 import subprocess
@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "train_packed_documents.py"
+FOLDER = Path(__file__).parents[2] / "examples"
+EXAMPLE = FOLDER / "train_packed_documents.py"
+SERVING = FOLDER / "serve_with_a_cache.py"
 
 
 def test_every_example_has_a_run_here():
-    assert set(EXAMPLE.parent.rglob("*.py")) == {EXAMPLE}
+    assert set(FOLDER.rglob("*.py")) == {EXAMPLE, SERVING}
 
 
 @pytest.mark.slow
@@ -23,3 +25,11 @@ def test_training_on_three_ranks_matches_training_alone():
     assert len(losses) == 4
     for together, alone in losses:
         assert abs(float(together) - float(alone)) <= 1e-4
+
+
+@pytest.mark.parametrize("page_size", ["16", "5"])
+def test_serving_agrees_with_computing_anew(page_size):
+    command = [sys.executable, SERVING, "--steps", "2", "--page-size", page_size]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(re.findall(r"guesses accepted, off by", done.stdout)) == 2
