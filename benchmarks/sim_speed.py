@@ -37,9 +37,9 @@ def kernel_seconds() -> Iterator[list[float]]:
     times: list[float] = []
     execute = capture.execute
 
-    def timed(*args: object) -> object:
+    def timed(*args: object, **options: object) -> object:
         start = time.perf_counter()
-        report = execute(*args)
+        report = execute(*args, **options)
         times.append(time.perf_counter() - start)
         return report
 

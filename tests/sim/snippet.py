@@ -60,6 +60,7 @@ def run(
     shared="",
     declarations="",
     workers=1,
+    warned=(),
 ):
     """Runs `body` with NumPy arrays (passed as pointers, written in place) and bytes (passed by value); the report."""
     parameters = ["pointer" if isinstance(a, np.ndarray) else len(a) for a in arguments]
@@ -72,7 +73,7 @@ def run(
     launch = Launch(
         "kernel", frame(body, parameters, shared, declarations), (grid, 1, 1), (block, 1, 1), (cluster, 1, 1), smem, raw
     )
-    return execute(launch, buffers, Schedule(mode, seed), workers)
+    return execute(launch, buffers, Schedule(mode, seed), workers, warned)
 
 
 def compute(lines, *inputs, result, block=128, mode="eager"):

@@ -312,6 +312,7 @@ def finish_stores(c: CTA) -> None:
                 store.write(c.world.memory)
             except Fault as fault:
                 c.raise_fault(fault, store.site, None)
+            c.warn_found(store.site, None)
 
 
 # ---------------------------------------------------------------------- cp.async

@@ -5,6 +5,7 @@ makes its TMA maps and computes its grids as on a GPU; each launch arrives here 
 """
 
 import contextlib
+import contextvars
 import importlib.metadata
 import tempfile
 import types
@@ -16,14 +17,20 @@ import torch
 
 from ...backend import backend, current
 from ...loadable import load_module
-from ..errors import Place, UntestedVersion
+from ..errors import MissingBarrier, MissingProxyFence, Place, SimError, UninitializedRead, UntestedVersion
 from ..launch import Report, Schedule
 from . import stub
 from .arguments import CudaView
 from .capture import collected, simulate
 from .fresh import FreshMemory, watching
 
+CAN_WARN = (UninitializedRead, MissingBarrier, MissingProxyFence)
 TESTED_VERSIONS = ("4.8.1",)  # of nvidia-cutlass-dsl: the stub leans on symbols and layouts that nobody documents
+
+
+_warned_within: contextvars.ContextVar[tuple[type[SimError], ...]] = contextvars.ContextVar(
+    "cute_attn_sim_warned", default=()
+)
 
 
 def run(
@@ -33,6 +40,7 @@ def run(
     seed: int | None = None,
     ptx: str | None = None,
     fresh: Sequence[torch.Tensor | None] = (),
+    warn: Sequence[type[SimError]] | None = None,
 ) -> Report:
     """Calls a compiled function on CPU tensors and executes the kernels that it launches.
 
@@ -45,6 +53,9 @@ def run(
         fresh: those tensors among the arguments whose contents nobody wrote yet, such as outputs and workspaces made by
             torch.empty; None is skipped. To read them before a launch of this call wrote them is an error. What they
             share with other arguments counts as written. Within `simulated` such tensors are found by themselves.
+        warn: classes of findings that become warnings of the report, after which the kernel goes on: of
+            UninitializedRead (but not its CopyInFlight), MissingBarrier and MissingProxyFence. What was read remains
+            what it was. None takes those of the `simulated` around, none by default.
 
     Returns:
         The report of all launches together.
@@ -53,12 +64,12 @@ def run(
         SimError: what the kernels did wrong, or what the simulator does not know.
         TypeError, ValueError: arguments of another kind; also what the host code itself raises.
     """
-    schedule = _schedule(mode, seed)
+    schedule, warned = _schedule(mode, seed), _warned(warn)
     if hasattr(function, "ir_module"):
-        return _simulate_compiled(function, args, {}, schedule, ptx, fresh)
+        return _simulate_compiled(function, args, {}, schedule, ptx, fresh, warned)
     if ptx is None:
         raise ValueError("ptx=None: a function loaded from a shared object does not carry its PTX, pass it")
-    return simulate(function, argument_names(function, args), args, ptx, schedule, fresh)
+    return simulate(function, argument_names(function, args), args, ptx, schedule, fresh, warned)
 
 
 def load(shared_object: Path | bytes, name: str) -> Any:
@@ -75,12 +86,15 @@ def load(shared_object: Path | bytes, name: str) -> Any:
 
 
 @contextlib.contextmanager
-def simulated(mode: str | None = None, seed: int | None = None) -> Iterator[list[Report]]:
+def simulated(
+    mode: str | None = None, seed: int | None = None, warn: Sequence[type[SimError]] | None = None
+) -> Iterator[list[Report]]:
     """Within it, host code that compiles and calls CuTe DSL functions by itself runs on CPU tensors.
 
     CPU tensors say `is_cuda` and reach the DSL as CUDA tensors, compiled functions keep their PTX, a call simulates
     them, and cute_attn's own functions use backend "sim". The yielded list receives the report of each call. Functions
-    compiled before keep working if they kept their PTX. Not for several threads at once: it patches torch and the DSL.
+    compiled before keep working if they kept their PTX. `warn` is as for `run`, and holds for every call within. Not
+    for several threads at once: it patches torch and the DSL.
 
     Memory that torch.empty and its kin return within it is known to be unwritten until a kernel or an operator of
     PyTorch writes it; to read it in a kernel before is an error. A tensor handed out by `numpy` or DLPack counts as
@@ -90,11 +104,11 @@ def simulated(mode: str | None = None, seed: int | None = None) -> Iterator[list
     from cutlass.cute import runtime
     from cutlass.cutlass_dsl import CuTeDSL, tvm_ffi_provider
 
-    schedule = _schedule(mode, seed)
+    schedule, warned = _schedule(mode, seed), _warned(warn)
     reports: list[Report] = []
 
     def call(self: Any, *args: Any, **kwargs: Any) -> None:
-        _simulate_compiled(self, args, kwargs, schedule)
+        _simulate_compiled(self, args, kwargs, schedule, warned=warned)
 
     def tensor_init(self: Any, tensor: Any, *args: Any, **kwargs: Any) -> None:
         original_init(self, CudaView(tensor) if isinstance(tensor, torch.Tensor) else tensor, *args, **kwargs)
@@ -107,6 +121,7 @@ def simulated(mode: str | None = None, seed: int | None = None) -> Iterator[list
         dump = stack.enter_context(tempfile.TemporaryDirectory())
         stack.enter_context(backend("sim", mode=schedule.mode, seed=schedule.seed))
         stack.callback(collected.reset, collected.set(reports))
+        stack.callback(_warned_within.reset, _warned_within.set(warned))
         for owner, name, value in (
             (settings, "keep_ptx", True),
             (settings, "dump_dir", dump),
@@ -146,6 +161,16 @@ def _schedule(mode: str | None, seed: int | None) -> Schedule:
     return Schedule(chosen, seed if seed is not None else options.get("seed", 0))  # refuses what it does not know
 
 
+def _warned(warn: Sequence[type[SimError]] | None) -> tuple[type[SimError], ...]:
+    if warn is None:
+        return _warned_within.get()
+    for i, error in enumerate(warn):
+        if error not in CAN_WARN:
+            allowed = ", ".join(e.__name__ for e in CAN_WARN)
+            raise ValueError(f"warn[{i}] is {error!r}; allowed: {allowed}, behind which a kernel can go on")
+    return tuple(warn)
+
+
 def _check_version(function: str) -> None:
     version = importlib.metadata.version("nvidia-cutlass-dsl")
     if version not in TESTED_VERSIONS:
@@ -164,6 +189,7 @@ def _simulate_compiled(
     schedule: Schedule,
     ptx: str | None = None,
     fresh: Sequence[torch.Tensor | None] = (),
+    warned: Sequence[type[SimError]] = (),
 ) -> Report:
     """Calls a compiled function under its own calling convention (keywords, defaults, dataclasses)."""
     _check_version(compiled.function_name)
@@ -174,7 +200,7 @@ def _simulate_compiled(
     reports: list[Report] = []
 
     def positional(*values: Any) -> None:
-        reports.append(simulate(linked, argument_names(compiled, values), values, ptx, schedule, fresh))
+        reports.append(simulate(linked, argument_names(compiled, values), values, ptx, schedule, fresh, warned))
 
     wrapper = _wrapper(compiled)
     call = _rebound(wrapper, compiled._tvm_ffi_function, positional) if wrapper else positional

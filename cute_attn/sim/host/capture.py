@@ -7,7 +7,7 @@ import ctypes
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..code.program import program_of
-from ..errors import Place, SharedMemoryExceeded
+from ..errors import Place, SharedMemoryExceeded, SimError
 from ..launch import Buffer, Launch, Report, Schedule
 from ..schedules.engine import execute
 from . import stub
@@ -34,6 +34,7 @@ class _Call:
     ptx: str
     schedule: Schedule
     buffers: Sequence[Buffer]
+    warned: Collection[type[SimError]] = ()
     reports: list[Report] = field(default_factory=list)
     error: BaseException | None = None
 
@@ -49,12 +50,13 @@ def simulate(
     ptx: str,
     schedule: Schedule,
     fresh: Sequence[torch.Tensor | None] = (),
+    warned: Collection[type[SimError]] = (),
 ) -> Report:
     """Calls host code that is linked to the stub, with its launches executed; the report of all of them."""
     _hook()
     tensors: dict[str, torch.Tensor] = {}
     arguments = [converted(value, name, tensors) for value, name in zip(values, names, strict=True)]
-    call = _Call(ptx, schedule, buffers_of(tensors, _checked_fresh(fresh, tensors)))
+    call = _Call(ptx, schedule, buffers_of(tensors, _checked_fresh(fresh, tensors)), warned)
     token = _current.set(call)
     try:
         function(*arguments)
@@ -131,7 +133,7 @@ def _on_launch(kernel: bytes, image: int, config_address: int, arguments: Any) -
     if call.error is None:
         try:
             launch = _launch(kernel.decode(), call.ptx, stub.LaunchConfig.from_address(config_address), arguments)
-            call.reports.append(execute(launch, call.buffers, call.schedule))
+            call.reports.append(execute(launch, call.buffers, call.schedule, warned=call.warned))
         except BaseException as error:  # KeyboardInterrupt too: none may cross the C frames
             call.error = error
     return 0

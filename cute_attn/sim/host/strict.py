@@ -25,6 +25,7 @@ def strict(
     deterministic: bool = False,
     ptx: str | None = None,
     fresh: Sequence[torch.Tensor | None] = (),
+    warn: Sequence[type[SimError]] | None = None,
 ) -> Report:
     """Runs `function(*args)` in eager, late and three random schedules and compares what they leave behind.
 
@@ -33,7 +34,7 @@ def strict(
             own, which then runs in `simulated`, and whose returned tensors are compared too.
         args: its arguments. Tensors start every run with the same contents, and end with those of the eager run.
         deterministic: whether the function claims the same bits in every run, whatever the order of its reductions.
-        ptx, fresh: as for `run`; fresh is for compiled functions only.
+        ptx, fresh, warn: as for `run`; fresh is for compiled functions only.
 
     Returns:
         The report of the eager run.
@@ -57,9 +58,9 @@ def strict(
             tensor.detach().copy_(before[name])
         returned: dict[str, torch.Tensor] = {}
         if is_kernel:
-            report = run(function, *args, mode=schedule.mode, seed=schedule.seed, ptx=ptx, fresh=fresh)
+            report = run(function, *args, mode=schedule.mode, seed=schedule.seed, ptx=ptx, fresh=fresh, warn=warn)
         else:
-            with simulated(schedule.mode, schedule.seed) as reports:
+            with simulated(schedule.mode, schedule.seed, warn) as reports:
                 returned = dict(_tensors([function(*args)], ["result"]))
             report = merged(reports)
         outcomes.append((report, {name: t.detach().clone() for name, t in {**tensors, **returned}.items()}))

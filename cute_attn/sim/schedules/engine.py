@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
 
 from ..code.program import program_of
-from ..errors import Place, SharedMemoryExceeded
+from ..errors import Place, SharedMemoryExceeded, SimError
 from ..launch import Buffer, Launch, Report, Schedule
+from ..state.findings import Findings
 from ..state.global_memory import GlobalMemory
 from . import blas, side_by_side
 from .batches import cut
@@ -18,10 +19,17 @@ from .scheduler import Scheduler
 MAX_DYNAMIC_SHARED = 227 * 1024
 
 
-def execute(launch: Launch, buffers: Sequence[Buffer], schedule: Schedule, workers: int | None = None) -> Report:
+def execute(
+    launch: Launch,
+    buffers: Sequence[Buffer],
+    schedule: Schedule,
+    workers: int | None = None,
+    warned: Collection[type[SimError]] = (),
+) -> Report:
     """Runs one launch on the CPU; writes the buffers.
 
     Uses up to `workers` processes where that pays, which changes no result; None: as many as PyTorch uses threads.
+    Findings of the classes `warned` are warnings of the report, after which the kernel goes on.
 
     Raises:
         SimError: for everything that the kernel does wrong, or that is not modelled.
@@ -30,7 +38,7 @@ def execute(launch: Launch, buffers: Sequence[Buffer], schedule: Schedule, worke
     _check(launch)
     program = program_of(launch.ptx, launch.kernel)
     with np.errstate(all="ignore"), blas.one_thread():
-        scheduler = Scheduler(launch, program, GlobalMemory(buffers), schedule)
+        scheduler = Scheduler(launch, program, GlobalMemory(buffers, Findings(warned)), schedule)
         side_by_side.run(
             scheduler, cut(launch, program, schedule.mode), torch.get_num_threads() if workers is None else workers
         )

@@ -22,10 +22,11 @@ class Machine:
     """The state of a launch in progress: the world of its CTAs."""
 
     def __init__(self, launch: Launch, program: Program, memory: GlobalMemory, schedule: Schedule):
+        self.findings = memory.findings
         self.launch, self.program, self.memory, self.mode = launch, program, memory, schedule.mode
         self.random = random.Random()
         self.parameters = self._parameters()
-        self.spares = Spares(program.dynamic_start + launch.smem_bytes, program.registers)
+        self.spares = Spares(program.dynamic_start + launch.smem_bytes, program.registers, self.findings)
         self.resident: list[Cluster] = []
         self.unstarted: Batch = []  # of the batch that runs, last first
         self.pending: list[Load] = []
@@ -33,7 +34,7 @@ class Machine:
         self.progress = 0
         self.woken = 0  # groups woken by the operation that runs
         self.statistics = dict.fromkeys(("ctas", "segments", "lane_instructions", "wgmmas", "copies"), 0)
-        self.warnings: dict[str, None] = {}
+        self.warnings: dict[tuple[str, int | None], str] = {}  # by kind and PTX line
 
     def _parameters(self) -> np.ndarray:
         params = list(self.program.kernel.params.values())
@@ -49,7 +50,16 @@ class Machine:
     # ------------------------------------------------------------------ what CTAs ask for
 
     def warn(self, what: str, place: Place) -> None:
-        self.warnings[f"{what}; PTX line {place.line}: {place.text}"] = None
+        self._warn(what, what, place)
+
+    def warn_found(self, place: Place) -> None:
+        for fault in self.findings.kept:
+            name = fault.error.__name__
+            self._warn(name, f"{name}: {fault.what}", place)
+        self.findings.kept.clear()
+
+    def _warn(self, kind: str, what: str, place: Place) -> None:
+        self.warnings.setdefault((kind, place.line), f"{what}; PTX line {place.line}: {place.text}")
 
     def multiplies_at_commit(self) -> bool:
         return self.mode == "eager" or (self.mode == "random" and self.random.random() < 0.5)
@@ -108,5 +118,5 @@ class Machine:
         noted = [(buffers[i], additions) for i, additions in self.memory.additions.items() if additions.several]
         rounding = {b.name: additions.bound(b.data) for b, additions in noted}
         loaded, stored = (frozenset(buffers[i].name for i in x) for x in (self.memory.loaded, self.memory.stored))
-        warnings, statistics = tuple(self.warnings), dict(self.statistics)
+        warnings, statistics = tuple(self.warnings.values()), dict(self.statistics)
         return Report(frozenset(rounding), warnings, statistics, rounding, loaded=loaded, stored=stored)

@@ -129,7 +129,9 @@ class Scheduler:
                 assert node.operation is not None
                 self.machine.woken = 0  # groups woken by the operation that runs
                 before = g.pc
-                if not node.operation(cta, g, node):
+                goes_on = node.operation(cta, g, node)
+                cta.warn_found(node.detail[0], g)
+                if not goes_on:
                     return
                 if g.pc == before:
                     g.pc = node.next
@@ -232,5 +234,6 @@ class Scheduler:
             woken = copy.deliver(self.machine.memory, held=True)
         except Fault as fault:
             raise fault.at(copy.place) from None
+        self.machine.warn_found(copy.place)
         self.machine.progress += 1
         self.machine.wake(woken)

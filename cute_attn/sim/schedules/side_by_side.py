@@ -21,6 +21,7 @@ import numpy as np
 
 from ..formats import WORD
 from ..launch import Buffer
+from ..state.findings import Findings
 from ..state.global_memory import GlobalMemory
 from .batches import Batch
 from .scheduler import Scheduler
@@ -28,6 +29,7 @@ from .scheduler import Scheduler
 # What processes cost. Measured: two forks take 0.01 s of CPU time, noting, sending and comparing 7 ns for each byte of
 # the buffers. Both are taken as more, so that little work is never slower for it.
 FORKING, COMPARING = 0.3, 1e-8  # seconds; seconds a byte
+Warned = tuple[int, tuple[str, int | None], str]  # the number of its batch, what it is known by, its text
 Numbered = Sequence[tuple[int, Batch]]  # batches with their numbers
 _ONES = {n: np.frombuffer(bytes([1] * n), word)[0] for n, word in WORD.items()}
 
@@ -44,17 +46,17 @@ class Outcome(NamedTuple):
     """What a process did."""
 
     changes: list[Changes]  # a buffer each
-    warnings: list[tuple[int, str]]  # with the number of the batch that gave it, in order
+    warnings: list[Warned]  # in order
     statistics: dict[str, int]
 
 
 class NotedMemory(GlobalMemory):
     """Global memory that notes which bytes are read and written."""
 
-    def __init__(self, buffers: Sequence[Buffer]):
-        super().__init__(buffers)
+    def __init__(self, buffers: Sequence[Buffer], findings: Findings):
+        super().__init__(buffers, findings)
         blank = lambda b: b._replace(data=np.zeros(b.data.size, np.uint8), unwritten=None)  # noqa: E731
-        self.read, self.written = (GlobalMemory([blank(b) for b in self.buffers]) for _ in range(2))
+        self.read, self.written = (GlobalMemory([blank(b) for b in self.buffers], findings) for _ in range(2))
 
     def load(self, address: np.ndarray, size: int, *, adds: bool = False) -> np.ndarray:
         self.read.store(address, size, _ONES[size])
@@ -143,15 +145,16 @@ def _work(scheduler: Scheduler, batches: Numbered, send: int) -> None:
     """A child: its share of the batches, in turn, on memory of its own. It ends here, whatever happens."""
     try:
         gc.disable()  # objects of the parent's libraries must not be finalised here
+        before = scheduler.machine.memory
         # copies: forking does not part memory that is shared between processes, as tensors may be
-        memory = NotedMemory([b._replace(data=b.data.copy()) for b in scheduler.machine.memory.buffers])
+        memory = NotedMemory([b._replace(data=b.data.copy()) for b in before.buffers], before.findings)
         scheduler.machine.memory = memory
         scheduler.machine.statistics = dict.fromkeys(scheduler.machine.statistics, 0)
-        warned: list[tuple[int, str]] = []
+        warned: list[Warned] = []
         for number, batch in batches:
             known = len(scheduler.machine.warnings)
             scheduler.run(number, batch)
-            warned += [(number, warning) for warning in list(scheduler.machine.warnings)[known:]]
+            warned += [(number, *warning) for warning in list(scheduler.machine.warnings.items())[known:]]
         raw = pickle.dumps(Outcome(memory.changes(), warned, scheduler.machine.statistics), protocol=5)
         with os.fdopen(send, "wb") as file:
             file.write(raw)
@@ -172,7 +175,7 @@ def _meet(outcomes: Sequence[Outcome | None]) -> bool:
 
 
 def _merge(scheduler: Scheduler, outcomes: Sequence[Outcome | None]) -> None:
-    warned: list[tuple[int, str]] = []
+    warned: list[Warned] = []
     for outcome in outcomes:
         assert outcome is not None
         for index, (buffer, changes) in enumerate(zip(scheduler.machine.memory.buffers, outcome.changes, strict=True)):
@@ -187,5 +190,5 @@ def _merge(scheduler: Scheduler, outcomes: Sequence[Outcome | None]) -> None:
         for name, count in outcome.statistics.items():
             scheduler.machine.statistics[name] += count
         warned += outcome.warnings
-    for _, warning in sorted(warned, key=lambda numbered: numbered[0]):  # those of a batch stay in order
-        scheduler.machine.warnings.setdefault(warning)
+    for _, key, warning in sorted(warned, key=lambda numbered: numbered[0]):  # those of a batch stay in order
+        scheduler.machine.warnings.setdefault(key, warning)

@@ -37,9 +37,11 @@ def atomic(
     if space == "generic":
         space, total = resolve(total)
     try:
-        return _apply(c, g, space, operation, kind, total, values, returns, where)
+        old = _apply(c, g, space, operation, kind, total, values, returns, where)
     except Fault as fault:
         c.raise_fault(fault, site, g)
+    c.warn_found(site, g)
+    return old
 
 
 def _apply(

@@ -102,6 +102,11 @@ class CTA:
     ) -> NoReturn:
         self.raise_fault(Fault(error, what, subject), site, g)
 
+    def warn_found(self, site: int | tuple[int, ...], g: Group | None) -> None:
+        """Names the place of findings that are no errors, if there are any: it is this one."""
+        if self.world.findings.kept:
+            self.world.warn_found(self.place(site if isinstance(site, int) else site[0], g))
+
     def alive(self, g: Group) -> np.ndarray:
         """[warps of the group, 32]: lanes that have not left the kernel."""
         bits = np.unpackbits(np.frombuffer(self.live[g.wg.index].to_bytes(16, "little"), np.uint8), bitorder="little")

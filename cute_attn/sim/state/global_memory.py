@@ -12,13 +12,15 @@ from ..errors import Misaligned, OutOfBounds, UninitializedRead
 from ..formats import SHIFT, WORD
 from ..launch import Buffer
 from .fault import Fault
+from .findings import Findings
 from .rounding import Additions
 
 
 class GlobalMemory:
     """The buffers of a launch. Views of each element size are made once a buffer."""
 
-    def __init__(self, buffers: Sequence[Buffer]):
+    def __init__(self, buffers: Sequence[Buffer], findings: Findings):
+        self.findings = findings
         self.buffers = sorted(buffers, key=lambda b: b.address)
         for buffer in self.buffers:
             if buffer.data.dtype != np.uint8 or buffer.data.ndim != 1:
@@ -123,7 +125,7 @@ class GlobalMemory:
             unwritten = shadow[where]
             if unwritten.any():
                 first = int(offset.reshape(-1)[unwritten.reshape(offset.size, -1).any(1)][0])
-                raise self._unread(index, first, size, "read of")
+                self.findings.found(self._unread(index, first, size, "read of"))
         words = self._words(index, size)
         if words is not None:
             return words[offset >> SHIFT[size]]
@@ -164,12 +166,12 @@ class GlobalMemory:
         return view, np.ndarray(shape, f"u{element}", b.unwritten, offset, strides)
 
     def demand_written(self, first: int, shadow: np.ndarray | None, reader: str) -> None:
-        """Refuses to read a window at `first` with this shadow if nobody wrote some of it."""
+        """Finds fault with a read of a window at `first` with this shadow if nobody wrote some of it."""
         if shadow is not None and shadow.any():
             at = first + sum(i * s for i, s in zip(np.argwhere(shadow)[0].tolist(), shadow.strides, strict=True))
             index = self.find(at, at + 1)
             assert index is not None
-            raise self._unread(index, at - self.buffers[index].address, shadow.itemsize, reader)
+            self.findings.found(self._unread(index, at - self.buffers[index].address, shadow.itemsize, reader))
 
     def _apart(self, address: np.ndarray, size: int, values: np.ndarray | None) -> np.ndarray:
         """Lanes in several buffers: buffer by buffer."""

@@ -53,15 +53,15 @@ def _load(
         if where is not None:
             return _load_some(c, space, site, g, address, dtype, count, where)
         if size > 16:  # v8 of 32 bits: two words of 16 bytes
-            halves = [words_at(c, space, g, address + 16 * i, 16) for i in range(size // 16)]
-            raw = np.concatenate([h[..., None].view(np.uint8) for h in halves], axis=-1)
+            words = np.stack([words_at(c, space, g, address + 16 * i, 16) for i in range(size // 16)], axis=-1)
         else:
             words = words_at(c, space, g, address, size)
-            if count == 1:
-                return words.view(dtype)
-            raw = words[..., None].view(np.uint8)
     except Fault as fault:
         c.raise_fault(fault, site, g)
+    c.warn_found(site, g)
+    if count == 1:
+        return words.view(dtype)
+    raw = (words if size > 16 else words[..., None]).view(np.uint8)
     return _split(raw, dtype, count)
 
 
@@ -123,6 +123,7 @@ def ldmatrix(c: CTA, site: Any, g: Group, address: np.ndarray, offset: Any, coun
         words = c.shared.load(rows, 16)
     except Fault as fault:
         c.raise_fault(fault, site, g)
+    c.warn_found(site, g)
     halves = words[..., None].view(np.uint16)  # [..., warps, matrices, 8, 8]
     if transposed:
         halves = np.ascontiguousarray(np.swapaxes(halves, -1, -2))

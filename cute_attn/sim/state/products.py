@@ -36,6 +36,7 @@ def wgmma(c: CTA, sites: tuple[int, ...], g: Group, a: Any, b: Any, accumulate: 
             _note_operands(c, entry, g)
         except Fault as fault:
             c.raise_fault(fault, entry.sites[0], g)
+        c.warn_found(entry.sites[0], g)
     c.world.statistics["wgmmas"] += len(sites)
 
 
@@ -135,6 +136,7 @@ def execute(c: CTA, g: Group, entries: list[Entry]) -> None:
                 _multiply(c, g.wg, entry)
             except Fault as fault:
                 c.raise_fault(fault, entry.sites[0], g)
+            c.warn_found(entry.sites[0], g)
 
 
 def _multiply(c: CTA, wg: Warpgroup, entry: Entry) -> None:

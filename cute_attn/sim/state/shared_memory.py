@@ -13,10 +13,12 @@ from ..errors import (
     MissingProxyFence,
     OutOfBounds,
     SharedMemoryExceeded,
+    SimError,
     UninitializedRead,
 )
 from ..formats import SHIFT, WORD
 from .fault import Fault
+from .findings import Findings
 from .order import NOBODY, Accessor, Order
 
 # shadow codes of a byte of shared memory
@@ -38,9 +40,9 @@ class SharedMemory:
     asynchronous reads of it are in flight; `stamp` when it was last written, on this memory's own `clock`.
     """
 
-    def __init__(self, start: int, end: int):
+    def __init__(self, start: int, end: int, findings: Findings):
         size = -(-end // 1024) * 1024
-        self.start, self.end = start, end
+        self.start, self.end, self.findings = start, end, findings
         self.data = np.empty(size, np.uint8)
         self.code = np.empty(size, np.uint8)
         self.writer = np.empty(size // 16, np.int16)
@@ -114,15 +116,11 @@ class SharedMemory:
         self.clock += 1
         self.stamp[granule] = self.clock
 
-    def _unreadable(self, offset: np.ndarray, size: int) -> NoReturn:
+    def _unreadable(self, offset: np.ndarray, size: int) -> None:
         for first in np.unique(offset).tolist():
-            code = self.code[first : first + size]
-            if (code != WRITTEN).any():
-                byte = first + int(np.flatnonzero(code != WRITTEN)[0])
-                raise self.unreadable(byte)
-        raise AssertionError("no byte explains the fault")
+            self.check_readable(first, first + size)
 
-    def unreadable(self, byte: int) -> Fault:
+    def _why_unreadable(self, byte: int) -> Fault:
         """Why a byte may not be read."""
         code, subject = int(self.code[byte]), f"shared {byte:#x}"
         if code == IN_FLIGHT:
@@ -179,7 +177,9 @@ class SharedMemory:
         """Written, and nothing in flight there."""
         code = self.code[first:last]
         if (code != WRITTEN).any():
-            raise self.unreadable(first + int(np.flatnonzero(code != WRITTEN)[0]))
+            bad = np.flatnonzero(code != WRITTEN)
+            for at in sorted(np.unique(code[bad], return_index=True)[1].tolist()):  # a byte for each reason
+                self.findings.found(self._why_unreadable(first + int(bad[at])))
 
     def check_granules(self, selector: Any) -> None:
         """The same for granules of 16 bytes: a slice or an array of their numbers."""
@@ -194,16 +194,23 @@ class SharedMemory:
             return
         late = self.written[selector] > accessor.newest[writer]
         if late.any():
-            at = int(late.argmax())
-            number = int(np.arange(self.writer.size)[selector].reshape(-1)[at])
-            store, when = int(writer.flat[at]), int(self.written[number])
-            what = f"asynchronous {verb} of shared address {16 * number:#x}, written by ordinary stores of "
-            what += accessor.order.name(store)
-            others = accessor.unordered(store, when)
-            if others:
-                what += f": no barrier orders {', '.join(others)} behind them"
-                raise Fault(MissingBarrier, what, f"shared {16 * number:#x}")
-            raise Fault(MissingProxyFence, f"{what} with no fence.proxy.async since", f"shared {16 * number:#x}")
+            numbers = np.arange(self.writer.size)[selector].reshape(-1)[late.reshape(-1)]
+            faults: dict[type[SimError], Fault] = {}  # one of each kind
+            for number in numbers.tolist():
+                fault = self._why_unordered(number, accessor, verb)
+                if fault.error not in faults:
+                    faults[fault.error] = fault
+                    self.findings.found(fault)
+
+    def _why_unordered(self, number: int, accessor: Accessor, verb: str) -> Fault:
+        """Why asynchronous accesses may not rely on the ordinary stores to a granule."""
+        store, when, subject = int(self.writer[number]), int(self.written[number]), f"shared {16 * number:#x}"
+        what = f"asynchronous {verb} of shared address {16 * number:#x}, written by ordinary stores of "
+        what += accessor.order.name(store)
+        others = accessor.unordered(store, when)
+        if others:
+            return Fault(MissingBarrier, f"{what}: no barrier orders {', '.join(others)} behind them", subject)
+        return Fault(MissingProxyFence, f"{what} with no fence.proxy.async since", subject)
 
     def mark_written(self, first: int, last: int) -> None:
         """The async proxy wrote these bytes."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..addresses import SHARED_START
+from .findings import Findings
 from .lanes import KINDS, Files, Lanes, Warpgroup
 from .shared_memory import SharedMemory
 
@@ -14,15 +15,15 @@ from .shared_memory import SharedMemory
 class Spares:
     """Shared memories and register files to use again; the sets of lanes that are known, a table for each warpgroup."""
 
-    def __init__(self, shared_end: int, registers: Mapping[str, int]):
-        self._shared_end, self._registers = shared_end, registers
+    def __init__(self, shared_end: int, registers: Mapping[str, int], findings: Findings):
+        self._shared_end, self._registers, self._findings = shared_end, registers, findings
         self._shared: list[SharedMemory] = []
         self._files: list[Files] = []
         self._lanes: dict[int, dict[int, Lanes]] = {}
 
     def shared(self) -> SharedMemory:
         if not self._shared:
-            return SharedMemory(SHARED_START, self._shared_end)
+            return SharedMemory(SHARED_START, self._shared_end, self._findings)
         shared = self._shared.pop()
         shared.clear()
         return shared

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import Place
 from ..launch import Launch, Mode
+from .findings import Findings
 from .global_memory import GlobalMemory
 from .groups import Group
 from .transfers import Load, Store
@@ -18,6 +19,7 @@ class World(Protocol):
     """A launch in progress."""
 
     mode: Mode
+    findings: Findings
     memory: GlobalMemory
     progress: int  # counts what others may have waited for: arrivals, stores, copies
     statistics: dict[str, int]
@@ -31,6 +33,9 @@ class World(Protocol):
 
     def warn(self, what: str, place: Place) -> None:
         """Notes what is legal and probably not meant, once for each PTX line."""
+
+    def warn_found(self, place: Place) -> None:
+        """Warns of the findings that were kept, of each kind once for each PTX line."""
 
     def wake(self, groups: Sequence[Group]) -> None:
         """Makes groups ready."""

@@ -10,8 +10,17 @@ import pytest
 import torch
 
 from cute_attn.backend import backend, current
-from cute_attn.sim.errors import Deadlock, Place, SharedMemoryExceeded, UntestedVersion
+from cute_attn.sim.errors import (
+    CopyInFlight,
+    Deadlock,
+    Place,
+    SharedMemoryExceeded,
+    SimError,
+    UninitializedRead,
+    UntestedVersion,
+)
 from cute_attn.sim.host import calls, capture
+from cute_attn.sim.host.strict import strict
 from cute_attn.sim.launch import Report, Schedule
 
 
@@ -20,7 +29,7 @@ def launches(monkeypatch):
     """Records launches instead of executing them."""
     seen = []
 
-    def execute(launch, buffers, schedule):
+    def execute(launch, buffers, schedule, **options):
         seen.append((launch, list(buffers), schedule))
         return Report(warnings=("seen",), statistics={"ctas": launch.grid[0]})
 
@@ -69,7 +78,7 @@ def test_cluster_and_shared_memory_of_a_launch(launches):
 
 
 def test_buffers_write_through_to_the_tensors(monkeypatch):
-    def execute(launch, buffers, schedule):
+    def execute(launch, buffers, schedule, **options):
         buffers[[b.name for b in buffers].index("out")].data[:] = 0
         return Report()
 
@@ -90,7 +99,7 @@ def test_an_error_of_the_engine_is_raised_after_the_call_and_stops_later_launche
     error = Deadlock("nobody moves", Place("k"))
     launched = []
 
-    def execute(launch, buffers, schedule):
+    def execute(launch, buffers, schedule, **options):
         launched.append(launch)
         raise error
 
@@ -201,3 +210,32 @@ def test_an_exported_shared_object_runs_without_the_dsl(tmp_path):
     """
     result = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_user_may_ask_for_warnings_of_what_is_read_and_thrown_away():
+    x, y, out = vectors(300)
+    with pytest.raises(UninitializedRead):
+        calls.run(kernels.scaled_sum(), x, y, out, 1.0, fresh=[y])
+    report = calls.run(kernels.scaled_sum(), x, y, out, 1.0, fresh=[y], warn=[UninitializedRead])
+    (warning,) = report.warnings
+    assert warning.startswith("UninitializedRead: read of byte 0 of y that nobody wrote; PTX line ")
+    report = strict(kernels.scaled_sum(), x, y, out, 1.0, fresh=[y], warn=[UninitializedRead])
+    assert report.warnings == (warning,)
+
+
+def test_what_is_warned_of_holds_for_all_calls_within():
+    def own():
+        x, y, out = torch.ones(300), torch.empty(300), torch.empty(300)
+        calls.run(kernels.scaled_sum(), x, y, out, 1.0)
+
+    with calls.simulated(warn=[UninitializedRead]) as reports:
+        own()
+    assert "UninitializedRead" in reports[0].warnings[0]
+    with calls.simulated(), pytest.raises(UninitializedRead):
+        own()
+
+
+@pytest.mark.parametrize("error", [Deadlock, CopyInFlight, SimError, ValueError, "UninitializedRead"])
+def test_what_no_kernel_can_go_on_behind_is_no_warning(error):
+    with pytest.raises(ValueError, match=r"warn\[0\] is .*; allowed: UninitializedRead, MissingBarrier"):
+        calls.run(kernels.scaled_sum(), *vectors(10), 1.0, warn=[error])

@@ -53,7 +53,7 @@ def test_a_kernel_may_write_fresh_tensors_and_none_are_skipped():
 
 
 def test_the_report_says_how_many_bytes_of_a_fresh_tensor_nobody_wrote(monkeypatch):
-    def execute(launch, buffers, schedule):
+    def execute(launch, buffers, schedule, **options):
         next(b for b in buffers if b.name == "out").unwritten[:100] = False
         return sim.Report()
 

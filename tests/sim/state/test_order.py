@@ -34,9 +34,9 @@ COUNT = """
 ZERO = "@%p1 bra ZEROED; st.shared.u32 [%r9+4104], 0; ZEROED: bar.sync 0;"
 
 
-def copied(between, mode):
+def copied(between, mode, **options):
     out = np.zeros(512, np.uint32)
-    run(STORE + between + COPY, out, block=128, smem=8192, mode=mode)
+    run(STORE + between + COPY, out, block=128, smem=8192, mode=mode, **options)
     return out
 
 
@@ -180,3 +180,14 @@ def test_every_warp_multiplies_with_all_of_b_so_that_a_barrier_must_come_before(
 def test_of_a_every_warp_reads_its_own_rows_alone_and_needs_no_barrier_for_them(major):
     for mode, seed in SCHEDULES:
         assert (product(0, "", mode, seed, major) == 16).all()
+
+
+@every_mode
+def test_a_missing_fence_that_is_to_be_warned_of_hides_no_missing_barrier(mode):
+    assert (copied(SYNC, mode, warned=[MissingProxyFence]) == 1).all()
+    with pytest.raises(MissingBarrier):
+        copied("", mode, warned=[MissingProxyFence])
+    only_barriers = copied(FENCE, mode, warned=[MissingBarrier])
+    assert only_barriers.any()
+    with pytest.raises(MissingProxyFence):
+        copied("", mode, warned=[MissingBarrier])

@@ -56,7 +56,7 @@ def test_strict_allows_what_rounding_explains_and_no_more(monkeypatch):
     """Each run is made to leave a sum that is off by a share of the bound which all runs report."""
     run_once, share, runs = capture.execute, 0.0, []
 
-    def execute(launch, buffers, schedule):
+    def execute(launch, buffers, schedule, **options):
         report = run_once(launch, buffers, schedule)
         runs.append(report)
         (out,) = (b.data.view(np.float32) for b in buffers if b.name == "out")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from snippet import frame, run, tensor_map
 
-from cute_attn.sim.errors import UninitializedRead
+from cute_attn.sim.errors import CopyInFlight, UninitializedRead
 from cute_attn.sim.schedules import side_by_side
 
 every_mode = pytest.mark.parametrize("mode", ["eager", "late", "random"])
@@ -88,6 +88,17 @@ def test_a_read_of_what_nobody_wrote_names_the_buffer_the_line_and_the_warp(path
         assert f"(PTX line {line}, warp 0)" in note
 
 
+@every_mode
+@pytest.mark.parametrize("path", sorted(READS.keys() - {"tensor map"}))  # zeros are none
+def test_where_a_warning_was_asked_for_the_kernel_goes_on_and_the_report_names_the_line(path, mode):
+    instruction, before, after = READS[path]
+    (warning,) = launch(f"{before}\n{instruction}\n{after}", mode, warned=[UninitializedRead]).warnings
+    assert warning.startswith("UninitializedRead: ")
+    assert "byte 0 of argument 0 that nobody wrote" in warning
+    if mode == "eager":
+        assert instruction in warning
+
+
 @pytest.mark.parametrize("path", NO_READS)
 @every_mode
 def test_what_does_not_read_is_no_read(path, mode):
@@ -110,6 +121,38 @@ def test_one_byte_that_nobody_wrote_is_found_in_words_of_any_size(size, shift):
         run(body.format(first), memory, unwritten=[0])
     if size < 16:
         run(body.format(first - 16), memory, unwritten=[0])
+
+
+@pytest.mark.parametrize("mode", ["eager", "random"])
+def test_warnings_are_those_of_one_process(monkeypatch, mode):
+    """One a kind and PTX line, of the first that met it."""
+    monkeypatch.setattr(side_by_side, "FORKING", 0.0)
+    monkeypatch.setattr(side_by_side, "COMPARING", 0.0)
+    body = "mov.u32 %r1, %ctaid.x; mad.wide.u32 %o, %r1, 4, %a0; ld.global.u32 %r2, [%o];\nld.global.u32 %r2, [%o];"
+    memory, options = np.zeros(11, np.uint32), {"grid": 11, "unwritten": [0], "warned": [UninitializedRead]}
+    one, several = (run(body, memory, mode=mode, workers=n, **options).warnings for n in (1, 3))
+    assert one == several
+    assert len(one) == 2
+    assert all("byte 0 of argument 0" in warning for warning in one) or mode == "random"
+
+
+@every_mode
+def test_shared_memory_that_nobody_wrote_is_read_as_it_is(mode):
+    out = np.zeros(32, np.uint32)
+    body = """mov.u32 %r9, smem; mad.lo.u32 %r8, %t, 4, %r9; ld.shared.u32 %r1, [%r8]; mad.wide.u32 %o, %t, 4, %a0;
+    st.global.u32 [%o], %r1;"""
+    with pytest.raises(UninitializedRead, match="read of shared address 0x400 that nobody wrote"):
+        run(body, out, smem=128, mode=mode)
+    (warning,) = run(body, out, smem=128, mode=mode, warned=[UninitializedRead]).warnings
+    assert "read of shared address 0x400 that nobody wrote" in warning
+    assert (out == 0xFFFFFFFF).all()
+
+
+def test_a_copy_in_flight_stays_an_error_in_a_word_that_nobody_wrote_else():
+    copy = "mov.u32 %r9, smem; cp.async.ca.shared.global [%r9+4], [%a0], 4;"
+    load = "ld.shared.v4.u32 {%r1, %r2, %r3, %r4}, [%r9];"
+    with pytest.raises(CopyInFlight):
+        run(f"{copy} {load}", np.zeros(4, np.uint32), block=1, smem=16, mode="late", warned=[UninitializedRead])
 
 
 @pytest.mark.parametrize("workers", [1, 2])
