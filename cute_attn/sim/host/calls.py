@@ -19,7 +19,7 @@ from ...backend import backend, current
 from ...loadable import load_module
 from ..errors import MissingBarrier, MissingProxyFence, Place, SimError, UninitializedRead, UntestedVersion
 from ..launch import Report, Schedule
-from . import stub
+from . import from_disk, gpu, stub
 from .arguments import CudaView
 from .capture import collected, simulate
 from .fresh import FreshMemory, watching
@@ -99,7 +99,9 @@ def simulated(
     Memory that torch.empty and its kin return within it is known to be unwritten until a kernel or an operator of
     PyTorch writes it; to read it in a kernel before is an error. A tensor handed out by `numpy` or DLPack counts as
     written; writes through `data_ptr` are not seen, so what is filled that way must come from torch.zeros. What
-    torch.compile compiled runs uncompiled.
+    torch.compile compiled runs uncompiled. That memory is aligned as on a GPU, and what asks PyTorch or the DSL for the
+    properties of the GPU hears those of an H100 of 132 multiprocessors. A kernel from a library's cache on disk carries
+    no PTX: to call it raises Unavailable, which says how to go without that cache.
     """
     from cutlass.cute import runtime
     from cutlass.cutlass_dsl import CuTeDSL, tvm_ffi_provider
@@ -126,11 +128,13 @@ def simulated(
             (settings, "keep_ptx", True),
             (settings, "dump_dir", dump),
             (runtime._Tensor, "__init__", tensor_init),
+            (runtime, "load_module", from_disk.guarded(runtime.load_module)),
             (tvm_ffi_provider.TVMFFIJitCompiledFunction, "__call__", call),
             (tvm_ffi_provider.TVMFFIJitCompiledFunctionWithKwargs, "__call__", call),
             (torch.Tensor, "numpy", fresh.exported(torch.Tensor.numpy)),
             (torch.Tensor, "__dlpack__", fresh.exported(torch.Tensor.__dlpack__)),
             (torch.Tensor, "is_cuda", property(lambda self: self.device.type in ("cpu", "cuda"))),
+            *gpu.answers(),
         ):
             stack.enter_context(_replaced(owner, name, value))
         if outer is None:
