@@ -47,8 +47,8 @@ def run(
     Args:
         function: what `cute.compile(..., options="--enable-tvm-ffi --keep-ptx")` returned, or what `load` did.
         args: the function's arguments. Tensors are contiguous or strided CPU tensors, written in place.
-        mode: "eager", "late" or "random"; None takes the active backend's mode, "eager" by default.
-        seed: of the mode "random"; None takes the active backend's seed, 0 by default.
+        mode: "eager", "late", "random" or "starve"; None takes the active backend's mode, "eager" by default.
+        seed: of the modes "random" and "starve"; None takes the active backend's seed, 0 by default.
         ptx: what to execute; a compiled function brings its own, a loaded one needs it.
         fresh: those tensors among the arguments whose contents nobody wrote yet, such as outputs and workspaces made by
             torch.empty; None is skipped. To read them before a launch of this call wrote them is an error. What they
