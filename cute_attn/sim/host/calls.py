@@ -168,6 +168,8 @@ def _schedule(mode: str | None, seed: int | None) -> Schedule:
 def _warned(warn: Sequence[type[SimError]] | None) -> tuple[type[SimError], ...]:
     if warn is None:
         return _warned_within.get()
+    if isinstance(warn, type):
+        raise TypeError(f"warn is {warn.__name__}; it must be a sequence of classes, such as [{warn.__name__}]")
     for i, error in enumerate(warn):
         if error not in CAN_WARN:
             allowed = ", ".join(e.__name__ for e in CAN_WARN)
