@@ -17,7 +17,7 @@ ENVIRONMENT = "CUTE_ATTN_BACKEND"
 # name -> the options that `backend(name, **options)` takes
 OPTIONS: dict[str, tuple[str, ...]] = {"reference": (), "sim": ("mode", "seed", "softmax"), "sm90": ("softmax",)}
 # option -> the values it takes; `seed` takes any int >= 0
-VALUES: dict[str, tuple[str, ...]] = {"mode": ("eager", "late", "random"), "softmax": ("stale", "exact")}
+VALUES: dict[str, tuple[str, ...]] = {"mode": ("eager", "late", "random", "starve"), "softmax": ("stale", "exact")}
 AUTO = "auto"  # nothing was asked for: the device decides
 
 
@@ -57,9 +57,9 @@ class backend:
     Args:
         name: "sm90" (kernels, on a Hopper GPU), "sim" (the same kernels, interpreted on the CPU) or "reference"
             (blocked PyTorch, on any device).
-        options: for "sim", `mode` ("eager", "late" or "random") and `seed` (an int >= 0); for "sim" and "sm90",
-            `softmax`: "stale" (the default) keeps a row maximum until sums say that it must move, "exact" computes it
-            in every tile. Both are exact attention.
+        options: for "sim", `mode` ("eager", "late", "random" or "starve") and `seed` (an int >= 0); for "sim" and
+            "sm90", `softmax`: "stale" (the default) keeps a row maximum until sums say that it must move, "exact"
+            computes it in every tile. Both are exact attention.
 
     Holds for the current thread or task, in compiled functions and on autograd's threads for the process; enter it
     outside of a function that `torch.compile` compiles. A backward uses the backend and the options that its forward

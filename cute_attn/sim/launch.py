@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-Mode = Literal["eager", "late", "random"]
+Mode = Literal["eager", "late", "random", "starve"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Schedule:
     """In which order warps run and when asynchronous copies happen.
 
     `eager`: in order, copies at once. `late`: copies poisoned and delivered at the last legal moment, stores read their
-    source late, whoever is woken runs first. `random`: by `seed`, every warp on its own.
+    source late, whoever is woken runs first. `random`: by `seed`, every warp on its own. `starve`: as `late`, and the
+    warp or warpgroup that `seed` chooses runs only when nothing else can.
 
     Raises:
         ValueError: for an unknown mode or a negative seed.

@@ -327,7 +327,7 @@ class Classic:
     size: int
     taken: np.ndarray  # bytes that come from the source; the rest is zero
     label: str
-    warps: np.ndarray
+    warp: int  # in the order of the cluster
     done: bool = False
     spans: list[tuple[int, int]] = field(default_factory=list)
 
@@ -370,26 +370,34 @@ def _classic(layout: Layout, r: Reader) -> Node:
 
 
 def classic_copy(c: CTA, g: Group, node: Node) -> bool:
+    """Starts the copies of each warp: its waits say nothing of those of others."""
     site, (to, source, size, taken) = node.detail
-    warps = g.lanes.warp + g.wg.number
-    label = f"PTX line {c.translation.place(site).line}, warp {g.warps[0]}"
-    taken_bytes = taken(c, g) if taken else np.full(g.lanes.count, size)
-    copy = Classic(to(c, g) - c.base, source(c, g), size, np.minimum(taken_bytes, size), label, warps)
+    offset, address = to(c, g) - c.base, source(c, g)
+    taken_bytes = np.minimum(taken(c, g), size) if taken else np.full(g.lanes.count, size)
+    line = c.translation.place(site).line
     try:
-        c.shared.check(copy.to, size)
-        copy.spans = [(int(a), int(a) + size) for a in copy.to]
-        for first, last in copy.spans if c.shared.readers.any() else ():
-            c.shared.check_writable(first, last)
-        if c.world.holds_copies():
-            c.shared.code[copy.to[:, None] + np.arange(size)] = IN_FLIGHT
-            c.shared.pending.append(copy)
-        else:
-            _finish_classic(c, copy)
+        c.shared.check(offset, size)
+        for number, warp in zip(g.lanes.warp_numbers, g.warps, strict=True):
+            here = g.lanes.warp == number
+            label = f"PTX line {line}, warp {warp}"
+            copy = Classic(offset[here], address[here], size, taken_bytes[here], label, g.wg.number + number)
+            _start_classic(c, copy)
+            for lane in g.lanes.lanes[here].tolist():
+                c.classic.setdefault((g.wg.index, lane), Queue()).open.append(copy)
     except Fault as fault:
         c.raise_fault(fault, site, g)
-    for lane in g.lanes.lanes.tolist():
-        c.classic.setdefault((g.wg.index, lane), Queue()).open.append(copy)
     return True
+
+
+def _start_classic(c: CTA, copy: Classic) -> None:
+    copy.spans = [(first, first + copy.size) for first in copy.to.tolist()]
+    for first, last in copy.spans if c.shared.readers.any() else ():
+        c.shared.check_writable(first, last)
+    if c.world.holds_copies():
+        c.shared.code[copy.to[:, None] + np.arange(copy.size)] = IN_FLIGHT
+        c.shared.pending.append(copy)
+    else:
+        _finish_classic(c, copy)
 
 
 def _finish_classic(c: CTA, copy: Classic) -> None:
@@ -412,7 +420,7 @@ def _finish_classic(c: CTA, copy: Classic) -> None:
     except Fault as fault:
         raise fault.with_note(str(copy)) from None
     words = raw.view({4: "u4", 8: "u8", 16: "c16"}[copy.size])[:, 0]
-    c.shared.store(copy.to, copy.size, words, copy.warps, c.cluster.order)
+    c.shared.store(copy.to, copy.size, words, np.full(copy.to.size, copy.warp), c.cluster.order)
     c.world.progress += 1
 
 

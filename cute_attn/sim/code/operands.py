@@ -30,6 +30,8 @@ def fetcher(layout: Layout, r: Reader, operand: Operand, offset: int = 0) -> Fet
         return lambda c, g: constants[: g.lanes.count]
     if isinstance(operand, Reg):
         row, kind = layout.rows.of(operand), operand.kind
+        if kind == "r" and offset:  # the sum has the bits of the register
+            return lambda c, g: (g.wg.files[kind][row][g.lanes.index].astype(np.int64) + offset) & 0xFFFFFFFF
         return lambda c, g: g.wg.files[kind][row][g.lanes.index].astype(np.int64) + offset
     if isinstance(operand, Sym):
         code = compile(layout.symbol(operand.name, "u64"), "<symbol>", "eval")

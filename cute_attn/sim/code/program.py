@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import Place
 from ..state.lanes import FileRows
 from ..state.matrices import Tile
-from . import access, arithmetic, convert, system, warp, wgmma
+from . import access, arithmetic, convert, mma, system, warp, wgmma
 from .constants import constant_registers, moves_constant
 from .control_flow import find_joins, find_spins
 from .layout import Layout
@@ -151,7 +151,7 @@ class Program:
             return None
         if reader.instruction.name in ("prefetch", "prefetchu"):
             return None
-        for family in (wgmma, arithmetic, convert, access, warp):
+        for family in (wgmma, mma, arithmetic, convert, access, warp):
             template = family.build(reader)
             if template is not None:
                 return template

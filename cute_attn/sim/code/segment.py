@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..state import atomics, load_store, products
-from . import functions, warp
+from . import functions, mma, warp
 from .ptx import Imm, Not, Reg, Sym
 from .rows import Rows
 from .template import KIND_WIDTH, VIEW, Group, Template, Typed, registers_read, registers_written
@@ -55,7 +55,7 @@ class Emitter:
         head = [f"    {v} = V.{v}" for v in sorted(self.views)]
         source = "\n".join(["def run(V, c, g):", *head, *(f"    {line}" for line in self.lines), "    return None"])
         modules = {"np": np, "atomics": atomics, "load_store": load_store, "products": products}
-        namespace: dict[str, Any] = {**modules, **vars(functions), **vars(warp), **self.constants}
+        namespace: dict[str, Any] = {**modules, **vars(functions), **vars(warp), **vars(mma), **self.constants}
         exec(compile(source, f"<{name}>", "exec"), namespace)
         return namespace["run"]
 

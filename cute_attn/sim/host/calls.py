@@ -19,7 +19,7 @@ from ...backend import backend, current
 from ...loadable import load_module
 from ..errors import MissingBarrier, MissingProxyFence, Place, SimError, UninitializedRead, UntestedVersion
 from ..launch import Report, Schedule
-from . import stub
+from . import from_disk, gpu, stub
 from .arguments import CudaView
 from .capture import collected, simulate
 from .fresh import FreshMemory, watching
@@ -47,8 +47,8 @@ def run(
     Args:
         function: what `cute.compile(..., options="--enable-tvm-ffi --keep-ptx")` returned, or what `load` did.
         args: the function's arguments. Tensors are contiguous or strided CPU tensors, written in place.
-        mode: "eager", "late" or "random"; None takes the active backend's mode, "eager" by default.
-        seed: of the mode "random"; None takes the active backend's seed, 0 by default.
+        mode: "eager", "late", "random" or "starve"; None takes the active backend's mode, "eager" by default.
+        seed: of the modes "random" and "starve"; None takes the active backend's seed, 0 by default.
         ptx: what to execute; a compiled function brings its own, a loaded one needs it.
         fresh: those tensors among the arguments whose contents nobody wrote yet, such as outputs and workspaces made by
             torch.empty; None is skipped. To read them before a launch of this call wrote them is an error. What they
@@ -99,7 +99,9 @@ def simulated(
     Memory that torch.empty and its kin return within it is known to be unwritten until a kernel or an operator of
     PyTorch writes it; to read it in a kernel before is an error. A tensor handed out by `numpy` or DLPack counts as
     written; writes through `data_ptr` are not seen, so what is filled that way must come from torch.zeros. What
-    torch.compile compiled runs uncompiled.
+    torch.compile compiled runs uncompiled. That memory is aligned as on a GPU, and what asks PyTorch or the DSL for the
+    properties of the GPU hears those of an H100 of 132 multiprocessors. A kernel from a library's cache on disk carries
+    no PTX: to call it raises Unavailable, which says how to go without that cache.
     """
     from cutlass.cute import runtime
     from cutlass.cutlass_dsl import CuTeDSL, tvm_ffi_provider
@@ -126,11 +128,13 @@ def simulated(
             (settings, "keep_ptx", True),
             (settings, "dump_dir", dump),
             (runtime._Tensor, "__init__", tensor_init),
+            (runtime, "load_module", from_disk.guarded(runtime.load_module)),
             (tvm_ffi_provider.TVMFFIJitCompiledFunction, "__call__", call),
             (tvm_ffi_provider.TVMFFIJitCompiledFunctionWithKwargs, "__call__", call),
             (torch.Tensor, "numpy", fresh.exported(torch.Tensor.numpy)),
             (torch.Tensor, "__dlpack__", fresh.exported(torch.Tensor.__dlpack__)),
             (torch.Tensor, "is_cuda", property(lambda self: self.device.type in ("cpu", "cuda"))),
+            *gpu.answers(),
         ):
             stack.enter_context(_replaced(owner, name, value))
         if outer is None:
@@ -164,6 +168,8 @@ def _schedule(mode: str | None, seed: int | None) -> Schedule:
 def _warned(warn: Sequence[type[SimError]] | None) -> tuple[type[SimError], ...]:
     if warn is None:
         return _warned_within.get()
+    if isinstance(warn, type):
+        raise TypeError(f"warn is {warn.__name__}; it must be a sequence of classes, such as [{warn.__name__}]")
     for i, error in enumerate(warn):
         if error not in CAN_WARN:
             allowed = ", ".join(e.__name__ for e in CAN_WARN)

@@ -13,6 +13,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .gpu import aligned_like_memory_of_a_gpu
+
 _ALLOCATES = {
     getattr(torch.ops.aten, name)
     for name in ("empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided")
@@ -37,6 +39,9 @@ class FreshMemory(TorchDispatchMode):
         kwargs = kwargs or {}
         if _allocates(func):
             result = func(*args, **kwargs)  # debugging may fill it, which is nobody's write
+            if not _in_memory(result):
+                return result
+            result = aligned_like_memory_of_a_gpu(result)
             self._note(result)
             return result
         try:
@@ -75,10 +80,12 @@ class FreshMemory(TorchDispatchMode):
         return part if part.size == size and part.any() else None
 
     def _note(self, tensor: torch.Tensor) -> None:
-        if _in_memory(tensor):
-            storage = tensor.untyped_storage()
-            self._shadows = {start: s for start, s in self._shadows.items() if s[0]() is not None}
-            self._shadows[storage.data_ptr()] = weakref.ref(storage), np.ones(storage.nbytes(), bool)
+        storage = tensor.untyped_storage()
+        first = tensor.data_ptr() - storage.data_ptr()
+        shadow = np.zeros(storage.nbytes(), bool)
+        shadow[first : first + _extent(tensor)] = True
+        self._shadows = {start: s for start, s in self._shadows.items() if s[0]() is not None}
+        self._shadows[storage.data_ptr()] = weakref.ref(storage), shadow
 
     def _find(self, address: int) -> tuple[int, np.ndarray] | None:
         """The storage there, as its address and shadow; by address, so that tensors over memory of others are found."""
@@ -98,6 +105,12 @@ def bytes_of(tensor: torch.Tensor, start: int, shadow: np.ndarray) -> np.ndarray
     size = tensor.element_size()
     strides = (*(size * stride for stride in tensor.stride()), 1)
     return np.ndarray((*tensor.shape, size), bool, shadow, tensor.data_ptr() - start, strides)
+
+
+def _extent(tensor: torch.Tensor) -> int:
+    """Bytes from its first element to behind its last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
 
 
 def _in_memory(tensor: torch.Tensor) -> bool:

@@ -12,7 +12,13 @@ from ..launch import Report, Schedule
 from .calls import argument_names, run, simulated
 from .capture import merged
 
-SCHEDULES = (Schedule("eager"), Schedule("late"), *(Schedule("random", seed) for seed in (1, 2, 3)))
+STARVED = 5  # a warp of the second warpgroup, where there is one: its peers get ahead of it
+SCHEDULES = (
+    Schedule("eager"),
+    Schedule("late"),
+    *(Schedule("random", seed) for seed in (1, 2, 3)),
+    Schedule("starve", STARVED),
+)
 
 
 class ScheduleDependence(SimError):
@@ -27,7 +33,7 @@ def strict(
     fresh: Sequence[torch.Tensor | None] = (),
     warn: Sequence[type[SimError]] | None = None,
 ) -> Report:
-    """Runs `function(*args)` in eager, late and three random schedules and compares what they leave behind.
+    """Runs `function(*args)` in eager, late, three random and a starving schedule and compares what they leave.
 
     Args:
         function: a compiled function, as `run` takes it; or Python code that calls compiled functions or cute_attn's

@@ -11,7 +11,7 @@ from ..code.ptx import Instruction
 from ..launch import Launch, Mode
 
 Batch = list[tuple[int, int, int]]  # first CTAs of clusters, in the order of their start
-RESIDENT: dict[Mode, int] = {"eager": 1, "late": 2, "random": 3}  # clusters interleaved even if none has to wait
+RESIDENT: dict[Mode, int] = {"eager": 1, "late": 2, "random": 3, "starve": 2}  # clusters interleaved in any case
 
 
 def cut(launch: Launch, program: Program, mode: Mode) -> list[Batch]:
@@ -26,7 +26,7 @@ def cut(launch: Launch, program: Program, mode: Mode) -> list[Batch]:
         return [order]
     size = RESIDENT[mode]
     batches = [order[i : i + size] for i in range(0, len(order), size)]
-    return batches[::-1] if mode == "late" else batches
+    return batches[::-1] if mode in ("late", "starve") else batches
 
 
 def _independent(program: Program) -> bool:

@@ -65,7 +65,7 @@ class Machine:
         return self.mode == "eager" or (self.mode == "random" and self.random.random() < 0.5)
 
     def holds_copies(self) -> bool:
-        return self.mode == "late" or (self.mode == "random" and self.random.random() < 0.7)
+        return self.mode in ("late", "starve") or (self.mode == "random" and self.random.random() < 0.7)
 
     def start(self, copy: Load) -> None:
         self.statistics["copies"] += 1

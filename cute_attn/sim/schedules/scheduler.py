@@ -15,6 +15,7 @@ from .batches import RESIDENT, Batch
 from .deadlock import deadlock
 from .lifecycle import start_cluster
 from .machine import Machine
+from .starvation import Starved
 
 HEAVY = 48  # instructions from which it pays to run the warps of a warpgroup together
 
@@ -25,6 +26,7 @@ class Scheduler:
     def __init__(self, launch: Launch, program: Program, memory: GlobalMemory, schedule: Schedule):
         self.machine = Machine(launch, program, memory, schedule)
         self.program, self.mode, self.seed, self.random = program, schedule.mode, schedule.seed, self.machine.random
+        self.starved = Starved(launch, schedule.seed)
 
     def run(self, number: int, batch: Batch) -> None:
         """Runs a batch to its end: nothing is resident, in flight or waiting then."""
@@ -44,6 +46,8 @@ class Scheduler:
         """The next group to run, taken off its CTA's list and merged with others at the same place."""
         if self.mode == "random":
             return self._pick_random()
+        if self.mode == "starve":
+            return self._pick_fed()
         clusters = self.machine.resident if self.mode == "eager" else reversed(self.machine.resident)
         for cluster in clusters:
             for cta in cluster.ctas:
@@ -71,6 +75,22 @@ class Scheduler:
             g.resize(mask)
         return g
 
+    def _pick_fed(self) -> Group | None:
+        """The newest group that is not starved; a starved one if no other can run and no copy lets another run."""
+        starved: Group | None = None
+        for cluster in reversed(self.machine.resident):
+            for cta in cluster.ctas:
+                for g in reversed(cta.ready):
+                    if g in self.starved:
+                        starved = starved or g
+                        continue
+                    cta.ready.remove(g)
+                    return self.starved.part(self._merge(g, cta.ready))
+        if starved is None or any(copy.needed() for copy in self.machine.pending):
+            return None
+        starved.cta.ready.remove(starved)
+        return starved
+
     def _pick_random(self) -> Group | None:
         if self.machine.pending and self.random.random() < 0.1:
             self._deliver(self.random.randrange(len(self.machine.pending)))
@@ -94,7 +114,7 @@ class Scheduler:
 
     def _advance(self, g: Group) -> None:
         """Runs a group until it waits, parts, leaves, or another should run first."""
-        cta, nodes, eager, late = g.cta, self.program.nodes, self.mode == "eager", self.mode == "late"
+        cta, nodes, eager, late = g.cta, self.program.nodes, self.mode == "eager", self.mode in ("late", "starve")
         ready = cta.ready
         while True:
             if g.join is not None and g.pc == g.join.pc:
@@ -142,6 +162,10 @@ class Scheduler:
                 if self.random.random() < 0.2:
                     ready.append(g)
                     return
+            elif self.mode == "starve":
+                if g in self.starved and any(x not in self.starved for x in ready):
+                    ready.append(g)
+                    return
             elif eager and ready:
                 for other in ready:
                     if other.wg is g.wg and other.pc <= g.pc:
@@ -150,9 +174,9 @@ class Scheduler:
 
     def _polled_now(self) -> bool:
         """Whether those who poll look at once: first of all in a late schedule, sometimes in a random one."""
-        return bool(self.machine.stalled) and (
-            self.mode == "late" or (self.mode == "random" and self.random.random() < 0.5)
-        )
+        if not self.machine.stalled:
+            return False
+        return self.mode in ("late", "starve") or (self.mode == "random" and self.random.random() < 0.5)
 
     def _defers(self, g: Group) -> bool:
         """Whether a warp waits, for speed, until others of its warpgroup reach the same long segment."""

@@ -14,6 +14,8 @@ from .groups import Group
 def wide(address: np.ndarray, offset: np.ndarray, g: Group) -> np.ndarray:
     """Byte addresses as int64, one for every lane at least along the last axis."""
     total = address.astype(np.int64) + offset
+    if address.itemsize == 4:
+        total &= 0xFFFFFFFF  # the sum has the bits of the register
     return total if total.shape[-1] == g.lanes.count else np.broadcast_to(total, (*total.shape[:-1], g.lanes.count))
 
 

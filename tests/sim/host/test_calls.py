@@ -239,3 +239,5 @@ def test_what_is_warned_of_holds_for_all_calls_within():
 def test_what_no_kernel_can_go_on_behind_is_no_warning(error):
     with pytest.raises(ValueError, match=r"warn\[0\] is .*; allowed: UninitializedRead, MissingBarrier"):
         calls.run(kernels.scaled_sum(), *vectors(10), 1.0, warn=[error])
+    with pytest.raises(TypeError, match=r"warn is UninitializedRead; it must be a sequence"):
+        calls.run(kernels.scaled_sum(), *vectors(10), 1.0, warn=UninitializedRead)

@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from cute_attn import sim
 from cute_attn.sim.errors import UninitializedRead
-from cute_attn.sim.host import capture
+from cute_attn.sim.host import capture, gpu
 from cute_attn.sim.host.fresh import FreshMemory
 
 
@@ -23,8 +23,9 @@ def memory():
 
 
 def unwritten(memory, tensor):
-    """How many bytes, of all that a tensor spans."""
-    shadow = memory.shadow(tensor.data_ptr(), tensor.untyped_storage().nbytes())
+    """How many bytes, of the memory that a tensor has a part of."""
+    storage = tensor.untyped_storage()
+    shadow = memory.shadow(storage.data_ptr(), storage.nbytes())
     return 0 if shadow is None else int(shadow.sum())
 
 
@@ -241,8 +242,8 @@ def test_what_an_operator_writes_is_written_from_then_on(memory, write, left):
 
 
 def test_memory_of_a_tensor_that_is_gone_may_be_used_again(memory):
-    gone = {torch.empty(1 << 12).data_ptr() for _ in range(100)}
-    written = [torch.ones(1 << 12) for _ in range(100)]
+    gone = {torch.empty(1 << 12).untyped_storage().data_ptr() for _ in range(100)}
+    written = [torch.ones(n) for _ in range(100) for n in (1 << 12, (1 << 12) + gpu.ALIGNMENT // 4)]
     assert gone & {x.data_ptr() for x in written}, "the allocator never gave the same memory again"
     assert not any(unwritten(memory, x) for x in written)
 

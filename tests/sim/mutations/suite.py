@@ -22,9 +22,10 @@ from mutations.attention import ATTENTION
 from mutations.gram import GRAM
 from mutations.matmul import CLUSTER, MATMUL, REGISTERS
 from mutations.sums import ELEMENTWISE, SUMS
+from mutations.warps import WARPS
 from mutations.workloads import WORKLOADS, Expected, Workload
 
-MUTATIONS = {m.name: m for m in (*ELEMENTWISE, *SUMS, *MATMUL, *REGISTERS, *CLUSTER, *ATTENTION, *GRAM)}
+MUTATIONS = {m.name: m for m in (*ELEMENTWISE, *SUMS, *MATMUL, *REGISTERS, *CLUSTER, *ATTENTION, *GRAM, *WARPS)}
 
 # Harmful mutations that no mode finds, and why not.
 MISSED: dict[str, str] = {}

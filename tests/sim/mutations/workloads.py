@@ -10,6 +10,7 @@ import torch
 from kernels.attention import attention
 from kernels.gram import gram
 from kernels.matmul import matmul
+from kernels.warps import warp_gram
 
 Arguments = tuple[Any, ...]
 Expected = dict[
@@ -65,6 +66,13 @@ def _gram() -> tuple[Arguments, Expected]:
     return (x, out, 1), {"out": (out, 2 * (tiles @ tiles.mT).flatten(0, 1), 1e-3)}
 
 
+def _warps() -> tuple[Arguments, Expected]:
+    """Five tiles in one CTA: every stage is used again."""
+    x, out = torch.randn(320, 64).bfloat16(), _poisoned(320, 64)
+    tiles = x.float().unflatten(0, (5, 64))
+    return (x, out, 1), {"out": (out, (tiles @ tiles.mT).flatten(0, 1), 1e-3)}
+
+
 MATMUL_REGIONS = {"full": (0, 24), "empty": (24, 24), "a": (1024, 49152), "b": (50176, 24576), "c": (74752, 16384)}
 ATTENTION_REGIONS = {
     "q_full": (0, 8), "q_empty": (8, 8), "k_full": (16, 16), "k_empty": (32, 16),
@@ -82,4 +90,5 @@ WORKLOADS = {
     "cluster": Workload(functools.partial(matmul, cluster=2), functools.partial(_matmul, 2), MATMUL_REGIONS, 91136),
     "attention": Workload(attention, _attention, ATTENTION_REGIONS, 66560),
     "gram": Workload(gram, _gram, {"x": (0, 8192)}, 8192),
+    "warps": Workload(warp_gram, _warps, {"x": (0, 16384)}, 16384),
 }

@@ -129,7 +129,7 @@ def test_random_schedules_find_it_by_some_seed_and_always_by_the_same():
 
 
 def test_schedules_and_launches_are_checked():
-    with pytest.raises(ValueError, match="mode is 'fast'; allowed: eager, late, random"):
+    with pytest.raises(ValueError, match="mode is 'fast'; allowed: eager, late, random, starve"):
         Schedule("fast")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="seed is -1"):
         Schedule("random", -1)
@@ -156,3 +156,19 @@ def test_schedules_and_launches_are_checked():
 def test_errors_name_kernel_cta_warps_and_line():
     error = UnsupportedInstruction("it is odd", Place("k", 7, "add;", (1, 2, 3), (4, 5)), subject="x", notes=["so"])
     assert str(error) == "it is odd [x]\n  at kernel k; CTA (1, 2, 3); warps 4, 5; PTX line 7: add;\n  so"
+
+
+RELAY = """mov.u32 %r9, smem; mad.lo.u32 %r8, %t, 4, %r9; st.shared.u32 [%r8], %t; bar.sync 0; xor.b32 %r1, %r8, 512;
+    ld.shared.u32 %r2, [%r1]; {} mov.u32 %r3, 99; st.shared.u32 [%r8], %r3; mad.wide.u32 %o, %t, 4, %a0;
+    st.global.u32 [%o], %r2;"""
+
+
+@pytest.mark.parametrize("seed", range(10))  # eight warps, two warpgroups
+def test_whoever_is_starved_a_barrier_that_is_missing_is_seen_and_one_that_is_there_is_enough(seed):
+    """Each warpgroup reads what the other stored, and stores again."""
+    out, other = np.zeros(256, np.uint32), (np.arange(256) + 128) % 256
+    run(RELAY.format("bar.sync 0;"), out, block=256, smem=1024, mode="starve", seed=seed)
+    np.testing.assert_array_equal(out, other)
+    run(RELAY.format(""), out, block=256, smem=1024, mode="starve", seed=seed)
+    starved = slice(32 * seed, 32 * seed + 32) if seed < 8 else slice(128 * (seed - 8), 128 * (seed - 8) + 128)
+    assert (out[starved] == 99).all()

@@ -27,7 +27,9 @@ SQUARES = f"""
     END:"""
 INDEX = "mov.u32 %r1, %ctaid.x; mad.wide.u32 %o, %r1, 4, %a0;"
 CTAS = 17
-SCHEDULES = pytest.mark.parametrize(("mode", "seed"), [("eager", 0), ("late", 0), *(("random", s) for s in range(3))])
+SCHEDULES = pytest.mark.parametrize(
+    ("mode", "seed"), [("eager", 0), ("late", 0), *(("random", s) for s in range(3)), ("starve", 1)]
+)
 
 
 @pytest.fixture

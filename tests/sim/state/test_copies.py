@@ -325,6 +325,34 @@ def test_classic_asynchronous_copies_fill_with_zeros(mode):
             run(body.replace("cp.async.wait_group 0;", ""), out, source, smem=2048, mode=mode)
 
 
+RELAY = f"""{SETUP} mad.lo.u32 %r2, %t, 4, %r8; mad.wide.u32 %d2, %t, 4, %a1;
+    cp.async.ca.shared.global [%r2], [%d2], 4; bar.sync 1; cp.async.wait_all; {{}}
+    xor.b32 %r2, %r2, 128; ld.shared.u32 %r3, [%r2]; mad.wide.u32 %o, %t, 4, %a0; st.global.u32 [%o], %r3;"""
+
+
+def test_waiting_for_ones_own_classic_copies_says_nothing_of_those_of_another_warp():
+    """Each of two warps reads what the other copied."""
+    out, source = np.zeros(64, np.uint32), RANDOM.integers(0, 2**32, 64, dtype=np.uint32)
+    for mode, seed in (("eager", 0), ("late", 0), ("random", 0), ("starve", 0), ("starve", 1)):
+        run(RELAY.format("bar.sync 0;"), out, source, block=64, smem=2048, mode=mode, seed=seed)
+        np.testing.assert_array_equal(out, np.roll(source, 32))
+        if mode == "starve":
+            with pytest.raises(CopyInFlight):
+                run(RELAY.format(""), out, source, block=64, smem=2048, mode=mode, seed=seed)
+
+
+def test_a_source_that_has_been_read_is_not_yet_written_elsewhere():
+    """`.read` lets the source be overwritten; the target may be old until all of it is waited for."""
+    for wait, expected in (("wait_group.read 0", 0), ("wait_group 0", 7)):
+        out, seen = np.zeros(4, np.uint32), np.zeros(4, np.uint32)
+        body = f"""{SETUP} mov.u32 %r1, 7; st.shared.v4.u32 [%r8], {{%r1, %r1, %r1, %r1}}; fence.proxy.async;
+        cp.async.bulk.global.shared::cta.bulk_group [%a0], [%r8], 16; cp.async.bulk.commit_group;
+        cp.async.bulk.{wait}; ld.global.u32 %r2, [%a0]; st.global.u32 [%a1], %r2;
+        cp.async.bulk.wait_group 0;"""
+        run(body, out, seen, block=1, smem=2048, mode="late")
+        assert (int(seen[0]), out.tolist()) == (expected, [7] * 4)
+
+
 def test_tensor_maps_with_unknown_bits_are_refused():
     array = np.zeros((16, 32), np.float32)
     for word, bit in ((2, 12), (7, 0), (15, 3)):

@@ -51,6 +51,17 @@ def test_threads_pass_values_through_shared_memory(space):
     np.testing.assert_array_equal(out, np.arange(64) ^ 37)
 
 
+@pytest.mark.parametrize("line", ["st.shared.u32 [%r2+8192], %t;", "cp.async.ca.shared.global [%r2+8192], [%a1], 4;"])
+def test_a_register_and_an_offset_make_an_address_of_the_register_s_bits(line):
+    """The register holds an address below zero."""
+    out, source = np.zeros(32, np.uint32), np.full(1, 5, np.uint32)
+    body = f"""mov.u32 %r9, smem; mad.lo.u32 %r1, %t, 4, %r9; sub.u32 %r2, %r1, 8192; {line} cp.async.wait_all;
+    ld.shared.u32 %r3, [%r2+8192]; ld.shared.u32 %r4, [%r1]; add.u32 %r3, %r3, %r4; mad.wide.u32 %o, %t, 4, %a0;
+    st.global.u32 [%o], %r3;"""
+    run(body, out, source, smem=128)
+    np.testing.assert_array_equal(out, 2 * np.arange(32) if line.startswith("st") else 10)
+
+
 def test_local_memory_is_each_threads_own():
     out = np.zeros(64, np.uint32)
     body = """

@@ -65,7 +65,7 @@ def test_strict_allows_what_rounding_explains_and_no_more(monkeypatch):
 
     monkeypatch.setattr(capture, "execute", execute)
     arguments = torch.randn(24, 128), torch.zeros(128), torch.zeros(1)
-    share = 4e-4  # five runs: at most 1.6e-3 from the first, 2e-3 is allowed
+    share = 3e-4  # six runs: at most 1.5e-3 from the first, 2e-3 is allowed
     sim.strict(kernels.column_sums(), *arguments)
     share, runs = 6e-4, []
     with pytest.raises(sim.ScheduleDependence, match=r"^out: "):

@@ -149,9 +149,8 @@ def test_shared_memory_that_nobody_wrote_is_read_as_it_is(mode):
 
 
 def test_a_copy_in_flight_stays_an_error_in_a_word_that_nobody_wrote_else():
-    body = (
-        "mov.u32 %r9, smem; cp.async.ca.shared.global [%r9+4], [%a0], 4; ld.shared.v4.u32 {%r1, %r2, %r3, %r4}, [%r9];"
-    )
+    copy = "mov.u32 %r9, smem; cp.async.ca.shared.global [%r9+4], [%a0], 4;"
+    load = "ld.shared.v4.u32 {%r1, %r2, %r3, %r4}, [%r9];"
     with pytest.raises(CopyInFlight):
         run(f"{copy} {load}", np.zeros(4, np.uint32), block=1, smem=16, mode="late", warned=[UninitializedRead])
 
