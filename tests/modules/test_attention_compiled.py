@@ -45,15 +45,16 @@ def agree(op, compiled, call, batch, rows):
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("kind", "choice", "call"), [("window", "plain", "ids and runs"), ("global", "moba", "indexer")]
-)
-def test_a_compiled_module_gives_what_it_gives(kind, choice, call):
-    """And again for other values and lengths."""
+def compiled_agrees(kind, choice, call):
+    """Without a graph break, and again for other values and lengths."""
     op = AttentionOp(4, 2, **KINDS[kind], **CHOICES[choice])
     compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
     for batch, rows in ((2, 12), (2, 12), (3, 9)):
         agree(op, compiled, call, batch, rows)
+
+
+def test_a_compiled_module_gives_what_it_gives():
+    compiled_agrees("window", "moba", "ids and runs")
 
 
 @pytest.mark.slow
@@ -61,13 +62,10 @@ def test_a_compiled_module_gives_what_it_gives(kind, choice, call):
 @pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_compiled_module_gives_what_it_gives_for_every_call(kind, choice, call):
-    op = AttentionOp(4, 2, **KINDS[kind], **CHOICES[choice])
-    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
-    for batch, rows in ((2, 12), (2, 12), (3, 9)):
-        agree(op, compiled, call, batch, rows)
+    compiled_agrees(kind, choice, call)
 
 
-@pytest.mark.parametrize("quant", [None, KVQuant("int8")])
+@pytest.mark.parametrize("quant", [None, pytest.param(KVQuant("int8"), marks=pytest.mark.slow)])
 def test_a_compiled_step_of_decoding_takes_other_lengths_without_a_new_graph(quant):
     op = AttentionOp(4, 2, attention_type="local_sliding", sliding_window_size=5)
     torch._dynamo.reset()
@@ -96,7 +94,7 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("by", ["moba", "indexer", "both"])
+@pytest.mark.parametrize("by", [*(pytest.param(by, marks=pytest.mark.slow) for by in ("moba", "indexer")), "both"])
 def test_the_op_that_chooses_passes_opcheck(source, by):
     query, key = torch.randn(2, ROWS, 4, 8), torch.randn(2, ROWS, 2, 8)
     choosing = (query, key, 3, 2) if by != "indexer" else (None, None, 0, 0)

@@ -75,7 +75,8 @@ def test_blocks_that_each_head_chose_run_on_the_kernels():
     compare(op, call, q, k, v, pairs)
 
 
-@pytest.mark.parametrize("rows", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, 3])
 def test_two_caches_merge_on_the_kernels(rows):
     sizes, active, lengths = (130, 20), [0, 100, 130], [3, 0, 20]
     op = AttentionOp(HEADS, HEADS_K, attention_type="local_sliding", sliding_window_size=64)
