@@ -105,7 +105,7 @@ def test_the_simulators_tests_are_collected_where_importing_the_compiler_raises(
     """As its runtime half without the compiler does."""
     (tmp_path / "cutlass.py").write_text("raise RuntimeError('No CTK flavor installed')")
     allowed = with_dependencies("torch", "numpy", "pytest", "hypothesis", "click", "cuda-python") | {"cutlass", "cuda"}
-    files = [TESTS / "sim" / name for name in ("test_ptx.py", "test_kernels.py")]
+    files = [TESTS / "sim" / name for name in ("code/test_ptx.py", "test_kernels.py")]
     found = collected(allowed, *files, before=f"import sys; sys.path.insert(0, {str(tmp_path)!r})")
     assert "cutlass cannot be imported here" in found
     assert "test_ptx.py: " in found
