@@ -81,6 +81,9 @@ class Backend(Protocol):
         """Gradients of a forward whose inputs and results these are; out may be rounded. dout, dlse: None for zero.
         needs: which of q, k, v and sink need one. unrounded: those of q, k and v in the compute dtype."""
 
+    def check_mods(self, thinned: Thinned | None, score: Traced | None) -> None:
+        """Raises NotImplementedError, naming what does serve them, where it cannot do `mods_forward` with these."""
+
     def mods_forward(
         self,
         q: Tensor,

@@ -72,6 +72,9 @@ class Reference:
             dout, dlse, q, k, v, out, lse, mask.lo, mask.hi, sink, softmax_scale, softcap, needs, mask_heads=mask.heads
         )
 
+    def check_mods(self, thinned: Thinned | None, score: Traced | None) -> None:
+        pass
+
     def mods_forward(
         self,
         q: Tensor,
