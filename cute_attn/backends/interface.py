@@ -104,6 +104,9 @@ class Backend(Protocol):
 
         Returns out `(b, t, heads_q, dv)` like q and lse `(b, heads_q, t)` in the compute dtype."""
 
+    def check_mods(self, thinned: Thinned | None, score: Traced | None) -> None:
+        """Raises NotImplementedError, naming what does serve them, where it cannot do `mods_forward` with these."""
+
     def mods_forward(
         self,
         q: Tensor,

@@ -177,6 +177,20 @@ class Kernels:
                 "with cute_attn.backend('reference') they run in plain PyTorch"
             )
 
+    def check_mods(self, thinned: Thinned | None, score: Traced | None) -> None:
+        raise self._lacks(thinned, score)
+
+    def _lacks(self, thinned: Thinned | None, score: Traced | None) -> NotImplementedError:
+        what = "max_scores"
+        if score is not None:
+            what = "a score_mod other than c * tanh(score / c)"
+        elif thinned is not None:
+            what = "a block_mask that cannot be read as intervals"
+        return NotImplementedError(
+            f"backend {self.name!r} has no kernels for {what}; with cute_attn.backend('reference') it runs in plain "
+            "PyTorch"
+        )
+
     def mods_forward(
         self,
         q: Tensor,
@@ -189,7 +203,7 @@ class Kernels:
         softmax_scale: float,
         return_max_scores: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        raise self._without_mods(thinned, score)
+        raise self._lacks(thinned, score)
 
     def mods_backward(
         self,
@@ -209,18 +223,7 @@ class Kernels:
         needs: Sequence[bool],
         wanted: Sequence[bool],
     ) -> ModGradients:
-        raise self._without_mods(thinned, score)
-
-    def _without_mods(self, thinned: Thinned | None, score: Traced | None) -> NotImplementedError:
-        what = "max_scores"
-        if score is not None:
-            what = "a score_mod other than c * tanh(score / c)"
-        elif thinned is not None:
-            what = "a block_mask that cannot be read as intervals"
-        return NotImplementedError(
-            f"backend {self.name!r} has no kernels for {what}; with cute_attn.backend('reference') it runs in plain "
-            "PyTorch"
-        )
+        raise self._lacks(thinned, score)
 
     @functools.cached_property
     def _order(self) -> Order | None:

@@ -92,6 +92,9 @@ class Reference:
     ) -> tuple[Tensor, Tensor]:
         return decode_reference(q, cache, sink, tree, softmax_scale, softcap, window)
 
+    def check_mods(self, thinned: Thinned | None, score: Traced | None) -> None:
+        pass
+
     def mods_forward(
         self,
         q: Tensor,

@@ -66,7 +66,7 @@ def _weighted(outs: Sequence[Tensor], weights: list[Tensor], full: list[Tensor],
     """`sum(w o) / total`, of what is not empty; 0 where all is."""
     summed = sum(w * out.masked_fill(~f, 0.0) for w, out, f in zip(weights, outs, full, strict=True))
     empty = ~torch.stack(full).any(0)
-    return (summed / torch.as_tensor(total).masked_fill(empty, 1.0)).to(outs[0].dtype)
+    return (summed / torch.as_tensor(total, device=empty.device).masked_fill(empty, 1.0)).to(outs[0].dtype)
 
 
 def _check(name: str, values: object, shapes: list[tuple[int, ...]] | None) -> None:

@@ -100,7 +100,9 @@ def flex_attention(
         )
     else:
         if not torch.compiler.is_compiling():
-            find(backend).check_served(q.dtype, (q.shape[3], v.shape[3]), q.device)
+            served = find(backend)  # before anything is planned
+            served.check_served(q.dtype, (q.shape[3], v.shape[3]), q.device)
+            served.check_mods(thinned, score)
         arguments = thinned, score, softmax_scale, _is_deterministic(), wanted.max_scores, backend
         out, lse, max_scores = attention_with_mods(q, k, v, mask, *arguments)
     out = out.transpose(1, 2)

@@ -147,7 +147,7 @@ def check_positions(cache: KVCache, new: int, given: int | Tensor | None) -> Non
     if cache.table is None or not _is_readable(cache.table):
         return
     page_size, pages = cache.keys.shape[1], cache.keys.shape[0]
-    used = torch.arange(cache.table.shape[1]) * page_size < cache.lengths[:, None] + new
+    used = torch.arange(cache.table.shape[1], device="cpu") * page_size < cache.lengths[:, None] + new
     wrong = used & ((cache.table < 0) | (cache.table >= pages))
     if wrong.any():
         sequence, column = (int(x) for x in wrong.nonzero()[0])

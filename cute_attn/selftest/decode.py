@@ -156,7 +156,8 @@ def make_decode_problem(case: DecodeCase, device: torch.device) -> DecodeProblem
     for dim in (spec.head_dim, spec.head_dim_v):
         pool, scale = random(batch * columns, size, heads_k, dim), None
         if spec.eight:
-            given = None if spec.token_scales else torch.full(pool.shape[:3], 4.0 / EIGHT_BITS[CACHES[spec.cache]][2])
+            unit = 4.0 / EIGHT_BITS[CACHES[spec.cache]][2]
+            given = None if spec.token_scales else torch.full(pool.shape[:3], unit, device="cpu")
             pool, scale = quantise(pool, CACHES[spec.cache], given)
             scale = scale if spec.token_scales else scale[0, 0].expand(batch, -1).contiguous()
         pools.append(pool if spec.eight else pool.to(dtype))

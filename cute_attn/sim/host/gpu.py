@@ -71,6 +71,6 @@ def aligned_like_memory_of_a_gpu(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.data_ptr() % ALIGNMENT == 0:
         return tensor
     size = tensor.untyped_storage().nbytes()
-    raw = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
+    raw = torch.empty(size + ALIGNMENT, dtype=torch.uint8, device=tensor.device)
     first = -raw.data_ptr() % ALIGNMENT
     return raw[first : first + size].view(tensor.dtype).as_strided(tensor.size(), tensor.stride())
