@@ -22,7 +22,20 @@ def _register(names: str, handler: Handler) -> None:
         HANDLERS[name] = handler
 
 
+WRAPPING = ("add", "sub", "mul", "pow", "shift_left", "floor_divide", "trunc_divide", "neg", "abs")
+
+
+def _refuse_wrapping(tape: Tape, op: str, *operands: Any) -> None:
+    values = [tape.value(x) for x in operands if isinstance(x, (Value, Partial, torch.Tensor))]
+    if op in WRAPPING and values and all(value.is_narrow for value in values):
+        raise refuse(
+            tape.kind, f"uses {op} of integers of 8 or 16 bits alone", "they would wrap, cast one: x.to(torch.int32)"
+        )
+
+
 def _binary(tape: Tape, op: str, x: Any, y: Any, dtype: str, result: str | None = None) -> Value:
+    if dtype == "i32":
+        _refuse_wrapping(tape, op, x, y)
     a, b = tape.together((x, y), dtype)
     first, second = Value(tape, a, dtype), Value(tape, b, dtype)
     if op in ("mul", "div") and tape.constant_of(second) == 1:
@@ -301,6 +314,7 @@ def _kept(op: str) -> Handler:
         x = tape.value(x)
         if x.dtype_name == "bool":
             raise refuse(tape.kind, f"uses {op} of a bool", "cast it: x.to(torch.int32)")
+        _refuse_wrapping(tape, op, x)
         return _unary(tape, op, x)
 
     return function
@@ -422,6 +436,8 @@ TARGETS = {
 
 def _cast(tape: Tape, x: Any, dtype: torch.dtype) -> Value:
     x = tape.value(x)
+    if x.is_narrow:
+        x = Value(tape, x.node, x.dtype_name)
     if dtype in ROUNDED:
         return _unary(tape, ROUNDED[dtype], _float(tape, x))
     if dtype not in TARGETS:

@@ -29,6 +29,7 @@ DTYPES: dict[torch.dtype, tuple[str, str]] = {
     torch.int64: ("i64", "i64"),
     torch.bool: ("bool", "bool"),
 }
+NARROW = (torch.int8, torch.uint8, torch.int16)
 TORCH: dict[str, torch.dtype] = {
     "f32": torch.float32,
     "i32": torch.int32,
@@ -95,7 +96,8 @@ class Tape:
         if at is None:
             at = len(self.tensors)
             self.tensors.append(tensor)
-        return self.add("load", (at, *indices), DTYPES[tensor.dtype][1])
+        found = self.add("load", (at, *indices), DTYPES[tensor.dtype][1])
+        return Value(self, found.node, found.dtype_name, tensor.dtype in NARROW)
 
     def value(self, x: Any, dtype: str | None = None) -> Value:
         """Whatever an operator may meet, as a value; a Python number becomes one of `dtype`, or of its own kind."""
@@ -117,6 +119,13 @@ class Tape:
             )
         if isinstance(x, np.generic):
             x = x.item()
+        if isinstance(x, bool) and torch.compiler.is_compiling():
+            # Dynamo takes a value and a number that changes between calls for unequal things, whatever they are.
+            raise refuse(
+                self.kind,
+                "meets a bool of Python while it is compiled, which x == n becomes where n changes between calls",
+                "torch.eq(x, n), torch.ne(x, n)",
+            )
         if not isinstance(x, (bool, int, float, torch.SymInt, torch.SymFloat)):
             raise refuse(self.kind, f"computes with {type(x).__name__}", "values, tensors and numbers are allowed")
         if dtype is None:
@@ -203,8 +212,9 @@ def _position(places: list[int], x: Any) -> int:
 class Value:
     """A scalar inside of a mod: a node of the graph. It behaves as a 0-d tensor whose value nobody knows."""
 
-    def __init__(self, tape: Tape, node: int, dtype: str) -> None:
-        self.tape, self.node, self.dtype_name = tape, node, dtype
+    def __init__(self, tape: Tape, node: int, dtype: str, is_narrow: bool = False) -> None:
+        """is_narrow: whether torch would compute in 8 or 16 bits with it, where integers wrap."""
+        self.tape, self.node, self.dtype_name, self.is_narrow = tape, node, dtype, is_narrow
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -45,6 +45,24 @@ def test_dividing_an_integer_by_zero_is_refused_where_somebody_attends():
         evaluated(function)
 
 
-def test_small_integers_do_not_wrap():
-    bytes_ = torch.full((6,), 100, dtype=torch.int8)
-    assert evaluated(lambda b, h, q, k: bytes_[k] * 2 == 200).all()
+BYTES = torch.full((6,), 100, dtype=torch.int8)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda b, h, q, k: BYTES[k] * 2 == 200,
+        lambda b, h, q, k: BYTES[k] - BYTES[q] > 0,
+        lambda b, h, q, k: -BYTES[k] < 0,
+        lambda b, h, q, k: BYTES[k] + torch.tensor(1, dtype=torch.uint8) > 0,
+    ],
+)
+def test_small_integers_that_would_wrap_are_refused(function):
+    with pytest.raises(ValueError, match=r"mask_mod uses \w+ of integers of 8 or 16 bits alone: .*x.to\(torch.int32\)"):
+        evaluated(function)
+
+
+def test_small_integers_meet_wider_ones_and_are_compared():
+    assert evaluated(lambda b, h, q, k: BYTES[k].to(torch.int32) * 2 == 200).all()
+    assert evaluated(lambda b, h, q, k: BYTES[k].int() - BYTES[q] == 0).all()
+    assert evaluated(lambda b, h, q, k: (BYTES[k] * (q + 2) >= 200) & (BYTES[k] == BYTES[q])).all()

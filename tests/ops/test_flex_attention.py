@@ -227,3 +227,17 @@ def test_gradients_are_those_of_finite_differences():
 
 def test_longest_is_long_enough():
     assert max(max(pair) for pair in LENGTHS) <= LONGEST
+
+
+def test_autocast_changes_nothing():
+    captured = Captured(heads=2, batch=1, dtype=torch.float32)
+    qkv = inputs(1, (2, 2), (30, 40), dtype=torch.float32)
+
+    def results():
+        out = flex_attention(*qkv, mods(captured)["everything"])
+        return out, *torch.autograd.grad(out.sum(), [*qkv, captured.distance])
+
+    wanted = results()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = results()
+    assert all(map(torch.equal, wanted, got))

@@ -77,6 +77,33 @@ def test_what_is_refused_is_refused_while_compiling():
         compiled(*inputs(20))
 
 
+def with_a_number(query, key, value, n):
+    def score_mod(score, b, h, q_idx, kv_idx):
+        near = torch.lt(q_idx - kv_idx, n) & torch.ne(kv_idx, n)
+        return torch.where(near, score, score * 0.5) + n
+
+    return flex_attention(query, key, value, score_mod, enable_gqa=True)
+
+
+def test_numbers_that_change_are_compared_by_functions():
+    compiled = torch.compile(with_a_number, fullgraph=True, backend="aot_eager", dynamic=True)
+    qkv = inputs(20)
+    for n in (5, 6, 7):
+        assert_close("out", compiled(*qkv, n), with_a_number(*qkv, n), EXACT)
+
+
+def test_numbers_that_change_and_are_compared_by_operators_are_refused_not_mistaken():
+    @torch.compile(fullgraph=True, backend="eager", dynamic=True)
+    def compiled(query, key, value, n):
+        def score_mod(score, b, h, q_idx, kv_idx):
+            return score * (q_idx - kv_idx == n)
+
+        return flex_attention(query, key, value, score_mod, enable_gqa=True)
+
+    with pytest.raises(Exception, match=r"meets a bool of Python .*torch.eq\(x, n\)"):
+        compiled(*inputs(20), 5)
+
+
 def arguments_of_op(score_mod, predicate=None):
     causal = mask.causal(9)
     plan = Plan(causal.lo, causal.hi, torch.tensor([1]))

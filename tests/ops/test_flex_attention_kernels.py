@@ -62,7 +62,9 @@ def plain(query, key, value, score_mod, pairs):
     return weights @ value, filled.float().logsumexp(3).masked_fill(empty[..., 0], -torch.inf)
 
 
-@pytest.mark.parametrize("score_mod", [None, softcap], ids=["plain", "softcap"])
+@pytest.mark.parametrize(
+    "score_mod", [pytest.param(None, marks=pytest.mark.slow, id="plain"), pytest.param(softcap, id="softcap")]
+)
 def test_a_plane_for_each_head_and_batch_element(runtime, score_mod):
     intervals = mask_of("both", 2, 4, 130, 400)
     with backend(runtime):
