@@ -78,7 +78,7 @@ def test_numbers_that_are_not_finite_reach_those_that_attend_them_and_no_others(
     assert out[1].isnan().all()
     assert lse[1].isnan().all()
     assert out[[0, 2, 3]].isfinite().all()
-    assert lse[[0, 2, 3]].isfinite().all()
+    assert not lse[[0, 2, 3]].isnan().any()  # of the empty one it is -inf where there is no sink
 
 
 def test_one_part_has_the_same_bits_whatever_shares_the_batch(runtime):
