@@ -60,7 +60,7 @@ def decode(
     if eight and not score.is_changed:
         score = ScoreForm("scaled")  # the scales of keys have the scores changed anyway
     scales, of_tokens = _scales(cache, batch) if eight else ((None, None), False)
-    keys, values = (x.view(torch.uint8) if eight else x for x in (cache.keys, cache.values))
+    keys, values = (_in_pool_form(x.view(torch.uint8) if eight else x) for x in (cache.keys, cache.values))
     spec = decode_spec(
         DTYPES[q.dtype],
         (q.shape[3], cache.values.shape[3]),
@@ -78,7 +78,7 @@ def decode(
     parts = logs = None
     if splits > 1:
         spec = _with_split(spec)
-        parts = q.new_empty(splits, batch, tokens, heads_q, -(-out.shape[3] // 8) * 8, dtype=torch.float32)
+        parts = q.new_empty(splits, batch, tokens, heads_q, out.shape[3], dtype=torch.float32)
         logs = q.new_empty(splits, batch, heads_q, tokens, dtype=torch.float32)
     table = cache.table if cache.table is not None else _rows_as_pages(cache)
     words = None if tree is None else _words(tree)
@@ -119,6 +119,8 @@ def why_not_served(q: Tensor, cache: KVCache) -> str | None:
     for name, dim in (("head_dim", q.shape[3]), ("head_dim of v", cache.values.shape[3])):
         if dim % 8 or not 8 <= dim <= 256:
             return f"kernels for a {name} that is a multiple of 8 up to 256, got {dim}"
+        if eight and dim % 16:
+            return f"kernels for a {name} of 8-bit caches that is a multiple of 16, got {dim}"
     if q.shape[1] > MOST_TOKENS:
         return f"decode kernels for up to {MOST_TOKENS} new tokens, got {q.shape[1]}"
     if q.shape[0] > MOST_SEQUENCES:
@@ -126,6 +128,13 @@ def why_not_served(q: Tensor, cache: KVCache) -> str | None:
     for name, x in (("k_cache", cache.keys), ("v_cache", cache.values)):
         _check_strides(name, x)
     return None
+
+
+def _in_pool_form(x: Tensor) -> Tensor:
+    """The same memory; strides of dimensions of size 1 never matter, and become what TMA takes."""
+    unit = 16 // x.itemsize
+    strides = [unit if size == 1 else stride for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True)]
+    return x.as_strided(x.shape, (*strides, 1))
 
 
 def _check_strides(name: str, x: Tensor) -> None:

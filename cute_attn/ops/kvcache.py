@@ -91,9 +91,9 @@ def flash_attn_with_kvcache(
         qv, rotary_cos, rotary_sin, rotary_seqlens, cache_leftpad, cu_seqlens_q, cu_seqlens_k_new, max_seqlen_q,
             q_descale, attention_chunk, scheduler_metadata: not supported, they only complete the signature.
 
-    A position past the capacity, and one whose page is not in the pool, is written nowhere, and to attend to it reads
-    no memory outside of the cache but gives numbers without a meaning; where lengths and pages are on the host it
-    raises ValueError. On a GPU nothing is read by the host: lengths and pages may change between the replays of a CUDA graph.
+    A position past the capacity, and one whose page is not in the pool, is written nowhere; to attend to it reads no
+    memory outside of the cache, but gives numbers without a meaning. Where lengths and pages are on the host it raises
+    ValueError. On a GPU nothing is read by the host: lengths and pages may change between the replays of a CUDA graph.
 
     Returns out `(b, t, heads_q, dv)` like q, with return_softmax_lse also lse `(b, heads_q, t)`, the natural logarithm
     with the sinks in it, fp32 (fp64 for fp64). A row without keys has out 0 and lse = logsumexp(sinks). There are no

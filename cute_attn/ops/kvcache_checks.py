@@ -134,7 +134,7 @@ def check_positions(cache: KVCache, new: int, given: int | Tensor | None) -> Non
     if isinstance(given, (int, np.integer)):
         if given + new > cache.capacity:
             raise ValueError(
-                f"cache_seqlens {_and(new)} must be at most the capacity, {cache.capacity}, got {given + new}"
+                f"cache_seqlens{_and(new)} must be at most the capacity, {cache.capacity}, got {given + new}"
             )
         if cache.table is None or not _is_readable(cache.table):
             return
@@ -143,7 +143,7 @@ def check_positions(cache: KVCache, new: int, given: int | Tensor | None) -> Non
     low, high = int(cache.lengths.min()), int(cache.lengths.max()) + new
     if low < 0 or high > cache.capacity:
         got = low if low < 0 else high
-        raise ValueError(f"cache_seqlens {_and(new)} must lie in [0, {cache.capacity}], the capacity, got {got}")
+        raise ValueError(f"cache_seqlens{_and(new)} must lie in [0, {cache.capacity}], the capacity, got {got}")
     if cache.table is None or not _is_readable(cache.table):
         return
     page_size, pages = cache.keys.shape[1], cache.keys.shape[0]
@@ -235,7 +235,7 @@ def check_no_gradient(**tensors: object) -> None:
 
 
 def _and(new: int) -> str:
-    return f"and the {new} new tokens" if new else ""
+    return f" and the {new} new tokens" if new else ""
 
 
 def _has_shape(x: Tensor, *allowed: tuple[int, ...]) -> bool:

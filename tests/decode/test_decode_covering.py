@@ -23,8 +23,13 @@ def test_ragged_lengths_in_pages_of_whole_tiles(runtime):
     check(ragged(tokens=2), runtime, window_size=(70, 0))
 
 
-def test_a_contiguous_cache_is_one_page_a_sequence(runtime):
+def test_a_contiguous_cache_is_one_page_a_sequence_and_strides_are_free(runtime):
     check(ragged(None, heads_first=True), runtime, "random")
+    call = ragged(64, heads=(8, 1))
+    for name in ("k_cache", "v_cache"):  # of a dimension of size 1 no stride matters
+        pool = call.cache[name]
+        call.cache[name] = pool.as_strided(pool.shape, (*pool.stride()[:2], 3, 1))
+    check(call, runtime)
     call = ragged(None, lengths=(70, 3))
     rows = call.cache.pop("cache_batch_idx").long()
     cache = {name: x[rows] if name in ("k_cache", "v_cache") else x for name, x in call.cache.items()}
@@ -78,7 +83,7 @@ def test_numbers_that_are_not_finite_reach_those_that_attend_them_and_no_others(
     assert out[1].isnan().all()
     assert lse[1].isnan().all()
     assert out[[0, 2, 3]].isfinite().all()
-    assert lse[[0, 2, 3]].isfinite().all()
+    assert not lse[[0, 2, 3]].isnan().any()  # of the empty one it is -inf where there is no sink
 
 
 def test_one_part_has_the_same_bits_whatever_shares_the_batch(runtime):

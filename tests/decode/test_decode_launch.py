@@ -24,6 +24,9 @@ def test_what_no_kernel_serves_is_refused_before_anything_is_written():
     refused(call(dtype=torch.float32), NotImplementedError, f"'sim' has kernels for bfloat16 and float16, .*; {other}")
     refused(call(dims=(64, 12)), NotImplementedError, "head_dim of v that is a multiple of 8 up to 256, got 12")
     refused(call(dims=(264, 64)), NotImplementedError, "head_dim that is a multiple of 8 up to 256, got 264")
+    refused(
+        call(dims=(24, 64), cached=torch.int8), NotImplementedError, "of 8-bit caches that is a multiple of 16, got 24"
+    )
     refused(call(tokens=65), NotImplementedError, "decode kernels for up to 64 new tokens, got 65")
     many = make(lengths=(0,), page_size=64, dtype=BF16)
     many.cache["page_table"], many.cache["cache_seqlens"] = (
