@@ -242,6 +242,12 @@ def test_a_mask_mod_is_called_by_its_name_in_errors():
         trace(lambda b, h, q, k: q.cumsum(0) > 1, "mask_mod")
 
 
+@pytest.mark.parametrize("returned", [lambda b, h, q, k: TABLE[h, k], lambda b, h, q, k: q / 2, lambda b, h, q, k: 1.0])
+def test_a_mask_mod_that_returns_a_float_is_refused(returned):
+    with pytest.raises(ValueError, match=r"^mask_mod returned a float: it must return a bool.* x != 0"):
+        trace(returned, "mask_mod")
+
+
 def test_the_page_lists_every_operator():
     page = (Path(__file__).parents[2] / "docs" / "flex_attention.md").read_text()
     lines = [line for line in page.splitlines() if line.startswith("| `")]
