@@ -34,8 +34,9 @@ FIELDS = (
 
 
 _OF_SLICE = (
-    "mask_mod of a sliced BlockMask is not known, since its queries count from the slice: assign one, such as "
-    "part.mask_mod = lambda b, h, q_idx, kv_idx: whole.mask_mod(b, h, q_idx + first_row, kv_idx)"
+    "mask_mod of a sliced BlockMask is not known, since batch elements, heads and queries count from the slice: assign "
+    "one, such as part.mask_mod = lambda b, h, q_idx, kv_idx: whole.mask_mod(b + first_b, h + first_h, q_idx + "
+    "first_row, kv_idx)"
 )
 
 
@@ -45,7 +46,7 @@ def noop_mask(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
 
 
 def _sliced_mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-    """The mask_mod of a slice, whose rows are not those that the function of the whole mask speaks of."""
+    """The mask_mod of a slice, whose batch elements, heads and rows are not those that the whole mask's speaks of."""
     raise ValueError(_OF_SLICE)
 
 
@@ -354,7 +355,8 @@ class BlockMask:
 
     def __getitem__(self, index: Any) -> BlockMask:
         """The mask of some batch elements, heads and rows of blocks, indexed as tensors of this shape are; an int keeps
-        its dimension. Its mask_mod must be assigned before it is used, as its queries count from its own first row."""
+        its dimension. Its mask_mod must be assigned before it is used, as it counts all three from those of the
+        slice."""
         index = index if isinstance(index, tuple) else (index,)
         sizes = (*self._leading, self._shape_in_blocks[0])
         if len(index) > len(sizes):

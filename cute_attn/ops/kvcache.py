@@ -20,6 +20,7 @@ from .kvcache_checks import (
     check_sinks,
     check_table,
     check_tree,
+    check_written,
 )
 from .sink import Window
 
@@ -70,6 +71,7 @@ def flash_attn_with_kvcache(
         k_cache, v_cache: `(b, s, heads_k, d)` and `(b, s, heads_k, dv)`, or with page_table pools `(num_pages,
             page_size, heads_k, d)`, of any strides, in q's dtype, int8, float8_e4m3fn or float8_e5m2. Never copied.
         k, v: None, or `(b, n, heads_k, d)` and `(b, n, heads_k, dv)` like q: written behind each sequence, in place.
+            Expanded caches are refused then; on the host, so are pages in which two tokens would have one place.
         cache_seqlens: int or int32 `(b,)`, the lengths without k; None means the whole cache, where neither k nor
             page_table is given. Nothing beyond a length (and k) reaches a result.
         cache_batch_idx: int32 `(b,)`, the row of a contiguous cache that a sequence has.
@@ -130,6 +132,8 @@ def flash_attn_with_kvcache(
     check_table(page_table, q)
     key_scales = check_descale("k_descale", k_descale, k_cache, q)
     value_scales = check_descale("v_descale", v_descale, v_cache, q)
+    if appends:
+        check_written(k_cache=k_cache, v_cache=v_cache, k_descale=key_scales, v_descale=value_scales)
     sinks = check_sinks(sink, q)
     scale, cap = check_scale(softmax_scale, q.shape[3]), check_softcap(softcap)
     check_flag("return_softmax_lse", return_softmax_lse)

@@ -25,6 +25,7 @@ __all__ = [
     "check_sinks",
     "check_table",
     "check_tree",
+    "check_written",
 ]
 
 Tensor = torch.Tensor
@@ -91,6 +92,18 @@ def check_new(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor)
         raise ValueError(f"k and v must have one number of tokens, got {k.shape[1]} and {v.shape[1]}")
 
 
+def check_written(**tensors: Tensor | None) -> None:
+    """What is appended to, caches and scales of tokens, has a place in memory for each element."""
+    for name, x in tensors.items():
+        if x is None or x.ndim < 3:
+            continue
+        if any(step == 0 and size > 1 for step, size in zip(x.stride(), x.shape, strict=True)):
+            raise ValueError(
+                f"{name} must not be an expanded tensor where k and v are appended, got shape {tuple(x.shape)} and "
+                f"strides {x.stride()}: elements that share memory would be written over"
+            )
+
+
 def check_rows(cache_batch_idx: Tensor | None, q: Tensor, rows: int, appends: bool) -> None:
     """cache_batch_idx, int32 `(b,)` within the rows of the cache; each once where something is appended."""
     if cache_batch_idx is None:
@@ -155,6 +168,13 @@ def check_positions(cache: KVCache, new: int, given: int | Tensor | None) -> Non
             f"page_table must name a page in [0, {pages}) for every position below the length, got "
             f"{int(cache.table[sequence, column])} for entry {column} of sequence {sequence}"
         )
+    if new:
+        page, within, _ = cache.places(cache.lengths.long()[:, None] + torch.arange(new, device="cpu"))
+        places = (page * page_size + within).flatten()
+        if len(places.unique()) < len(places):
+            raise ValueError(
+                "page_table must name a place of the pool once where k and v are appended: two would be written over"
+            )
 
 
 def check_descale(name: str, descale: float | Tensor | None, cache: Tensor, q: Tensor) -> Tensor | None:

@@ -92,6 +92,11 @@ BAD = [
     (rows, {"cache_batch_idx": ints(0, 1, 0)}, ValueError, r"cache_batch_idx must have shape \(2,\), got \(3,\)"),
     (rows, {"cache_batch_idx": ints(0, 2)}, ValueError, r"cache_batch_idx must lie in \[0, 2\), got 2"),
     (rows, {"cache_batch_idx": ints(1, 1), **new()}, ValueError, "cache_batch_idx must name each row once where k and v are appended"),
+    (paged, {"page_table": ints(1, 3, 1, 4).view(2, 2), "cache_seqlens": 3, **new()}, ValueError, "page_table must name a place of the pool once where k and v are appended"),
+    (paged, {"page_table": ints(1, 1, 0, 4).view(2, 2), "cache_seqlens": 3, **new(n=17)}, ValueError, "page_table must name a place of the pool once where k and v are appended"),
+    (rows, {"k_cache": torch.ones(2, 40, 1, 8).expand(-1, -1, 2, -1), **new()}, ValueError, "k_cache must not be an expanded tensor where k and v are appended, got shape"),
+    (rows, {"v_cache": torch.ones(1, 40, 2, 24).expand(2, -1, -1, -1), **new()}, ValueError, "v_cache must not be an expanded tensor where k and v are appended, got shape"),
+    (eight, {"v_descale": torch.ones(5, 16, 1).expand(-1, -1, 2), **new()}, ValueError, "v_descale must not be an expanded tensor where k and v are appended, got shape"),
     (paged, {"k_descale": 2.0}, ValueError, "k_descale must be None where the cache is not int8 or fp8, it is torch.float32"),
     (eight, {"v_descale": "2"}, TypeError, "v_descale must be a number or a tensor, got '2'"),
     (eight, {"k_descale": torch.ones(2, 2).half()}, TypeError, "k_descale must be float32 or float64, got torch.float16"),
@@ -127,6 +132,14 @@ BAD = [
 def test_a_bad_argument_is_refused_by_name(call, changed, error, words):
     with pytest.raises(error, match=words):
         call(**changed)
+
+
+def test_sequences_may_share_pages_that_nothing_is_appended_to_and_expanded_tensors_that_are_only_read():
+    shared = {"page_table": ints(1, 3, 1, 4).view(2, 2)}
+    assert paged(**shared).shape == paged(**shared, cache_seqlens=17, **new()).shape == (2, 3, 4, 24)
+    assert rows(k_cache=torch.ones(1, 40, 1, 8).expand(2, -1, 2, -1)).shape == (2, 3, 4, 24)
+    head = torch.ones(1, 1).expand(2, 2)
+    assert eight(**new(), k_descale=head, v_descale=head).shape == (2, 3, 4, 24)
 
 
 def test_without_gradients_parameters_are_taken():

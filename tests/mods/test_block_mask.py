@@ -285,6 +285,19 @@ def test_a_slice_wants_a_mask_mod_and_has_it_for_its_own_rows():
     assert torch.equal(attended(part.reading(), 2, 3), want)
 
 
+def test_a_slice_with_the_mask_mod_that_the_refusal_writes_is_that_part_of_the_whole():
+    def mod(b, h, q, k):
+        return (q - k) % (b + h + 2) == 0
+
+    whole = create_block_mask(mod, **SHAPE, BLOCK_SIZE=64)
+    part = whole[1:, 1:, 2:]
+    with pytest.raises(ValueError, match="assign one") as refused:
+        part.reading()
+    written = str(refused.value).partition("part.mask_mod = ")[2]
+    part.mask_mod = eval(written, {"whole": whole, "first_b": 1, "first_h": 1, "first_row": 128})
+    assert torch.equal(attended(part.reading(), 1, 2), dense_of(mod, 2, 3, 300, 420)[1:, 1:, 128:])
+
+
 def test_a_slice_ends_with_the_ragged_blocks_and_knows_its_own_indices():
     mask = create_block_mask(MODS["causal"], **SHAPE, BLOCK_SIZE=64)
     with pytest.raises(ValueError, match="must have the ragged last row of blocks, 4, as its last one"):
