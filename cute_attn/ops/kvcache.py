@@ -69,7 +69,8 @@ def flash_attn_with_kvcache(
     Args:
         q: `(b, t, heads_q, d)`, bf16, fp16, fp32 or fp64: the last t positions of each sequence.
         k_cache, v_cache: `(b, s, heads_k, d)` and `(b, s, heads_k, dv)`, or with page_table pools `(num_pages,
-            page_size, heads_k, d)`, of any strides, in q's dtype, int8, float8_e4m3fn or float8_e5m2. Never copied.
+            page_size, heads_k, d)`, in q's dtype, int8, float8_e4m3fn or float8_e5m2. Never copied: of any strides, on
+            kernels of a last stride of 1 and others that are multiples of 16 bytes.
         k, v: None, or `(b, n, heads_k, d)` and `(b, n, heads_k, dv)` like q: written behind each sequence, in place.
             Expanded caches are refused then; on the host, so are pages in which two tokens would have one place.
         cache_seqlens: int or int32 `(b,)`, the lengths without k; None means the whole cache, where neither k nor
