@@ -268,6 +268,13 @@ class Value:
             "there is one graph for all of them; compute with torch, and x.to(dtype) for a cast",
         )
 
+    def __hash__(self) -> int:
+        raise refuse(
+            self.tape.kind,
+            "looks a score or an index up (a dict, a set, functools.cache)",
+            "index a tensor of what is looked up, such as torch.tensor([1.0, 0.5])[h]",
+        )
+
     __int__ = __float__ = __index__ = __len__ = __iter__ = __getitem__ = __complex__ = _as_number
     item = tolist = numpy = _as_number
 

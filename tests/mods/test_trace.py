@@ -214,6 +214,7 @@ SAYS = {
     "asks in Python": (lambda s, b, h, q, k: s if q > k else -s, "torch.where"),
     "asks in Python whether": (lambda s, b, h, q, k: s + min(q, k), "torch.minimum"),
     "makes a Python number": (lambda s, b, h, q, k: s * int(q), "compute with torch"),
+    "looks a score or an index up": (lambda s, b, h, q, k: s * {0: 2.0}.get(h, 1.0), "index a tensor"),
     "with a captured tensor of shape": (lambda s, b, h, q, k: s + TABLE, "read one element"),
     "gave 1 indices": (lambda s, b, h, q, k: s + TABLE[h], "give all 2"),
     "gives 3 indices": (lambda s, b, h, q, k: s + TABLE[h, q, k], "it takes 2"),
