@@ -275,6 +275,15 @@ class Value:
             "index a tensor of what is looked up, such as torch.tensor([1.0, 0.5])[h]",
         )
 
+    __array_priority__ = 1.0  # numbers and arrays of NumPy leave their operators to ours
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise refuse(
+            self.tape.kind,
+            "brings a score or an index to NumPy (array[h], np.exp)",
+            "compute with torch, and index torch.from_numpy(array)",
+        )
+
     __int__ = __float__ = __index__ = __len__ = __iter__ = __getitem__ = __complex__ = _as_number
     item = tolist = numpy = _as_number
 

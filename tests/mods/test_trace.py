@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mods.operators_case import OPERATORS
@@ -215,6 +216,9 @@ SAYS = {
     "asks in Python whether": (lambda s, b, h, q, k: s + min(q, k), "torch.minimum"),
     "makes a Python number": (lambda s, b, h, q, k: s * int(q), "compute with torch"),
     "looks a score or an index up": (lambda s, b, h, q, k: s * {0: 2.0}.get(h, 1.0), "index a tensor"),
+    "to NumPy": (lambda s, b, h, q, k: s + np.zeros(4)[h], r"torch.from_numpy\(array\)"),
+    "an index to NumPy": (lambda s, b, h, q, k: np.exp(s), "compute with torch"),
+    "computes with ndarray": (lambda s, b, h, q, k: np.zeros(4) * s, "values, tensors and numbers"),
     "with a captured tensor of shape": (lambda s, b, h, q, k: s + TABLE, "read one element"),
     "gave 1 indices": (lambda s, b, h, q, k: s + TABLE[h], "give all 2"),
     "gives 3 indices": (lambda s, b, h, q, k: s + TABLE[h, q, k], "it takes 2"),
@@ -236,6 +240,12 @@ def test_what_no_graph_can_hold_is_refused_by_name_with_what_would_do(what):
     function, instead = SAYS[what]
     with pytest.raises(ValueError, match=f"^score_mod .*{what}.*{instead}"):
         trace(function, "score_mod")
+
+
+def test_numbers_of_numpy_are_numbers_on_both_sides():
+    scores = torch.randn(2, 4, 5, 6, dtype=torch.float64)
+    traced = trace(lambda s, b, h, q, k: np.float64(2.5) * s - (np.int64(2) > q) * np.float32(0.5), "score_mod")
+    assert torch.equal(evaluated(traced, scores), 2.5 * scores - (torch.arange(5)[:, None] < 2) * 0.5)
 
 
 def test_a_mask_mod_is_called_by_its_name_in_errors():
