@@ -424,8 +424,13 @@ def as_block_mask(mask: object) -> BlockMask:
         lists: list[Any] = [getattr(mask, name) for name in FIELDS[:4]]
         rest = mask.BLOCK_SIZE, mask.mask_mod, mask.seq_lengths  # type: ignore[attr-defined]
     except AttributeError:
+        maker = ""
+        if callable(mask):
+            maker = ": create_block_mask makes one of a mask_mod"
+        elif isinstance(mask, torch.Tensor):
+            maker = ": IntervalMask.from_dense makes one of a dense bool tensor"
         raise TypeError(
-            f"block_mask must be a BlockMask, of cute_attn or torch, an IntervalMask or None, got {shown(mask)}"
+            f"block_mask must be a BlockMask, of cute_attn or torch, an IntervalMask or None, got {shown(mask)}{maker}"
         ) from None
     seen = [(id(x), version_of(x)) if isinstance(x, torch.Tensor) else None for x in lists]
     state = (*seen, rest[0], id(rest[1]), rest[2])

@@ -170,17 +170,22 @@ def _refuse_other_masks(q_ranges: object) -> None:
     if isinstance(q_ranges, (torch.Tensor, np.ndarray)) and q_ranges.dtype in (torch.bool, np.bool_):
         raise TypeError(
             f"q_ranges must hold integers, got booleans: where a dense mask stands elsewhere, give {instead} "
-            "IntervalMask.from_intervals(lo, hi, seqlen_k) from the first and last key of each row's runs"
+            "IntervalMask.from_dense(mask)"
         )
     if isinstance(q_ranges, str):
         raise TypeError(
             f"q_ranges must be ranges or an IntervalMask, got {q_ranges!r}: "
             "cute_attn.mask.from_spec(name, seqlen_q, seqlen_k) makes a mask from its name"
         )
+    if type(q_ranges).__name__ == "BlockMask":  # ours or torch's
+        raise TypeError(
+            "q_ranges must be ranges or an IntervalMask, got a BlockMask: cute_attn.flex_attention takes it, and where "
+            "it is intervals, `intervals` of cute_attn's is one"
+        )
     if callable(q_ranges):
         raise TypeError(
             f"q_ranges must be ranges or an IntervalMask, got a function: a mask_mod is no mask here; give {instead} "
-            "combining some with &, | and ~"
+            "IntervalMask.from_function(mask_mod, seqlen_q, seqlen_k)"
         )
 
 

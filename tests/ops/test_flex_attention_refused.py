@@ -81,8 +81,13 @@ def test_a_ratio_of_heads_that_is_none(heads):
         (TypeError, r"block_mask must be .*, got 'causal'", {"block_mask": "causal"}),
         (
             TypeError,
-            r"block_mask must be .*, got a tensor of shape \(6, 8\)",
+            r"block_mask must be .*, got a tensor of shape \(6, 8\).*: IntervalMask.from_dense makes one",
             {"block_mask": torch.ones(6, 8, dtype=torch.bool)},
+        ),
+        (
+            TypeError,
+            r"block_mask must be .*, got <function .*: create_block_mask makes one of a mask_mod",
+            {"block_mask": lambda b, h, q, k: q >= k},
         ),
         (TypeError, r"kernel_options must be None or a dict, got 5", {"kernel_options": 5}),
         (

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from oracle import assert_close
+from torch.nn.attention import flex_attention as torchs
 
 from cute_attn import (
     AttnMaskType,
+    create_block_mask,
     fa2_func_with_sink,
     fa2_kvpacked_func_with_sink,
     fa2_qkvpacked_func_with_sink,
@@ -21,6 +23,7 @@ from cute_attn import (
     fa3_varlen_func_with_sink,
     flex_flash_attn_func,
     mask,
+    noop_mask,
 )
 from cute_attn.ops import flex_flash
 
@@ -226,9 +229,17 @@ def test_other_keywords_are_refused():
 @pytest.mark.parametrize(
     ("q_ranges", "words"),
     [
-        (torch.ones(12, 12, dtype=torch.bool), r"got booleans: where a dense mask .* IntervalMask.from_intervals"),
-        (np.tri(12, dtype=bool), r"got booleans: where a dense mask .* IntervalMask.from_intervals"),
-        (lambda b, h, q_idx, kv_idx: q_idx >= kv_idx, r"a mask_mod is no mask here; .* a builder of cute_attn.mask"),
+        (torch.ones(12, 12, dtype=torch.bool), r"got booleans: where a dense mask .* IntervalMask.from_dense\(mask\)"),
+        (np.tri(12, dtype=bool), r"got booleans: where a dense mask .* IntervalMask.from_dense\(mask\)"),
+        (lambda b, h, q_idx, kv_idx: q_idx >= kv_idx, r"a mask_mod is no mask here; .* IntervalMask.from_function\("),
+        (
+            create_block_mask(noop_mask, None, None, 12, 12, device="cpu"),
+            r"got a BlockMask: cute_attn.flex_attention takes it",
+        ),
+        (
+            torchs.create_block_mask(torchs.noop_mask, None, None, 12, 12, device="cpu"),
+            r"got a BlockMask: .* `intervals`",
+        ),
         ("causal", r"got 'causal': cute_attn.mask.from_spec\(name, seqlen_q, seqlen_k\) makes a mask"),
     ],
 )
