@@ -202,6 +202,10 @@ class BlockMask:
             self._reading.predicate.check()
         return self._reading
 
+    def reads_planes(self) -> tuple[bool, bool]:
+        """Whether mask_mod reads b, and h."""
+        return (False, False) if self._captured is None else self._captured.reads_planes
+
     @property
     def intervals(self) -> IntervalMask | None:
         """The mask as an IntervalMask; None where it is intervals thinned by a function, and for a slice that has

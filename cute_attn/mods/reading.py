@@ -21,11 +21,13 @@ _PAIRS = 1 << 18  # evaluated together
 
 @dataclass(frozen=True)
 class Captured:
-    """A traced mask_mod with the state in which its captured tensors were, and their names."""
+    """A traced mask_mod with the state in which its captured tensors were, and their names. reads_planes: whether it
+    reads b, and h."""
 
     traced: Traced
     versions: tuple[int, ...]
     names: tuple[str, ...]
+    reads_planes: tuple[bool, bool]
 
     @classmethod
     def of(cls, traced: Traced, mask_mod: Callable[..., Any]) -> Captured:
@@ -36,12 +38,14 @@ class Captured:
                     "mask_mod must not capture tensors that require a gradient, since none flows through a mask, got "
                     f"{name}: detach it"
                 )
-        return cls(traced, tuple(map(version_of, traced.tensors)), names)
+        graph = traced.graph
+        return cls(traced, tuple(map(version_of, traced.tensors)), names, (graph.reads("b"), graph.reads("h")))
 
     def part(self, traced: Traced) -> Captured:
         """A part of the function, with some of its tensors."""
         places = [next(i for i, y in enumerate(self.traced.tensors) if y is x) for x in traced.tensors]
-        return Captured(traced, tuple(self.versions[i] for i in places), tuple(self.names[i] for i in places))
+        versions, names = tuple(self.versions[i] for i in places), tuple(self.names[i] for i in places)
+        return Captured(traced, versions, names, self.reads_planes)
 
     def check(self) -> None:
         """ValueError where a captured tensor has changed since: a mask is what its mask_mod said when it was made."""

@@ -192,8 +192,20 @@ def _mask_argument(block_mask: Any, query: Tensor, key: Tensor) -> tuple[Interva
         mask, thinned = reading.intervals, None
         if reading.predicate is not None:
             thinned = Thinned(reading.predicate.traced, reading.full)
+        _check_shared(blocks.reads_planes(), planes, query)
     _check_mask(mask, planes, query, key)
     return mask, thinned
+
+
+def _check_shared(reads: tuple[bool, bool], planes: tuple[int, ...], query: Tensor) -> None:
+    """A mask that all heads share is the first one's, which is wrong for others where its function tells them apart."""
+    said = ("B", "batch elements", "b"), ("H", "heads", "h")
+    for (argument, name, read), is_read, made, size in zip(said, reads, planes, query.shape[:2], strict=True):
+        if is_read and made == 1 and size > 1:
+            raise ValueError(
+                f"block_mask must be made for the {size} {name} of query, since its mask_mod reads {read}, got one "
+                f"that all {name} share: create_block_mask takes {argument}={size}"
+            )
 
 
 def _check_mask(mask: IntervalMask, planes: tuple[int, ...], query: Tensor, key: Tensor) -> None:

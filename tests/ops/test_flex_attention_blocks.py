@@ -119,6 +119,23 @@ def test_the_planes_that_a_mask_was_made_for_count_even_where_its_function_reads
         flex_attention(*inputs(2, (2, 2), (20, 20)), block_mask=block_mask)
 
 
+@pytest.mark.parametrize(
+    "mod", [lambda b, h, q, k: q - k < 2 + b + h, lambda b, h, q, k: (q * k + b + h) % 3 != 1], ids=["read", "thinned"]
+)
+@pytest.mark.parametrize("maker", [create_block_mask, torch_flex.create_block_mask], ids=["ours", "theirs"])
+def test_a_mask_that_all_share_whose_function_tells_them_apart_is_refused(mod, maker):
+    def attend(batch, heads, B, H):
+        made = maker(mod, B, H, 20, 20, device="cpu")
+        return flex_attention(*inputs(batch, (heads, heads), (20, 20)), block_mask=made).shape[:2]
+
+    with pytest.raises(ValueError, match=r"for the 4 heads of query, since its mask_mod reads h, .* takes H=4"):
+        attend(1, 4, None, None)
+    with pytest.raises(ValueError, match=r"for the 2 batch elements of query, .* reads b, .* takes B=2"):
+        attend(2, 4, None, 4)
+    assert attend(1, 1, None, None) == (1, 1)
+    assert attend(2, 4, 2, 4) == (2, 4)
+
+
 def test_a_captured_tensor_that_changed_is_noticed_where_it_is_read():
     signs = SIGNS.clone()
     block_mask = create_block_mask(lambda b, h, q, k: signs[q] * signs[k] > 0, None, None, 50, 50, device="cpu")
