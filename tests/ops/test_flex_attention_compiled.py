@@ -6,7 +6,7 @@ from mods_case import LONGEST, Captured, mods
 from oracle import assert_close
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from cute_attn import AuxRequest, flex_attention, mask
+from cute_attn import AuxRequest, create_block_mask, flex_attention, mask
 from cute_attn.backends.plan import Plan
 from cute_attn.mods.trace import trace
 
@@ -66,6 +66,21 @@ def test_a_function_of_another_module_is_followed():
         return flex_attention(query, key, value, mods(captured)["everything"], enable_gqa=True)
 
     assert_close("out", compiled(*qkv), flex_attention(*qkv, mods(captured)["everything"], enable_gqa=True), EXACT)
+
+
+def test_masks_that_captured_tensors_thin_go_through_one_graph():
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(
+        lambda *qkv, block_mask: flex_attention(*qkv, None, block_mask, enable_gqa=True),
+        fullgraph=True,
+        backend=counter,
+    )
+    qkv = inputs(20)
+    for _ in range(2):
+        signs = torch.randn(20)
+        made = create_block_mask(lambda b, h, q, k, x=signs: x[q] * x[k] > 0, None, None, 20, 20, device="cpu")
+        assert_close("out", compiled(*qkv, block_mask=made), flex_attention(*qkv, None, made, enable_gqa=True), EXACT)
+    assert counter.frame_count == 1
 
 
 def test_what_is_refused_is_refused_while_compiling():
