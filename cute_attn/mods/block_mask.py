@@ -424,6 +424,12 @@ def as_block_mask(mask: object) -> BlockMask:
     if isinstance(mask, IntervalMask):
         leading = (mask.batch, mask.heads)
         return BlockMask._of_reading(Reading(mask), None, None, noop_mask, (128, 128), leading, True)
+    return _of_other(mask)
+
+
+@outside_of_graphs
+def _of_other(mask: object) -> BlockMask:
+    """A mask with the attributes of torch's."""
     try:
         lists: list[Any] = [getattr(mask, name) for name in FIELDS[:4]]
         rest = mask.BLOCK_SIZE, mask.mask_mod, mask.seq_lengths  # type: ignore[attr-defined]

@@ -83,6 +83,14 @@ def test_masks_that_captured_tensors_thin_go_through_one_graph():
     assert counter.frame_count == 1
 
 
+def test_masks_of_torch_break_the_graph_alone():
+    theirs = pytest.importorskip("torch.nn.attention.flex_attention")
+    made = theirs.create_block_mask(lambda b, h, q, k: q >= k, None, None, 20, 20, device="cpu")
+    compiled = torch.compile(lambda *qkv: flex_attention(*qkv, None, made, enable_gqa=True), backend="eager")
+    qkv = inputs(20)
+    assert_close("out", compiled(*qkv), flex_attention(*qkv, None, made, enable_gqa=True), EXACT)
+
+
 def test_what_is_refused_is_refused_while_compiling():
     @torch.compile(fullgraph=True, backend="eager")
     def compiled(query, key, value):
