@@ -21,7 +21,7 @@ from .order import in_turns
 from .rows import pack_bounds, unpack_rows
 from .run import Order, Runtime, run
 from .shapes import spec_of
-from .tensors import DTYPES, in_kernel_form, multiprocessors
+from .tensors import DTYPE_NAMES, in_kernel_form, multiprocessors
 from .tuned import tuned_tile
 
 __all__ = ["BackwardPlan", "KernelGradients", "backward", "plan_backward", "row_terms", "without_keys"]
@@ -84,7 +84,7 @@ def plan_backward(
     """
     if tile is None:
         dims = kernel_dims(*head_dims)
-        tile = tuned_tile("bwd", DTYPES[dtype], dims, heads, mask, mask.device, default_tile(*dims))
+        tile = tuned_tile("bwd", DTYPE_NAMES[dtype], dims, heads, mask, mask.device, default_tile(*dims))
     heads_k = heads[1] if mask.heads > 1 else 1
     key = tile, has_turns, heads_k
     if key not in mask._derived:
@@ -170,7 +170,7 @@ def backward(
     )
     spec = spec_of(
         BackwardSpec,
-        dtype=DTYPES[q.dtype],
+        dtype=DTYPE_NAMES[q.dtype],
         head_dim=dims[0],
         head_dim_v=dims[1],
         mask=form,

@@ -17,7 +17,7 @@ from cute_attn.spec.tiles import TileConfig
 from .dims import kernel_dims
 from .run import Order, Runtime, run
 from .shapes import spec_of
-from .tensors import DTYPES, in_kernel_form, multiprocessors, rows_contiguous
+from .tensors import DTYPE_NAMES, in_kernel_form, multiprocessors, rows_contiguous
 from .tuned import tuned_tile
 
 __all__ = ["ForwardPlan", "forward", "plan_forward"]
@@ -58,7 +58,7 @@ def plan_forward(
         dims = kernel_dims(*head_dims)
         tile = default_tile(*dims)
         if softmax == "stale":  # tables hold what was measured with it
-            tile = tuned_tile("fwd", DTYPES[dtype], dims, heads, mask, mask.device, tile)
+            tile = tuned_tile("fwd", DTYPE_NAMES[dtype], dims, heads, mask, mask.device, tile)
     schedule = mask.schedule((tile.m, tile.n))
     facts = schedule.layers, schedule.has_lower, schedule.has_upper
     table = schedule.forward
@@ -122,7 +122,7 @@ def forward(
     form, score = MaskForm.of(plan.layers, plan.has_lower, plan.has_upper), ScoreForm.of(softmax_scale, softcap)
     spec = spec_of(
         ForwardSpec,
-        dtype=DTYPES[q.dtype],
+        dtype=DTYPE_NAMES[q.dtype],
         head_dim=dims[0],
         head_dim_v=dims[1],
         mask=form,

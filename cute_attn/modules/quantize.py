@@ -12,7 +12,7 @@ from ..reference import compute_dtype
 __all__ = ["KVQuant", "KVTensor"]
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
-DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+QUANTISED = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 AXES = {"dkv": (3,), "heads_and_dkv": (2, 3)}  # what shares a scale
 
 
@@ -78,7 +78,7 @@ class KVQuant:
     axis: str = "dkv"
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
+        if self.dtype not in QUANTISED:
             raise ValueError(f"dtype of a KVQuant must be 'int8' or 'fp8', got {self.dtype!r}")
         if self.axis not in AXES:
             raise ValueError(f"axis must be 'dkv' or 'heads_and_dkv', got {self.axis!r}")
@@ -86,7 +86,7 @@ class KVQuant:
     @property
     def torch_dtype(self) -> torch.dtype:
         """Of the quantised numbers."""
-        return DTYPES[self.dtype]
+        return QUANTISED[self.dtype]
 
     def quantize(self, kv: torch.Tensor) -> KVTensor:
         """Keys or values `(b, s, heads, d)`, bf16, fp16, fp32 or fp64, in eight bits.
