@@ -14,7 +14,7 @@ from cute_attn.decode.config import ctas_per_multiprocessor, default_tile, most_
 from cute_attn.spec.decode import DECODE_HEAD_DIMS, EIGHT_BIT_HEAD_DIMS, GATHER, PIECES, DecodeSpec, DecodeTile
 from cute_attn.spec.score import ScoreForm
 
-from .run import Order, Runtime, run
+from .run import KernelBackend, Order, run
 from .shapes import spec_of
 from .tensors import DTYPE_NAMES, in_kernel_form, multiprocessors
 
@@ -40,7 +40,7 @@ def decode(
     window: tuple[int, int],
     num_splits: int,
     sm_margin: int,
-    runtime: Runtime = "sm90",
+    backend: KernelBackend = "sm90",
     order: Order | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `cute_attn.backends.interface.Backend.decode`; `why_not_served` has nothing against these tensors.
@@ -87,7 +87,7 @@ def decode(
         *(sink_lse, words, *scales, parts, logs),
     )
     scalars = (*score.factors(softmax_scale, softcap), *_limited(window, tokens))
-    run(spec, (tensors, scalars), runtime, (out, lse, parts, logs), order)
+    run(spec, (tensors, scalars), backend, (out, lse, parts, logs), order)
     return out, lse
 
 

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import torch
 
-from cute_attn.backend import backend
+from cute_attn.backend import backend as chosen_backend
 from cute_attn.jit.record import record_specs
 from cute_attn.launch.backward import backward
 from cute_attn.launch.forward import forward
-from cute_attn.launch.run import Runtime
+from cute_attn.launch.run import KernelBackend
 from cute_attn.launch.tensors import NAMED_DTYPES
 from cute_attn.mask import IntervalMask
 from cute_attn.ops.flex_flash import flex_flash_attn_func
@@ -56,15 +56,15 @@ class AttentionProblem:
     lse: torch.Tensor | None
 
 
-def check(case: AnyCase, runtime: Runtime, device: torch.device) -> Verdict:
+def check(case: AnyCase, backend: KernelBackend, device: torch.device) -> Verdict:
     """Runs a case. Whatever its launch raises goes through."""
     problem = make_problem(case, device)
     with record_specs() as recorder:
-        got = launch(case, problem, runtime)
+        got = launch(case, problem, backend)
     wrong = []
     if recorder.specs[-1:] != (case.spec,):
         wrong.append(f"another kernel was launched: {'; '.join(map(str, recorder.specs)) or 'none'}")
-    for name, again in _runs_again(case, problem, runtime):
+    for name, again in _runs_again(case, problem, backend):
         if not torch.equal(again, got[name]):
             wrong.append(f"{name} has other bits in another run")
     if isinstance(case, DecodeCase):
@@ -111,21 +111,21 @@ def make_problem(case: AnyCase, device: torch.device) -> AttentionProblem | Deco
     return AttentionProblem(mask, q, k, v, dout, sink, dlse, out, lse)
 
 
-def launch(case: AnyCase, p: AttentionProblem | DecodeProblem, runtime: Runtime, **simulation: object) -> Tensors:
+def launch(case: AnyCase, p: AttentionProblem | DecodeProblem, backend: KernelBackend, **simulation: object) -> Tensors:
     """The results of one run by name, their memory poisoned before. simulation: options of the backend "sim"."""
-    with _poisoned(), backend(runtime, **simulation):
+    with _poisoned(), chosen_backend(backend, **simulation):
         if isinstance(case, DecodeCase):
             assert isinstance(p, DecodeProblem)
-            found = p.launch(case, runtime)
+            found = p.launch(case, backend)
         else:
             assert isinstance(p, AttentionProblem)
-            found = _public(case, p) if case.public else _launched(case, p, runtime)
+            found = _public(case, p) if case.public else _launched(case, p, backend)
         if p.q.device.type == "cuda":
             torch.cuda.synchronize(p.q.device)
     return found
 
 
-def _launched(case: Case, p: AttentionProblem, runtime: Runtime) -> Tensors:
+def _launched(case: Case, p: AttentionProblem, backend: KernelBackend) -> Tensors:
     spec = case.spec
     if isinstance(spec, ForwardSpec):
         out, lse, max_logits = forward(
@@ -140,7 +140,7 @@ def _launched(case: Case, p: AttentionProblem, runtime: Runtime) -> Tensors:
             softmax=spec.softmax,
             fp32_out=spec.fp32_out,
             tile=spec.tile,
-            runtime=runtime,
+            backend=backend,
         )
         return {"out": out, "lse": lse} | ({} if max_logits is None else {"max_logits": max_logits[0]})
     assert p.out is not None
@@ -160,7 +160,7 @@ def _launched(case: Case, p: AttentionProblem, runtime: Runtime) -> Tensors:
         deterministic=spec.deterministic,
         fp32_gradients=spec.fp32_gradients,
         tile=spec.tile,
-        runtime=runtime,
+        backend=backend,
     )
     named = zip(("dq", "dk", "dv"), gradients, strict=False)
     return {name: gradient for name, gradient in named if gradient is not None}
@@ -178,16 +178,16 @@ def _public(case: Case, p: AttentionProblem) -> Tensors:
 
 
 def _runs_again(
-    case: AnyCase, p: AttentionProblem | DecodeProblem, runtime: Runtime
+    case: AnyCase, p: AttentionProblem | DecodeProblem, backend: KernelBackend
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The results of further runs, of what is the same every time; in simulation under another schedule."""
     if case.public or (isinstance(case.spec, BackwardSpec) and not case.spec.deterministic):
         return
-    if runtime == "sm90":
+    if backend == "sm90":
         for _ in range(AGAIN):
-            yield from launch(case, p, runtime).items()
+            yield from launch(case, p, backend).items()
     elif case.op == "bwd":
-        yield from launch(case, p, runtime, mode="random", seed=1).items()
+        yield from launch(case, p, backend, mode="random", seed=1).items()
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import torch
 from cute_attn.caches import EIGHT_BITS, KVCache, quantise
 from cute_attn.decode_reference import decode_reference, gathered, intervals_of_tokens
 from cute_attn.launch.decode import CACHE_NAMES, decode, decode_spec
-from cute_attn.launch.run import Runtime
+from cute_attn.launch.run import KernelBackend
 from cute_attn.launch.tensors import NAMED_DTYPES
 from cute_attn.spec.decode import DecodeSpec
 from cute_attn.spec.operation import parse_spec
@@ -98,7 +98,7 @@ class DecodeProblem(NamedTuple):
         for i, length in enumerate(self.cache.lengths.tolist()):
             yield gathered(self.cache, i, length, torch.float32)
 
-    def launch(self, case: DecodeCase, runtime: Runtime) -> Tensors:
+    def launch(self, case: DecodeCase, backend: KernelBackend) -> Tensors:
         out, lse = decode(
             self.q,
             self.cache,
@@ -106,7 +106,7 @@ class DecodeProblem(NamedTuple):
             self.tree,
             num_splits=case.parts,
             sm_margin=0,
-            runtime=runtime,
+            backend=backend,
             **_scalars(case),
         )
         return {"out": out, "lse": lse}
