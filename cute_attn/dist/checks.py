@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..mask import IntervalMask
-from ..mask.checks import check_is_dense, shown
+from ..mask.checks import END, check_is_dense, shown
 
 __all__ = [
     "END",
@@ -22,8 +22,6 @@ __all__ = [
     "check_tensor",
     "integer_tensor",
 ]
-
-END = 1 << 31  # positions are int32
 
 
 def check_int(name: str, value: object, least: int | None = None, below: int | None = None) -> int:
