@@ -411,8 +411,8 @@ class BlockMask:
 
 
 def as_block_mask(mask: object) -> BlockMask:
-    """A BlockMask of ours as it is; torch's by its attributes, kept while they hold the same; an IntervalMask as the mask
-    that it is. TypeError for anything else."""
+    """A BlockMask of ours as it is; torch's by its attributes, kept while they hold the same; an IntervalMask as
+    what it is. TypeError for anything else."""
     if isinstance(mask, BlockMask):
         return mask
     if isinstance(mask, IntervalMask):
