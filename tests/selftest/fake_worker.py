@@ -1,4 +1,4 @@
-"""Stands for the self-test's process, without PyTorch: does with each case what $PLAN says of its mask, or of decode."""
+"""Stands for the process of the self-test, without PyTorch: does with each case what $PLAN says of its mask."""
 
 import json
 import os
