@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cute_attn.launch.tensors import NAMED_DTYPES
 from cute_attn.mask import IntervalMask
 from cute_attn.spec.operation import operation
 from cute_attn.spec.tiles import Tile
@@ -21,8 +22,6 @@ from .problem import Problem
 __all__ = ["CudaDevice"]
 
 HUNG_AFTER = 60.0  # seconds, of one call
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class CudaDevice:
@@ -73,7 +72,7 @@ class CudaDevice:
     def _call(self, problem: Problem, tile: Tile) -> Callable[[], object]:
         mask = problem.intervals()
         mask = IntervalMask(mask.lo.to(self._device), mask.hi.to(self._device), mask.seqlen_k)
-        dtype, scale = DTYPES[problem.dtype], problem.head_dim**-0.5
+        dtype, scale = NAMED_DTYPES[problem.dtype], problem.head_dim**-0.5
 
         def random(seqlen: int, heads: int, dim: int) -> torch.Tensor:
             return torch.randn(problem.batch, seqlen, heads, dim, device=self._device, dtype=dtype)

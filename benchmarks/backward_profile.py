@@ -14,7 +14,7 @@ from turns_model import ctas_of, makespan
 from cute_attn.bwd.config import default_tile
 from cute_attn.jit.compile import compile
 from cute_attn.mask import from_spec
-from cute_attn.profile.inspect import Report, inspect
+from cute_attn.profile.inspect import KernelReport, inspect
 from cute_attn.spec.attention import HEAD_DIMS
 from cute_attn.spec.backward import BackwardSpec
 from cute_attn.spec.mask import MaskForm
@@ -33,12 +33,12 @@ MASKS = {
 
 
 @functools.cache
-def profile(dims: tuple[int, int], mask: str, deterministic: bool = False) -> Report:
+def profile(dims: tuple[int, int], mask: str, deterministic: bool = False) -> KernelReport:
     fields = {"head_dim": dims[0], "head_dim_v": dims[1], "tile": default_tile(*dims)}
     return inspect(compile(BackwardSpec(mask=MaskForm(LAYERS[mask]), deterministic=deterministic, **fields)))
 
 
-def costs(report: Report) -> dict[str, object]:
+def costs(report: KernelReport) -> dict[str, object]:
     partial, full = report.loops
     return {
         "spilled": report.spill_bytes,
@@ -54,7 +54,7 @@ def costs(report: Report) -> dict[str, object]:
     }
 
 
-def ctas_a_multiprocessor(report: Report) -> int:
+def ctas_a_multiprocessor(report: KernelReport) -> int:
     return min(REGISTERS // (THREADS * report.registers), SHARED_MEMORY // (report.smem_bytes + RESERVED))
 
 

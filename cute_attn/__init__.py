@@ -9,18 +9,6 @@ from .launch import operations as _operations  # noqa: F401  (fills the table of
 from .mask import AttnMaskType, AttnRange, AttnRanges, IntervalMask, TileSchedule
 from .mods.block_mask import BlockMask, noop_mask
 from .mods.masks import and_masks, create_block_mask, create_mask, or_masks
-from .modules import (
-    AttentionOp,
-    AttentionType,
-    ChunkedCausalMask,
-    KVQuant,
-    KVTensor,
-    LoadBalancedCausalMask,
-    StripedMask,
-    balanced_order,
-    normalize_attention,
-    normalize_cudnn_attention,
-)
 from .ops.flex_attention import AuxOutput, AuxRequest, flex_attention
 from .ops.flex_flash import flex_flash_attn_func
 from .ops.kvcache import flash_attn_with_kvcache
@@ -39,6 +27,18 @@ from .ops.sink import (
 if TYPE_CHECKING:
     from .jit.bundle import load_bundle
     from .jit.record import record_specs
+    from .modules import (
+        AttentionOp,
+        AttentionType,
+        ChunkedCausalMask,
+        KVQuant,
+        KVTensor,
+        LoadBalancedCausalMask,
+        StripedMask,
+        balanced_order,
+        normalize_attention,
+        normalize_cudnn_attention,
+    )
 
 __version__ = "0.1.0.dev0"
 
@@ -83,8 +83,23 @@ __all__ = [
     "record_specs",
 ]
 
-# Names that few programs use, and what they come from: loaded when first asked for.
+# Names that not every program uses, and what they come from: loaded when first asked for, so that importing stays fast.
 _LAZY = {"load_bundle": "jit.bundle", "record_specs": "jit.record"}
+_LAZY |= dict.fromkeys(
+    (
+        "AttentionOp",
+        "AttentionType",
+        "ChunkedCausalMask",
+        "KVQuant",
+        "KVTensor",
+        "LoadBalancedCausalMask",
+        "StripedMask",
+        "balanced_order",
+        "normalize_attention",
+        "normalize_cudnn_attention",
+    ),
+    "modules",
+)
 
 
 if os.environ.get("CUTE_ATTN_LOG"):

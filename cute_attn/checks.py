@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .mask import IntervalMask
-from .mask.checks import END, INTEGERS, check_flag, check_integers, shown
+from .mask.checks import END, INTEGERS, check_flag, check_integers, check_is_dense, shown
 from .mask.checks import check_integer_tensor as check_readable
 from .reference import compute_dtype
 
@@ -31,6 +31,7 @@ __all__ = [
     "check_softcap",
     "check_unsupported",
     "check_window",
+    "is_readable",
 ]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -117,13 +118,13 @@ def check_max_seqlen(name: str, value: Any, bounds: torch.Tensor | None) -> None
     if isinstance(value, torch.Tensor):
         if value.ndim or value.dtype not in INTEGERS:
             raise TypeError(f"{name} must be None, an int >= 0 or a 0-d tensor of one, got {shown(value)}")
-        if not _is_readable(value):
+        if not is_readable(value):
             return
         value = int(value.long())
     elif isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     most = check_count(name, value)
-    if bounds is not None and _is_readable(bounds) and bounds.numel() > 1:
+    if bounds is not None and is_readable(bounds) and bounds.numel() > 1:
         lengths = bounds.long().diff()
         longest = int(lengths.max())
         # bounds that fall or are no positions are refused where they are read
@@ -136,7 +137,7 @@ def check_seqused(name: str, value: object, ends: torch.Tensor) -> None:
     if value is None:
         return
     used = check_integers(name, value)
-    if not (_is_readable(used) and _is_readable(ends)):
+    if not (is_readable(used) and is_readable(ends)):
         raise ValueError(f"{name} is not supported: it must be None or, on the host, the full lengths")
     if not torch.equal(used, ends.long().diff()):
         raise ValueError(f"{name} is not supported: it must be None or the full lengths, got {used.tolist()}")
@@ -252,7 +253,7 @@ def check_unsupported(**arguments: tuple[object, ...]) -> None:
             raise ValueError(f"{name} is not supported: it must be {' or '.join(map(repr, allowed))}, got {got}")
 
 
-def _is_readable(x: torch.Tensor) -> bool:
+def is_readable(x: torch.Tensor) -> bool:
     """Whether its values may be looked at: on the host, and no stand-in of a compiler."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and type(x) is torch.Tensor
 
@@ -264,9 +265,7 @@ def _check_is_tensor(name: str, x: object) -> None:
 
 def _check_is_dense(name: str, x: torch.Tensor) -> None:
     _check_is_tensor(name, x)
-    if x.is_nested or x.layout != torch.strided:
-        kind = "a nested tensor" if x.is_nested else f"layout {x.layout}"
-        raise TypeError(f"{name} must be a dense tensor, got {kind}; pack sequences and describe them by the mask")
+    check_is_dense(name, x, "; pack sequences and describe them by the mask")
 
 
 def _check_tensor(name: str, x: torch.Tensor) -> None:

@@ -20,11 +20,11 @@ def make_problem(case: Case) -> Problem:
     return replace(p, out=out, lse=lse, dout=torch.randn(out.shape).to(case.dtype), dlse=dlse)
 
 
-def check(case: Case, runtime: str) -> KernelGradients:
+def check(case: Case, backend: str) -> KernelGradients:
     """The kernels' errors against fp64 are at most twice those of plain PyTorch in the same dtype, and what fp32 sums
     explain: where a row has one key, plain gradients of q and k are exactly zero, and the kernels' are nearly so."""
     problem = make_problem(case)
-    gradients = run(case, runtime, problem)
+    gradients = run(case, backend, problem)
     exact, plain = plainly(case, problem, torch.float64), plainly(case, problem, case.dtype)
     rounding = dict(zip(NAMES, fp32_rounding(case, problem), strict=False))
     dsink = None if problem.sink is None else sink_gradient(problem.sink, problem.lse, gradients.delta)
@@ -35,18 +35,18 @@ def check(case: Case, runtime: str) -> KernelGradients:
     return gradients
 
 
-def check_same_bits(case: Case, runtime: str, schedules: list[tuple[str, int]]) -> None:
+def check_same_bits(case: Case, backend: str, schedules: list[tuple[str, int]]) -> None:
     """The case has the same gradients in every schedule."""
     problem = make_problem(case)
-    first, *others = [run(replace(case, mode=mode, seed=seed), runtime, problem) for mode, seed in schedules]
+    first, *others = [run(replace(case, mode=mode, seed=seed), backend, problem) for mode, seed in schedules]
     for gradients in others:
         for name in ("dq", "dk", "dv"):
             assert torch.equal(getattr(gradients, name), getattr(first, name)), name
 
 
-def run(case: Case, runtime: str, p: Problem) -> KernelGradients:
+def run(case: Case, backend: str, p: Problem) -> KernelGradients:
     """The kernels on tensors of a CPU, wherever they run."""
-    mask, *tensors, dlse = on(runtime, case.mask, p.dout, p.q, p.k, p.v, p.out, p.lse, p.dlse)
+    mask, *tensors, dlse = on(backend, case.mask, p.dout, p.q, p.k, p.v, p.out, p.lse, p.dlse)
     with running(case):
         results = backward(
             *tensors,
@@ -54,7 +54,7 @@ def run(case: Case, runtime: str, p: Problem) -> KernelGradients:
             softmax_scale=case.softmax_scale,
             softcap=case.softcap,
             dlse=dlse,
-            runtime=runtime,
+            backend=backend,
             **case.options,
         )
     return KernelGradients(*(x if x is None else x.cpu() for x in results))

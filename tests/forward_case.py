@@ -10,10 +10,10 @@ from cute_attn.reference import attention_forward
 TANH_ERROR = 2.0**-10.9  # relative, of the hardware's tanh
 
 
-def check(case: Case, runtime: str) -> None:
+def check(case: Case, backend: str) -> None:
     """The output's error against fp64 is at most twice that of plain PyTorch in the same dtype."""
     problem = draw(case)
-    got = dict(zip(("out", "lse", "max_logits"), run(case, runtime, problem), strict=True))
+    got = dict(zip(("out", "lse", "max_logits"), run(case, backend, problem), strict=True))
     exact, plain = plainly(case, problem, torch.float64), plainly(case, problem, case.dtype)
     wide = lse_tolerance(case, problem, exact["lse"])
     allowed = {"out": 2 * (plain["out"] - exact["out"]).abs().max().item() + 1e-6, "lse": wide, "max_logits": wide}
@@ -35,12 +35,12 @@ def lse_tolerance(case: Case, p: Problem, exact: torch.Tensor) -> float:
     return rounding + TANH_ERROR * scores.masked_fill(scores == -torch.inf, 0.0).abs().max().item()
 
 
-def run(case: Case, runtime: str, p: Problem) -> list[torch.Tensor | None]:
+def run(case: Case, backend: str, p: Problem) -> list[torch.Tensor | None]:
     """out, lse and the largest logit of every head, or None, on tensors of a CPU wherever it runs."""
-    if runtime == "reference":
+    if backend == "reference":
         out, lse, max_logits = attention_forward(p.q, p.k, p.v, *case.bounds, p.sink, case.softmax_scale, case.softcap)
         return [out, lse, max_logits.amax(0)]
-    mask, q, k, v, sink = on(runtime, case.mask, p.q, p.k, p.v, p.sink)
+    mask, q, k, v, sink = on(backend, case.mask, p.q, p.k, p.v, p.sink)
     with running(case):
         out, lse, max_logits = forward(
             q,
@@ -50,7 +50,7 @@ def run(case: Case, runtime: str, p: Problem) -> list[torch.Tensor | None]:
             softmax_scale=case.softmax_scale,
             softcap=case.softcap,
             sink_lse=None if sink is None else sink.logsumexp(2).transpose(1, 2),
-            runtime=runtime,
+            backend=backend,
             **case.options,
         )
     return [out.cpu(), lse.cpu(), None if max_logits is None else max_logits.amax(0).cpu()]

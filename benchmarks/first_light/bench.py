@@ -31,7 +31,7 @@ from interleaved import interleaved, summary
 from cute_attn.jit.obtain import KernelNotBuilt
 from cute_attn.launch.backward import backward
 from cute_attn.launch.forward import forward
-from cute_attn.launch.run import Runtime
+from cute_attn.launch.run import KernelBackend
 
 PLANS = {"core": CORE, "rest": REST}
 HUNG = 7  # exit code
@@ -39,10 +39,10 @@ AGREE = 1e-2  # relative norm of the difference between two tiles' results, of w
 
 
 class Machine:
-    """Where it is measured. runtime: "sm90", or "sim" where the CPU stands for the GPU."""
+    """Where it is measured. backend: "sm90", or "sim" where the CPU stands for the GPU."""
 
     def __init__(self, simulated: bool) -> None:
-        self.runtime: Runtime = "sim" if simulated else "sm90"
+        self.backend: KernelBackend = "sim" if simulated else "sm90"
         if simulated:
             import cpu_for_gpu
 
@@ -71,7 +71,7 @@ def beside_peers(name: str, plan: Sequence[Beside], machine: Machine, until: flo
             if results.rows:
                 attention.report(f"attention_{name}", results, used, machine.limits, show=False)
             _say_results(what, results, *before)
-            if machine.runtime == "sm90":
+            if machine.backend == "sm90":
                 torch.cuda.empty_cache()
 
 
@@ -97,7 +97,7 @@ def tiles(machine: Machine, until: float, left_out: Sequence[str]) -> None:
         calls, first = {}, None
         for name, tile, softmax in tiles_of(case):
             try:
-                runs = [_tiled(case, inputs, tile, softmax, machine.runtime) for inputs in sets]
+                runs = [_tiled(case, inputs, tile, softmax, machine.backend) for inputs in sets]
                 with watched(f"{what} {name}", machine.patience):
                     result = runs[0]().double()
                 first = result if first is None else first
@@ -121,10 +121,10 @@ def tiles(machine: Machine, until: float, left_out: Sequence[str]) -> None:
             _say(f"{what} {name}", "right", text, measured={**row, "tile": name})
 
 
-def _tiled(case: TiledCase, inputs: Inputs, tile, softmax: str, runtime: Runtime):
+def _tiled(case: TiledCase, inputs: Inputs, tile, softmax: str, backend: KernelBackend):
     q, k, v, dout = inputs
     problem = PROBLEMS[case.problem]
-    mask, options = problem.intervals().to(q.device), {"softmax_scale": problem.head_dim**-0.5, "runtime": runtime}
+    mask, options = problem.intervals().to(q.device), {"softmax_scale": problem.head_dim**-0.5, "backend": backend}
     if case.operation == "forward":
         return lambda: forward(q, k, v, mask, tile=tile, softmax=softmax, **options)[0]
     out, lse, _ = forward(q, k, v, mask, **options)

@@ -10,14 +10,14 @@ import os
 import cute_attn.launch.run
 import cute_attn.sim
 from cute_attn.jit.record import note, record_specs
-from cute_attn.launch.run import Kernel, Runtime
+from cute_attn.launch.run import Kernel, KernelBackend
 from cute_attn.spec.operation import Spec
 
 _recording = record_specs()
 _recorder = _recording.__enter__()
 
 
-def _noted(spec: Spec, runtime: Runtime) -> Kernel:
+def _noted(spec: Spec, backend: KernelBackend) -> Kernel:
     note(spec)
     return Kernel(spec, lambda *arguments: None, "")
 

@@ -18,7 +18,7 @@ from .interface import ModGradients
 from .plan import Plan, backward_plan, forward_plan
 
 if TYPE_CHECKING:
-    from ..launch.run import Order, Runtime
+    from ..launch.run import KernelBackend, Order
     from ..spec.forward import Softmax
 
 __all__ = ["Kernels"]
@@ -32,7 +32,7 @@ _DTYPES = (torch.bfloat16, torch.float16)
 class Kernels:
     """See `cute_attn.backends.interface.Backend`; the fields are the options of `cute_attn.backend`."""
 
-    name: Runtime
+    name: KernelBackend
     softmax: Softmax = "stale"
     mode: str = "eager"
     seed: int = 0
@@ -77,7 +77,7 @@ class Kernels:
             sink_lse=None if sink is None else sink.logsumexp(2).transpose(1, 2),
             return_max_logits=return_max_logits,
             sm_margin=sm_margin,
-            runtime=self.name,
+            backend=self.name,
             order=self._order,
             softmax=self.softmax,
             fp32_out=unrounded,
@@ -122,7 +122,7 @@ class Kernels:
                 deterministic=deterministic,
                 sm_margin=sm_margin,
                 fp32_gradients=unrounded,
-                runtime=self.name,
+                backend=self.name,
                 order=self._order,
             )
         else:
@@ -165,7 +165,7 @@ class Kernels:
             window=window,
             num_splits=num_splits,
             sm_margin=sm_margin,
-            runtime=self.name,
+            backend=self.name,
             order=self._order,
         )
 

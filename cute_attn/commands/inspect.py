@@ -19,7 +19,7 @@ from ..jit.compiler import needs_compiler
 from ..launch.dims import kernel_dims
 from ..launch.shapes import spec_for
 from ..mask import from_spec
-from ..profile.inspect import Report, inspect, keep
+from ..profile.inspect import KernelReport, inspect, keep
 from ..profile.sass import disassembler
 from ..spec.operation import Spec, operation
 from ..spec.score import ScoreForm
@@ -148,7 +148,7 @@ def _tile(default: Any, tile: tuple[int, int] | None, stages: int) -> Tile:
     return replace(default, **{name: value for name, value in wanted.items() if name in own})
 
 
-def _summary(report: Report) -> Table:
+def _summary(report: KernelReport) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("registers at entry", str(report.registers))
     table.add_row("spilled", f"{report.spill_bytes:,} bytes")
@@ -157,7 +157,7 @@ def _summary(report: Report) -> Table:
     return table
 
 
-def _loops(report: Report) -> Table:
+def _loops(report: KernelReport) -> Table:
     """A column a loop with products; that over partial tiles, if there is one, comes before that over full ones."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("one pass of each loop with products")

@@ -8,10 +8,10 @@ import torch
 
 from ..backend import OPTIONS, backend, resolve
 
-__all__ = ["Backend", "backends", "best_device", "has_hopper"]
+__all__ = ["Availability", "backends", "best_device", "has_hopper"]
 
 
-class Backend(NamedTuple):
+class Availability(NamedTuple):
     name: str
     runs: bool
     reason: str  # why it does not run, or on what it does
@@ -21,7 +21,7 @@ def has_hopper() -> bool:
     return torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 
 
-def backends() -> list[Backend]:
+def backends() -> list[Availability]:
     """Every backend, whether it runs here, and why not."""
     return [_try(name) for name in OPTIONS]
 
@@ -33,15 +33,15 @@ def best_device() -> torch.device:
     return torch.device("cpu")
 
 
-def _try(name: str) -> Backend:
+def _try(name: str) -> Availability:
     if name == "sm90" and not has_hopper():
-        return Backend(name, False, "needs an NVIDIA Hopper GPU (compute capability 9.0)")
+        return Availability(name, False, "needs an NVIDIA Hopper GPU (compute capability 9.0)")
     device = torch.device("cuda" if name == "sm90" else "cpu")
     try:
         with backend(name):
             resolve(device)
     except NotImplementedError as error:
-        return Backend(name, False, str(error))
+        return Availability(name, False, str(error))
     if name == "sm90":
-        return Backend(name, True, torch.cuda.get_device_name())
-    return Backend(name, True, "any device" if name == "reference" else "the kernels, interpreted on the CPU")
+        return Availability(name, True, torch.cuda.get_device_name())
+    return Availability(name, True, "any device" if name == "reference" else "the kernels, interpreted on the CPU")

@@ -27,7 +27,7 @@ DEFAULT_LENGTH = 1024
 _MOST_PAIRS = 1 << 28  # of a mask that must be evaluated pair by pair to be drawn
 
 
-class Tile(click.ParamType):
+class TileSize(click.ParamType):
     """ROWSxKEYS."""
 
     name = "tile"
@@ -90,7 +90,12 @@ class Slice(click.ParamType):
 )
 @click.option("--seqlen-k", type=click.IntRange(1), help="Keys; as many as rows, or the largest end of the slices.")
 @click.option(
-    "--tile", type=Tile(), default="128x128", show_default=True, metavar="ROWSxKEYS", help="Tiles to count and colour."
+    "--tile",
+    type=TileSize(),
+    default="128x128",
+    show_default=True,
+    metavar="ROWSxKEYS",
+    help="Tiles to count and colour.",
 )
 @click.option(
     "--batch", type=click.IntRange(0), default=0, show_default=True, help="Which element of a batched mask to draw."

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..mask import IntervalMask
-from ..mask.checks import shown
+from ..mask.checks import END, check_is_dense, shown
 
 __all__ = [
     "END",
@@ -22,8 +22,6 @@ __all__ = [
     "check_tensor",
     "integer_tensor",
 ]
-
-END = 1 << 31  # positions are int32
 
 
 def check_int(name: str, value: object, least: int | None = None, below: int | None = None) -> int:
@@ -77,8 +75,7 @@ def check_side(side: str) -> str:
 def check_tensor(name: str, x: object) -> None:
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    if x.is_nested or x.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got {'a nested tensor' if x.is_nested else x.layout}")
+    check_is_dense(name, x)
 
 
 def check_rows(name: str, x: torch.Tensor, rows: int, meaning: str) -> None:

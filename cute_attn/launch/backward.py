@@ -19,9 +19,9 @@ from .by_head import by_place, idle_for_all, items_of_key_heads
 from .dims import kernel_dims
 from .order import in_turns
 from .rows import pack_bounds, unpack_rows
-from .run import Order, Runtime, run
+from .run import KernelBackend, Order, run
 from .shapes import spec_of
-from .tensors import DTYPES, in_kernel_form, multiprocessors
+from .tensors import DTYPE_NAMES, in_kernel_form, multiprocessors
 from .tuned import tuned_tile
 
 __all__ = ["BackwardPlan", "KernelGradients", "backward", "plan_backward", "row_terms", "without_keys"]
@@ -84,7 +84,7 @@ def plan_backward(
     """
     if tile is None:
         dims = kernel_dims(*head_dims)
-        tile = tuned_tile("bwd", DTYPES[dtype], dims, heads, mask, mask.device, default_tile(*dims))
+        tile = tuned_tile("bwd", DTYPE_NAMES[dtype], dims, heads, mask, mask.device, default_tile(*dims))
     heads_k = heads[1] if mask.heads > 1 else 1
     key = tile, has_turns, heads_k
     if key not in mask._derived:
@@ -130,7 +130,7 @@ def backward(
     deterministic: bool = False,
     sm_margin: int = 0,
     fp32_gradients: bool = False,
-    runtime: Runtime = "sm90",
+    backend: KernelBackend = "sm90",
     order: Order | None = None,
     tile: BackwardTile | None = None,
 ) -> KernelGradients:
@@ -145,7 +145,7 @@ def backward(
         sm_margin: how many multiprocessors the main kernel leaves free.
         fp32_gradients: whether dq, dk and dv are fp32, unrounded, to be added to what other keys and queries
             contribute.
-        runtime, order: see `cute_attn.launch.run.run`.
+        backend, order: see `cute_attn.launch.run.run`.
         tile: as in plan_backward, where mask is an IntervalMask.
 
     Allocates, beside the results, 4 bytes for every element of q (none without dq) and 8 bytes for every row of every
@@ -170,7 +170,7 @@ def backward(
     )
     spec = spec_of(
         BackwardSpec,
-        dtype=DTYPES[q.dtype],
+        dtype=DTYPE_NAMES[q.dtype],
         head_dim=dims[0],
         head_dim_v=dims[1],
         mask=form,
@@ -201,7 +201,7 @@ def backward(
         _ctas(q.device, sm_margin),
     )
     arguments = (tensors, (plan.items, plan.runs, *ordered, plan.idle_rows, plan.idle_keys), scalars)
-    run(spec, arguments, runtime, (statistics, dq_sum, turns, dq, dk, dv), order)
+    run(spec, arguments, backend, (statistics, dq_sum, turns, dq, dk, dv), order)
     delta = unpack_rows(statistics[:, :, :, 1], seqlen_q)
     if dlse is not None and plan.idle_rows.numel():  # of their sinks alone: the kernels leave zero there
         delta = torch.where(without_keys(plan.lo, plan.hi, plan.heads) & (lse > -math.inf), -dlse, delta)

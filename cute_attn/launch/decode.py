@@ -14,15 +14,15 @@ from cute_attn.decode.config import ctas_per_multiprocessor, default_tile, most_
 from cute_attn.spec.decode import DECODE_HEAD_DIMS, EIGHT_BIT_HEAD_DIMS, GATHER, PIECES, DecodeSpec, DecodeTile
 from cute_attn.spec.score import ScoreForm
 
-from .run import Order, Runtime, run
+from .run import KernelBackend, Order, run
 from .shapes import spec_of
-from .tensors import DTYPES, in_kernel_form, multiprocessors
+from .tensors import DTYPE_NAMES, in_kernel_form, multiprocessors
 
 __all__ = ["choose_splits", "decode", "decode_spec", "why_not_served"]
 
 MOST_TOKENS = 64  # new tokens a sequence: more are a prefill
 MOST_SEQUENCES = 65535  # of a grid's third dimension
-CACHES = {torch.int8: "int8", torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}
+CACHE_NAMES = {torch.int8: "int8", torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}
 LEFTMOST = 2**31 - 256  # a position less this is no less than int32 holds
 LEAST_TILES = 4  # of keys, that a part of a sequence is worth having
 
@@ -40,7 +40,7 @@ def decode(
     window: tuple[int, int],
     num_splits: int,
     sm_margin: int,
-    runtime: Runtime = "sm90",
+    backend: KernelBackend = "sm90",
     order: Order | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `cute_attn.backends.interface.Backend.decode`; `why_not_served` has nothing against these tensors.
@@ -55,21 +55,21 @@ def decode(
         lse.copy_(sink_lse[:, None].expand_as(lse)) if sink_lse is not None else lse.fill_(-math.inf)
         return out.zero_(), lse
     heads_k, page_size = cache.keys.shape[2], cache.keys.shape[1]
-    eight = cache.keys.dtype in CACHES
+    eight = cache.keys.dtype in CACHE_NAMES
     score = ScoreForm.of(softmax_scale, softcap)
     if eight and not score.is_changed:
         score = ScoreForm("scaled")  # the scales of keys have the scores changed anyway
     scales, of_tokens = _scales(cache, batch) if eight else ((None, None), False)
     keys, values = (_in_pool_form(x.view(torch.uint8) if eight else x) for x in (cache.keys, cache.values))
     spec = decode_spec(
-        DTYPES[q.dtype],
+        DTYPE_NAMES[q.dtype],
         (q.shape[3], cache.values.shape[3]),
         tokens * (heads_q // heads_k),
         page_size if cache.table is not None else None,
         score=score,
         tree=tree is not None,
         sink=sink is not None,
-        cache=CACHES.get(cache.keys.dtype, "same"),
+        cache=CACHE_NAMES.get(cache.keys.dtype, "same"),
         token_scales=of_tokens,
     )
     blocks = -(-tokens * (heads_q // heads_k) // spec.tile.rows)
@@ -87,7 +87,7 @@ def decode(
         *(sink_lse, words, *scales, parts, logs),
     )
     scalars = (*score.factors(softmax_scale, softcap), *_limited(window, tokens))
-    run(spec, (tensors, scalars), runtime, (out, lse, parts, logs), order)
+    run(spec, (tensors, scalars), backend, (out, lse, parts, logs), order)
     return out, lse
 
 
@@ -108,9 +108,9 @@ def choose_splits(ctas: int, capacity: int, slots: int, keys: int) -> int:
 
 def why_not_served(q: Tensor, cache: KVCache) -> str | None:
     """What of a call no kernel serves, if anything. Raises ValueError for a cache whose strides do not fit."""
-    if q.dtype not in DTYPES:
+    if q.dtype not in DTYPE_NAMES:
         return f"kernels for bfloat16 and float16, got {q.dtype}"
-    eight = cache.keys.dtype in CACHES
+    eight = cache.keys.dtype in CACHE_NAMES
     if eight and {_ndim(cache.key_scales), _ndim(cache.value_scales)} == {2, 3}:
         return "no kernel for scales of each head together with scales of each token"
     given = [x for x in (cache.key_scales, cache.value_scales) if x is not None]

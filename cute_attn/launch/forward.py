@@ -15,9 +15,9 @@ from cute_attn.spec.score import ScoreForm
 from cute_attn.spec.tiles import TileConfig
 
 from .dims import kernel_dims
-from .run import Order, Runtime, run
+from .run import KernelBackend, Order, run
 from .shapes import spec_of
-from .tensors import DTYPES, in_kernel_form, multiprocessors, rows_contiguous
+from .tensors import DTYPE_NAMES, in_kernel_form, multiprocessors, rows_contiguous
 from .tuned import tuned_tile
 
 __all__ = ["ForwardPlan", "forward", "plan_forward"]
@@ -58,7 +58,7 @@ def plan_forward(
         dims = kernel_dims(*head_dims)
         tile = default_tile(*dims)
         if softmax == "stale":  # tables hold what was measured with it
-            tile = tuned_tile("fwd", DTYPES[dtype], dims, heads, mask, mask.device, tile)
+            tile = tuned_tile("fwd", DTYPE_NAMES[dtype], dims, heads, mask, mask.device, tile)
     schedule = mask.schedule((tile.m, tile.n))
     facts = schedule.layers, schedule.has_lower, schedule.has_upper
     table = schedule.forward
@@ -77,7 +77,7 @@ def forward(
     sink_lse: torch.Tensor | None = None,
     return_max_logits: bool = False,
     sm_margin: int = 0,
-    runtime: Runtime = "sm90",
+    backend: KernelBackend = "sm90",
     order: Order | None = None,
     softmax: Softmax = "stale",
     fp32_out: bool = False,
@@ -92,7 +92,7 @@ def forward(
             tensors.
         softmax_scale: any finite number; zero and negative ones take a variant that scales the scores first.
         sink_lse: fp32, broadcastable to (batch, heads_q, seqlen_q): logsumexp of the sinks of a row.
-        runtime, order: see `cute_attn.launch.run.run`.
+        backend, order: see `cute_attn.launch.run.run`.
         softmax: how the maximum is kept, see `cute_attn.fwd.softmax`; with return_max_logits always "exact".
         fp32_out: whether out is fp32, unrounded, to be merged with that over other keys.
         tile: as in plan_forward, where mask is an IntervalMask.
@@ -122,7 +122,7 @@ def forward(
     form, score = MaskForm.of(plan.layers, plan.has_lower, plan.has_upper), ScoreForm.of(softmax_scale, softcap)
     spec = spec_of(
         ForwardSpec,
-        dtype=DTYPES[q.dtype],
+        dtype=DTYPE_NAMES[q.dtype],
         head_dim=dims[0],
         head_dim_v=dims[1],
         mask=form,
@@ -140,5 +140,5 @@ def forward(
     ctas = max(1, multiprocessors(q.device) - sm_margin)
     scalars = (*score.factors(softmax_scale, softcap), *sharing, plan.heads, ctas)
     arguments = (tensors, (plan.items, plan.runs, plan.idle_keys), scalars)
-    run(spec, arguments, runtime, (out, lse), order)
+    run(spec, arguments, backend, (out, lse), order)
     return out, lse, max_logits

@@ -18,12 +18,12 @@ from ..jit.runtime import runtime_library
 from ..loadable import load_module
 from ..spec.operation import Spec
 
-__all__ = ["Kernel", "Order", "Runtime", "kernel", "run"]
+__all__ = ["Kernel", "KernelBackend", "Order", "kernel", "run"]
 
-Runtime = Literal["sm90", "sim"]
+KernelBackend = Literal["sm90", "sim"]
 Order = tuple[str, int]
 
-_kernels: dict[tuple[Spec, Runtime], Kernel] = {}
+_kernels: dict[tuple[Spec, KernelBackend], Kernel] = {}
 _lock = threading.Lock()  # one compile of a spec is enough, and where files cannot be locked nothing else sees to it
 
 
@@ -39,7 +39,7 @@ class Kernel:
 def run(
     spec: Spec,
     arguments: tuple[tuple[Any, ...], ...],
-    runtime: Runtime,
+    backend: KernelBackend,
     fresh: Sequence[torch.Tensor | None],
     order: Order | None = None,
 ) -> None:
@@ -50,8 +50,8 @@ def run(
         fresh: those of them that nobody wrote yet; the simulator sees to it that none is read before it is written.
         order: mode and seed of the simulator; None takes those of `backend("sim", ...)`.
     """
-    found = kernel(spec, runtime)
-    if runtime == "sim":
+    found = kernel(spec, backend)
+    if backend == "sim":
         from .. import sim
 
         mode, seed = order or (None, None)
@@ -60,22 +60,22 @@ def run(
         found.function(*arguments)
 
 
-def kernel(spec: Spec, runtime: Runtime) -> Kernel:
+def kernel(spec: Spec, backend: KernelBackend) -> Kernel:
     """The kernel of a spec: looked for in memory, else obtained as `cute_attn.jit.obtain` says."""
     note(spec)
-    found = _kernels.get((spec, runtime))
+    found = _kernels.get((spec, backend))
     if found is not None:
         return found
     with _lock:
-        if (spec, runtime) not in _kernels:
+        if (spec, backend) not in _kernels:
             entry = obtain(spec)
-            _kernels[spec, runtime] = Kernel(spec, _open(entry.shared_object, runtime), entry.ptx)
-        return _kernels[spec, runtime]
+            _kernels[spec, backend] = Kernel(spec, _open(entry.shared_object, backend), entry.ptx)
+        return _kernels[spec, backend]
 
 
-def _open(shared_object: bytes, runtime: Runtime) -> Any:
-    """The host function of a shared object, bound to a runtime; it is loaded as it was verified, from memory."""
-    if runtime == "sim":
+def _open(shared_object: bytes, backend: KernelBackend) -> Any:
+    """The host function of a shared object, bound for a backend; it is loaded as it was verified, from memory."""
+    if backend == "sim":
         from .. import sim
 
         return sim.load(shared_object, SYMBOL)

@@ -7,9 +7,10 @@ import logging
 
 import torch
 
-__all__ = ["DTYPES", "in_kernel_form", "multiprocessors", "rows_contiguous"]
+__all__ = ["DTYPE_NAMES", "NAMED_DTYPES", "in_kernel_form", "multiprocessors", "rows_contiguous"]
 
-DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}  # as specs have them
+NAMED_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 SIMULATED_SMS = 132  # of the GPU that the simulator stands for
 
 log = logging.getLogger("cute_attn.copy")

@@ -17,6 +17,7 @@ __all__ = [
     "check_flag",
     "check_integer_tensor",
     "check_integers",
+    "check_is_dense",
     "check_length",
     "check_lengths",
     "check_number",
@@ -91,11 +92,15 @@ def check_lengths(seqlen_q: object, seqlen_k: object, *, equal_for: str | None =
     return rows, keys
 
 
+def check_is_dense(name: str, x: torch.Tensor, advice: str = "") -> None:
+    if x.is_nested or x.layout != torch.strided:
+        kind = "a nested tensor" if x.is_nested else f"layout {x.layout}"
+        raise TypeError(f"{name} must be a dense tensor, got {kind}{advice}")
+
+
 def check_integer_tensor(name: str, value: torch.Tensor, *, takes_bools: bool = False) -> None:
     """A dense tensor of integers that can be read: none on `meta`."""
-    if value.is_nested or value.layout != torch.strided:
-        kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
-        raise TypeError(f"{name} must be a dense tensor, got {kind}")
+    check_is_dense(name, value)
     if value.dtype not in INTEGERS and not (takes_bools and value.dtype == torch.bool):
         raise TypeError(f"{name} must hold integers, got {value.dtype}")
     if value.device.type == "meta":

@@ -7,7 +7,7 @@ import torch
 from .checks import shown
 from .union import stack_layers
 
-__all__ = ["check_dense", "runs_of_rows"]
+__all__ = ["check_dense", "runs", "runs_of_rows"]
 
 _PAIRS = 1 << 24  # looked at together
 
@@ -28,16 +28,21 @@ def check_dense(dense: object) -> torch.Tensor:
     return dense if dense.ndim == 4 else dense[None, None]
 
 
-def runs_of_rows(dense: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`lo, hi`, int32 `(layers, rows)`: the runs of True in each row of a bool `(rows, keys)`."""
+def runs_of_rows(dense: torch.Tensor, least: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """`lo, hi`, int32 `(layers, rows)`: the runs of each row, of an argument as `runs` takes it."""
+    return stack_layers(*runs(dense, least), len(dense))
+
+
+def runs(dense: torch.Tensor, least: float | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Row, lo and hi, int64, in order, of the runs of True in each row of a bool `(rows, keys)`; with `least`, of what
+    is at least that in one of numbers. Nothing is made as large as the argument."""
     rows, keys = dense.shape
-    found = []
+    found = [(torch.zeros(0, dtype=torch.int64, device=dense.device),) * 3]
     step = max(1, _PAIRS // max(1, keys))
     for first in range(0, rows, step):
-        part = torch.nn.functional.pad(dense[first : first + step], (1, 1))
-        row, at = (part[:, 1:] != part[:, :-1]).nonzero(as_tuple=True)  # by row: begin, end, begin, end, ...
+        part = dense[first : first + step]
+        padded = torch.nn.functional.pad(part if least is None else part >= least, (1, 1))
+        row, at = (padded[:, 1:] != padded[:, :-1]).nonzero(as_tuple=True)  # by row: begin, end, begin, end, ...
         found.append((row[::2] + first, at[::2], at[1::2]))
-    if not found:
-        found.append((torch.zeros(0, dtype=torch.int64, device=dense.device),) * 3)
     row, lo, hi = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return stack_layers(row, lo, hi, rows)
+    return row, lo, hi

@@ -327,12 +327,12 @@ class IntervalMask:
         if not isinstance(rows, slice):
             raise TypeError(f"{wanted}, got {rows!r}")
         try:
-            first, last, step = rows.indices(self.seqlen_q)
+            begin, end, step = rows.indices(self.seqlen_q)
         except (TypeError, ValueError) as error:  # bounds that are no ints, a step of 0
             raise TypeError(f"{wanted}, got {rows!r}: {error}") from None
         if step != 1:
             raise TypeError(f"{wanted}, got {rows!r}")
-        here = slice(first, last)
+        here = slice(begin, end)
         lo, hi = (x[:, :, here].contiguous() for x in (self.lo, self.hi))
         return self._made(lo, hi, self.seqlen_k, self.heads)
 

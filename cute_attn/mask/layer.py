@@ -25,12 +25,12 @@ class Reach(NamedTuple):
     right: int
     chunk: int
 
-    def ends(self, position: torch.Tensor, last: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The interval of each row, half-open; of keys that end at `last`."""
+    def ends(self, position: torch.Tensor, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The interval of each row, half-open; of keys that end at `end`."""
         lo = torch.zeros_like(position) if self.left < 0 else position - self.left
         if self.chunk:
             lo = torch.maximum(lo, torch.div(position, self.chunk, rounding_mode="floor") * self.chunk)
-        hi = torch.full_like(position, last) if self.right < 0 else position + self.right + 1
+        hi = torch.full_like(position, end) if self.right < 0 else position + self.right + 1
         return lo.clamp(min=0), hi
 
 

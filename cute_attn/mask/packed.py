@@ -204,10 +204,10 @@ def _by_ids(rows: torch.Tensor, keys: torch.Tensor) -> IntervalMask:
     length = torch.diff(index, append=index.new_tensor([begins.numel()]))
     group, order = key_group.reshape(-1)[index].sort(stable=True)
     start, length = (index % max(1, seqlen_k))[order], length[order]
-    first, last = (torch.searchsorted(group, row_group.view(-1), right=right) for right in (False, True))
-    count = last - first
+    begin, end = (torch.searchsorted(group, row_group.view(-1), right=right) for right in (False, True))
+    count = end - begin
     row = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
-    which = torch.arange(len(row), device=row.device) + (first - (count.cumsum(0) - count))[row]
+    which = torch.arange(len(row), device=row.device) + (begin - (count.cumsum(0) - count))[row]
     lo, hi = stack_layers(row, start[which], (start + length)[which], rows=batch * seqlen_q)
     lo, hi = (x.view(len(x), batch, seqlen_q).transpose(0, 1).contiguous() for x in (lo, hi))
     return IntervalMask._made(lo, hi, seqlen_k)

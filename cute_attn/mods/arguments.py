@@ -9,17 +9,16 @@ from ..mask.checks import check_length, shown
 __all__ = ["check_lengths", "check_mod", "check_orders"]
 
 
-def check_mod(name: str, mod: object, arguments: int) -> None:
-    """A function of so many arguments."""
+def check_mod(name: str, mod: object, arguments: int, *, or_none: bool = False) -> None:
+    """A function of so many arguments. or_none: whether errors say that None would do too."""
     said = {4: "b, h, q_idx, kv_idx", 5: "score, b, h, q_idx, kv_idx"}[arguments]
     if not callable(mod):
-        raise TypeError(f"{name} must be a function {name}({said}), got {shown(mod)}")
+        allowed = f"{'None or ' if or_none else ''}a function {name}({said})"
+        raise TypeError(f"{name} must be {allowed}, got {shown(mod)}")
     try:
         inspect.signature(mod).bind(*range(arguments))
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # ValueError: it does not say, as builtins
         raise TypeError(f"{name} must take ({said}), got {shown(mod)}: {error}") from None
-    except ValueError:  # a builtin, which does not say
-        pass
 
 
 def check_orders(**orders: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,7 +14,7 @@ from ..mask.checks import check_device, check_flag, shown
 from .arguments import check_lengths, check_mod, check_orders
 from .block_lists import check_block_size, check_lists, in_order, transposed
 from .eager import outside_of_graphs
-from .reading import Captured, Reading, read_lists, version_of
+from .reading import Captured, Reading, read_lists
 from .trace import trace
 
 __all__ = ["BlockMask", "as_block_mask", "noop_mask"]
@@ -417,19 +417,13 @@ class BlockMask:
 
 
 def as_block_mask(mask: object) -> BlockMask:
-    """A BlockMask of ours as it is; torch's by its attributes, kept for as long as these stay; an IntervalMask as the
-    mask that it is. TypeError for anything else."""
+    """A BlockMask of ours as it is; torch's by its attributes, kept while they hold the same; an IntervalMask as
+    what it is. TypeError for anything else."""
     if isinstance(mask, BlockMask):
         return mask
     if isinstance(mask, IntervalMask):
         leading = (mask.batch, mask.heads)
         return BlockMask._of_reading(Reading(mask), None, None, noop_mask, (128, 128), leading, True)
-    return _of_other(mask)
-
-
-@outside_of_graphs
-def _of_other(mask: object) -> BlockMask:
-    """A mask with the attributes of torch's."""
     try:
         lists: list[Any] = [getattr(mask, name) for name in FIELDS[:4]]
         rest = mask.BLOCK_SIZE, mask.mask_mod, mask.seq_lengths  # type: ignore[attr-defined]
@@ -442,20 +436,38 @@ def _of_other(mask: object) -> BlockMask:
         raise TypeError(
             f"block_mask must be a BlockMask, of cute_attn or torch, an IntervalMask or None, got {shown(mask)}{maker}"
         ) from None
-    seen = [(id(x), version_of(x)) if isinstance(x, torch.Tensor) else None for x in lists]
-    state = (*seen, rest[0], id(rest[1]), rest[2])
+    return _of_lists(mask, lists, rest)
+
+
+class _Kept(NamedTuple):
+    """What a mask of torch's was, and ours of it."""
+
+    lists: list[Any]  # copies that nobody else holds
+    rest: tuple[Any, ...]
+    ours: BlockMask
+
+
+_FOREIGN: weakref.WeakKeyDictionary[Any, _Kept] = weakref.WeakKeyDictionary()
+
+
+@outside_of_graphs
+def _of_lists(mask: Any, lists: list[Any], rest: tuple[Any, ...]) -> BlockMask:
+    """Found again by what the lists hold, since compiled code and NumPy write into them unseen; on a GPU that waits."""
     kept = _FOREIGN.get(mask)
-    if kept is None or kept[0] != state:
+    if kept is None or kept.rest != rest or not all(map(_are_equal, kept.lists, lists)):
         block, mask_mod, (rows, keys) = rest
         if isinstance(lists[1], torch.Tensor) and lists[1].shape[-2] * block[0] < rows:  # torch's slices say all rows
             rows = lists[1].shape[-2] * block[0]
-        ours = BlockMask.from_kv_blocks(lists[0], lists[1], lists[2], lists[3], block, mask_mod, (rows, keys))
-        kept = state, ours, lists, rest
-        _FOREIGN[mask] = kept
-    return kept[1]
+        copies = [x.clone() if isinstance(x, torch.Tensor) else x for x in lists]
+        ours = BlockMask.from_kv_blocks(copies[0], copies[1], copies[2], copies[3], block, mask_mod, (rows, keys))
+        kept = _FOREIGN[mask] = _Kept(copies, rest, ours)
+    return kept.ours
 
 
-_FOREIGN: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+def _are_equal(x: Any, y: Any) -> bool:
+    if not (isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)):
+        return x is y
+    return x.dtype == y.dtype and x.device == y.device and torch.equal(x, y)
 
 
 def _is_of_slice(mask_mod: MaskMod) -> bool:

@@ -18,7 +18,7 @@ __all__ = ["BlockMods", "Thinned"]
 Tensor = torch.Tensor
 
 
-class Block(Protocol):
+class BlockLike(Protocol):
     """Of a block, what is read here."""
 
     @property
@@ -58,7 +58,7 @@ class BlockMods:
             for x, needs in zip(captured, self._wanted, strict=False)
         ]
 
-    def hidden(self, block: Block, heads: slice) -> Tensor:
+    def hidden(self, block: BlockLike, heads: slice) -> Tensor:
         if self._thinned is None:
             return block.hidden
         predicate, full = self._thinned
@@ -71,7 +71,7 @@ class BlockMods:
         asked = asked & holds
         return ~asked if certain is None else ~((certain & ~block.hidden) | asked)
 
-    def scores(self, scores: Tensor, block: Block, heads: slice, hidden: Tensor) -> Tensor:
+    def scores(self, scores: Tensor, block: BlockLike, heads: slice, hidden: Tensor) -> Tensor:
         if self._score is None:
             return scores
         graph = self._score.graph
@@ -79,7 +79,7 @@ class BlockMods:
         return _own(found, scores)
 
     def slopes(
-        self, scores: Tensor, block: Block, heads: slice, hidden: Tensor
+        self, scores: Tensor, block: BlockLike, heads: slice, hidden: Tensor
     ) -> tuple[Tensor, Tensor, list[Scatter]]:
         if self._score is None:
             return scores, scores.new_ones(()), []
@@ -110,7 +110,7 @@ class BlockMods:
         self,
         function: Traced,
         graph: Graph,
-        block: Block,
+        block: BlockLike,
         heads: slice,
         attended: Tensor,
         name: str,
@@ -131,7 +131,7 @@ class BlockMods:
         return evaluate(graph, inputs, function.tensors, function.scalars, self._dtype, attended, name, scatters)
 
 
-def _hidden_in(mask: IntervalMask, block: Block, heads: slice) -> Tensor:
+def _hidden_in(mask: IntervalMask, block: BlockLike, heads: slice) -> Tensor:
     """bool `(rows, keys)`, of the plane that these heads have in another mask."""
     plane = (block.batch if mask.batch > 1 else 0) * mask.heads + (heads.start if mask.heads > 1 else 0)
     keys = torch.arange(block.keys.start, block.keys.stop, dtype=torch.int32, device=mask.device)

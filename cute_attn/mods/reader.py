@@ -15,7 +15,7 @@ from .compare import Column, NotIntervals, limited, swapped
 from .graph import COLUMN, ELEMENT, Graph, Node
 from .linear import Linear
 
-__all__ = ["Reader"]
+__all__ = ["GraphReader"]
 
 _COMPARISONS = ("eq", "ne", "lt", "le")
 _EXACT = 1 << 24  # integers up to it are floats
@@ -23,7 +23,7 @@ _PERIODS = 256  # of // and % of query and key, each a case
 _ENDS = 1 << 40  # beyond all sums of positions
 
 
-class Reader:
+class GraphReader:
     """Reads the nodes of a graph for some rows of one plane.
 
     value: what a node that reads at most one side says: 0-d, or one for each row or each key.

@@ -198,11 +198,11 @@ class _Rows:
 def _count(rows: _Rows, first: int, block: tuple[int, int], keys: torch.Tensor, columns: int) -> torch.Tensor:
     """How many pairs of each block of a block row are attended, `(columns,)`; `keys` are those that may be."""
     count = torch.zeros(columns, dtype=torch.int64, device=keys.device)
-    last = min(first + block[0], rows.mask.seqlen_q)
-    height = min(256, last - first)
+    end = min(first + block[0], rows.mask.seqlen_q)
+    height = min(256, end - first)
     width = max(1, _PAIRS // height)
-    for begin in range(first, last, height):
+    for begin in range(first, end, height):
         for some in keys.split(width) if len(keys) else ():
-            attended = rows.attended(begin, min(begin + height, last), some)
+            attended = rows.attended(begin, min(begin + height, end), some)
             count.index_add_(0, some // block[1], attended.sum(0))
     return count

@@ -11,7 +11,7 @@ from ..mask import IntervalMask
 from .compare import NotIntervals, TooMany, limited
 from .evaluate import evaluate
 from .graph import COLUMN, Graph, Node
-from .reader import Reader
+from .reader import GraphReader
 from .trace import Traced
 
 __all__ = ["MOST_LAYERS", "Recognised", "part", "recognise"]
@@ -117,7 +117,7 @@ class _Everything:
 
         most = max(8, _ROOM // (end - first))
         known = self._shared if end - first == self.rows else {}  # parts of many rows would not be small together
-        reader = Reader(self.graph, end - first, self.keys, value, self.device, most, self._spend, known, self.own)
+        reader = GraphReader(self.graph, end - first, self.keys, value, self.device, most, self._spend, known, self.own)
         found = reader.keys_of(node)
         return limited(~found if negated else found, MOST_LAYERS)
 

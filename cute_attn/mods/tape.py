@@ -11,13 +11,13 @@ import torch
 from .graph import Argument, Written, canonical, operands
 from .refused import refuse, unknown
 
-__all__ = ["DTYPES", "HANDLERS", "Partial", "Tape", "Value", "apply", "needed", "tape_of"]
+__all__ = ["CAPTURED", "HANDLERS", "Partial", "Tape", "Value", "apply", "needed", "tape_of"]
 
 # name of an operator -> what writes it: (tape, *arguments, **keywords) -> Value; filled by `operators`
 HANDLERS: dict[str, Callable[..., Any]] = {}
 
 # dtype of a captured tensor -> its name in graphs, and the dtype in which its elements are computed with
-DTYPES: dict[torch.dtype, tuple[str, str]] = {
+CAPTURED: dict[torch.dtype, tuple[str, str]] = {
     torch.float32: ("f32", "f32"),
     torch.float64: ("f64", "f32"),
     torch.bfloat16: ("bf16", "f32"),
@@ -86,8 +86,8 @@ class Tape:
 
     def loaded(self, tensor: torch.Tensor, indices: tuple[int, ...]) -> Value:
         """An element of a captured tensor; indices are nodes."""
-        if tensor.dtype not in DTYPES:
-            dtypes = ", ".join(f"{dtype}"[6:] for dtype in DTYPES)
+        if tensor.dtype not in CAPTURED:
+            dtypes = ", ".join(f"{dtype}"[6:] for dtype in CAPTURED)
             raise refuse(self.kind, f"captures a tensor of {tensor.dtype}", f"it may be of {dtypes}")
         at = None
         for i, known in enumerate(self.tensors):
@@ -96,7 +96,7 @@ class Tape:
         if at is None:
             at = len(self.tensors)
             self.tensors.append(tensor)
-        found = self.add("load", (at, *indices), DTYPES[tensor.dtype][1])
+        found = self.add("load", (at, *indices), CAPTURED[tensor.dtype][1])
         return Value(self, found.node, found.dtype_name, tensor.dtype in NARROW)
 
     def value(self, x: Any, dtype: str | None = None) -> Value:
@@ -177,7 +177,7 @@ class Tape:
             elif op == "load":
                 nodes[i] = (op, (_position(tensors, args[0]), *args[1:]), dtype)
         captured = [self.tensors[i] for i in tensors]
-        forms = [(DTYPES[t.dtype][0], t.ndim) for t in captured]
+        forms = [(CAPTURED[t.dtype][0], t.ndim) for t in captured]
         text = canonical(nodes, places, forms, [self.scalar_dtypes[i] for i in scalars])
         return text, captured, [self.scalars[i] for i in scalars]
 

@@ -10,7 +10,7 @@ import torch
 
 from ..backend import resolve
 from ..checks import DTYPES
-from ..mask.checks import check_integer_tensor, check_number, shown
+from ..mask.checks import check_integer_tensor, check_is_dense, check_number, shown
 from ..reference import compute_dtype
 from .quantize import KVQuant, KVTensor
 
@@ -89,9 +89,7 @@ def check_qkv(query: Tensor, named: Sequence[tuple[str, Tensor]]) -> None:
     (key_name, key), (value_name, value) = named
     for name, x in (("query", query), *named):
         check_is_tensor(name, x)
-        if x.is_nested or x.layout != torch.strided:
-            kind = "a nested tensor" if x.is_nested else f"layout {x.layout}"
-            raise TypeError(f"{name} must be a dense tensor, got {kind}")
+        check_is_dense(name, x)
         if x.dtype not in DTYPES:
             raise TypeError(f"{name} must be bfloat16, float16, float32 or float64, got {x.dtype}")
         if x.ndim != 4:

@@ -9,6 +9,7 @@ import torch
 
 from ..autocast import without_autocast
 from ..mask import IntervalMask
+from ..mask.dense import runs, runs_of_rows
 from ..mask.source import MaskSource
 from ..mask.union import stack_layers
 from ..ops.plan_cache import find_mask
@@ -18,7 +19,7 @@ from ..reference import compute_dtype
 __all__ = ["chosen_mask"]
 
 Tensor = torch.Tensor
-AT_ONCE = 1 << 22  # pairs of rows and keys (or blocks of them) that are looked at together
+AT_ONCE = 1 << 22  # pairs of rows and blocks of keys that are looked at together
 
 
 def chosen_mask(
@@ -79,7 +80,7 @@ def _moba(query: Tensor, key: Tensor, block: int, top_k: int, first: int) -> Int
     keys = key.shape[1]
     position = torch.arange(first, first + rows, device=query.device)
     choice = _best_blocks(query, _means(key, block), position // block, top_k)
-    row, begin, end = _runs(choice.flatten(0, 2))
+    row, begin, end = runs(choice.flatten(0, 2))
     hi = torch.minimum((end * block).clamp(max=keys), position[row % max(1, rows)] + 1)
     planes = batch * heads
     bounds = stack_layers(row, begin * block, hi, rows=planes * rows)
@@ -121,28 +122,9 @@ def _best_blocks(query: Tensor, means: Tensor, own: Tensor, top_k: int) -> Tenso
 def _kept(indexer_mask: Tensor) -> IntervalMask:
     """Pairs that are True, or at least -1; NaN is not."""
     batch, rows, keys = indexer_mask.shape
-    row, lo, hi = _runs(indexer_mask.flatten(0, 1))
-    bounds = stack_layers(row, lo, hi, rows=batch * rows)
+    bounds = runs_of_rows(indexer_mask.flatten(0, 1), None if indexer_mask.dtype == torch.bool else -1)
     lo, hi = (x.view(len(x), batch, rows).transpose(0, 1).contiguous() for x in bounds)
     return IntervalMask._made(lo, hi, keys)
-
-
-def _runs(chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The runs of what is chosen in each row of `(n, m)`, as row, begin and end, int64, in order.
-
-    Looks at some rows at a time, so that nothing is made as large as its argument.
-    """
-    found = [(torch.zeros(0, dtype=torch.int64, device=chosen.device),) * 3]
-    at_once = max(1, AT_ONCE // max(1, chosen.shape[1]))
-    for begin in range(0, chosen.shape[0], at_once):
-        part = chosen[begin : begin + at_once]
-        padded = torch.nn.functional.pad(part if part.dtype == torch.bool else part >= -1, (1, 1))
-        inside, before, after = padded[:, 1:-1], padded[:, :-2], padded[:, 2:]
-        row, first = (inside & ~before).nonzero(as_tuple=True)
-        last = (inside & ~after).nonzero(as_tuple=True)[1]
-        found.append((row + begin, first, last + 1))
-    row, first, end = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return row, first, end
 
 
 # ---------------------------------------------------------------- in a graph

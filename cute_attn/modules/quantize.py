@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
+from ..caches import EIGHT_BITS
 from ..mask.checks import shown
 from ..reference import compute_dtype
 
 __all__ = ["KVQuant", "KVTensor"]
 
-LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
-DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+QUANTISED = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 AXES = {"dkv": (3,), "heads_and_dkv": (2, 3)}  # what shares a scale
 
 
@@ -34,9 +34,9 @@ class KVTensor:
         for name, x in (("qvalue", self.qvalue), ("scale", self.scale)):
             if not isinstance(x, torch.Tensor):
                 raise TypeError(f"{name} must be a torch.Tensor, got {shown(x)}")
-        if self.qvalue.dtype not in LARGEST:
+        if self.qvalue.dtype not in EIGHT_BITS:
             raise TypeError(f"qvalue must be int8, float8_e4m3fn or float8_e5m2, got {self.qvalue.dtype}")
-        if not self.scale.is_floating_point() or self.scale.dtype in LARGEST:
+        if not self.scale.is_floating_point() or self.scale.dtype in EIGHT_BITS:
             raise TypeError(f"scale must be bfloat16, float16, float32 or float64, got {self.scale.dtype}")
         if self.qvalue.ndim != 4:
             raise ValueError(f"qvalue must have shape (b, s, heads, d), got {tuple(self.qvalue.shape)}")
@@ -78,7 +78,7 @@ class KVQuant:
     axis: str = "dkv"
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
+        if self.dtype not in QUANTISED:
             raise ValueError(f"dtype of a KVQuant must be 'int8' or 'fp8', got {self.dtype!r}")
         if self.axis not in AXES:
             raise ValueError(f"axis must be 'dkv' or 'heads_and_dkv', got {self.axis!r}")
@@ -86,7 +86,7 @@ class KVQuant:
     @property
     def torch_dtype(self) -> torch.dtype:
         """Of the quantised numbers."""
-        return DTYPES[self.dtype]
+        return QUANTISED[self.dtype]
 
     def quantize(self, kv: torch.Tensor) -> KVTensor:
         """Keys or values `(b, s, heads, d)`, bf16, fp16, fp32 or fp64, in eight bits.
@@ -100,7 +100,7 @@ class KVQuant:
             raise TypeError(f"kv must be bfloat16, float16, float32 or float64, got {kv.dtype}")
         if kv.ndim != 4 or 0 in kv.shape[2:]:
             raise ValueError(f"kv must have shape (b, s, heads, d), with heads and d >= 1, got {tuple(kv.shape)}")
-        most = LARGEST[self.torch_dtype]
+        *_, most = EIGHT_BITS[self.torch_dtype]
         wide = kv.detach().to(compute_dtype(kv.dtype))
         scale = wide.abs().masked_fill(wide.isinf(), 0.0).amax(AXES[self.axis], keepdim=True) / most
         scale = scale.masked_fill(scale == 0, 1.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from ..checks import check_alike, check_flag, check_scale
 from ..mask import IntervalMask
 from ..mask.checks import shown
 from ..mask.source import MaskSource
+from ..mods.arguments import check_mod
 from ..mods.block_mask import as_block_mask
 from ..mods.blockwise import Thinned
 from ..mods.softcap import softcap_of
@@ -156,7 +156,7 @@ def _aux_request(return_lse: bool, return_aux: Any) -> AuxRequest:
 
 def _traced(score_mod: Any, device: torch.device) -> Traced:
     if not torch.compiler.is_compiling():
-        _check_function(score_mod)
+        check_mod("score_mod", score_mod, 5, or_none=True)
     traced = trace(score_mod, "score_mod", device)
     for x in traced.tensors:
         if x.device != device and not (x.ndim == 0 and x.device.type == "cpu"):
@@ -165,16 +165,6 @@ def _traced(score_mod: Any, device: torch.device) -> Traced:
                 f"on {x.device}"
             )
     return traced
-
-
-def _check_function(score_mod: Any) -> None:
-    arguments = "(score, b, h, q_idx, kv_idx)"
-    if not callable(score_mod):
-        raise TypeError(f"score_mod must be None or a function score_mod{arguments}, got {shown(score_mod)}")
-    try:
-        inspect.signature(score_mod).bind(*range(5))
-    except (TypeError, ValueError) as error:  # ValueError: it does not say, as builtins
-        raise TypeError(f"score_mod must take {arguments}, got {shown(score_mod)}: {error}") from None
 
 
 def _mask_argument(block_mask: Any, query: Tensor, key: Tensor) -> tuple[IntervalMask | MaskSource, Thinned | None]:

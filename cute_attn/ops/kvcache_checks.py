@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from ..caches import EIGHT_BITS, KVCache
-from ..checks import DTYPES
+from ..checks import DTYPES, is_readable
 from ..mask import IntervalMask
-from ..mask.checks import END, shown
+from ..mask.checks import END, check_is_dense, shown
 
 __all__ = [
     "check_caches",
@@ -109,7 +109,7 @@ def check_rows(cache_batch_idx: Tensor | None, q: Tensor, rows: int, appends: bo
     if cache_batch_idx is None:
         return
     _check_ints("cache_batch_idx", cache_batch_idx, q, 1)
-    if _is_readable(cache_batch_idx) and cache_batch_idx.numel():
+    if is_readable(cache_batch_idx) and cache_batch_idx.numel():
         low, high = (int(x) for x in cache_batch_idx.aminmax())
         if low < 0 or high >= rows:
             raise ValueError(f"cache_batch_idx must lie in [0, {rows}), got {low if low < 0 else high}")
@@ -149,15 +149,15 @@ def check_positions(cache: KVCache, new: int, given: int | Tensor | None) -> Non
             raise ValueError(
                 f"cache_seqlens{_and(new)} must be at most the capacity, {cache.capacity}, got {given + new}"
             )
-        if cache.table is None or not _is_readable(cache.table):
+        if cache.table is None or not is_readable(cache.table):
             return
-    if not _is_readable(cache.lengths) or cache.lengths.numel() == 0:
+    if not is_readable(cache.lengths) or cache.lengths.numel() == 0:
         return
     low, high = int(cache.lengths.min()), int(cache.lengths.max()) + new
     if low < 0 or high > cache.capacity:
         got = low if low < 0 else high
         raise ValueError(f"cache_seqlens{_and(new)} must lie in [0, {cache.capacity}], the capacity, got {got}")
-    if cache.table is None or not _is_readable(cache.table):
+    if cache.table is None or not is_readable(cache.table):
         return
     page_size, pages = cache.keys.shape[1], cache.keys.shape[0]
     used = torch.arange(cache.table.shape[1], device="cpu") * page_size < cache.lengths[:, None] + new
@@ -263,15 +263,10 @@ def _has_shape(x: Tensor, *allowed: tuple[int, ...]) -> bool:
     return any(x.ndim == len(shape) and all(a == b for a, b in zip(x.shape, shape, strict=True)) for shape in allowed)
 
 
-def _is_readable(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and type(x) is torch.Tensor
-
-
 def _check_dense(name: str, x: object) -> None:
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {shown(x)}")
-    if x.is_nested or x.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got {'a nested one' if x.is_nested else f'layout {x.layout}'}")
+    check_is_dense(name, x)
 
 
 def _check_device(name: str, x: Tensor, q: Tensor) -> None:

@@ -12,7 +12,7 @@ from ..jit.compile import Compiled
 from ..spec.operation import operation
 from . import sass
 
-__all__ = ["LoopReport", "Report", "inspect", "keep"]
+__all__ = ["KernelReport", "LoopReport", "inspect", "keep"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class LoopReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class KernelReport:
     """A kernel's static profile. `warnings` are the assembler's; registers are those at entry."""
 
     registers: int
@@ -52,10 +52,10 @@ class Report:
         return asdict(self)
 
 
-def inspect(compiled: Compiled) -> Report:
+def inspect(compiled: Compiled) -> KernelReport:
     """The profile of a compiled kernel. Raises Unavailable without a disassembler."""
     functions = sass.parse(sass.disassemble(compiled.cubin))
-    return Report(
+    return KernelReport(
         registers=compiled.registers,
         spill_bytes=compiled.spill_bytes,
         smem_bytes=operation(compiled.spec.op).shared_memory_bytes(compiled.spec),
@@ -74,7 +74,7 @@ def keep(compiled: Compiled, directory: Path) -> list[Path]:
     return paths
 
 
-def _loop_report(loop: sass.Loop) -> LoopReport:
+def _loop_report(loop: sass.NaturalLoop) -> LoopReport:
     pipes = Counter(i.pipe for i in loop.instructions())
     rare = Counter(i.pipe for i in loop.instructions(common=False))
     for counts in (pipes, rare):
@@ -94,7 +94,7 @@ def _cycles(instruction: sass.Instruction) -> int:
     return int(shape[1]) // 2 if shape else 0
 
 
-def _mufu_before_wait(loop: sass.Loop) -> int:
+def _mufu_before_wait(loop: sass.NaturalLoop) -> int:
     total = since = 0
     for i in loop.instructions():
         if i.pipe == "hgmma":

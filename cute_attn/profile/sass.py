@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ..errors import Unavailable
 from ..packages import folders_of
 
-__all__ = ["Block", "Instruction", "Loop", "disassemble", "disassembler", "loops", "parse"]
+__all__ = ["BasicBlock", "Instruction", "NaturalLoop", "disassemble", "disassembler", "loops", "parse"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ _MEMORY = {"CCTL", "CS2R", "FENCE", "MEMBAR", "S2R", "S2UR", "SHFL", "SYNCS"}
 
 
 @dataclass(frozen=True)
-class Block:
+class BasicBlock:
     """A basic block, entered at the front and left at the end only; `next` holds the numbers of those that follow."""
 
     instructions: tuple[Instruction, ...]
@@ -64,11 +64,11 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Loop:
+class NaturalLoop:
     """A natural loop: all its blocks in program order, and those that every pass runs through."""
 
-    blocks: tuple[Block, ...]
-    common: tuple[Block, ...]
+    blocks: tuple[BasicBlock, ...]
+    common: tuple[BasicBlock, ...]
 
     def instructions(self, common: bool = True) -> Iterator[Instruction]:
         """Of the blocks that every pass runs, or of the others."""
@@ -105,13 +105,13 @@ _LABEL = re.compile(r"^(\.L\w+):")
 _TARGET = re.compile(r"`\((\.L\w+)\)")
 
 
-def parse(text: str) -> list[list[Block]]:
+def parse(text: str) -> list[list[BasicBlock]]:
     """The basic blocks of each function of disassembled code, in program order."""
     parts = re.split(r"^\.text\.\S+:$", text, flags=re.MULTILINE)[1:]
     return [_blocks(part) for part in parts or [text]]
 
 
-def _blocks(text: str) -> list[Block]:
+def _blocks(text: str) -> list[BasicBlock]:
     lines: list[Instruction] = []
     labels: dict[str, int] = {}
     for line in text.splitlines():
@@ -132,7 +132,7 @@ def _blocks(text: str) -> list[Block]:
             following.append(number[labels[last.target]])
         if end in number and not (end - 1 in jumps and _always(last)):
             following.append(number[end])
-        blocks.append(Block(tuple(lines[start:end]), tuple(following)))
+        blocks.append(BasicBlock(tuple(lines[start:end]), tuple(following)))
     return blocks
 
 
@@ -148,7 +148,7 @@ def _always(line: Instruction) -> bool:
     )
 
 
-def _dominators(blocks: list[Block]) -> list[set[int]]:
+def _dominators(blocks: list[BasicBlock]) -> list[set[int]]:
     """For each block, the blocks that every way to it from the entry runs through, itself included."""
     before: list[list[int]] = [[] for _ in blocks]
     for n, block in enumerate(blocks):
@@ -167,7 +167,7 @@ def _dominators(blocks: list[Block]) -> list[set[int]]:
     return dominators
 
 
-def loops(blocks: list[Block]) -> list[Loop]:
+def loops(blocks: list[BasicBlock]) -> list[NaturalLoop]:
     """Innermost natural loops that hold tensor-core instructions, in program order.
 
     A loop round a barrier's retry holds none and is therefore part of the pass, counted once.
@@ -186,11 +186,11 @@ def loops(blocks: list[Block]) -> list[Loop]:
         if any(other != head and inner < body for other, inner in bodies.items()):
             continue
         common = set.intersection(*(dominators[n] for n in latches[head])) & body
-        found.append(Loop(tuple(blocks[n] for n in sorted(body)), tuple(blocks[n] for n in sorted(common))))
+        found.append(NaturalLoop(tuple(blocks[n] for n in sorted(body)), tuple(blocks[n] for n in sorted(common))))
     return found
 
 
-def _body(blocks: list[Block], head: int, latch: int) -> set[int]:
+def _body(blocks: list[BasicBlock], head: int, latch: int) -> set[int]:
     """Blocks from which `latch` is reached without passing `head`."""
     before: dict[int, list[int]] = {}
     for n, block in enumerate(blocks):

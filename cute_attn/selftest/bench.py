@@ -33,7 +33,7 @@ def bench(settings: Settings) -> Iterator[Row]:
         yield _row(status="skipped", detail="no time left")
         return
     command = [sys.executable, str(SCRIPT), "core", "--until", f"{left - 5:.0f}"]
-    command += ["--simulate"] if settings.runtime == "sim" else []
+    command += ["--simulate"] if settings.backend == "sim" else []
     bundle = {"CUTE_ATTN_BUNDLES": settings.bundle} if settings.bundle else {}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, **bundle}, start_new_session=True

@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import torch
 
-from cute_attn.backend import backend
+from cute_attn.backend import backend as chosen_backend
 from cute_attn.jit.record import record_specs
 from cute_attn.launch.backward import backward
 from cute_attn.launch.forward import forward
-from cute_attn.launch.run import Runtime
+from cute_attn.launch.run import KernelBackend
+from cute_attn.launch.tensors import NAMED_DTYPES
 from cute_attn.mask import IntervalMask
 from cute_attn.ops.flex_flash import flex_flash_attn_func
 from cute_attn.reference import attention_backward, attention_forward
@@ -28,7 +29,6 @@ from .plain import plain_attention
 
 __all__ = ["Verdict", "check", "launch", "make_problem"]
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 AGAIN = 2  # further runs on a GPU of what gives the same bits every time
 Tensors = dict[str, torch.Tensor]
 
@@ -42,7 +42,7 @@ class Verdict(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Problem:
+class AttentionProblem:
     """A case's tensors, on its device, with a batch of 1; of a backward also what the forward made of them."""
 
     mask: IntervalMask
@@ -56,22 +56,22 @@ class Problem:
     lse: torch.Tensor | None
 
 
-def check(case: AnyCase, runtime: Runtime, device: torch.device) -> Verdict:
+def check(case: AnyCase, backend: KernelBackend, device: torch.device) -> Verdict:
     """Runs a case. Whatever its launch raises goes through."""
     problem = make_problem(case, device)
     with record_specs() as recorder:
-        got = launch(case, problem, runtime)
+        got = launch(case, problem, backend)
     wrong = []
     if recorder.specs[-1:] != (case.spec,):
         wrong.append(f"another kernel was launched: {'; '.join(map(str, recorder.specs)) or 'none'}")
-    for name, again in _runs_again(case, problem, runtime):
+    for name, again in _runs_again(case, problem, backend):
         if not torch.equal(again, got[name]):
             wrong.append(f"{name} has other bits in another run")
     if isinstance(case, DecodeCase):
         assert isinstance(problem, DecodeProblem)
         exact, plain = problem.exact(case), problem.plain(case)
     else:
-        assert isinstance(problem, Problem)
+        assert isinstance(problem, AttentionProblem)
         exact, plain = _exact(case, problem), _plain(case, problem)
     error, allowed = {}, {}
     for name, result in got.items():
@@ -81,7 +81,7 @@ def check(case: AnyCase, runtime: Runtime, device: torch.device) -> Verdict:
     return Verdict(error, allowed, "; ".join(dict.fromkeys(wrong)))
 
 
-def make_problem(case: AnyCase, device: torch.device) -> Problem | DecodeProblem:
+def make_problem(case: AnyCase, device: torch.device) -> AttentionProblem | DecodeProblem:
     """The same numbers for a case every time, on every device: they are drawn on the CPU."""
     if isinstance(case, DecodeCase):
         return make_decode_problem(case, device)
@@ -101,31 +101,31 @@ def make_problem(case: AnyCase, device: torch.device) -> Problem | DecodeProblem
         direction = random(1, 1, dim).sign()
         heights = torch.linspace(0, 8, k.shape[1], device="cpu")[None, :, None, None]
         q, k = q.abs() * direction, 0.1 * k + heights * direction
-    dtype = DTYPES[case.spec.dtype]
+    dtype = NAMED_DTYPES[case.spec.dtype]
     q, k, v, dout = (x.to(dtype).to(device) for x in (q, k, v, dout))
     mask = IntervalMask(mask.lo.to(device), mask.hi.to(device), mask.seqlen_k)
     out = lse = None
     if case.op == "bwd" and not case.public:
         factors = case.softmax_scale, case.softcap
         out, lse, _ = attention_forward(q, k, v, mask.lo, mask.hi, sink, *factors)
-    return Problem(mask, q, k, v, dout, sink, dlse, out, lse)
+    return AttentionProblem(mask, q, k, v, dout, sink, dlse, out, lse)
 
 
-def launch(case: AnyCase, p: Problem | DecodeProblem, runtime: Runtime, **simulation: object) -> Tensors:
+def launch(case: AnyCase, p: AttentionProblem | DecodeProblem, backend: KernelBackend, **simulation: object) -> Tensors:
     """The results of one run by name, their memory poisoned before. simulation: options of the backend "sim"."""
-    with _poisoned(), backend(runtime, **simulation):
+    with _poisoned(), chosen_backend(backend, **simulation):
         if isinstance(case, DecodeCase):
             assert isinstance(p, DecodeProblem)
-            found = p.launch(case, runtime)
+            found = p.launch(case, backend)
         else:
-            assert isinstance(p, Problem)
-            found = _public(case, p) if case.public else _launched(case, p, runtime)
+            assert isinstance(p, AttentionProblem)
+            found = _public(case, p) if case.public else _launched(case, p, backend)
         if p.q.device.type == "cuda":
             torch.cuda.synchronize(p.q.device)
     return found
 
 
-def _launched(case: Case, p: Problem, runtime: Runtime) -> Tensors:
+def _launched(case: Case, p: AttentionProblem, backend: KernelBackend) -> Tensors:
     spec = case.spec
     if isinstance(spec, ForwardSpec):
         out, lse, max_logits = forward(
@@ -140,7 +140,7 @@ def _launched(case: Case, p: Problem, runtime: Runtime) -> Tensors:
             softmax=spec.softmax,
             fp32_out=spec.fp32_out,
             tile=spec.tile,
-            runtime=runtime,
+            backend=backend,
         )
         return {"out": out, "lse": lse} | ({} if max_logits is None else {"max_logits": max_logits[0]})
     assert p.out is not None
@@ -160,13 +160,13 @@ def _launched(case: Case, p: Problem, runtime: Runtime) -> Tensors:
         deterministic=spec.deterministic,
         fp32_gradients=spec.fp32_gradients,
         tile=spec.tile,
-        runtime=runtime,
+        backend=backend,
     )
     named = zip(("dq", "dk", "dv"), gradients, strict=False)
     return {name: gradient for name, gradient in named if gradient is not None}
 
 
-def _public(case: Case, p: Problem) -> Tensors:
+def _public(case: Case, p: AttentionProblem) -> Tensors:
     q, k, v = (x[0].detach().clone().requires_grad_() for x in (p.q, p.k, p.v))
     sink = None if p.sink is None else p.sink[0, 0].clone().requires_grad_()
     scale, softcap = case.softmax_scale, case.softcap
@@ -177,15 +177,17 @@ def _public(case: Case, p: Problem) -> Tensors:
     return {name: x.detach()[None] for name, x in {"out": out, "lse": lse, **named}.items()}
 
 
-def _runs_again(case: AnyCase, p: Problem | DecodeProblem, runtime: Runtime) -> Iterator[tuple[str, torch.Tensor]]:
+def _runs_again(
+    case: AnyCase, p: AttentionProblem | DecodeProblem, backend: KernelBackend
+) -> Iterator[tuple[str, torch.Tensor]]:
     """The results of further runs, of what is the same every time; in simulation under another schedule."""
     if case.public or (isinstance(case.spec, BackwardSpec) and not case.spec.deterministic):
         return
-    if runtime == "sm90":
+    if backend == "sm90":
         for _ in range(AGAIN):
-            yield from launch(case, p, runtime).items()
+            yield from launch(case, p, backend).items()
     elif case.op == "bwd":
-        yield from launch(case, p, runtime, mode="random", seed=1).items()
+        yield from launch(case, p, backend, mode="random", seed=1).items()
 
 
 @contextlib.contextmanager
@@ -201,7 +203,7 @@ def _poisoned() -> Iterator[None]:
 # ---------------------------------------------------------------- what it must be
 
 
-def _exact(case: Case, p: Problem) -> Tensors:
+def _exact(case: Case, p: AttentionProblem) -> Tensors:
     """By name, in float64."""
     q, k, v, dout = (x.double() for x in (p.q, p.k, p.v, p.dout))
     sink, dlse = (x if x is None else x.double() for x in (p.sink, p.dlse))
@@ -217,7 +219,7 @@ def _exact(case: Case, p: Problem) -> Tensors:
     return found
 
 
-def _plain(case: Case, p: Problem) -> Tensors:
+def _plain(case: Case, p: AttentionProblem) -> Tensors:
     """By name, of plain PyTorch in the case's dtype."""
     q, k, v = leaves = tuple(x.detach().clone().requires_grad_(case.op == "bwd") for x in (p.q, p.k, p.v))
     sink = None if p.sink is None else p.sink.clone().requires_grad_(case.op == "bwd")

@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m cute_
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no process is left behind
     begun = time.monotonic()
     settings = Settings(
-        runtime=options.backend,
+        backend=options.backend,
         bundle=str(options.bundle or ""),
         until=begun + options.budget,
         patience=options.patience or PATIENCE[options.backend],

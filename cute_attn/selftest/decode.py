@@ -13,8 +13,9 @@ import torch
 
 from cute_attn.caches import EIGHT_BITS, KVCache, quantise
 from cute_attn.decode_reference import decode_reference, gathered, intervals_of_tokens
-from cute_attn.launch.decode import decode, decode_spec
-from cute_attn.launch.run import Runtime
+from cute_attn.launch.decode import CACHE_NAMES, decode, decode_spec
+from cute_attn.launch.run import KernelBackend
+from cute_attn.launch.tensors import NAMED_DTYPES
 from cute_attn.spec.decode import DecodeSpec
 from cute_attn.spec.operation import parse_spec
 from cute_attn.spec.score import ScoreForm
@@ -23,8 +24,7 @@ __all__ = ["DecodeCase", "DecodeProblem", "decode_case", "decode_case_for", "dec
 
 SIMULATED_LENGTHS = (0, 1, 65, 200)
 LENGTHS = (0, 1, 63, 64, 65, 1000, 4096)
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-CACHES = {"int8": torch.int8, "e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
+CACHES = {name: dtype for dtype, name in CACHE_NAMES.items()}
 Tensors = dict[str, torch.Tensor]
 
 
@@ -98,7 +98,7 @@ class DecodeProblem(NamedTuple):
         for i, length in enumerate(self.cache.lengths.tolist()):
             yield gathered(self.cache, i, length, torch.float32)
 
-    def launch(self, case: DecodeCase, runtime: Runtime) -> Tensors:
+    def launch(self, case: DecodeCase, backend: KernelBackend) -> Tensors:
         out, lse = decode(
             self.q,
             self.cache,
@@ -106,7 +106,7 @@ class DecodeProblem(NamedTuple):
             self.tree,
             num_splits=case.parts,
             sm_margin=0,
-            runtime=runtime,
+            backend=backend,
             **_scalars(case),
         )
         return {"out": out, "lse": lse}
@@ -143,7 +143,7 @@ def make_decode_problem(case: DecodeCase, device: torch.device) -> DecodeProblem
     """The same numbers for a case every time, on every device: they are drawn on the CPU."""
     numbers = torch.Generator().manual_seed(zlib.crc32(case.name.encode()))
     spec, (heads_q, heads_k), batch = case.spec, case.heads, len(case.lengths)
-    dtype = DTYPES[spec.dtype]
+    dtype = NAMED_DTYPES[spec.dtype]
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=numbers, device="cpu")

@@ -47,7 +47,7 @@ def sanitize(tool: str, settings: Settings) -> Iterator[Row]:
         prefix = (program, "--tool", tool, "--target-processes", "all", "--print-limit", "20", "--log-file", str(log))
         apart = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # every tensor its own allocation: what is beyond it is seen
         under = replace(settings, prefix=prefix, patience=SLOWER * settings.patience, variables=apart)
-        for row in run(cases(["tools"], settings.runtime == "sim"), under):
+        for row in run(cases(["tools"], settings.backend == "sim"), under):
             yield {**row, "case": f"{tool}: {row['case']}"}
         text = log.read_text(errors="replace") if log.exists() else ""
     counts = [int(number) for number in re.findall(SANITIZERS[tool], text)]
@@ -67,7 +67,7 @@ def profile(directory: Path, settings: Settings) -> Iterator[Row]:
         yield _row("ncu", status="skipped", detail="there is no ncu on PATH")
         return
     directory.mkdir(parents=True, exist_ok=True)
-    for case in profiled(settings.runtime == "sim"):
+    for case in profiled(settings.backend == "sim"):
         report = directory / f"ncu_{case.op}"
         options = f"--clock-control none --set full --import-source no --launch-skip {LAUNCHES - 1} --launch-count 1"
         prefix = (program, *options.split(), "-k", f"regex:{KERNELS[case.op]}", "-f", "-o", str(report))

@@ -35,13 +35,13 @@ class Unable(Exception):
 class Settings:
     """How cases run.
 
-    runtime: "sm90" or "sim". bundle: the only place of kernels, "" for all. until: time.monotonic() at which all ends.
+    backend: "sm90" or "sim". bundle: the only place of kernels, "" for all. until: time.monotonic() at which all ends.
     patience: seconds that a case may take from its launch on. prefix: a tool that starts the process, and its options.
     variables: of the process's environment, besides ours. launch_only: kernels are launched a few times and not
     checked, for profilers.
     """
 
-    runtime: str
+    backend: str
     bundle: str
     until: float
     patience: float
@@ -99,7 +99,7 @@ class _Worker:
     def __init__(self, settings: Settings, ask_debugger: bool) -> None:
         self._settings, self._ask_debugger = settings, ask_debugger
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
-        command = [*settings.prefix, sys.executable, *WORKER, settings.runtime, settings.bundle]
+        command = [*settings.prefix, sys.executable, *WORKER, settings.backend, settings.bundle]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -144,7 +144,7 @@ class _Worker:
                 said = self._next(self._settings.patience)
         except (_Silent, _Died) as failure:
             return self._failed(failure, at, begun)
-        self.over = said["status"] == "crash" and self._settings.runtime != "sim"
+        self.over = said["status"] == "crash" and self._settings.backend != "sim"
         return said
 
     def end(self) -> None:
@@ -201,7 +201,7 @@ class _Worker:
             os.killpg(self._process.pid, signal.SIGUSR1)  # makes the worker write its stack
         time.sleep(0.5)
         stack = self._said(1500)
-        if self._settings.runtime == "sim" or not self._ask_debugger:
+        if self._settings.backend == "sim" or not self._ask_debugger:
             return f"the host stands at {stack}"
         warps = where_warps_stand(self._process.pid, min(40.0, max(0.0, self._settings.until - time.monotonic())))
         return f"{warps}; the host stands at {stack}"

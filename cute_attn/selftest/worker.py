@@ -20,7 +20,7 @@ from cute_attn.jit import bundle
 from cute_attn.jit.cache import cache_mode
 from cute_attn.jit.near import near_misses
 from cute_attn.jit.obtain import KernelNotBuilt
-from cute_attn.launch.run import Runtime, kernel
+from cute_attn.launch.run import KernelBackend, kernel
 
 from .cases import AnyCase, case_of
 from .check import check, launch, make_problem
@@ -30,12 +30,12 @@ __all__ = ["main"]
 LAUNCHES = 3  # of a case that is launched only, for a profiler
 
 
-def main(runtime: Runtime, path: str) -> None:
+def main(backend: KernelBackend, path: str) -> None:
     """path: of a bundle, the only place where kernels are looked for; or "" for all."""
     said = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     faulthandler.register(signal.SIGUSR1)  # so that a hang can be asked where it is
-    device = torch.device("cpu" if runtime == "sim" else "cuda")
+    device = torch.device("cpu" if backend == "sim" else "cuda")
     try:
         machine = _machine(device)
         if path:
@@ -51,9 +51,9 @@ def main(runtime: Runtime, path: str) -> None:
         order = json.loads(line)
         case, started = case_of(order["case"]), time.monotonic()
         try:
-            _find(case, runtime, path)
+            _find(case, backend, path)
             _say(said, obtained=True)
-            found = _launched(case, runtime, device) if order["launch_only"] else _checked(case, runtime, device)
+            found = _launched(case, backend, device) if order["launch_only"] else _checked(case, backend, device)
         except KernelNotBuilt as error:
             found = {"status": "missing", "detail": str(error)}
         except Exception as error:  # a kernel may raise anything: the next one is to have its turn
@@ -76,16 +76,16 @@ def _machine(device: torch.device) -> str:
     return name
 
 
-def _find(case: AnyCase, runtime: Runtime, path: str) -> None:
+def _find(case: AnyCase, backend: KernelBackend, path: str) -> None:
     """Raises KernelNotBuilt where the kernel is nowhere, or is not in the one bundle that is tested."""
     mode = cache_mode()
     if path and bundle.find(case.spec, mode) is None:
         raise KernelNotBuilt(case.spec, f"only the bundle {path} is tested", near_misses(case.spec, mode))
-    kernel(case.spec, runtime)
+    kernel(case.spec, backend)
 
 
-def _checked(case: AnyCase, runtime: Runtime, device: torch.device) -> dict[str, Any]:
-    verdict = check(case, runtime, device)
+def _checked(case: AnyCase, backend: KernelBackend, device: torch.device) -> dict[str, Any]:
+    verdict = check(case, backend, device)
     return {
         "status": "wrong" if verdict.wrong else "right",
         "error": {name: float(f"{value:.3g}") for name, value in verdict.error.items()},
@@ -94,10 +94,10 @@ def _checked(case: AnyCase, runtime: Runtime, device: torch.device) -> dict[str,
     }
 
 
-def _launched(case: AnyCase, runtime: Runtime, device: torch.device) -> dict[str, Any]:
+def _launched(case: AnyCase, backend: KernelBackend, device: torch.device) -> dict[str, Any]:
     problem = make_problem(case, device)
     for _ in range(LAUNCHES):
-        launch(case, problem, runtime)
+        launch(case, problem, backend)
     return {"status": "right", "detail": "launched, not checked"}
 
 

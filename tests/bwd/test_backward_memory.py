@@ -34,7 +34,7 @@ def test_the_backward_allocates_its_results_the_sums_of_dq_and_two_numbers_a_row
     p = make_problem(case)
 
     def gradients():
-        return backward(p.dout, p.q, p.k, p.v, p.out, p.lse, case.mask, softmax_scale=case.softmax_scale, runtime="sim")
+        return backward(p.dout, p.q, p.k, p.v, p.out, p.lse, case.mask, softmax_scale=case.softmax_scale, backend="sim")
 
     gradients()  # makes what belongs to the mask, once
     with NewMemory() as memory:

@@ -6,31 +6,32 @@ import torch
 from caching import plainly
 from oracle import assert_close
 
-from cute_attn import backend, flash_attn_with_kvcache
+from cute_attn import backend as chosen_backend
+from cute_attn import flash_attn_with_kvcache
 
 TANH_ERROR = 2.0**-10.9  # relative, of the hardware's tanh
 
 
-def run(call, runtime="sim", mode="eager", seed=0, **arguments):
+def run(call, backend="sim", mode="eager", seed=0, **arguments):
     """out and lse, outputs and workspaces being full of NaN beforehand."""
-    device = "cuda" if runtime == "sm90" else "cpu"
+    device = "cuda" if backend == "sm90" else "cpu"
     tensors = {name: _moved(x, device) for name, x in (call.cache | arguments | {"q": call.q}).items()}
-    options = {"mode": mode, "seed": seed} if runtime == "sim" else {}
+    options = {"mode": mode, "seed": seed} if backend == "sim" else {}
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with backend(runtime, **options):
+        with chosen_backend(backend, **options):
             results = flash_attn_with_kvcache(return_softmax_lse=True, **tensors)
     finally:
         torch.use_deterministic_algorithms(False)
     return [x.cpu() for x in results]
 
 
-def check(call, runtime="sim", mode="eager", seed=0, num_splits=1, **arguments):
+def check(call, backend="sim", mode="eager", seed=0, num_splits=1, **arguments):
     """The output's error against fp64 is at most twice that of plain PyTorch in the same dtype."""
     wanted = {
         "window" if name == "window_size" else "tree" if name == "mask" else name: x for name, x in arguments.items()
     }
-    out, lse = run(call, runtime, mode, seed, num_splits=num_splits, **arguments)
+    out, lse = run(call, backend, mode, seed, num_splits=num_splits, **arguments)
     exact, log = plainly(call, **wanted)
     plain, _ = plainly(call, call.q.dtype, **wanted)
     finite = log[log.isfinite()].abs()

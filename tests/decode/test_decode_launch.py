@@ -6,6 +6,7 @@ from caching import make
 
 from cute_attn import backend, flash_attn_with_kvcache
 from cute_attn.launch.decode import choose_splits, decode_spec
+from cute_attn.spec.score import ScoreForm
 
 BF16 = torch.bfloat16
 
@@ -70,7 +71,7 @@ def test_the_spec_of_a_call():
         192,
         256,
     ]
-    eight = {"cache": "int8", "score": "scaled"}
+    eight = {"cache": "int8", "score": ScoreForm("scaled")}
     assert [spec(dims=dims, **eight).head_dim for dims in ((64, 64), (128, 128), (192, 128))] == [128, 128, 256]
 
 

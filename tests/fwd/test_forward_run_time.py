@@ -15,7 +15,7 @@ def run(mask, batch=1, heads=(2, 1), dim=128, softmax_scale=0.1, **options):
         for n, h in ((mask.seqlen_q, heads[0]), (mask.seqlen_k, heads[1]), (mask.seqlen_k, heads[1]))
     )
     with backend("sim"):
-        return forward(q, k, v, mask, softmax_scale=softmax_scale, runtime="sim", **options)
+        return forward(q, k, v, mask, softmax_scale=softmax_scale, backend="sim", **options)
 
 
 def test_run_time_values_never_compile():

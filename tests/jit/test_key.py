@@ -148,6 +148,6 @@ def test_run_time_values_compile_nothing_new(compiles, monkeypatch):
         q = torch.randn(batch, rows, heads_q, 128, dtype=torch.bfloat16)
         k, v = torch.randn(2, batch, rows, heads_k, 128, dtype=torch.bfloat16)
         for softcap in (0.0, 10 * scale):
-            forward(q, k, v, causal(rows), softmax_scale=scale, softcap=softcap, runtime="sim")
+            forward(q, k, v, causal(rows), softmax_scale=scale, softcap=softcap, backend="sim")
     assert len(compiles) == 2, compiles
     assert {spec.score.kind for spec in compiles} == {"plain", "softcap"}

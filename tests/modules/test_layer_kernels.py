@@ -1,12 +1,14 @@
 """AttentionOp on the kernels, in simulation: masks with planes of their own for batch elements and heads, blocks that
 heads chose, two caches."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from layer_formula import attend, cached_pairs, moba_pairs, token_pairs
 from oracle import assert_close
 
-from cute_attn import AttentionOp, backend
+from cute_attn import AttentionOp, KVQuant, backend
 
 HEADS, HEADS_K, DIM = 4, 2, 64
 
@@ -96,3 +98,27 @@ def test_two_caches_merge_on_the_kernels(rows):
         return op(q, None, None, **options, record_max_logits=True)
 
     compare(op, call, q, k, v, pairs, sinks=sinks, grads=rows > 1)
+
+
+@pytest.mark.parametrize("quant", [None, KVQuant("int8")], ids=["bf16", "int8"])
+@pytest.mark.slow
+def test_pools_of_pages_are_read_by_the_decode_kernel(quant):
+    """Whose bits have tests of their own: this is that the layer's scale, window and cap reach it."""
+    lengths, rows, width = [40, 60], 2, 40
+    dim = 64 if quant is None else 128
+    op = AttentionOp(
+        HEADS, HEADS_K, attention_type="local_sliding", sliding_window_size=width, attn_logits_soft_cap=2.0
+    )
+    table = torch.tensor([[3, 1, 4, -1], [7, 0, 5, 2]], dtype=torch.int32)
+    state = SimpleNamespace(page_map=table, sequence_lengths=torch.tensor(lengths, dtype=torch.int32))
+    q = (torch.randn(2, rows, HEADS, dim) / 8).bfloat16()
+    pools = [torch.randn(9, 16, HEADS_K, dim).bfloat16() for _ in range(2)]
+    pools = pools if quant is None else [quant.quantize(pool) for pool in pools]
+
+    def run(q):
+        return op(q, None, None, model_mode="autoregressive", cached_values=[(*pools, None), None], page_state=state)
+
+    wanted = run(q)
+    with backend("sim"):
+        got = run(q)
+    assert_close("out", got, wanted.double(), 2**-7 * wanted.abs().max().item())

@@ -26,7 +26,7 @@ def launched(monkeypatch):
 
     seen = []
 
-    def noted(spec, runtime):
+    def noted(spec, backend):
         seen.append(spec)
         return launch.Kernel(spec, None, "")
 
@@ -113,7 +113,7 @@ def test_a_single_wrong_element_is_found(name, off, how, monkeypatch):
     op = "bwd" if name.startswith("d") else "fwd"
     (case,) = (c for c in cases(["matrix"], simulated=True) if c.name == f"{op} d64 causal 300 h2/1")
 
-    def launch(case, problem, runtime, broken=True):
+    def launch(case, problem, backend, broken=True):
         exact = check._exact(case, problem)
         names = ("dq", "dk", "dv") if op == "bwd" else ("out", "lse")
         results = {x: exact[x].float() for x in names}

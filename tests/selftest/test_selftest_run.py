@@ -102,9 +102,10 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, words, capsys):
 
 def test_list_names_cases_and_their_kernels(capsys):
     assert main(["--list", "--group", "smoke"]) == 0
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("fwd d128 full 256 h1/1: fwd bf16 head_dim 128")
-    assert second.startswith("bwd d128 full 256 h1/1: bwd bf16 head_dim 128")
+    decode, forward, backward = capsys.readouterr().out.splitlines()
+    assert decode.startswith("decode d128 pages 64 4096 t1 h1/1: decode bf16 head_dim 128, pieces of 64")
+    assert forward.startswith("fwd d128 full 256 h1/1: fwd bf16 head_dim 128")
+    assert backward.startswith("bwd d128 full 256 h1/1: bwd bf16 head_dim 128")
 
 
 def test_a_list_leaves_the_results_of_an_earlier_run_alone(tmp_path):

@@ -15,7 +15,7 @@ from cute_attn.selftest.watch import Settings
 @pytest.fixture
 def settings(monkeypatch):
     monkeypatch.setattr(watch, "WORKER", (str(Path(__file__).with_name("fake_worker.py")),))
-    monkeypatch.setenv("PLAN", json.dumps(dict.fromkeys(("causal", "window", "slices"), "right")))
+    monkeypatch.setenv("PLAN", json.dumps(dict.fromkeys(("causal", "window", "slices", "decode"), "right")))
     return Settings("sm90", "", time.monotonic() + 60, patience=20.0)
 
 
@@ -28,7 +28,7 @@ def with_tools(monkeypatch, tmp_path, **findings):
 def test_what_a_sanitizer_finds_is_wrong_though_the_numbers_are_right(tool, errors, settings, monkeypatch, tmp_path):
     with_tools(monkeypatch, tmp_path, errors=errors)
     *found, last = sanitize(tool, settings)
-    assert [row["status"] for row in found] == ["right"] * 6
+    assert [row["status"] for row in found] == ["right"] * 8
     assert all(row["case"].startswith(f"{tool}: ") for row in found)
     assert (last["case"], last["status"]) == (tool, "wrong" if errors else "right")
     assert ("3 found: ========= Invalid __global__ read" in last["detail"]) == bool(errors)

@@ -16,13 +16,13 @@ def inputs():
     shapes = (192, 2), (320, 1), (320, 1)
     q, k, v = (torch.randn(1, *shape, 128).bfloat16() for shape in shapes)
     with sim.simulated():
-        out, lse, _ = forward(q, k, v, MASK, softmax_scale=0.1, runtime="sim")
+        out, lse, _ = forward(q, k, v, MASK, softmax_scale=0.1, backend="sim")
     return torch.randn_like(q), q, k, v, out, lse
 
 
 def gradients(sm_margin, deterministic=False):
     def function(dout, q, k, v, out, lse):
-        options = {"softmax_scale": 0.1, "sm_margin": sm_margin, "deterministic": deterministic, "runtime": "sim"}
+        options = {"softmax_scale": 0.1, "sm_margin": sm_margin, "deterministic": deterministic, "backend": "sim"}
         dq, dk, dv, _ = backward(dout, q, k, v, out, lse, MASK, **options)
         return dq, dk, dv
 

@@ -7,8 +7,9 @@ import pytest
 from cute_attn.decode.config import check, default_tile, shared_memory_bytes
 from cute_attn.spec.decode import DECODE_HEAD_DIMS, DecodeSpec, DecodeTile
 from cute_attn.spec.operation import parse_spec
+from cute_attn.spec.score import ScoreForm
 
-EIGHT = {"cache": "int8", "score": "scaled"}
+EIGHT = {"cache": "int8", "score": ScoreForm("scaled")}
 
 
 @pytest.mark.parametrize(
@@ -35,10 +36,14 @@ def test_a_spec_is_its_text(fields):
         ({"cache": "int4"}, ValueError, "DecodeSpec.cache must be one of .* got 'int4'"),
         ({"head_dim": 96, "head_dim_v": 96}, ValueError, r"head_dim_v must be one of \(64, 64\), .* got \(96, 96\)"),
         ({"piece": 8}, ValueError, "DecodeSpec.piece must be one of 0, 16, 32, 64, got 8"),
-        ({"piece": False}, ValueError, "DecodeSpec.piece must be one of 0, 16, 32, 64, got False"),
+        ({"piece": False}, TypeError, "DecodeSpec.piece must be an int, got False"),
         ({"sink": 1}, TypeError, "DecodeSpec.sink must be a bool, got 1"),
         ({"tile": 8}, TypeError, "DecodeSpec.tile must be a DecodeTile, got 8"),
-        ({**EIGHT, "score": "plain"}, ValueError, "8-bit cache has scores that are 'scaled' or 'softcap', got 'plain'"),
+        (
+            {**EIGHT, "score": ScoreForm()},
+            ValueError,
+            "8-bit cache has a score of kind 'scaled' or 'softcap', got 'plain'",
+        ),
         ({**EIGHT, "head_dim": 64, "head_dim_v": 64}, ValueError, r"\(128, 128\) or \(256, 256\), got \(64, 64\)"),
         ({"token_scales": True}, ValueError, "DecodeSpec.token_scales needs an 8-bit cache"),
     ],

@@ -9,10 +9,10 @@ import torch
 
 from ...mask import IntervalMask
 
-__all__ = ["Block", "Gradients", "Mover"]
+__all__ = ["KeyBlock", "KeyGradients", "Mover"]
 
 
-class Block(NamedTuple):
+class KeyBlock(NamedTuple):
     """Some keys, packed with their values, that a rank attends next.
 
     number: which of the mover's blocks this is.
@@ -25,7 +25,7 @@ class Block(NamedTuple):
     mask: IntervalMask | None
 
 
-class Gradients(Protocol):
+class KeyGradients(Protocol):
     """Collects the gradients of blocks at the owners of the keys."""
 
     def add(self, number: int, grad: torch.Tensor) -> None:
@@ -38,8 +38,8 @@ class Gradients(Protocol):
 class Mover(Protocol):
     """Brings keys to queries. `kv` is the rank's own keys, packed; all ranks take the same steps in the same order."""
 
-    def forward(self, kv: torch.Tensor) -> Iterator[Block]: ...
+    def forward(self, kv: torch.Tensor) -> Iterator[KeyBlock]: ...
 
-    def backward(self, kv: torch.Tensor) -> Iterator[Block]: ...
+    def backward(self, kv: torch.Tensor) -> Iterator[KeyBlock]: ...
 
-    def collect(self, kv: torch.Tensor, dtype: torch.dtype) -> Gradients: ...
+    def collect(self, kv: torch.Tensor, dtype: torch.dtype) -> KeyGradients: ...

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from ..comm import Arrival, add_returned, send_rows
 from ..plans.group_cast import CastPlan, CastStage
-from .blocks import Block
+from .blocks import KeyBlock
 
 __all__ = ["GroupCast"]
 
@@ -24,23 +24,23 @@ class GroupCast:
         self._stages, self._group = plan.stages, group
         self._masks = [stage.mask if stage.area else None for stage in plan.stages]
 
-    def forward(self, kv: torch.Tensor) -> Iterator[Block]:
+    def forward(self, kv: torch.Tensor) -> Iterator[KeyBlock]:
         """The stages' keys, own keys first, from packed own keys `(rows, heads_k, head_dim + head_dim_v)`."""
         return self._blocks(kv, range(len(self._stages)))
 
-    def backward(self, kv: torch.Tensor) -> Iterator[Block]:
+    def backward(self, kv: torch.Tensor) -> Iterator[KeyBlock]:
         """The same last stage first, so that the return of the last gradient hides behind the own keys."""
         return self._blocks(kv, range(len(self._stages) - 1, -1, -1))
 
     def collect(self, kv: torch.Tensor, dtype: torch.dtype) -> CastGradients:
         return CastGradients(self._stages, self._group, torch.zeros_like(kv, dtype=dtype))
 
-    def _blocks(self, kv: torch.Tensor, order: range) -> Iterator[Block]:
+    def _blocks(self, kv: torch.Tensor, order: range) -> Iterator[KeyBlock]:
         arrival = self._start(kv, order[0])
         for index, following in zip(order, [*order[1:], None], strict=True):
             received = arrival.wait() if arrival else None
             arrival = self._start(kv, following) if following is not None else None
-            yield Block(index, _stage_keys(self._stages[index], kv, received), self._masks[index])
+            yield KeyBlock(index, _stage_keys(self._stages[index], kv, received), self._masks[index])
 
     def _start(self, kv: torch.Tensor, index: int) -> Arrival | None:
         stage = self._stages[index]

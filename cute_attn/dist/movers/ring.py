@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from ..comm import Arrival, send_rows
 from ..plans.ring import RingPlan
-from .blocks import Block
+from .blocks import KeyBlock
 
 __all__ = ["Ring"]
 
@@ -29,14 +29,14 @@ class Ring:
         self._rank, self._size = plan.ring_rank, plan.ring_size
         self._masks = [step.mask if step.area else None for step in plan.steps]
 
-    def forward(self, kv: torch.Tensor) -> Iterator[Block]:
+    def forward(self, kv: torch.Tensor) -> Iterator[KeyBlock]:
         """The blocks, own keys first, from packed own keys `(rows, heads_k, head_dim + head_dim_v)`."""
         last = len(self._steps) - 1
         for number, step in enumerate(self._steps):
             arrival = None
             if number < last:
                 arrival = self._send([(1, kv[step.send_index])], [(-1, step.receive_rows)])
-            yield Block(number, kv, self._masks[number])
+            yield KeyBlock(number, kv, self._masks[number])
             if arrival is not None:
                 kv = arrival.wait()
 

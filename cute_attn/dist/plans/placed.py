@@ -11,7 +11,7 @@ from ...mask import IntervalMask
 from ..checks import check_kind, check_one_plane
 from ..placing.needs import Spans, chunk_needs, rank_needs, remote_needs
 from ..placing.placement import Placement, merge_ranks, rank_areas
-from .reach import Reach, ring_reach
+from .reach import Travel, ring_reach
 
 __all__ = ["PlacedMask"]
 
@@ -63,7 +63,7 @@ class PlacedMask:
         return rank_areas(self.mask, self.query)
 
     @cached_property
-    def reach(self) -> Reach:
+    def reach(self) -> Travel:
         """How far each key travels where the ranks are a ring."""
         return ring_reach(self.needs, self.key)
 

@@ -9,10 +9,10 @@ import torch
 from ..placing.needs import Spans, expand, meet
 from ..placing.placement import Placement
 
-__all__ = ["Reach", "ring_reach"]
+__all__ = ["Travel", "ring_reach"]
 
 
-class Reach(NamedTuple):
+class Travel(NamedTuple):
     """How many steps each key travels: positions `[edges[i], edges[i + 1])` travel `distance[i]` steps, int64."""
 
     edges: torch.Tensor
@@ -33,7 +33,7 @@ class Reach(NamedTuple):
         return expand(inside.lo, inside.hi)
 
 
-def ring_reach(needs: Spans, key: Placement) -> Reach:
+def ring_reach(needs: Spans, key: Placement) -> Travel:
     """The largest distance along the ring from each key's owner to a rank that needs it; `needs` is grouped by rank."""
     chunk_edges = torch.arange(key.chunks.numel() + 1, device="cpu") * key.chunk_size
     edges = torch.cat([chunk_edges, needs.lo, needs.hi]).unique()
@@ -44,4 +44,4 @@ def ring_reach(needs: Spans, key: Placement) -> Reach:
         begin, end = torch.searchsorted(needs.group, torch.tensor([rank, rank + 1], device="cpu")).tolist()
         index = expand(first[begin:end], last[begin:end])
         distance[index] = torch.maximum(distance[index], (rank - owner[index]) % key.world)
-    return Reach(edges, distance)
+    return Travel(edges, distance)

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ..state.matrices import Tile
+from ..state.matrices import MmaTile
 from .ptx import Reg
 
 
@@ -28,9 +28,9 @@ class Multiply:
         """Equal for those that add to the same accumulator in the same way."""
         return (self.n, self.k, self.types, self.majors, self.sign, self.accumulator, bool(self.fragment))
 
-    def tile(self, row_of: Callable[[Reg], int], locks: Mapping[Reg, int], chain: int) -> Tile:
+    def tile(self, row_of: Callable[[Reg], int], locks: Mapping[Reg, int], chain: int) -> MmaTile:
         """The same in terms of rows; `locks` has the bit of each register, `chain` is equal for those of a kind."""
-        return Tile(
+        return MmaTile(
             self.n,
             self.k,
             self.types,

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import Place
 from ..state.lanes import FileRows
-from ..state.matrices import Tile
+from ..state.matrices import MmaTile
 from . import access, arithmetic, convert, mma, system, warp, wgmma
 from .constants import constant_registers, moves_constant
 from .control_flow import find_joins, find_spins
@@ -34,7 +34,7 @@ class Program:
         self.registers = self.rows.size
         self.local_bytes, self.dynamic_start = self.layout.local_bytes, self.layout.dynamic_start
         self.locks: dict[Reg, int] = {}  # wgmma registers: their bit
-        self.tiles: dict[int, Tile] = {}
+        self.tiles: dict[int, MmaTile] = {}
         self.nodes: list[Node] = []
         self._build()
         find_joins(self.nodes)

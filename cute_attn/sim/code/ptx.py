@@ -114,7 +114,6 @@ _TYPE_SIZE |= {"b64": 8, "u64": 8, "s64": 8, "f64": 8, "b128": 16}
 _KIND = {"pred": "p", **{t: {1: "h", 2: "h", 4: "r", 8: "d", 16: "q"}[size] for t, size in _TYPE_SIZE.items()}}
 MALFORMED = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)  # what bad text runs into
 _NAME = re.compile(r"[%$A-Za-z_][\w$%.:]*")
-_IDENTIFIER = re.compile(r"[A-Za-z_$%][\w$]*")
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
 _VARIABLE = re.compile(r"(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$%]+)\s*(?:\[(\d*)\])?\s*(?:\[(\d*)\])?")
 

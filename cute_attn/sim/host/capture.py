@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import ctypes
 import functools
-import math
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,15 +14,13 @@ import numpy as np
 import torch
 
 from ..code.program import program_of
-from ..errors import Place, SharedMemoryExceeded, SimError
+from ..errors import SimError
 from ..launch import Buffer, Launch, Report, Schedule
 from ..schedules.engine import execute
 from . import stub
 from .arguments import buffers_of, converted
 
 CLUSTER_DIMENSION = 4  # cudaLaunchAttributeClusterDimension
-MAX_SMEM_BYTES = 232_448  # what a Hopper multiprocessor lets one block ask for
-MAX_THREADS = 1024
 NOT_SUPPORTED = 801  # cudaErrorNotSupported
 
 
@@ -154,20 +151,6 @@ def _launch(kernel: str, ptx: str, config: stub.LaunchConfig, arguments: Any) ->
         if attribute.id == CLUSTER_DIMENSION:
             cluster = tuple(attribute.value[:3])
     grid, block = tuple(config.grid), tuple(config.block)
-    _check_launch(kernel, grid, block, cluster, config.smem_bytes)
     parameters = program_of(ptx, kernel).kernel.params.values()
     values = tuple(ctypes.string_at(arguments[i], parameter.size) for i, parameter in enumerate(parameters))
     return Launch(kernel, ptx, grid, block, cluster, config.smem_bytes, values)
-
-
-def _check_launch(kernel: str, grid: tuple, block: tuple, cluster: tuple, smem_bytes: int) -> None:
-    """What the driver would refuse."""
-    if smem_bytes > MAX_SMEM_BYTES:
-        what = f"launched with {smem_bytes} bytes of shared memory, at most {MAX_SMEM_BYTES}"
-        raise SharedMemoryExceeded(what, Place(kernel))
-    if min(grid + block + cluster) < 1 or math.prod(block) > MAX_THREADS:
-        raise ValueError(
-            f"{kernel}: launched with grid {grid}, block {block}, cluster {cluster}; at most {MAX_THREADS} threads"
-        )
-    if any(size % step for size, step in zip(grid, cluster, strict=True)):
-        raise ValueError(f"{kernel}: launched with grid {grid}, which cluster {cluster} does not divide")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -16,7 +17,8 @@ from . import blas, side_by_side
 from .batches import cut
 from .scheduler import Scheduler
 
-MAX_DYNAMIC_SHARED = 227 * 1024
+MAX_DYNAMIC_SHARED = 227 * 1024  # what a Hopper multiprocessor lets one CTA ask for
+MAX_THREADS = 1024
 
 
 def execute(
@@ -46,16 +48,15 @@ def execute(
 
 
 def _check(launch: Launch) -> None:
-    for name, triple in (("grid", launch.grid), ("block", launch.block), ("cluster", launch.cluster)):
+    """What the driver would refuse."""
+    name = launch.kernel
+    for shape, triple in (("grid", launch.grid), ("block", launch.block), ("cluster", launch.cluster)):
         if len(triple) != 3 or min(triple) < 1:
-            raise ValueError(f"{name} is {triple}; allowed: three positive numbers")
+            raise ValueError(f"{name}: {shape} is {triple}; allowed: three positive numbers")
     if any(g % c for g, c in zip(launch.grid, launch.cluster, strict=True)):
-        raise ValueError(f"grid is {launch.grid}; it must be a multiple of the cluster {launch.cluster}")
-    threads = launch.block[0] * launch.block[1] * launch.block[2]
-    if threads > 1024:
-        raise ValueError(f"block is {launch.block}, {threads} threads; allowed: at most 1024")
+        raise ValueError(f"{name}: grid is {launch.grid}; it must be a multiple of the cluster {launch.cluster}")
+    if (threads := math.prod(launch.block)) > MAX_THREADS:
+        raise ValueError(f"{name}: block is {launch.block}, {threads} threads; allowed: at most {MAX_THREADS}")
     if not 0 <= launch.smem_bytes <= MAX_DYNAMIC_SHARED:
-        place = Place(launch.kernel)
-        raise SharedMemoryExceeded(
-            f"{launch.smem_bytes} bytes of dynamic shared memory; a CTA has {MAX_DYNAMIC_SHARED}", place
-        )
+        what = f"{launch.smem_bytes} bytes of dynamic shared memory; a CTA has {MAX_DYNAMIC_SHARED}"
+        raise SharedMemoryExceeded(what, Place(name))

@@ -17,7 +17,7 @@ SWIZZLE_MASK = {16: 0, 32: 0x10, 64: 0x30, 128: 0x70}  # which address bits are 
 
 
 @dataclass(frozen=True)
-class Tile:
+class MmaTile:
     """The fixed part of one wgmma.mma_async: shape, types, and the rows of its registers in their file."""
 
     n: int

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from ..errors import Place
-from .matrices import Tile
+from .matrices import MmaTile
 
 
 class Translation(Protocol):
@@ -29,7 +29,7 @@ class Translation(Protocol):
         """Where dynamic shared memory begins."""
 
     @property
-    def tiles(self) -> Mapping[int, Tile]:
+    def tiles(self) -> Mapping[int, MmaTile]:
         """What is fixed of each wgmma, by its site."""
 
     def place(self, site: int, cta: tuple[int, int, int] | None = None, warps: tuple[int, ...] = ()) -> Place:

@@ -42,7 +42,7 @@ def inputs(mask):
 @every_mask
 def test_the_forward_writes_all_of_out_and_lse(mask, mode, calls):
     with backend("sim", mode=mode):
-        out, lse, _ = forward(*inputs(mask), mask, softmax_scale=0.1, runtime="sim")
+        out, lse, _ = forward(*inputs(mask), mask, softmax_scale=0.1, backend="sim")
     assert_written(calls, out, lse)
 
 
@@ -54,6 +54,6 @@ def test_the_backward_writes_all_of_dq_dk_and_dv(mask, mode, deterministic, call
     lse = torch.zeros(1, 2, mask.seqlen_q)
     with backend("sim", mode=mode):
         dq, dk, dv, _ = backward(
-            q, q, k, v, q, lse, mask, softmax_scale=0.1, deterministic=deterministic, runtime="sim"
+            q, q, k, v, q, lse, mask, softmax_scale=0.1, deterministic=deterministic, backend="sim"
         )
     assert_written(calls, dq, dk, dv)

@@ -135,7 +135,7 @@ def test_schedules_and_launches_are_checked():
         Schedule("random", -1)
     text = frame("", [])
     for change, message in (
-        ({"grid": (3, 1, 1), "cluster": (2, 1, 1)}, "multiple of the cluster"),
+        ({"grid": (3, 1, 1), "cluster": (2, 1, 1)}, "kernel: grid is .* multiple of the cluster"),
         ({"block": (2048, 1, 1)}, "at most 1024"),
         ({"grid": (0, 1, 1)}, "positive"),
         ({"arguments": (b"abcd",)}, "0 parameters"),
@@ -149,8 +149,9 @@ def test_schedules_and_launches_are_checked():
         } | change
         with pytest.raises(ValueError, match=message):
             execute(Launch("kernel", text, **shape), [], Schedule())
-    with pytest.raises(SharedMemoryExceeded, match="232448"):
-        execute(Launch("kernel", text, (1, 1, 1), (32, 1, 1), (1, 1, 1), 240_000, ()), [], Schedule())
+    execute(Launch("kernel", text, (2, 1, 1), (32, 1, 1), (2, 1, 1), 232_448, ()), [], Schedule())
+    with pytest.raises(SharedMemoryExceeded, match=r"232449 bytes .* a CTA has 232448\n  at kernel kernel"):
+        execute(Launch("kernel", text, (1, 1, 1), (32, 1, 1), (1, 1, 1), 232_449, ()), [], Schedule())
 
 
 def test_errors_name_kernel_cta_warps_and_line():
