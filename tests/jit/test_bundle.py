@@ -310,7 +310,7 @@ def test_what_flags_build_is_what_launches_ask_for(mask, softcap, compiles, tmp_
     load_bundle(tmp_path / "out")
     monkeypatch.setattr(sim, "run", lambda *arguments, **options: None)
     q, k, v = torch.randn(3, 1, 512, 2, 64, dtype=torch.bfloat16)
-    options = {"softmax_scale": 0.1, "softcap": 5.0 * softcap, "runtime": "sim"}
+    options = {"softmax_scale": 0.1, "softcap": 5.0 * softcap, "backend": "sim"}
     out, lse, _ = forward(q, k, v, from_spec(mask, 512), **options)
     backward(out, q, k, v, out, lse, from_spec(mask, 512), **options)
 

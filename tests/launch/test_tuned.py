@@ -162,7 +162,7 @@ def test_launches_take_the_tuned_tile_unless_told_another_or_keeping_the_exact_m
         monkeypatch.setattr(module, "tuned_tile", found)
     q = torch.randn(1, 256, 4, 128, dtype=torch.bfloat16)
     k, v = torch.randn(2, 1, 256, 2, 128, dtype=torch.bfloat16)
-    options = {"softmax_scale": 0.1, "runtime": "sim"}
+    options = {"softmax_scale": 0.1, "backend": "sim"}
     out, lse, _ = fwd.forward(q, k, v, causal(256), **options)
     bwd.backward(out, q, k, v, out, lse, causal(256), **options)
     assert asked == [("fwd", "bf16", (128, 128), (4, 2)), ("bwd", "bf16", (128, 128), (4, 2))]
