@@ -7,6 +7,7 @@ the simulator's stub, whose launch does nothing.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 from unittest import mock
 
@@ -42,8 +43,9 @@ def main() -> None:
     q, k, v = (torch.zeros(4096, heads, 128, dtype=torch.bfloat16) for heads in (8, 2, 2))
     mask, ranges = causal(4096), torch.tensor([[0, 4096]])
     causal_type = torch.tensor([1])
-    calls: list[tuple[Any, ...]] = []  # the last one alone: kept outputs would make every call wait for new memory
-    with backend("sim"), mock.patch.object(sim, "run", lambda *call, **options: calls.__setitem__(slice(None), [call])):
+    # The last one alone: outputs that are kept make every call wait for new memory.
+    calls: deque[tuple[Any, ...]] = deque(maxlen=1)
+    with backend("sim"), mock.patch.object(sim, "run", lambda *call, **options: calls.append(call)):
         by_mask = per_call(lambda: flex_flash_attn_func(q, k, v, mask))
         by_ranges = per_call(lambda: flex_flash_attn_func(q, k, v, ranges, ranges, attn_type_map=causal_type))
         function, *arguments = calls[-1]

@@ -12,6 +12,7 @@ import torch
 
 from .autocast import without_autocast
 from .caches import EIGHT_BITS, KVCache
+from .mask.dense import runs_of_rows
 from .reference import attention_forward, compute_dtype
 
 __all__ = ["decode_reference", "gathered", "intervals_of_tokens"]
@@ -66,22 +67,12 @@ def intervals_of_tokens(
     if tree is None:
         lo, hi = low[None], high[None]
     else:
-        runs = _runs(tree) + (length - tokens)
+        runs = torch.stack(runs_of_rows(tree)) + (length - tokens)
         before = torch.stack([torch.zeros_like(position), torch.full_like(position, length - tokens)])[:, None]
         lo, hi = torch.cat([before, runs], 1).clamp(min=0)
         lo, hi = torch.maximum(lo, low), torch.minimum(hi, high)
         hi = torch.where(position < 0, lo, hi)
     return lo.int(), torch.maximum(lo, hi).int()
-
-
-def _runs(tree: Tensor) -> Tensor:
-    """The runs of True in each row of a bool (t, t), as begins and ends `(2, layers, t)`; empty ones at the end."""
-    tokens = tree.shape[1]
-    padded = torch.nn.functional.pad(tree.int(), (1, 1)).diff()  # 1 where a run begins, -1 where one has ended
-    columns = torch.arange(tokens + 1, device=tree.device)
-    begins, ends = (torch.where(padded == sign, columns, tokens).sort(1).values for sign in (1, -1))
-    layers = int((padded == 1).sum(1).max()) if tokens else 0
-    return torch.stack([begins[:, :layers].T, ends[:, :layers].T])
 
 
 def gathered(cache: KVCache, sequence: int, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -44,21 +44,24 @@ def mods(c):
     }
 
 
-def dense_flex(query, key, value, score_mod, attended, scale=None):
-    """out, lse and max_scores by the definition, in fp64. attended: bool that broadcasts with (batch, heads, q, k)."""
-    query, key, value = (x.double() for x in (query, key, value))
+def dense_flex(query, key, value, score_mod, attended, scale=None, dtype=torch.float64):
+    """out, lse and max_scores by the definition, every tensor in a dtype but lse, which is fp32 at least.
+
+    attended: bool that broadcasts with (batch, heads, q, k).
+    """
+    query, key, value = (x.to(dtype) for x in (query, key, value))
     batch, heads, rows, dim = query.shape
     keys = key.shape[2]
     key, value = (x.expand(batch, -1, -1, -1).repeat_interleave(heads // x.shape[1], 1) for x in (key, value))
     scores = query @ key.mT * (dim**-0.5 if scale is None else scale)
     if score_mod is not None:
-        with default_dtype(torch.float64):
+        with default_dtype(dtype):
             scores = score_mod(scores, *places(batch, heads, rows, keys)) + torch.zeros_like(scores)
     scores = scores.masked_fill(~attended, -torch.inf)
     largest = torch.cat([scores, scores.new_full((batch, heads, rows, 1), -torch.inf)], 3).amax(3)
     empty = largest == -torch.inf
     safe = scores.masked_fill(empty[..., None], 0.0)
-    lse = safe.logsumexp(3).masked_fill(empty, -torch.inf)
+    lse = safe.to(torch.promote_types(dtype, torch.float32)).logsumexp(3).masked_fill(empty, -torch.inf)
     return safe.softmax(3).masked_fill(empty[..., None], 0.0) @ value, lse, largest
 
 

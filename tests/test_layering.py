@@ -27,7 +27,7 @@ ALLOWED = {
     "decode": "sm90 spec",
     "sm90": "spec",
     "sim": "",
-    "decode_reference": "reference",
+    "decode_reference": "mask reference",
     "reference": "",
     "mods": "mask spec",
     "mask": "",

@@ -12,6 +12,7 @@ from cutlass import Float32, Int32, const_expr, range_constexpr
 
 from cute_attn.sm90.idle import is_idle
 from cute_attn.spec.backward import BackwardSpec
+from cute_attn.spec.score import LOG2_E
 
 from .arguments import Schedule, Tensors
 from .rows import place_of_row
@@ -19,7 +20,6 @@ from .work import plane_of_rows
 
 __all__ = ["Preprocess"]
 
-LOG2_E = math.log2(math.e)
 THREADS = 256
 VECTOR = 8  # elements of 16 bytes
 

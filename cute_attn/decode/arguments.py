@@ -7,11 +7,11 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32
 
+from cute_attn.sm90.dtypes import DTYPES
 from cute_attn.spec.decode import DecodeSpec
 
-__all__ = ["CACHED", "DTYPES", "Arguments", "Scalars", "Tensors", "Tma", "fake_arguments"]
+__all__ = ["CACHED", "Arguments", "Scalars", "Tensors", "Tma", "fake_arguments"]
 
-DTYPES = {"bf16": cutlass.BFloat16, "fp16": cutlass.Float16}
 CACHED = cutlass.Uint8  # what 8-bit caches are until they are in registers
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from cute_attn.spec.decode import DecodeSpec, DecodeTile
+from cute_attn.spec.tiles import SHARED_MEMORY
 
 __all__ = ["check", "ctas_per_multiprocessor", "default_tile", "most_rows", "shared_memory_bytes"]
 
-SHARED_MEMORY = 232_448  # bytes that one CTA may have on sm_90, and one multiprocessor but for 1 KiB a CTA
 ALIGNMENT = 1024  # of each tile in shared memory
 
 
@@ -16,7 +16,7 @@ def _tiles(rows: int, columns: int, width: int) -> int:
 
 def shared_memory_bytes(spec: DecodeSpec) -> int:
     """Dynamic shared memory of a CTA: barriers and what is small, Q, P, and the rings of K and V."""
-    tile, width = spec.tile, 1 if spec.eight else 2
+    tile, width = spec.tile, spec.cache_bytes
     rings = sum(_tiles(tile.n * tile.stages, dim, width) for dim in (spec.head_dim, spec.head_dim_v))
     barriers, rows = 2 * 8 * (2 * tile.stages + 1), tile.rows
     small = barriers + rows * (16 + 8 + 8 * spec.tree + 4 * spec.eight) + 64  # see storage.py
@@ -26,6 +26,7 @@ def shared_memory_bytes(spec: DecodeSpec) -> int:
 def ctas_per_multiprocessor(spec: DecodeSpec) -> int:
     """How many of them hide each other's waits; registers allow three of up to 16 rows, two of 32."""
     by_registers = {8: 3, 16: 3, 32: 2, 64: 1}[spec.tile.rows]
+    # A multiprocessor has what one CTA may have, and 1 KiB for each.
     return max(1, min(by_registers, SHARED_MEMORY // (shared_memory_bytes(spec) + 1024)))
 
 

@@ -8,7 +8,6 @@ Lengths and pages are read here, never by the host. K's rubbish beyond a length 
 0 * NaN is NaN in a product. With more than one part, a second kernel merges them in their order.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +17,14 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32, const_expr, range_constexpr
 from cutlass.cute.nvgpu import OperandMajorMode, cpasync, warp, warpgroup
 
+from cute_attn.sm90.dtypes import DTYPES
 from cute_attn.sm90.fragments import pack_fragment
 from cute_attn.sm90.ptx import exp2, tanh
 from cute_attn.sm90.tiles import gemm, tiled_mma
 from cute_attn.spec.decode import DecodeSpec
+from cute_attn.spec.score import LN_2, LOG2_E
 
-from .arguments import DTYPES, Arguments, Scalars, Tensors, Tma
+from .arguments import Arguments, Scalars, Tensors, Tma
 from .config import ctas_per_multiprocessor
 from .eight import column_of, load_keys, load_values
 from .merge import merge
@@ -34,8 +35,6 @@ from .work import Work
 
 THREADS = 32 * WARPS  # of the consumers
 BARRIER = 1  # named, of all consumer threads
-LN_2 = math.log(2.0)
-LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True)

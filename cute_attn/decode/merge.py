@@ -1,20 +1,17 @@
 """The merge of the parts of a sequence, in their order: the same bits from run to run."""
 
-import math
-
 import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, const_expr, range_constexpr
 
 from cute_attn.sm90.ptx import exp2
+from cute_attn.spec.score import LN_2, LOG2_E
 
 from .arguments import Tensors
 
 __all__ = ["merge"]
 
 LOWEST = -1.0e30
-LN_2 = math.log(2.0)
-LOG2_E = math.log2(math.e)
 MOST_DIMS = 256
 
 

@@ -31,7 +31,7 @@ def load_keys_and_values(spec: cutlass.Constexpr, arguments: Arguments, shared: 
         if lane < pieces and token < work.length:
             page = tensors.table[work.batch, token // page_size]
         box = token % page_size // spec.piece
-        k_bytes, v_bytes = (keys * dim * (1 if spec.eight else 2) for dim in (spec.head_dim, spec.head_dim_v))
+        k_bytes, v_bytes = (keys * dim * spec.cache_bytes for dim in (spec.head_dim, spec.head_dim_v))
         for ring, n_bytes, atom, to, boxes in (
             (shared.keys, k_bytes, tma.k_atom, k_to, k_from),
             (shared.values, v_bytes, tma.v_atom, v_to, v_from),
@@ -77,7 +77,7 @@ def gather_keys_and_values(spec: cutlass.Constexpr, arguments: Arguments, shared
 def _gather(spec: cutlass.Constexpr, arguments: Arguments, shared: Shared, work: Work, tile, which: cutlass.Constexpr):
     tensors, keys, lane = arguments.tensors, spec.tile.n, cute.arch.lane_idx()
     pool, target, ring = ((tensors.k, shared.k, shared.keys), (tensors.v, shared.v, shared.values))[which]
-    width = 1 if spec.eight else 2
+    width = spec.cache_bytes
     line = (spec.head_dim, spec.head_dim_v)[which] * width // 16  # chunks of a key
     page_size, chunk_bytes = pool.shape[1], 16 // width
     # Where the keys of this lane lie, in elements; -1 for one that is not there.

@@ -8,10 +8,11 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32
 
 from cute_attn.sm90.barriers import Ring, mbarriers_of_ring
+from cute_attn.sm90.dtypes import DTYPES
 from cute_attn.sm90.tiles import tile_layout
 from cute_attn.spec.decode import DecodeSpec
 
-from .arguments import CACHED, DTYPES
+from .arguments import CACHED
 
 __all__ = ["WARPS", "Layouts", "Shared"]
 

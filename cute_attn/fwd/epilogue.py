@@ -1,19 +1,15 @@
 """The numbers of a finished row: its log-sum-exp, the sink, the weight of its output, the largest score."""
 
-import math
-
 import cutlass
 import cutlass.cute as cute
 from cutlass import Boolean, Float32, const_expr, range_constexpr
 
 from cute_attn.sm90.ptx import exp2
+from cute_attn.spec.score import LN_2, LOG2_E
 
 from .softmax import quad_max, quad_sum, rescale
 
 __all__ = ["write_rows"]
-
-LOG2_E = math.log2(math.e)
-LN_2 = math.log(2.0)
 
 
 @cute.jit

@@ -209,12 +209,10 @@ def _position(places: list[int], x: Any) -> int:
     return places.index(x)
 
 
-class Value:
-    """A scalar inside of a mod: a node of the graph. It behaves as a 0-d tensor whose value nobody knows."""
+class _Taped:
+    """What stands for a tensor inside of a mod."""
 
-    def __init__(self, tape: Tape, node: int, dtype: str, is_narrow: bool = False) -> None:
-        """is_narrow: whether torch would compute in 8 or 16 bits with it, where integers wrap."""
-        self.tape, self.node, self.dtype_name, self.is_narrow = tape, node, dtype, is_narrow
+    tape: Tape
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -224,6 +222,14 @@ class Value:
         if name.startswith("__"):
             raise AttributeError(name)
         raise unknown(self.tape.kind, name)
+
+
+class Value(_Taped):
+    """A scalar inside of a mod: a node of the graph. It behaves as a 0-d tensor whose value nobody knows."""
+
+    def __init__(self, tape: Tape, node: int, dtype: str, is_narrow: bool = False) -> None:
+        """is_narrow: whether torch would compute in 8 or 16 bits with it, where integers wrap."""
+        self.tape, self.node, self.dtype_name, self.is_narrow = tape, node, dtype, is_narrow
 
     # what a function may ask of a tensor without computing anything
 
@@ -288,20 +294,11 @@ class Value:
     item = tolist = numpy = _as_number
 
 
-class Partial:
+class Partial(_Taped):
     """A captured tensor, some of whose first dimensions have got an index."""
 
     def __init__(self, tape: Tape, tensor: torch.Tensor, indices: tuple[int, ...]) -> None:
         self.tape, self.tensor, self.indices = tape, tensor, indices
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _dispatched(func, args, kwargs or {})
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise unknown(self.tape.kind, name)
 
     def __getitem__(self, index: Any) -> Value | Partial:
         return element(self.tape, self.tensor, self.indices, index)

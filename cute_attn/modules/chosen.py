@@ -5,6 +5,8 @@ well (`&`). They are new at every call, so nothing keeps them; in a graph an op 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..autocast import without_autocast
@@ -12,6 +14,7 @@ from ..mask import IntervalMask
 from ..mask.dense import runs, runs_of_rows
 from ..mask.source import MaskSource
 from ..mask.union import stack_layers
+from ..ops.library import SOURCE_SCHEMA, register
 from ..ops.plan_cache import find_mask
 from ..ops.plans import is_traced, size_that_a_mask_decides
 from ..reference import compute_dtype
@@ -130,51 +133,22 @@ def _kept(indexer_mask: Tensor) -> IntervalMask:
 # ---------------------------------------------------------------- in a graph
 
 
-def _op(
-    kind: str,
-    first: Tensor | None,
-    second: Tensor | None,
-    third: Tensor | None,
-    window_left: int,
-    window_right: int,
-    heads: int,
-    chunk: int,
-    offset: int,
-    seqlen_q: int,
-    seqlen_k: int,
-    device: torch.device,
-    query: Tensor | None,
-    key: Tensor | None,
-    block: int,
-    top_k: int,
-    indexer_mask: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+_SCHEMA = (
+    f"({SOURCE_SCHEMA}, SymInt seqlen_q, SymInt seqlen_k, Device device, Tensor? query, Tensor? key, SymInt block, "
+    "SymInt top_k, Tensor? indexer_mask) -> (Tensor, Tensor)"
+)
+_FIELDS = len(MaskSource._fields)
+
+
+def _op(*arguments: Any) -> tuple[Tensor, Tensor]:
     """The intervals of `chosen_mask`, which nobody else holds."""
-    source = MaskSource(kind, first, second, third, window_left, window_right, heads, chunk, offset)
-    mask = _chosen(source, seqlen_q, seqlen_k, device, query, key, block, top_k, indexer_mask, is_op=True)
+    mask = _chosen(MaskSource(*arguments[:_FIELDS]), *arguments[_FIELDS:], is_op=True)
     return mask.lo.clone(), mask.hi.clone()
 
 
-def _fake(
-    kind: str,
-    first: Tensor | None,
-    second: Tensor | None,
-    third: Tensor | None,
-    window_left: int,
-    window_right: int,
-    heads: int,
-    chunk: int,
-    offset: int,
-    seqlen_q: int,
-    seqlen_k: int,
-    device: torch.device,
-    query: Tensor | None,
-    key: Tensor | None,
-    block: int,
-    top_k: int,
-    indexer_mask: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    planes = MaskSource(kind, first, second, third).planes
+def _fake(*arguments: Any) -> tuple[Tensor, Tensor]:
+    seqlen_q, _, device, query, _, _, _, indexer_mask = arguments[_FIELDS:]
+    planes = MaskSource(*arguments[:_FIELDS]).planes
     if indexer_mask is not None:
         planes = indexer_mask.shape[0]
     if query is not None:
@@ -184,8 +158,4 @@ def _fake(
     return lo, hi
 
 
-_LIBRARY = torch.library.Library("cute_attn", "FRAGMENT")
-_SCHEMA = torch.library.infer_schema(_op, mutates_args=())
-_LIBRARY.define(f"chosen_mask{_SCHEMA}", tags=(torch.Tag.pt2_compliant_tag,))
-_LIBRARY.impl("chosen_mask", _op, "CompositeExplicitAutograd")
-torch.library.register_fake("cute_attn::chosen_mask", _fake, lib=_LIBRARY)
+register("chosen_mask", _SCHEMA, _op, _fake)

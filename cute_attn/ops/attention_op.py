@@ -7,7 +7,6 @@ compiled graph depends on what it was compiled for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from ..checks import check_flag, check_mask, check_qkv
 from ..mask import IntervalMask
 from ..mask.source import MaskSource
 from ..reference import compute_dtype
+from .library import PLAN_SCHEMA, register
 from .plans import is_traced, plan_of, prepare_calls
 
 __all__ = ["attention", "prepare"]
@@ -99,16 +99,14 @@ def prepare(mask: IntervalMask, q: Tensor, k: Tensor, v: Tensor, backward: bool)
 
 IntervalMask._prepare = prepare
 
-# Of both ops: the fields of a Plan, one argument each.
-_PLAN_SCHEMA = ", ".join(f"Tensor{'' if name in ('lo', 'hi', 'form') else '?'} {name}" for name in Plan._fields)
 _SCALARS_SCHEMA = "float softmax_scale, float softcap, bool deterministic, SymInt sm_margin, str backend"
 _SCHEMA = (
-    f"(Tensor q, Tensor k, Tensor v, Tensor? sink, {_PLAN_SCHEMA}, {_SCALARS_SCHEMA}, bool return_max_logits) "
+    f"(Tensor q, Tensor k, Tensor v, Tensor? sink, {PLAN_SCHEMA}, {_SCALARS_SCHEMA}, bool return_max_logits) "
     "-> (Tensor, Tensor, Tensor)"
 )
 _BACKWARD_SCHEMA = (
     "(Tensor? dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? sink, "
-    f"{_PLAN_SCHEMA}, {_SCALARS_SCHEMA}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)"
+    f"{PLAN_SCHEMA}, {_SCALARS_SCHEMA}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 _FIELDS = len(Plan._fields)
 
@@ -236,20 +234,7 @@ class _AttentionBackward(torch.autograd.Function):
         )
 
 
-# torch.library.custom_op does the same with less text, but its autograd does work on the host at every call that grows
-# with the square of the number of arguments.
-_LIBRARY = torch.library.Library("cute_attn", "FRAGMENT")
 _OPS = torch.ops.cute_attn
 
-
-def _register(
-    name: str, schema: str, function: Callable, fake: Callable, differentiable: type[torch.autograd.Function]
-) -> None:
-    _LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-    _LIBRARY.impl(name, differentiable.apply, "Autograd")
-    torch.library.register_fake(f"cute_attn::{name}", fake, lib=_LIBRARY)
-
-
-_register("attention", _SCHEMA, _forward, _fake_forward, _Attention)
-_register("attention_backward", _BACKWARD_SCHEMA, _backward, _fake_backward, _AttentionBackward)
+register("attention", _SCHEMA, _forward, _fake_forward, _Attention.apply)
+register("attention_backward", _BACKWARD_SCHEMA, _backward, _fake_backward, _AttentionBackward.apply)

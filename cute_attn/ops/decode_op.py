@@ -13,6 +13,7 @@ from ..backend import resolve
 from ..backends.find import find
 from ..caches import KVCache, append
 from ..reference import compute_dtype
+from .library import register
 
 __all__ = ["attend_cache", "check_cache_served"]
 
@@ -113,7 +114,6 @@ def _fake_decode(q: Tensor, keys: Tensor, values: Tensor, *rest: Any) -> tuple[T
     return out, q.new_empty(batch, heads, tokens, dtype=compute_dtype(q.dtype))
 
 
-_LIBRARY = torch.library.Library("cute_attn", "FRAGMENT")
 _PLACES = "Tensor lengths, Tensor? rows, Tensor? table"
 _SCHEMAS = {
     "append_kv": "(Tensor(a!) keys, Tensor(b!) values, Tensor(c!)? key_scales, Tensor(d!)? value_scales, Tensor k, "
@@ -122,7 +122,5 @@ _SCHEMAS = {
     "Tensor? sink, Tensor? tree, float softmax_scale, float softcap, SymInt left, SymInt right, SymInt num_splits, "
     "SymInt sm_margin, str backend) -> (Tensor, Tensor)",
 }
-for _name, _function, _fake in (("append_kv", _append, _fake_append), ("decode", _decode, _fake_decode)):
-    _LIBRARY.define(f"{_name}{_SCHEMAS[_name]}", tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"cute_attn::{_name}", _fake, lib=_LIBRARY)
+register("append_kv", _SCHEMAS["append_kv"], _append, _fake_append)
+register("decode", _SCHEMAS["decode"], _decode, _fake_decode)

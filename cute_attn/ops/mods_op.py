@@ -6,7 +6,6 @@ knows of no Python function, and gradients flow to the tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from ..mask.source import MaskSource
 from ..mods.blockwise import Thinned
 from ..mods.trace import Traced
 from ..reference import compute_dtype
+from .library import PLAN_SCHEMA, register
 from .plans import plan_of
 
 __all__ = ["attention_with_mods"]
@@ -96,7 +96,6 @@ def _read(text: str, tensors: list[Tensor], ints: list[int], floats: list[float]
     return function
 
 
-_PLAN_SCHEMA = ", ".join(f"Tensor{'' if name in ('lo', 'hi', 'form') else '?'} {name}" for name in Plan._fields)
 _FUNCTIONS_SCHEMA = (
     "str predicate, Tensor[] predicate_tensors, SymInt[] predicate_ints, float[] predicate_floats, "
     "Tensor? full_lo, Tensor? full_hi, SymInt full_heads, "
@@ -104,12 +103,12 @@ _FUNCTIONS_SCHEMA = (
 )
 _SCALARS_SCHEMA = "float softmax_scale, bool deterministic, str backend"
 _SCHEMA = (
-    f"(Tensor q, Tensor k, Tensor v, {_PLAN_SCHEMA}, {_FUNCTIONS_SCHEMA}, {_SCALARS_SCHEMA}, bool return_max_scores) "
+    f"(Tensor q, Tensor k, Tensor v, {PLAN_SCHEMA}, {_FUNCTIONS_SCHEMA}, {_SCALARS_SCHEMA}, bool return_max_scores) "
     "-> (Tensor, Tensor, Tensor)"
 )
 _BACKWARD_SCHEMA = (
     "(Tensor? dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
-    f"{_PLAN_SCHEMA}, {_FUNCTIONS_SCHEMA}, {_SCALARS_SCHEMA}, bool[] needs, bool[] wanted) "
+    f"{PLAN_SCHEMA}, {_FUNCTIONS_SCHEMA}, {_SCALARS_SCHEMA}, bool[] needs, bool[] wanted) "
     "-> (Tensor, Tensor, Tensor, Tensor[])"
 )
 _FIELDS = len(Plan._fields)
@@ -235,16 +234,7 @@ def _backward_once(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     return dq, dk, dv, captured
 
 
-_LIBRARY = torch.library.Library("cute_attn", "FRAGMENT")
 _OPS = torch.ops.cute_attn
 
-
-def _register(name: str, schema: str, function: Callable, fake: Callable, differentiable: Callable) -> None:
-    _LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-    _LIBRARY.impl(name, differentiable, "Autograd")
-    torch.library.register_fake(f"cute_attn::{name}", fake, lib=_LIBRARY)
-
-
-_register("mods", _SCHEMA, _forward, _fake_forward, _differentiable)
-_register("mods_backward", _BACKWARD_SCHEMA, _backward, _fake_backward, _backward_once)
+register("mods", _SCHEMA, _forward, _fake_forward, _differentiable)
+register("mods_backward", _BACKWARD_SCHEMA, _backward, _fake_backward, _backward_once)

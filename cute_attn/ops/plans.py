@@ -7,6 +7,8 @@ what an op returns may be used again, and a kept plan must not change.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch._library.fake_impl import allocate_size
 
@@ -15,6 +17,7 @@ from ..backends.find import find
 from ..backends.plan import FORM, Call, Plan, make_plan, tuned_generation
 from ..mask import IntervalMask
 from ..mask.source import MaskSource
+from .library import SOURCE_SCHEMA, register
 from .plan_cache import find_mask, refuse_capture
 
 __all__ = ["Plan", "is_traced", "plan_of", "prepare_calls", "size_that_a_mask_decides"]
@@ -108,75 +111,41 @@ def size_that_a_mask_decides() -> int | torch.SymInt:
     return 1 if shapes is None else allocate_size(shapes)  # without shapes nobody reads them
 
 
-def _plan(
-    kind: str,
-    first: Tensor | None,
-    second: Tensor | None,
-    third: Tensor | None,
-    window_left: int,
-    window_right: int,
-    heads: int,
-    chunk: int,
-    offset: int,
-    seqlen_q: int,
-    seqlen_k: int,
-    device: torch.device,
-    backend: str,
-    dtype: torch.dtype,
-    head_dim: int,
-    head_dim_v: int,
-    heads_q: int,
-    heads_k: int,
-    exact: bool,
-    backward: bool,
-    deterministic: bool,
-) -> list[Tensor]:
+_SCHEMA = (
+    f"({SOURCE_SCHEMA}, SymInt seqlen_q, SymInt seqlen_k, Device device, str backend, ScalarType dtype, "
+    "SymInt head_dim, SymInt head_dim_v, SymInt heads_q, SymInt heads_k, bool exact, bool backward, "
+    "bool deterministic) -> Tensor[]"
+)
+_FIELDS = len(MaskSource._fields)
+
+
+def _plan(*arguments: Any) -> list[Tensor]:
     """The fields of a Plan that are there, none of which anybody else holds."""
-    source = MaskSource(kind, first, second, third, window_left, window_right, heads, chunk, offset)
-    if kind == "chosen":
+    source = MaskSource(*arguments[:_FIELDS])
+    seqlen_q, seqlen_k, device, backend, dtype, *numbers = arguments[_FIELDS:]
+    if source.kind == "chosen":
         mask = source.build(seqlen_q, seqlen_k, device)
     else:
         mask, _ = find_mask(source, seqlen_q, seqlen_k, device, is_op=True)
     call = None
     if backend != "reference":
-        find(backend).check_served(dtype, (head_dim, head_dim_v), device)
-        numbers = head_dim, head_dim_v, heads_q, heads_k, exact, backward, deterministic
-        call = Call(dtype, *numbers, tuned_generation())
+        find(backend).check_served(dtype, (numbers[0], numbers[1]), device)
+        call = Call._make((dtype, *numbers, tuned_generation()))
     return [tensor.clone() for tensor in _kept(mask, backend, call) if tensor is not None]
 
 
-def _fake_plan(
-    kind: str,
-    first: Tensor | None,
-    second: Tensor | None,
-    third: Tensor | None,
-    window_left: int,
-    window_right: int,
-    heads: int,
-    chunk: int,
-    offset: int,
-    seqlen_q: int,
-    seqlen_k: int,
-    device: torch.device,
-    backend: str,
-    dtype: torch.dtype,
-    head_dim: int,
-    head_dim_v: int,
-    heads_q: int,
-    heads_k: int,
-    exact: bool,
-    backward: bool,
-    deterministic: bool,
-) -> list[Tensor]:
+def _fake_plan(*arguments: Any) -> list[Tensor]:
+    source = MaskSource(*arguments[:_FIELDS])
+    seqlen_q, _, device, backend, _, _, _, _, heads_k, _, backward, deterministic = arguments[_FIELDS:]
     size = size_that_a_mask_decides
 
     def integers(*shape: int | torch.SymInt) -> Tensor:
         return torch.empty(shape, dtype=torch.int32, device=device)
 
-    planes = MaskSource(kind, first, second, third).planes
+    planes, heads = source.planes, source.heads
     layers: int | torch.SymInt
-    if kind in ("intervals", "chosen") and first is not None:
-        layers = first.shape[1]
+    if source.kind in ("intervals", "chosen") and source.first is not None:
+        layers = source.first.shape[1]
     else:
         layers = size()
     tensors = [integers(planes, layers, seqlen_q) for _ in range(2)]
@@ -194,8 +163,4 @@ def _fake_plan(
     return tensors
 
 
-_LIBRARY = torch.library.Library("cute_attn", "FRAGMENT")
-_SCHEMA = torch.library.infer_schema(_plan, mutates_args=())
-_LIBRARY.define(f"plan{_SCHEMA}", tags=(torch.Tag.pt2_compliant_tag,))
-_LIBRARY.impl("plan", _plan, "CompositeExplicitAutograd")
-torch.library.register_fake("cute_attn::plan", _fake_plan, lib=_LIBRARY)
+register("plan", _SCHEMA, _plan, _fake_plan)

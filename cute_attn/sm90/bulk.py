@@ -7,24 +7,11 @@ from typing import Any
 
 import cutlass.cute as cute
 from cutlass import Int32
-from cutlass._mlir.dialects import llvm
 from cutlass.cutlass_dsl import dsl_user_op
 
+from .ptx import asm
+
 __all__ = ["load_bulk", "reduce_add_bulk"]
-
-
-def _asm(operands: list[Any], text: str, constraints: str, loc: Any, ip: Any) -> None:
-    llvm.inline_asm(
-        None,
-        operands,
-        text,
-        constraints,
-        has_side_effects=True,
-        is_align_stack=False,
-        asm_dialect=llvm.AsmDialect.AD_ATT,
-        loc=loc,
-        ip=ip,
-    )
 
 
 @dsl_user_op
@@ -45,7 +32,7 @@ def load_bulk(
         barrier.toint(loc=loc, ip=ip).ir_value(loc=loc, ip=ip),
     ]
     text = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1], $2, [$3];"
-    _asm(operands, text, "r,l,r,r", loc, ip)
+    asm(None, operands, text, "r,l,r,r", loc, ip, has_side_effects=True)
 
 
 @dsl_user_op
@@ -58,4 +45,5 @@ def reduce_add_bulk(
         source.toint(loc=loc, ip=ip).ir_value(loc=loc, ip=ip),
         Int32(n_bytes).ir_value(loc=loc, ip=ip),
     ]
-    _asm(operands, "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [$0], [$1], $2;", "l,r,r", loc, ip)
+    text = "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [$0], [$1], $2;"
+    asm(None, operands, text, "l,r,r", loc, ip, has_side_effects=True)

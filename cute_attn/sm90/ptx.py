@@ -8,6 +8,7 @@ from cutlass._mlir.dialects import llvm
 from cutlass.cutlass_dsl import T, dsl_user_op
 
 __all__ = [
+    "asm",
     "exp2",
     "fma",
     "keep_inside",
@@ -21,9 +22,10 @@ __all__ = [
 ]
 
 
-def _asm(
+def asm(
     result: Any, operands: list[Any], text: str, constraints: str, loc: Any, ip: Any, has_side_effects: bool = False
 ) -> Any:
+    """What inline PTX gives. has_side_effects: whether it stays where it is, though nobody reads the result."""
     return llvm.inline_asm(
         result,
         operands,
@@ -41,48 +43,28 @@ def _asm(
 def shift_left(x: Uint32, n: Uint32, *, loc: Any = None, ip: Any = None) -> Uint32:
     """`x << n`, zero for n of 32 and more: PTX clamps where LLVM's shift is undefined."""
     operands = [Uint32(v).ir_value(loc=loc, ip=ip) for v in (x, n)]
-    return Uint32(_asm(T.i32(), operands, "shl.b32 $0, $1, $2;", "=r,r,r", loc, ip))
+    return Uint32(asm(T.i32(), operands, "shl.b32 $0, $1, $2;", "=r,r,r", loc, ip))
 
 
 @dsl_user_op
 def not_before(x: Int32, *, loc: Any = None, ip: Any = None) -> Int32:
     """x, computed here: what depends on it is not hoisted out of a loop, to wait in registers that are short there."""
-    operand = Int32(x).ir_value(loc=loc, ip=ip)
-    return Int32(
-        llvm.inline_asm(
-            T.i32(),
-            [operand],
-            "mov.b32 $0, $1;",
-            "=r,r",
-            has_side_effects=True,
-            is_align_stack=False,
-            asm_dialect=llvm.AsmDialect.AD_ATT,
-            loc=loc,
-            ip=ip,
-        )
-    )
+    operands = [Int32(x).ir_value(loc=loc, ip=ip)]
+    return Int32(asm(T.i32(), operands, "mov.b32 $0, $1;", "=r,r", loc, ip, has_side_effects=True))
 
 
 @dsl_user_op
 def thread_here(*, loc: Any = None, ip: Any = None) -> Int32:
     """The index of this thread in its CTA, read here: nothing that depends on it waits in registers from before."""
-    return Int32(_asm(T.i32(), [], "mov.u32 $0, %tid.x;", "=r", loc, ip, has_side_effects=True))
+    return Int32(asm(T.i32(), [], "mov.u32 $0, %tid.x;", "=r", loc, ip, has_side_effects=True))
 
 
 @dsl_user_op
 def store_matrices(address: Int32, a: Int32, b: Int32, c: Int32, d: Int32, *, loc: Any = None, ip: Any = None) -> None:
     """Four 8 x 8 matrices of 16-bit elements to shared memory; lane 8i + j gives the address of row j of matrix i."""
-    llvm.inline_asm(
-        None,
-        [Int32(v).ir_value(loc=loc, ip=ip) for v in (address, a, b, c, d)],
-        "stmatrix.sync.aligned.m8n8.x4.shared.b16 [$0], {$1, $2, $3, $4};",
-        "r,r,r,r,r",
-        has_side_effects=True,
-        is_align_stack=False,
-        asm_dialect=llvm.AsmDialect.AD_ATT,
-        loc=loc,
-        ip=ip,
-    )
+    operands = [Int32(v).ir_value(loc=loc, ip=ip) for v in (address, a, b, c, d)]
+    text = "stmatrix.sync.aligned.m8n8.x4.shared.b16 [$0], {$1, $2, $3, $4};"
+    asm(None, operands, text, "r,r,r,r,r", loc, ip, has_side_effects=True)
 
 
 @dsl_user_op
@@ -90,13 +72,13 @@ def pack(low: Float32, high: Float32, bf16: bool, *, loc: Any = None, ip: Any = 
     """Two fp32 rounded to one register of bf16 or fp16."""
     operands = [Float32(v).ir_value(loc=loc, ip=ip) for v in (low, high)]
     text = f"cvt.rn.{'bf16x2' if bf16 else 'f16x2'}.f32 $0, $2, $1;"
-    return Int32(_asm(T.i32(), operands, text, "=r,f,f", loc, ip))
+    return Int32(asm(T.i32(), operands, text, "=r,f,f", loc, ip))
 
 
 @dsl_user_op
 def opaque_zero(*, loc: Any = None, ip: Any = None) -> Float32:
     """0.0 where it is asked for: a constant that the compiler neither knows nor moves."""
-    return Float32(_asm(T.f32(), [], "mov.f32 $0, 0f00000000;", "=f", loc, ip, has_side_effects=True))
+    return Float32(asm(T.f32(), [], "mov.f32 $0, 0f00000000;", "=f", loc, ip, has_side_effects=True))
 
 
 @dsl_user_op
@@ -116,7 +98,7 @@ def keep_inside(x: Float32, key: Int32, intervals: Any, *, loc: Any = None, ip: 
         lines.append("mov.pred q, p;" if number == 0 else "or.pred q, q, p;")
     values = [Float32(x).ir_value(loc=loc, ip=ip)] + [Int32(v).ir_value(loc=loc, ip=ip) for v in operands[1:]]
     text = "{ .reg .pred p, q; " + " ".join(lines) + " selp.f32 $0, $1, 0fFF800000, q; }"
-    return Float32(_asm(T.f32(), values, text, ",".join(["=f", "f"] + ["r"] * (len(operands) - 1)), loc, ip))
+    return Float32(asm(T.f32(), values, text, ",".join(["=f", "f"] + ["r"] * (len(operands) - 1)), loc, ip))
 
 
 def _float_instruction(text: str, operands: int) -> Callable[..., Float32]:
@@ -125,7 +107,7 @@ def _float_instruction(text: str, operands: int) -> Callable[..., Float32]:
     @dsl_user_op
     def instruction(*args: Float32, loc: Any = None, ip: Any = None) -> Float32:
         values = [Float32(v).ir_value(loc=loc, ip=ip) for v in args]
-        return Float32(_asm(T.f32(), values, text, constraints, loc, ip))
+        return Float32(asm(T.f32(), values, text, constraints, loc, ip))
 
     return instruction
 

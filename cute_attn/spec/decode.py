@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from . import canonical as text_of
-from .attention import Dtype
+from .attention import ELEMENT_BYTES, Dtype
 from .checks import check_fields
 from .score import ScoreForm
 
@@ -87,6 +87,11 @@ class DecodeSpec:
     def eight(self) -> bool:
         """Whether the cache has 8 bits a number."""
         return self.cache != "same"
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of an element of K and V."""
+        return 1 if self.eight else ELEMENT_BYTES[self.dtype]
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -8,11 +8,11 @@ from typing import Literal
 
 from .checks import check_fields
 
-__all__ = ["ScoreForm", "ScoreKind"]
+__all__ = ["LN_2", "LOG2_E", "ScoreForm", "ScoreKind"]
 
 ScoreKind = Literal["plain", "scaled", "softcap"]
 
-LOG2_E = math.log2(math.e)
+LOG2_E, LN_2 = math.log2(math.e), math.log(2.0)
 # Scales that the exponential alone can carry: beyond them, and for scale <= 0, scores are multiplied before masking.
 PLAIN_SCALES = (1e-6, 1e6)
 # Below every changed score, and finite, so that nothing ever computes inf - inf. Capped scores are tanh, at most 1, and

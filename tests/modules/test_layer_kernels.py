@@ -103,22 +103,22 @@ def test_two_caches_merge_on_the_kernels(rows):
 @pytest.mark.parametrize("quant", [None, KVQuant("int8")], ids=["bf16", "int8"])
 @pytest.mark.slow
 def test_pools_of_pages_are_read_by_the_decode_kernel(quant):
-    """Whose bits have tests of their own: this is that the layer's scale, window and cap reach it."""
-    lengths, rows, width = [40, 60], 2, 40
-    dim = 64 if quant is None else 128
-    op = AttentionOp(
-        HEADS, HEADS_K, attention_type="local_sliding", sliding_window_size=width, attn_logits_soft_cap=2.0
-    )
+    lengths, rows, dim = torch.tensor([40, 60], dtype=torch.int32), 2, DIM if quant is None else 128
+    window = {"attention_type": "local_sliding", "sliding_window_size": 40}
+    op = AttentionOp(HEADS, HEADS_K, **window, attn_logits_soft_cap=2.0)
     table = torch.tensor([[3, 1, 4, -1], [7, 0, 5, 2]], dtype=torch.int32)
-    state = SimpleNamespace(page_map=table, sequence_lengths=torch.tensor(lengths, dtype=torch.int32))
+    state = SimpleNamespace(page_map=table, sequence_lengths=lengths)
     q = (torch.randn(2, rows, HEADS, dim) / 8).bfloat16()
     pools = [torch.randn(9, 16, HEADS_K, dim).bfloat16() for _ in range(2)]
     pools = pools if quant is None else [quant.quantize(pool) for pool in pools]
+    dense = pools if quant is None else [pool.dequant(torch.float64) for pool in pools]
+    k, v = (pool[table].flatten(1, 2) for pool in dense)  # what page -1 brings lies behind the length
+    position = lengths[:, None, None] - rows + torch.arange(rows)[:, None]
+    keys = torch.arange(k.shape[1])
+    pairs = ((keys <= position) & (keys > position - 40))[:, None]
 
-    def run(q):
-        return op(q, None, None, model_mode="autoregressive", cached_values=[(*pools, None), None], page_state=state)
+    def call(q, k, v):
+        cached = [(*pools, None), None]
+        return op(q, None, None, model_mode="autoregressive", cached_values=cached, page_state=state), None
 
-    wanted = run(q)
-    with backend("sim"):
-        got = run(q)
-    assert_close("out", got, wanted.double(), 2**-7 * wanted.abs().max().item())
+    compare(op, call, q, k, v, pairs, cap=2.0, grads=False)

@@ -6,11 +6,10 @@ import pytest
 import torch
 from mods_case import Captured, mods
 from ops.test_flex_attention import check, inputs
+from torch.nn.attention import flex_attention as torch_flex
 
 import cute_attn
 from cute_attn import BlockMask, create_block_mask, create_mask, flex_attention, mask
-
-torch_flex = pytest.importorskip("torch.nn.attention.flex_attention")
 
 DOCUMENTS = torch.tensor([0] * 60 + [1] * 50 + [2] * 90 + [3] * 100)
 KEEP = torch.rand(2, 4, 300, generator=torch.Generator().manual_seed(0)) > 0.5

@@ -5,6 +5,7 @@ import torch
 from mods_case import LONGEST, Captured, mods
 from oracle import assert_close
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.attention import flex_attention as torch_flex
 
 from cute_attn import AuxRequest, create_block_mask, flex_attention, mask
 from cute_attn.backends.plan import Plan
@@ -84,8 +85,7 @@ def test_masks_that_captured_tensors_thin_go_through_one_graph():
 
 
 def test_masks_of_torch_break_the_graph_alone():
-    theirs = pytest.importorskip("torch.nn.attention.flex_attention")
-    made = theirs.create_block_mask(lambda b, h, q, k: q >= k, None, None, 20, 20, device="cpu")
+    made = torch_flex.create_block_mask(lambda b, h, q, k: q >= k, None, None, 20, 20, device="cpu")
     compiled = torch.compile(lambda *qkv: flex_attention(*qkv, None, made, enable_gqa=True), backend="eager")
     qkv = inputs(20)
     assert_close("out", compiled(*qkv), flex_attention(*qkv, None, made, enable_gqa=True), EXACT)

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from mods_case import dense_flex
 from torch import nn
+from torch.nn.attention import flex_attention as torch_flex
 
 import cute_attn
-
-torch_flex = pytest.importorskip("torch.nn.attention.flex_attention")
 
 LENGTH, VOCABULARY, WIDTH, HEADS, KEY_HEADS = 40, 11, 32, 4, 2
 

@@ -36,7 +36,7 @@ def check(intervals, pairs, heads, score_mod=None, batch_k=2, dtype=torch.bfloat
         return dense_flex(query, key, value, score_mod, pairs)[:2]
 
     def rough(query, key, value):
-        return plain(query, key, value, score_mod, pairs)
+        return dense_flex(query, key, value, score_mod, pairs, dtype=dtype)[:2]
 
     got = results(dtype, kernels)
     for name, mine, wanted, low in zip(
@@ -46,20 +46,6 @@ def check(intervals, pairs, heads, score_mod=None, batch_k=2, dtype=torch.bfloat
         if name == "lse":
             tolerance = 1e-5 * max(1.0, wanted[wanted.isfinite()].abs().max().item()) + TANH_ERROR * 3.0
         assert_close(name, mine, wanted, tolerance)
-
-
-def plain(query, key, value, score_mod, pairs):
-    """The formula in the inputs' dtype."""
-    groups, batch = query.shape[1] // key.shape[1], query.shape[0]
-    key, value = (x.expand(batch, -1, -1, -1).repeat_interleave(groups, 1) for x in (key, value))
-    scores = query @ key.mT * query.shape[3] ** -0.5
-    if score_mod is not None:
-        scores = score_mod(scores, None, None, None, None)
-    scores = scores.masked_fill(~pairs, -torch.inf)
-    empty = (scores == -torch.inf).all(3, keepdim=True)
-    filled = scores.masked_fill(empty, 0.0)
-    weights = filled.softmax(3).masked_fill(empty, 0.0)
-    return weights @ value, filled.float().logsumexp(3).masked_fill(empty[..., 0], -torch.inf)
 
 
 @pytest.mark.parametrize(
