@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from .backend import backend
 from .launch import operations as _operations  # noqa: F401  (fills the table of operations)
 from .mask import AttnMaskType, AttnRange, AttnRanges, IntervalMask, TileSchedule
+from .ops.flex_attention import AuxOutput, AuxRequest, flex_attention
 from .ops.flex_flash import flex_flash_attn_func
 from .ops.sink import (
     fa2_func_with_sink,
@@ -30,6 +31,8 @@ __all__ = [
     "AttnMaskType",
     "AttnRange",
     "AttnRanges",
+    "AuxOutput",
+    "AuxRequest",
     "IntervalMask",
     "TileSchedule",
     "backend",
@@ -42,6 +45,7 @@ __all__ = [
     "fa3_func_with_sink",
     "fa3_qkvpacked_func_with_sink",
     "fa3_varlen_func_with_sink",
+    "flex_attention",
     "flex_flash_attn_func",
     "load_bundle",
     "record_specs",

@@ -15,6 +15,7 @@ from .mask.checks import check_integer_tensor as check_readable
 from .reference import compute_dtype
 
 __all__ = [
+    "check_alike",
     "check_count",
     "check_cu_seqlens",
     "check_ends",
@@ -39,16 +40,8 @@ LARGEST = torch.finfo(torch.float32).max  # scores are fp32
 
 def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: str) -> None:
     """q, k and v fit together; `layout` names their dimensions: "(batch, seqlen, heads, head_dim)" or without batch."""
-    ndim = layout.count(",") + 1
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        _check_tensor(name, x)
-        if x.ndim != ndim:
-            raise ValueError(f"{name} must have shape {layout}, got {tuple(x.shape)}")
-        if x.dtype != q.dtype:
-            raise TypeError(f"q, k and v must have one dtype, got q {q.dtype} and {name} {x.dtype}")
-        if x.device != q.device:
-            raise ValueError(f"q, k and v must be on one device, got q on {q.device} and {name} on {x.device}")
-    if ndim == 4 and not q.shape[0] == k.shape[0] == v.shape[0]:
+    check_alike(layout, q=q, k=k, v=v)
+    if q.ndim == 4 and not q.shape[0] == k.shape[0] == v.shape[0]:
         raise ValueError(f"q, k and v must have one batch size, got {q.shape[0]}, {k.shape[0]} and {v.shape[0]}")
     if k.shape[-3] != v.shape[-3]:
         raise ValueError(f"k and v must have one length, got {k.shape[-3]} and {v.shape[-3]}")
@@ -65,6 +58,23 @@ def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: str) ->
         raise ValueError(f"v must have head_dim >= 1, got {v.shape[-1]}")
 
 
+def check_alike(layout: str, **tensors: torch.Tensor) -> None:
+    """Tensors with the dimensions of `layout`, of one of our dtypes and on one device."""
+    (first_name, first), *_ = tensors.items()
+    *others, last = tensors
+    names = f"{', '.join(others)} and {last}"
+    for name, x in tensors.items():
+        _check_tensor(name, x)
+        if x.ndim != layout.count(",") + 1:
+            raise ValueError(f"{name} must have shape {layout}, got {tuple(x.shape)}")
+        if x.dtype != first.dtype:
+            raise TypeError(f"{names} must have one dtype, got {first_name} {first.dtype} and {name} {x.dtype}")
+        if x.device != first.device:
+            raise ValueError(
+                f"{names} must be on one device, got {first_name} on {first.device} and {name} on {x.device}"
+            )
+
+
 def check_packed(name: str, x: torch.Tensor, layout: str, size: int | None = None) -> None:
     """A packed tensor has the dimensions of `layout`, and `size` of the third-last if that packs q, k and v."""
     _check_tensor(name, x)
@@ -72,11 +82,11 @@ def check_packed(name: str, x: torch.Tensor, layout: str, size: int | None = Non
         raise ValueError(f"{name} must have shape {layout}, got {tuple(x.shape)}")
 
 
-def check_scale(softmax_scale: float | None, head_dim: int) -> float:
+def check_scale(softmax_scale: float | None, head_dim: int, name: str = "softmax_scale") -> float:
     """The scale to use: `1 / sqrt(head_dim)` for None."""
     if softmax_scale is None:
         return 1.0 / math.sqrt(head_dim)
-    return _check_finite("softmax_scale", softmax_scale)
+    return _check_finite(name, softmax_scale)
 
 
 def check_softcap(softcap: float) -> float:

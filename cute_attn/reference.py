@@ -7,6 +7,8 @@ between the first and the last that a block attends: memory O(rows of a block * 
     lse = log(sum exp s + sum exp sink),  out = p v
     delta = rowsum(dout * out) - dlse,  ds = p * (dout v^T - delta),  dsink = -exp(sink - lse) * delta
 
+Functions of a score and its place come between cap and mask, `s = score(s)`, and thin the mask: see `Mods`.
+
 Pairs that the mask leaves out count for nothing, though 0 * NaN and 0 * inf are NaN: numbers that are not finite reach
 what attends them, and what that attends in the backward, and nothing else.
 """
@@ -14,13 +16,21 @@ what attends them, and what that attends in the backward, and nothing else.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from .autocast import without_autocast
 
-__all__ = ["Gradients", "attention_backward", "attention_forward", "compute_dtype", "sink_gradient"]
+__all__ = [
+    "Block",
+    "Gradients",
+    "Mods",
+    "attention_backward",
+    "attention_forward",
+    "compute_dtype",
+    "sink_gradient",
+]
 
 BLOCK_ROWS = 128
 
@@ -32,6 +42,39 @@ class Gradients(NamedTuple):
     k: torch.Tensor | None
     v: torch.Tensor | None
     sink: torch.Tensor | None
+
+
+class Block(NamedTuple):
+    """Some query rows of one batch element, and the keys from the first to the last that any of them attends.
+
+    heads: those whose rows these are: key heads, and of each the query heads.
+    """
+
+    batch: int
+    heads: list[tuple[int, slice]]
+    rows: slice
+    keys: slice
+    hidden: torch.Tensor  # bool (rows, 1, keys): which of them each row does not attend
+
+
+class Mods(Protocol):
+    """What functions say of some query heads of a block, whose scores are `(rows, heads, keys)`. hidden: bool, of a
+    shape that broadcasts with them, the pairs that are not attended."""
+
+    def hidden(self, block: Block, heads: slice) -> torch.Tensor:
+        """block.hidden, and what else is not attended: `(rows, 1 or heads, keys)`."""
+
+    def scores(self, scores: torch.Tensor, block: Block, heads: slice, hidden: torch.Tensor) -> torch.Tensor:
+        """The new scores, in memory of their own."""
+
+    def slopes(
+        self, scores: torch.Tensor, block: Block, heads: slice, hidden: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """The new scores; their derivative by the scores, of a shape that broadcasts with them; and for `gather` what
+        else they depend on."""
+
+    def gather(self, flow: Any, dscores: torch.Tensor) -> None:
+        """Takes the gradient of the new scores, 0 where hidden."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -51,6 +94,8 @@ def attention_forward(
     softcap: float,
     *,
     mask_heads: int = 1,
+    mods: Mods | None = None,
+    by_row: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attention of checked inputs of one device.
 
@@ -61,30 +106,37 @@ def attention_forward(
         softmax_scale: any finite number. softcap: 0 for off. mask_heads: of the mask, 1 or heads_q.
 
     Returns out `(b, sq, heads_q, dv)` in q's dtype, lse `(b, heads_q, sq)` with the sinks in it and max_logits
-    `(heads_q,)` without them, both in the compute dtype. A row without keys has out 0, and lse -inf if it has no sink.
+    `(heads_q,)` without them, or `(b, heads_q, sq)` by row, both in the compute dtype. A row without keys has out 0,
+    and lse -inf if it has no sink.
     """
     dtype = compute_dtype(q.dtype)
     batch, rows, heads, _ = q.shape
     out = q.new_zeros(batch, rows, heads, v.shape[3], dtype=dtype)
     lse = q.new_full((batch, heads, rows), -torch.inf, dtype=dtype)
-    max_logits = q.new_full((heads,), -torch.inf, dtype=dtype)
+    max_logits = torch.full_like(lse, -torch.inf)
     keys, values = k.to(dtype), v.to(dtype)
     for block in _blocks(lo, hi, mask_heads, batch, heads, k.shape[2]):
         for head, queries in block.heads:
             at = block.rows, queries
             scores, _ = _scores(q[block.batch][at], keys[block.batch, block.keys, head], softmax_scale, softcap)
-            scores.masked_fill_(block.hidden, -torch.inf)
+            hidden = block.hidden
+            if mods is not None:
+                hidden = mods.hidden(block, queries)
+                scores = mods.scores(scores, block, queries, hidden)
+            scores.masked_fill_(hidden, -torch.inf)
             largest = scores.amax(2)
-            max_logits[at[1]] = torch.maximum(max_logits[at[1]], largest.amax(0))
+            max_logits[block.batch, at[1], at[0]] = largest.T
             largest.masked_fill_(largest == -torch.inf, 0.0)
             weights = scores.sub_(largest[..., None]).exp_()
             total = weights.sum(2)
-            mean = _product(weights.flatten(0, 1), values[block.batch, block.keys, head], block.hidden[:, 0])
+            mean = _product(weights.flatten(0, 1), values[block.batch, block.keys, head], hidden.flatten(0, 1))
             mean = mean.unflatten(0, total.shape)
             out[block.batch][at] = mean / total.masked_fill(total == 0, 1.0)[..., None]
             lse[block.batch, at[1], at[0]] = (largest + total.log()).T
     if sink is not None:
         out, lse = _join_sink(out, lse, sink)
+    if not by_row:
+        max_logits = max_logits.amax((0, 2)) if batch and rows else lse.new_full((heads,), -torch.inf)
     return out.to(q.dtype), lse, max_logits
 
 
@@ -105,12 +157,14 @@ def attention_backward(
     needs: Sequence[bool] = (True, True, True, True),
     *,
     mask_heads: int = 1,
+    mods: Mods | None = None,
 ) -> Gradients:
     """Gradients of `attention_forward`, whose inputs and results these are.
 
     Args:
         dout: gradient of out, or None for zero. dlse: gradient of lse, or None for zero.
         needs: which of q, k, v and sink need a gradient; nothing is computed for the others.
+        mods: gathers what else needs one.
 
     Rows without keys give q, k and v nothing, whatever q, out, dout and dlse hold there. Their dlse belongs to their
     sinks; rows whose lse is -inf ignore it.
@@ -128,7 +182,7 @@ def attention_backward(
         torch.zeros(x.shape, dtype=dtype, device=x.device) if need else None
         for x, need in zip((q, k, v), needs, strict=False)
     )
-    if not (needs_q or needs_k or needs_v):
+    if not (needs_q or needs_k or needs_v) and mods is None:
         return Gradients(None, None, None, dsink)
     keys, values = k.to(dtype), v.to(dtype)
     finite_lse = lse.masked_fill(lse == -torch.inf, 0.0)
@@ -138,43 +192,37 @@ def attention_backward(
             key, value = (x[block.batch, block.keys, head] for x in (keys, values))
             query, grad = (x[block.batch][at].to(dtype) for x in (q, dout))
             scores, tanh = _scores(query, key, softmax_scale, softcap)
-            scores.masked_fill_(block.hidden, -torch.inf)
+            hidden = block.hidden
+            if mods is not None:
+                hidden = mods.hidden(block, queries)
+                scores, slope, flow = mods.slopes(scores, block, queries, hidden)
+            scores.masked_fill_(hidden, -torch.inf)
             weights = scores.sub_(finite_lse[block.batch, at[1], at[0]].T[..., None]).exp_()
-            weights.masked_fill_(block.hidden, 0.0)  # NaN in rows whose lse is
-            hidden = block.hidden[:, 0]
+            weights.masked_fill_(hidden, 0.0)  # NaN in rows whose lse is
+            unseen = hidden.flatten(0, 1)
             if dv is not None:
-                dv[block.batch, block.keys, head] += _product(weights.flatten(0, 1).T, grad.flatten(0, 1), hidden.T)
-            if dq is None and dk is None:
+                dv[block.batch, block.keys, head] += _product(weights.flatten(0, 1).T, grad.flatten(0, 1), unseen.T)
+            if dq is None and dk is None and mods is None:
                 continue
             dscores = (grad.flatten(0, 1) @ value.T).view_as(weights)
             dscores.sub_(delta[block.batch, at[1], at[0]].T[..., None]).mul_(weights)
+            if mods is not None:
+                mods.gather(flow, dscores.masked_fill_(hidden, 0.0))
+                dscores.mul_(slope)
             if tanh is not None:
                 dscores.mul_(1.0 - tanh.square_())
-            dscores = dscores.mul_(softmax_scale).masked_fill_(block.hidden, 0.0).flatten(0, 1)
+            dscores = dscores.mul_(softmax_scale).masked_fill_(hidden, 0.0).flatten(0, 1)
             if dq is not None:
-                dq[block.batch][at] = _product(dscores, key, hidden).view_as(query)
+                dq[block.batch][at] = _product(dscores, key, unseen).view_as(query)
             if dk is not None:
-                dk[block.batch, block.keys, head] += _product(dscores.T, query.flatten(0, 1), hidden.T)
+                dk[block.batch, block.keys, head] += _product(dscores.T, query.flatten(0, 1), unseen.T)
     dq, dk, dv = (g if g is None else g.to(q.dtype) for g in (dq, dk, dv))
     return Gradients(dq, dk, dv, dsink)
 
 
-class _Block(NamedTuple):
-    """Some query rows of one batch element, and the keys from the first to the last that any of them attends.
-
-    heads: those whose rows these are: key heads, and of each the query heads.
-    """
-
-    batch: int
-    heads: list[tuple[int, slice]]
-    rows: slice
-    keys: slice
-    hidden: torch.Tensor  # bool (rows, 1, keys): which of them each row does not attend
-
-
 def _blocks(
     lo: torch.Tensor, hi: torch.Tensor, mask_heads: int, batch: int, heads_q: int, heads_k: int
-) -> Iterator[_Block]:
+) -> Iterator[Block]:
     """The blocks that attend any key. What batch elements and heads share of a mask is expanded once for all."""
     group = heads_q // heads_k
     shared = [(head, slice(head * group, (head + 1) * group)) for head in range(heads_k)]
@@ -190,12 +238,17 @@ def _blocks(
             if keys.start >= keys.stop:
                 continue
             column = torch.arange(keys.start, keys.stop, dtype=torch.int32, device=lo.device)
-            hidden = torch.ones(rows.stop - rows.start, len(column), dtype=torch.bool, device=lo.device)
-            for layer in range(lo.shape[1]):
-                low, high = (x[plane, layer, rows, None] for x in (lo, hi))
-                hidden &= (column < low) | (column >= high)
+            hidden = _hidden_keys(lo[plane, :, rows], hi[plane, :, rows], column)
             for element in range(batch) if lo.shape[0] == mask_heads else (own,):
-                yield _Block(element, heads, rows, keys, hidden[:, None])
+                yield Block(element, heads, rows, keys, hidden[:, None])
+
+
+def _hidden_keys(lo: torch.Tensor, hi: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """bool `(rows, keys)`: which of some keys are in none of the intervals `(layers, rows)` of each row."""
+    hidden = torch.ones(lo.shape[1], len(keys), dtype=torch.bool, device=lo.device)
+    for low, high in zip(lo[..., None], hi[..., None], strict=True):
+        hidden &= (keys < low) | (keys >= high)
+    return hidden
 
 
 def _scores(

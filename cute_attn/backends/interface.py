@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
 from ..mask import IntervalMask
+from ..mods.blockwise import Thinned
+from ..mods.trace import Traced
 from ..reference import Gradients
 from .plan import Plan
 
-__all__ = ["Backend"]
+__all__ = ["Backend", "ModGradients"]
 
 Tensor = torch.Tensor
+
+
+class ModGradients(NamedTuple):
+    """Gradients of q, k and v, and of the tensors that a score_mod captured, in their dtypes; None for none."""
+
+    q: Tensor | None
+    k: Tensor | None
+    v: Tensor | None
+    captured: list[Tensor | None]
 
 
 class Backend(Protocol):
@@ -69,3 +80,38 @@ class Backend(Protocol):
     ) -> Gradients:
         """Gradients of a forward whose inputs and results these are; out may be rounded. dout, dlse: None for zero.
         needs: which of q, k, v and sink need one. unrounded: those of q, k and v in the compute dtype."""
+
+    def mods_forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: IntervalMask | Plan,
+        thinned: Thinned | None,
+        score: Traced | None,
+        *,
+        softmax_scale: float,
+        return_max_scores: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Attention whose scores are what a score_mod makes of them, and whose mask a predicate thins: out as in
+        `forward`, lse and max_scores `(b, heads_q, sq)`."""
+
+    def mods_backward(
+        self,
+        dout: Tensor | None,
+        dlse: Tensor | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        mask: IntervalMask | Plan,
+        thinned: Thinned | None,
+        score: Traced | None,
+        *,
+        softmax_scale: float,
+        deterministic: bool,
+        needs: Sequence[bool],
+        wanted: Sequence[bool],
+    ) -> ModGradients:
+        """Gradients of `mods_forward`. needs: which of q, k, v need one; wanted: which of the tensors of score."""

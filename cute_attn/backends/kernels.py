@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..mask import IntervalMask
+from ..mods.blockwise import Thinned
+from ..mods.trace import Traced
 from ..reference import Gradients, sink_gradient
+from .interface import ModGradients
 from .plan import Plan, backward_plan, forward_plan
 
 if TYPE_CHECKING:
@@ -131,6 +134,51 @@ class Kernels:
             delta = row_terms(dout, out, lse, without_keys(mask.lo, mask.hi, mask.heads), dlse)
         dsink = sink_gradient(sink, lse, delta) if needs[3] and sink is not None else None
         return Gradients(dq, dk, dv, dsink)
+
+    def mods_forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: IntervalMask | Plan,
+        thinned: Thinned | None,
+        score: Traced | None,
+        *,
+        softmax_scale: float,
+        return_max_scores: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        raise self._without_mods(thinned, score)
+
+    def mods_backward(
+        self,
+        dout: Tensor | None,
+        dlse: Tensor | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        mask: IntervalMask | Plan,
+        thinned: Thinned | None,
+        score: Traced | None,
+        *,
+        softmax_scale: float,
+        deterministic: bool,
+        needs: Sequence[bool],
+        wanted: Sequence[bool],
+    ) -> ModGradients:
+        raise self._without_mods(thinned, score)
+
+    def _without_mods(self, thinned: Thinned | None, score: Traced | None) -> NotImplementedError:
+        what = "max_scores"
+        if score is not None:
+            what = "a score_mod other than c * tanh(score / c)"
+        elif thinned is not None:
+            what = "a block_mask that cannot be read as intervals"
+        return NotImplementedError(
+            f"backend {self.name!r} has no kernels for {what}; with cute_attn.backend('reference') it runs in plain "
+            "PyTorch"
+        )
 
     @functools.cached_property
     def _order(self) -> Order | None:

@@ -8,6 +8,9 @@ import torch
 
 from .. import reference
 from ..mask import IntervalMask
+from ..mods.blockwise import BlockMods, Thinned
+from ..mods.trace import Traced
+from .interface import ModGradients
 from .plan import Plan
 
 __all__ = ["Reference"]
@@ -68,3 +71,48 @@ class Reference:
         return reference.attention_backward(
             dout, dlse, q, k, v, out, lse, mask.lo, mask.hi, sink, softmax_scale, softcap, needs, mask_heads=mask.heads
         )
+
+    def mods_forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: IntervalMask | Plan,
+        thinned: Thinned | None,
+        score: Traced | None,
+        *,
+        softmax_scale: float,
+        return_max_scores: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        mods = BlockMods(score, thinned, reference.compute_dtype(q.dtype))
+        out, lse, max_scores = reference.attention_forward(
+            q, k, v, mask.lo, mask.hi, None, softmax_scale, 0.0, mask_heads=mask.heads, mods=mods, by_row=True
+        )
+        return out, lse, max_scores if return_max_scores else None
+
+    def mods_backward(
+        self,
+        dout: Tensor | None,
+        dlse: Tensor | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        mask: IntervalMask | Plan,
+        thinned: Thinned | None,
+        score: Traced | None,
+        *,
+        softmax_scale: float,
+        deterministic: bool,
+        needs: Sequence[bool],
+        wanted: Sequence[bool],
+    ) -> ModGradients:
+        mods = BlockMods(score, thinned, reference.compute_dtype(q.dtype), wanted)
+        bounds, needs = (mask.lo, mask.hi), (*needs, False)
+        grads = reference.attention_backward(
+            dout, dlse, q, k, v, out, lse, *bounds, None, softmax_scale, 0.0, needs, mask_heads=mask.heads, mods=mods
+        )
+        tensors = [] if score is None else score.tensors
+        captured = [None if g is None else g.to(x.dtype) for g, x in zip(mods.gradients, tensors, strict=True)]
+        return ModGradients(grads.q, grads.k, grads.v, captured)

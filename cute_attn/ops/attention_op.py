@@ -37,6 +37,7 @@ def attention(
     deterministic: bool,
     sm_margin: int,
     return_max_logits: bool,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attention of checked arguments.
 
@@ -45,11 +46,13 @@ def attention(
         sink: None or `(b or 1, sq or 1, s_sink, heads_q)`.
         mask: an IntervalMask on their device, of their lengths, batch 1 or b and heads 1 or heads_q; or what describes
             one.
+        backend: as `resolve` gives it, with the options of this call; None asks.
 
     Returns out `(b, sq, heads_q, dv)`, lse `(b, heads_q, sq)` and max_logits `(heads_q,)`, empty if not asked for.
     Gradients flow through out and lse. Raises NotImplementedError where the backend cannot serve the tensors.
     """
-    backend = resolve(q.device)
+    if backend is None:
+        backend = resolve(q.device)
     if not torch.compiler.is_compiling():
         find(backend).check_served(q.dtype, (q.shape[3], v.shape[3]), q.device)  # before anything is planned
     plan = plan_of(mask, q, k, v, backend, deterministic, return_max_logits)

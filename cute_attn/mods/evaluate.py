@@ -1,0 +1,155 @@
+"""A graph in PyTorch, over blocks of rows and keys at once, with autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from .graph import Graph, Node
+
+__all__ = ["Scatter", "evaluate"]
+
+Tensor = torch.Tensor
+
+
+class Scatter(NamedTuple):
+    """What a scatter node says: the derivative by elements of a captured tensor. Indices and value broadcast with each
+    other; indices are within the tensor."""
+
+    tensor: int
+    indices: tuple[Tensor, ...]
+    value: Tensor
+
+
+def evaluate(
+    graph: Graph,
+    inputs: Mapping[str, Tensor],
+    tensors: Sequence[Tensor],
+    scalars: Sequence[int | float],
+    dtype: torch.dtype,
+    attended: Tensor | None = None,
+    name: str = "score_mod",
+    scatters: list[Scatter] | None = None,
+) -> tuple[Tensor, ...]:
+    """The outputs of a graph, each of a shape that broadcasts with that of the inputs.
+
+    Args:
+        inputs: those of INPUTS (and "grad") that the graph reads, of shapes that broadcast with each other; score in
+            `dtype`, the others integers.
+        tensors, scalars: what was captured, as in Traced. Gradients flow to the tensors.
+        dtype: in which floats are computed, fp32 or fp64.
+        attended: bool, of a shape that broadcasts with the inputs': where the outputs are read. Elsewhere indices may
+            lie outside of a captured tensor. None for everywhere.
+        name: of the function, for errors.
+        scatters: gets those of the graph.
+
+    Raises IndexError where an index lies outside of a captured tensor, and ZeroDivisionError where an integer is
+    divided by 0, at a place that is attended.
+    """
+    device = next((x.device for x in inputs.values()), torch.device("cpu"))
+    values: list[Tensor] = []
+    for node in graph.nodes:
+        operands = [values[i] for i in node.operands]
+        if node.op in inputs:
+            value = inputs[node.op]
+        elif node.op == "const":
+            value = torch.tensor(_number(node), dtype=_torch_dtype(node, dtype), device=device)
+        elif node.op == "scalar":
+            value = torch.tensor(scalars[int(node.args[0])], dtype=_torch_dtype(node, dtype), device=device)
+        elif node.op == "load":
+            tensor = tensors[int(node.args[0])]
+            value = _loaded(tensor, operands, attended, name).to(_torch_dtype(node, dtype))
+        elif node.op == "scatter":
+            *indices, value = operands
+            if scatters is not None:
+                number = int(node.args[0])
+                scatters.append(Scatter(number, _within(tensors[number].shape, indices, attended, name), value))
+        elif node.op == "convert":
+            value = operands[0].to(_torch_dtype(node, dtype))
+        elif node.op in _DIVISIONS and not node.dtype.startswith("f"):
+            value = _DIVISIONS[node.op](operands[0], _divisor(operands[1], attended, name))
+        else:
+            value = _FUNCTIONS[node.op](*operands)
+        values.append(value)
+    return tuple(values[i] for i in graph.outputs)
+
+
+def _number(node: Node) -> int | float:
+    (x,) = node.args
+    return float(x) if node.dtype == "f32" else int(x)
+
+
+def _torch_dtype(node: Node, dtype: torch.dtype) -> torch.dtype:
+    return {"f32": dtype, "i32": torch.int32, "i64": torch.int64, "bool": torch.bool}[node.dtype]
+
+
+def _loaded(tensor: Tensor, indices: Sequence[Tensor], attended: Tensor | None, name: str) -> Tensor:
+    found = _within(tensor.shape, indices, attended, name)
+    if found and not tensor.numel():  # nobody reads it
+        return tensor.new_zeros(torch.broadcast_shapes(*(index.shape for index in found)))
+    return tensor[found] if found else tensor
+
+
+def _within(shape: torch.Size, indices: Sequence[Tensor], attended: Tensor | None, name: str) -> tuple[Tensor, ...]:
+    """Indices of a tensor as int64. Where nobody reads they may lie outside: they become 0."""
+    found = []
+    for dim, (index, size) in enumerate(zip(indices, shape, strict=True)):
+        outside = (index < -size) | (index >= size)
+        if bool(outside.any()):
+            read = outside if attended is None else outside & attended
+            if bool(read.any()):
+                at = int(index.expand(read.shape)[read][0])
+                raise IndexError(
+                    f"{name} reads a captured tensor of shape {tuple(shape)} at index {at} of dimension {dim}, where "
+                    f"{-size} to {size - 1} are allowed"
+                )
+            index = index.masked_fill(outside, 0)
+        found.append(index.long())
+    return tuple(found)
+
+
+def _divisor(x: Tensor, attended: Tensor | None, name: str) -> Tensor:
+    zero = x == 0
+    if bool(zero.any()):
+        if bool((zero if attended is None else zero & attended).any()):
+            raise ZeroDivisionError(f"{name} divides an integer by 0")
+        x = x.masked_fill(zero, 1)
+    return x
+
+
+def _trunc_divide(x: Tensor, y: Tensor) -> Tensor:
+    return torch.div(x, y, rounding_mode="trunc")
+
+
+def _rounded_to(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return lambda x: x.to(dtype).to(x.dtype)
+
+
+_DIVISIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "floor_divide": torch.floor_divide,
+    "remainder": torch.remainder,
+    "trunc_divide": _trunc_divide,
+    "fmod": torch.fmod,
+}
+_SAME = (
+    "add sub mul div pow minimum maximum eq ne lt le where neg abs sign exp exp2 expm1 log log2 log1p sqrt rsqrt tanh "
+    "sigmoid erf sin cos floor ceil round trunc"
+)
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    **_DIVISIONS,
+    **{name: getattr(torch, name) for name in _SAME.split()},
+    "and": torch.logical_and,
+    "or": torch.logical_or,
+    "xor": torch.logical_xor,
+    "not": torch.logical_not,
+    "bit_and": torch.bitwise_and,
+    "bit_or": torch.bitwise_or,
+    "bit_xor": torch.bitwise_xor,
+    "bit_not": torch.bitwise_not,
+    "shift_left": torch.bitwise_left_shift,
+    "shift_right": torch.bitwise_right_shift,
+    "round_bf16": _rounded_to(torch.bfloat16),
+    "round_fp16": _rounded_to(torch.float16),
+}
