@@ -11,6 +11,7 @@ import torch
 
 from ..mask import IntervalMask
 from ..mods.blockwise import Thinned
+from ..mods.lowered import without_code
 from ..mods.trace import Traced
 from ..reference import Gradients, sink_gradient
 from .interface import ModGradients
@@ -25,6 +26,7 @@ __all__ = ["Kernels"]
 Tensor = torch.Tensor
 
 _DTYPES = (torch.bfloat16, torch.float16)
+_ELSEWHERE = "with cute_attn.backend('reference') it runs in plain PyTorch"
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,27 @@ class Kernels:
         softmax_scale: float,
         return_max_scores: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        raise self._without_mods(thinned, score)
+        if thinned is not None or score is None or return_max_scores:
+            raise self._without_mods(thinned, score if thinned is None and not return_max_scores else None)
+        if lacking := without_code(score.graph):
+            raise NotImplementedError(
+                f"backend {self.name!r} has no machine code for {lacking} in a score_mod; {_ELSEWHERE}"
+            )
+        from ..launch.forward import forward
+
+        plan = forward_plan(mask) if isinstance(mask, Plan) else mask
+        out, lse, _ = forward(
+            q,
+            k,
+            v,
+            plan,
+            softmax_scale=softmax_scale,
+            score_mod=score,
+            runtime=self.name,
+            order=self._order,
+            softmax=self.softmax,
+        )
+        return out, lse, None
 
     def mods_backward(
         self,
@@ -172,13 +194,10 @@ class Kernels:
     def _without_mods(self, thinned: Thinned | None, score: Traced | None) -> NotImplementedError:
         what = "max_scores"
         if score is not None:
-            what = "a score_mod other than c * tanh(score / c)"
+            what = "gradients of a score_mod other than c * tanh(score / c)"
         elif thinned is not None:
             what = "a block_mask that cannot be read as intervals"
-        return NotImplementedError(
-            f"backend {self.name!r} has no kernels for {what}; with cute_attn.backend('reference') it runs in plain "
-            "PyTorch"
-        )
+        return NotImplementedError(f"backend {self.name!r} has no kernels for {what}; {_ELSEWHERE}")
 
     @functools.cached_property
     def _order(self) -> Order | None:

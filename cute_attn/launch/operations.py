@@ -12,12 +12,18 @@ from torch import Tensor
 from ..bwd import config as bwd
 from ..fwd import config as fwd
 from ..mask import IntervalMask
+from ..spec.attention import AttentionSpec
 from ..spec.backward import BackwardSpec, backward_forms
 from ..spec.forward import ForwardSpec
 from ..spec.operation import Operation, register
 from ..spec.tiles import BackwardTile, Tile, TileConfig
 
 __all__ = ["BACKWARD", "FORWARD"]
+
+
+def _of_graphs(spec: AttentionSpec) -> tuple[str, ...]:
+    """What makes machine code of the graph that a spec carries, if it carries one."""
+    return ("mods/graph.py", "mods/device") if spec.score.graph else ()
 
 
 def _forward_program(spec: ForwardSpec) -> tuple[Any, tuple[Any, ...]]:
@@ -62,7 +68,7 @@ def _backward_tiles() -> list[Tile]:
 FORWARD = Operation(
     name="fwd",
     title="forward",
-    sources=("fwd",),
+    sources=lambda spec: ("fwd", *_of_graphs(spec)),
     spec=ForwardSpec,
     parse=ForwardSpec.from_canonical,
     check=fwd.check,
@@ -80,7 +86,7 @@ FORWARD = Operation(
 BACKWARD = Operation(
     name="bwd",
     title="backward",
-    sources=("bwd",),
+    sources=lambda spec: ("bwd",),
     spec=BackwardSpec,
     parse=BackwardSpec.from_canonical,
     check=bwd.check,

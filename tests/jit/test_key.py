@@ -107,7 +107,7 @@ def test_keys_are_equal_across_processes_and_hash_seeds():
 def test_the_sources_the_packages_and_the_architecture_change_the_key(monkeypatch):
     before = key(FORWARD)
     for name, value in (
-        ("_sources", lambda op: "other"),
+        ("_sources", lambda parts: "other"),
         ("_packages", lambda: {"nvidia-cutlass-dsl": "0"}),
         ("ARCHITECTURE", "sm_100a"),
         ("FORMAT", 0),
