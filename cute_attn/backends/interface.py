@@ -104,7 +104,7 @@ class Backend(Protocol):
 
         Returns out `(b, t, heads_q, dv)` like q and lse `(b, heads_q, t)` in the compute dtype."""
 
-    def check_mods(self, thinned: Thinned | None, score: Traced | None) -> None:
+    def check_mods(self, thinned: Thinned | None, score: Traced | None, *, gradients: bool, max_scores: bool) -> None:
         """Raises NotImplementedError, naming what does serve them, where it cannot do `mods_forward` with these."""
 
     def mods_forward(

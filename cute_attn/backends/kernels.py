@@ -12,6 +12,7 @@ import torch
 from ..caches import KVCache
 from ..mask import IntervalMask
 from ..mods.blockwise import Thinned
+from ..mods.lowered import without_code
 from ..mods.trace import Traced
 from ..reference import Gradients, sink_gradient
 from .interface import ModGradients
@@ -26,6 +27,7 @@ __all__ = ["Kernels"]
 Tensor = torch.Tensor
 
 _DTYPES = (torch.bfloat16, torch.float16)
+_ELSEWHERE = "with cute_attn.backend('reference') it runs in plain PyTorch"
 
 
 @dataclass(frozen=True)
@@ -177,19 +179,21 @@ class Kernels:
                 "with cute_attn.backend('reference') they run in plain PyTorch"
             )
 
-    def check_mods(self, thinned: Thinned | None, score: Traced | None) -> None:
-        raise self._lacks(thinned, score)
+    def check_mods(self, thinned: Thinned | None, score: Traced | None, *, gradients: bool, max_scores: bool) -> None:
+        if score is None or thinned is not None or max_scores or gradients:
+            raise self._lacks(thinned, score if gradients else None)
+        if lacking := without_code(score.graph):
+            raise NotImplementedError(
+                f"backend {self.name!r} has no machine code for {lacking} in a score_mod; {_ELSEWHERE}"
+            )
 
     def _lacks(self, thinned: Thinned | None, score: Traced | None) -> NotImplementedError:
         what = "max_scores"
-        if score is not None:
-            what = "a score_mod other than c * tanh(score / c)"
-        elif thinned is not None:
+        if thinned is not None:
             what = "a block_mask that cannot be read as intervals"
-        return NotImplementedError(
-            f"backend {self.name!r} has no kernels for {what}; with cute_attn.backend('reference') it runs in plain "
-            "PyTorch"
-        )
+        elif score is not None:
+            what = "gradients of a score_mod other than c * tanh(score / c)"
+        return NotImplementedError(f"backend {self.name!r} has no kernels for {what}; {_ELSEWHERE}")
 
     def mods_forward(
         self,
@@ -203,7 +207,21 @@ class Kernels:
         softmax_scale: float,
         return_max_scores: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        raise self._lacks(thinned, score)
+        from ..launch.forward import forward
+
+        plan = forward_plan(mask) if isinstance(mask, Plan) else mask
+        out, lse, _ = forward(
+            q,
+            k,
+            v,
+            plan,
+            softmax_scale=softmax_scale,
+            score_mod=score,
+            backend=self.name,
+            order=self._order,
+            softmax=self.softmax,
+        )
+        return out, lse, None
 
     def mods_backward(
         self,

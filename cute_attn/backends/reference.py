@@ -92,7 +92,7 @@ class Reference:
     ) -> tuple[Tensor, Tensor]:
         return decode_reference(q, cache, sink, tree, softmax_scale, softcap, window)
 
-    def check_mods(self, thinned: Thinned | None, score: Traced | None) -> None:
+    def check_mods(self, thinned: Thinned | None, score: Traced | None, *, gradients: bool, max_scores: bool) -> None:
         pass
 
     def mods_forward(

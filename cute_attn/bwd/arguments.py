@@ -41,7 +41,7 @@ class Schedule:
     """The transposed RunTable of cute_attn.mask.tiles, and what is idle; for ordered sums of dQ also the forward one's
     runs. With planes by head, items and idle_keys are those of cute_attn.launch.by_head."""
 
-    items: cute.Tensor  # (n, columns of ItemRow, or of KeyHeadRow and 3 * group), int32
+    items: cute.Tensor  # (n, columns of ItemRow, or of KeyHeadRow and 3 * heads_per_key), int32
     runs: cute.Tensor  # (n, columns of RunRow), int32
     query_runs: cute.Tensor | None  # (planes of the mask, q_tiles, 2), int32: the runs of key tiles of each query tile
     key_runs: cute.Tensor | None  # like runs
@@ -55,14 +55,14 @@ class Scalars:
     exp2_factor: what the exponential multiplies scores with; it contains log2(e).
     scale: what dQ and dK are multiplied with.
     batches: how many batches share an item of the schedule.
-    group: how many query heads share a key head.
+    heads_per_key: how many query heads share a key head.
     ctas: how many CTAs to launch at most."""
 
     score_factor: Float32
     exp2_factor: Float32
     scale: Float32
     batches: Int32
-    group: Int32
+    heads_per_key: Int32
     ctas: Int32
 
 

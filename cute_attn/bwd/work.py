@@ -22,7 +22,7 @@ class Item(NamedTuple):
     plane: Int32  # of the mask; with planes by head that of the batch element's first head
     key_plane: Int32  # of the idle keys
     head_k: Int32
-    group: Int32  # query heads that share it
+    heads_per_key: Int32  # query heads that share it
     tile: Int32
     ends: Any  # partial_begin, full_begin, end; with planes by head those of each query head, in memory
     n_partial: Int32  # tiles of all query heads
@@ -31,7 +31,7 @@ class Item(NamedTuple):
     @property
     def query_heads(self) -> tuple[Int32, Int32]:
         """Begin and end of the query heads of the key head."""
-        return self.head_k * self.group, (self.head_k + 1) * self.group
+        return self.head_k * self.heads_per_key, (self.head_k + 1) * self.heads_per_key
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Arguments:
                 plane=of_keys.key_plane // heads * tensors.q.shape[2],
                 key_plane=of_keys.key_plane,
                 head_k=of_keys.key_plane % heads,
-                group=scalars.group,
+                heads_per_key=scalars.heads_per_key,
                 tile=of_keys.tile,
                 ends=cute.domain_offset((len(KeyHeadRow._fields),), items[entry, None]),
                 n_partial=of_keys.n_partial,
@@ -78,11 +78,11 @@ class Arguments:
             plane=row.plane,
             key_plane=row.plane,
             head_k=rest % heads,
-            group=scalars.group,
+            heads_per_key=scalars.heads_per_key,
             tile=row.tile,
             ends=(row.partial_begin, row.full_begin, row.end),
-            n_partial=scalars.group * row.n_partial,
-            n_full=scalars.group * row.n_full,
+            n_partial=scalars.heads_per_key * row.n_partial,
+            n_full=scalars.heads_per_key * row.n_full,
         )
 
     def plane_of(self, item: Item, head: Int32) -> Int32:
@@ -93,7 +93,7 @@ class Arguments:
         """Begin and end of the partial or the full runs of a query head."""
         first = 0 if masked else 1
         if self.spec.planes_by_head:
-            first = 3 * (head - item.head_k * item.group) + first
+            first = 3 * (head - item.head_k * item.heads_per_key) + first
         return item.ends[first], item.ends[first + 1]
 
 

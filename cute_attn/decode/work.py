@@ -15,7 +15,8 @@ __all__ = ["Work"]
 
 @dataclass(frozen=True)
 class Work:
-    """Row r of a CTA is the pair of token `(first_row + r) // group` and head `(first_row + r) % group` of the group.
+    """Row r of a CTA is the pair of token `(first_row + r) // heads_per_key` and query head
+    `(first_row + r) % heads_per_key` of those that share the key head.
 
     length: of the sequence. lo: the first key that a row attends; all of them lie in [lo, length).
     first, last: the tiles of keys of this CTA.
@@ -26,7 +27,7 @@ class Work:
     batch: Int32
     length: Int32
     tokens: Int32
-    group: Int32  # query heads that share the key head
+    heads_per_key: Int32  # query heads that share the key head
     first_row: Int32
     lo: Int32
     first: Int32
@@ -37,14 +38,14 @@ class Work:
         tensors, scalars = arguments.tensors, arguments.scalars
         rows, keys = spec.tile.rows, spec.tile.n
         place, head, batch = cute.arch.block_idx()
-        tokens, group = tensors.q.shape[1], tensors.q.shape[2] // tensors.k.shape[2]
-        blocks = cute.ceil_div(tokens * group, rows)
+        tokens, heads_per_key = tensors.q.shape[1], tensors.q.shape[2] // tensors.k.shape[2]
+        blocks = cute.ceil_div(tokens * heads_per_key, rows)
         split, first_row = place // blocks, place % blocks * rows  # neighbours read the same keys
         capacity = tensors.table.shape[1] * tensors.k.shape[1]
         length = cutlass.max(cutlass.min(tensors.lengths[batch], capacity), 0)
-        last_token = cutlass.min((first_row + rows - 1) // group, tokens - 1)
+        last_token = cutlass.min((first_row + rows - 1) // heads_per_key, tokens - 1)
         position = length - tokens
-        lo = cutlass.max(position + first_row // group - scalars.left, 0)
+        lo = cutlass.max(position + first_row // heads_per_key - scalars.left, 0)
         hi = cutlass.max(cutlass.min(position + last_token + scalars.right + 1, length), 0)
         begin, end = lo // keys, cute.ceil_div(hi, keys)
         splits = cute.arch.grid_dim()[0] // blocks
@@ -56,7 +57,7 @@ class Work:
             batch=batch,
             length=length,
             tokens=tokens,
-            group=group,
+            heads_per_key=heads_per_key,
             first_row=first_row,
             lo=lo,
             first=first,
@@ -64,14 +65,14 @@ class Work:
         )
 
     def token(self, row: Int32) -> Int32:
-        return (self.first_row + row) // self.group
+        return (self.first_row + row) // self.heads_per_key
 
     def query_head(self, row: Int32) -> Int32:
-        return self.head * self.group + (self.first_row + row) % self.group
+        return self.head * self.heads_per_key + (self.first_row + row) % self.heads_per_key
 
     def is_there(self, row: Int32) -> Boolean:
         """Whether a row is one of the problem's."""
-        return self.first_row + row < self.tokens * self.group
+        return self.first_row + row < self.tokens * self.heads_per_key
 
     def bounds(self, token: Int32, left: Int32, right: Int32) -> tuple[Int32, Int32]:
         """The keys [lo, hi) of a token, but for what a tree takes out."""

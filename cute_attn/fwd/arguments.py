@@ -26,6 +26,8 @@ class Tensors:
     hi: Any
     sink: Any  # (batch, heads_q, seqlen_q), fp32: logsumexp of the row's sinks; any strides, 0 included
     max_logits: Any  # (batch, heads_q), fp32, -inf beforehand
+    captured: Any  # tensors that the score_mod captured, as its graph has them; 0-d ones as (1,); None for none
+    numbers: Any  # its run-time numbers
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,26 @@ def fake_arguments(spec: ForwardSpec) -> tuple[Any, ...]:
         hi=intervals[1],
         sink=sink,
         max_logits=array(Float32, batch, heads_q) if spec.max_logits else None,
+        **_captured(spec),
     )
     idle_keys = array(Int32, cute.sym_int(), cute.sym_int(), 32)
     items, runs = (array(Int32, cute.sym_int(), len(row._fields)) for row in (ItemRow, RunRow))
     schedule = Schedule(items, runs, idle_keys)
     scalars = Scalars(Float32(1.0), Float32(1.0), Int32(1), Int32(1), Int32(1), Int32(1))
     return tensors, schedule, scalars, cute.runtime.make_fake_stream(use_tvm_ffi_env_stream=True)
+
+
+def _captured(spec: ForwardSpec) -> dict[str, Any]:
+    if not spec.score.graph:
+        return {"captured": None, "numbers": None}
+    from cute_attn.mods.device.operations import STORED, VALUES
+    from cute_attn.mods.graph import Graph
+
+    def fake(dtype, rank):
+        shape, strides = (tuple(make() for _ in range(max(1, rank))) for make in (cute.sym_int, cute.sym_int64))
+        return cute.runtime.make_fake_tensor(STORED[dtype], shape, strides)
+
+    graph = Graph.parse(spec.score.graph)
+    captured = tuple(fake(*tensor) for tensor in graph.tensors)
+    numbers = tuple(VALUES[dtype](1) for dtype in graph.scalars)
+    return {"captured": captured or None, "numbers": numbers or None}

@@ -63,11 +63,12 @@ class Consumer:
 
 @dataclass(frozen=True)
 class Rows:
-    """What a thread knows of its two rows of an item: their intervals, and where the first of their scores would be in
-    a tile whose first key is the first of all."""
+    """What a thread knows of its two rows of an item: their intervals, where the first of their scores would be in a
+    tile whose first key is the first of all, and what a score_mod does to them."""
 
     bounds: RowBounds
     where: Where
+    mod: Any  # RowScores, None if the spec carries no graph
 
 
 class ForwardKernel:
@@ -252,7 +253,8 @@ class ForwardKernel:
             bounds = RowBounds.load(self.n, self.spec.mask, lo, hi, row)
         else:
             bounds = RowBounds.dense(self.n, tensors.k.shape[1])
-        return Rows(bounds, Where(item.batch, item.head, row, bounds.first_column))
+        where = Where(item.batch, item.head, row, bounds.first_column)
+        return Rows(bounds, where, self.mod(tensors, where))
 
     @cute.jit
     def first_tile(self, c, rows, tile):
@@ -350,10 +352,21 @@ class ForwardKernel:
         gemm(c.op_pv, c.out, c.p[0], c.v[None, None, None, c.shared.values.slot(tile)], False)
         self.finish_values(c, tile)
 
+    def mod(self, tensors: Tensors, where: Where) -> Any:
+        """The score_mod that the spec carries, on a thread's rows."""
+        if not self.spec.score.graph:
+            return None
+        from cute_attn.mods.device.rows import RowScores  # other kernels are not made from it
+
+        lengths = tensors.lse.shape[2], tensors.k.shape[1]
+        return RowScores.of(self.spec.score.graph, tensors.captured, tensors.numbers, where, *lengths)
+
     @cute.jit
     def change(self, c, scores, rows, place):
         """What the spec does to scores before they are masked."""
-        if const_expr(self.spec.score.is_changed):
+        if const_expr(rows.mod is not None):
+            rows.mod.change(scores, rows.where.column + place.first, c.score.factor)
+        elif const_expr(self.spec.score.is_changed):
             where = rows.where.moved(0, place.first)
             for k in range_constexpr(cute.size(scores)):
                 scores[k] = c.score.changed(scores[k], where.moved(8 * ((k >> 1) & 1), 8 * (k >> 2) + (k & 1)))

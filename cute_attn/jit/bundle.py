@@ -51,7 +51,7 @@ class Bundle:
         any_compiler: whether kernels count that another version of the compiler made.
         """
         for place in list(self.places.get(spec, [])):
-            if difference(place.manifest, spec.op, any_compiler):
+            if difference(place.manifest, spec, any_compiler):
                 continue
             try:
                 return entries.read(place.directory)
@@ -64,7 +64,7 @@ class Bundle:
         """Why this installation uses none of its kernels, or none of an operation; "" if it uses some of each."""
         reasons: dict[str, list[str]] = {}
         for spec, places in self.places.items():
-            reasons.setdefault(spec.op, []).extend(difference(p.manifest, spec.op, any_compiler) for p in places)
+            reasons.setdefault(spec.op, []).extend(difference(p.manifest, spec, any_compiler) for p in places)
         unused = {op: why[0] for op, why in reasons.items() if all(why)}
         if not unused:
             return ""
@@ -136,9 +136,9 @@ def _entries(path: Path) -> list[Path]:
     raise FileNotFoundError(f"no bundle at {path}: it is not a directory")
 
 
-def difference(manifest: dict[str, Any], op: str, any_compiler: bool) -> str:
+def difference(manifest: dict[str, Any], spec: Spec, any_compiler: bool) -> str:
     """Why an entry does not fit this installation; "" if it does. A package that is not installed is not compared."""
-    here, there = made_from(op), manifest.get("made_from", {})
+    here, there = made_from(spec), manifest.get("made_from", {})
     if manifest.get("format") != FORMAT:
         return f"it has the format {manifest.get('format')}, this version of cute_attn reads {FORMAT}"
     for name in ("architecture", "sources"):

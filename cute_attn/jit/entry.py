@@ -62,7 +62,7 @@ def link(compiled: Compiled) -> Entry:
     manifest = {
         "format": FORMAT,
         "spec": compiled.spec.canonical(),
-        "made_from": made_from(compiled.spec.op),
+        "made_from": made_from(compiled.spec),
         "symbol": SYMBOL,
         "registers": compiled.registers,
         "shared_memory_bytes": operation(compiled.spec.op).shared_memory_bytes(compiled.spec),

@@ -30,7 +30,7 @@ _SHARED_SOURCES = ("columns.py", "spec", "sm90", "jit/compile.py")
 
 def key(spec: Spec) -> str:
     """The name of a spec's entry: equal in every process for equal specs, sources and tools."""
-    return key_of(spec.canonical(), made_from(spec.op), FORMAT)
+    return key_of(spec.canonical(), made_from(spec), FORMAT)
 
 
 def key_of(spec: str, made_from: dict[str, Any], format: int) -> str:
@@ -39,16 +39,17 @@ def key_of(spec: str, made_from: dict[str, Any], format: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def made_from(op: str) -> dict[str, Any]:
+def made_from(spec: Spec) -> dict[str, Any]:
     """The architecture, the hash of our sources, and the version of each of PACKAGES that is installed."""
-    return {"architecture": ARCHITECTURE, "sources": _sources(op), "packages": _packages()}
+    sources = _sources(operation(spec.op).sources(spec))
+    return {"architecture": ARCHITECTURE, "sources": sources, "packages": _packages()}
 
 
 @functools.cache
-def _sources(op: str) -> str:
+def _sources(of_kernel: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     root = Path(__file__).parent.parent
-    for part in (*_SHARED_SOURCES, *operation(op).sources):
+    for part in (*_SHARED_SOURCES, *of_kernel):
         files = sorted((root / part).glob("**/*.py")) if (root / part).is_dir() else [root / part]
         for file in files:
             name = file.relative_to(root) if file.is_relative_to(root) else file.name

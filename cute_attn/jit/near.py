@@ -30,8 +30,8 @@ def near_misses(spec: Spec, mode: str) -> list[str]:
 def _sentence(where: str, spec: Spec, kernels: list[tuple[Spec, dict[str, Any]]], mode: str) -> str:
     for other, manifest in kernels:
         if other == spec:
-            why = difference(manifest, spec.op, any_compiler=mode != "jit")
-            return f"{where} has it, but {why or _other_packages(manifest, spec.op)}"
+            why = difference(manifest, spec, any_compiler=mode != "jit")
+            return f"{where} has it, but {why or _other_packages(manifest, spec)}"
     tiles = [str(other.tile) for other, _ in kernels if other.op == spec.op and _retiled(other, spec) == spec]
     return f"{where} has it with {'the tile' if len(tiles) == 1 else 'tiles'} {'; '.join(tiles)}" if tiles else ""
 
@@ -52,8 +52,8 @@ def _cached() -> list[tuple[Spec, dict[str, Any]]]:
     return found
 
 
-def _other_packages(manifest: dict[str, Any], op: str) -> str:
+def _other_packages(manifest: dict[str, Any], spec: Spec) -> str:
     """Entries of the cache are for equal installations, and this one differs in what is not installed."""
-    there, here = (m.get("packages", {}) for m in (manifest.get("made_from", {}), made_from(op)))
+    there, here = (m.get("packages", {}) for m in (manifest.get("made_from", {}), made_from(spec)))
     absent = sorted(set(there) - set(here))
     return f"it was made where {', '.join(absent)} is installed too" if absent else "it cannot be used"

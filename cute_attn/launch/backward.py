@@ -93,16 +93,16 @@ def plan_backward(
 
 
 def _planned(
-    mask: IntervalMask, schedule: TileSchedule, tile: BackwardTile, has_turns: bool, group: int
+    mask: IntervalMask, schedule: TileSchedule, tile: BackwardTile, has_turns: bool, heads_per_key: int
 ) -> BackwardPlan:
-    """group: how many query heads with planes of their own share a key head."""
+    """heads_per_key: how many query heads with planes of their own share a key head."""
     facts = schedule.layers, schedule.has_lower, schedule.has_upper, mask.heads
     ends, idle_keys = (mask.lo, mask.hi), schedule.idle_keys
     table = in_turns(schedule) if has_turns else schedule.backward
     items = table.items
     if mask.heads > 1:
-        items = items_of_key_heads(table, schedule.k_tiles, group, has_turns)
-        idle_keys = idle_for_all(idle_keys, group)
+        items = items_of_key_heads(table, schedule.k_tiles, heads_per_key, has_turns)
+        idle_keys = idle_for_all(idle_keys, heads_per_key)
     bounds = mask._derived.get(("bounds", tile.m))
     if bounds is None:
         bounds = mask._derived["bounds", tile.m] = pack_bounds(mask, tile.m)

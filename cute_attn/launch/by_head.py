@@ -20,16 +20,16 @@ def by_place(table: RunTable, tiles: int) -> torch.Tensor:
     return table.items[(columns.plane.long() * tiles + columns.tile).argsort()]
 
 
-def items_of_key_heads(table: RunTable, tiles: int, group: int, has_turns: bool) -> torch.Tensor:
-    """The items of a transposed table for key heads of `group` query heads each.
+def items_of_key_heads(table: RunTable, tiles: int, heads_per_key: int, has_turns: bool) -> torch.Tensor:
+    """The items of a transposed table for key heads of `heads_per_key` query heads each.
 
-    Returns int32 `(key planes * tiles, 4 + 3 * group)`, see `cute_attn.columns.KeyHeadRow`; the key plane of batch
-    element b and key head h is `b * heads_k + h`. With turns they are last tile first, else longest first.
+    Returns int32 `(key planes * tiles, 4 + 3 * heads_per_key)`, see `cute_attn.columns.KeyHeadRow`; the key plane of
+    batch element b and key head h is `b * heads_k + h`. With turns they are last tile first, else longest first.
     """
     if tiles == 0:
-        return table.items.new_empty(0, len(KeyHeadRow._fields) + 3 * group)
-    items = by_place(table, tiles).unflatten(0, (-1, group, tiles))
-    items = ItemRow(*items.transpose(1, 2).flatten(0, 1).unbind(2))  # each (key planes * tiles, group)
+        return table.items.new_empty(0, len(KeyHeadRow._fields) + 3 * heads_per_key)
+    items = by_place(table, tiles).unflatten(0, (-1, heads_per_key, tiles))
+    items = ItemRow(*items.transpose(1, 2).flatten(0, 1).unbind(2))  # each (key planes * tiles, heads_per_key)
     place = torch.arange(len(items.tile), device=table.items.device, dtype=torch.int32)
     counts = (count.sum(1, dtype=torch.int32) for count in (items.n_partial, items.n_full))
     merged = KeyHeadRow(place // tiles, place % tiles, *counts)
@@ -38,9 +38,9 @@ def items_of_key_heads(table: RunTable, tiles: int, group: int, has_turns: bool)
     return torch.cat([torch.stack(merged, 1), ends], 1)[first.argsort(descending=True, stable=True)]
 
 
-def idle_for_all(idle_keys: torch.Tensor, group: int) -> torch.Tensor:
+def idle_for_all(idle_keys: torch.Tensor, heads_per_key: int) -> torch.Tensor:
     """Keys idle in every one of the query heads that share them: `(planes, tiles, 32)` as `(key planes, tiles, 32)`."""
-    head, *others = idle_keys.unflatten(0, (-1, group)).unbind(1)
+    head, *others = idle_keys.unflatten(0, (-1, heads_per_key)).unbind(1)
     for other in others:
         head = head & other
     return head

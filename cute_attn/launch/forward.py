@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from cute_attn.fwd.config import default_tile
 from cute_attn.mask import IntervalMask
+from cute_attn.mods.trace import Traced
 from cute_attn.spec.forward import ForwardSpec, Softmax
 from cute_attn.spec.mask import MaskForm
 from cute_attn.spec.score import ScoreForm
 from cute_attn.spec.tiles import TileConfig
 
+from .captured import captured_by
 from .dims import kernel_dims
 from .run import KernelBackend, Order, run
 from .shapes import spec_of
@@ -74,6 +76,7 @@ def forward(
     *,
     softmax_scale: float,
     softcap: float = 0.0,
+    score_mod: Traced | None = None,
     sink_lse: torch.Tensor | None = None,
     return_max_logits: bool = False,
     sm_margin: int = 0,
@@ -91,6 +94,7 @@ def forward(
         mask: over (seqlen_q, seqlen_k), its batch 1 or the tensors', its heads 1 or q's; or a plan made of it for such
             tensors.
         softmax_scale: any finite number; zero and negative ones take a variant that scales the scores first.
+        score_mod: what changes the scaled scores, and softcap is 0. Its captured tensors lie on the device of q.
         sink_lse: fp32, broadcastable to (batch, heads_q, seqlen_q): logsumexp of the sinks of a row.
         backend, order: see `cute_attn.launch.run.run`.
         softmax: how the maximum is kept, see `cute_attn.fwd.softmax`; with return_max_logits always "exact".
@@ -120,6 +124,9 @@ def forward(
         lse.copy_(sink_lse) if sink_lse is not None else lse.fill_(-math.inf)
         return out.zero_(), lse, max_logits
     form, score = MaskForm.of(plan.layers, plan.has_lower, plan.has_upper), ScoreForm.of(softmax_scale, softcap)
+    captured: tuple[Any, Any] = None, None
+    if score_mod is not None:
+        score, captured = ScoreForm("graph", score_mod.text), captured_by(score_mod)
     spec = spec_of(
         ForwardSpec,
         dtype=DTYPE_NAMES[q.dtype],
@@ -135,7 +142,7 @@ def forward(
     )
     q, k, v = (in_kernel_form(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     bounds = (plan.lo, plan.hi) if form.is_bounded else (None, None)
-    tensors = (q, k, v, out, lse, *bounds, sink_lse, max_logits)
+    tensors = (q, k, v, out, lse, *bounds, sink_lse, max_logits, *captured)
     sharing = batch if plan.lo.shape[0] == plan.heads else 1, heads_q if plan.heads == 1 else 1
     ctas = max(1, multiprocessors(q.device) - sm_margin)
     scalars = (*score.factors(softmax_scale, softcap), *sharing, plan.heads, ctas)

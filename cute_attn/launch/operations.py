@@ -13,6 +13,7 @@ from ..bwd import config as bwd
 from ..decode import config as decode
 from ..fwd import config as fwd
 from ..mask import IntervalMask
+from ..spec.attention import AttentionSpec
 from ..spec.backward import BackwardSpec, backward_forms
 from ..spec.decode import DecodeSpec, DecodeTile
 from ..spec.forward import ForwardSpec
@@ -21,6 +22,11 @@ from ..spec.operation import Operation, register
 from ..spec.tiles import BackwardTile, Tile, TileConfig
 
 __all__ = ["BACKWARD", "DECODE", "FORWARD"]
+
+
+def _of_graphs(spec: AttentionSpec) -> tuple[str, ...]:
+    """What makes machine code of the graph that a spec carries, if it carries one."""
+    return ("mods/graph.py", "mods/device") if spec.score.graph else ()
 
 
 def _forward_program(spec: ForwardSpec) -> tuple[Any, tuple[Any, ...]]:
@@ -88,7 +94,7 @@ def _decode_call(q: Tensor, k: Tensor, v: Tensor, mask: IntervalMask, scale: flo
 FORWARD = Operation(
     name="fwd",
     title="forward",
-    sources=("fwd",),
+    sources=lambda spec: ("fwd", *_of_graphs(spec)),
     spec=ForwardSpec,
     parse=ForwardSpec.from_canonical,
     check=fwd.check,
@@ -106,7 +112,7 @@ FORWARD = Operation(
 BACKWARD = Operation(
     name="bwd",
     title="backward",
-    sources=("bwd",),
+    sources=lambda spec: ("bwd",),
     spec=BackwardSpec,
     parse=BackwardSpec.from_canonical,
     check=bwd.check,
@@ -124,7 +130,7 @@ BACKWARD = Operation(
 DECODE = Operation(
     name="decode",
     title="decode",
-    sources=("decode",),
+    sources=lambda spec: ("decode",),
     spec=DecodeSpec,
     parse=DecodeSpec.from_canonical,
     check=decode.check,

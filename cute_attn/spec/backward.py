@@ -47,6 +47,8 @@ class BackwardSpec(AttentionSpec):
             raise ValueError(
                 "BackwardSpec.deterministic orders the sums of dQ, got dq=False: dK and dV have one order anyway"
             )
+        if self.score.graph:
+            raise ValueError("BackwardSpec.score must be plain or softcap: there is no machine code for a score_mod")
         mask, score = backward_forms(self.mask, self.score)
         if score != self.score:
             raise ValueError(

@@ -10,8 +10,8 @@ __all__ = ["check_fields"]
 
 
 def check_fields(value: Any) -> None:
-    """Raises TypeError for a field of a dataclass that is no int, bool or dataclass where it is one by its type, and
-    ValueError for one that is none of the literals of its type, as `1 == True` is none."""
+    """Raises TypeError for a field of a dataclass that is not of its type, an int, bool, str or dataclass, and
+    ValueError for one that is none of the literals of its type, as True is none of 0 and 1."""
     kind: Any = type(value)
     for name, hint in _hints(kind):
         given, what = getattr(value, name), f"{kind.__name__}.{name}"
@@ -22,7 +22,7 @@ def check_fields(value: Any) -> None:
         elif hint is int:
             if isinstance(given, bool) or not isinstance(given, int):
                 raise TypeError(f"{what} must be an int, got {given!r}")
-        elif hint is bool or dataclasses.is_dataclass(hint):
+        elif hint in (bool, str) or dataclasses.is_dataclass(hint):
             expected: Any = hint
             if not isinstance(given, expected):
                 raise TypeError(f"{what} must be a {expected.__name__}, got {given!r}")

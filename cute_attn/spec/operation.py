@@ -39,7 +39,8 @@ class Operation:
 
     name: as commands, specs and tuned tables have it.
     title: in a few words, for people.
-    sources: folders and files, of the package or absolute, that its machine code is made from, beside what all share.
+    sources: of a spec, folders and files, of the package or absolute, that its machine code is made from beside what
+        all share.
     spec: the type of its specs. parse: the inverse of their `canonical`; ValueError or TypeError for anything else.
     check: raises ValueError for a spec whose tile no multiprocessor holds.
     program: the kernel of a spec and stand-ins for its arguments, to compile; imports the compiler.
@@ -54,7 +55,7 @@ class Operation:
 
     name: str
     title: str
-    sources: tuple[str, ...]
+    sources: Callable[[Any], tuple[str, ...]]
     spec: Callable[..., Spec]
     parse: Callable[[str], Spec]
     check: Callable[[Any], None]

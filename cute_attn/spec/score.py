@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -10,14 +11,14 @@ from .checks import check_fields
 
 __all__ = ["LN_2", "LOG2_E", "ScoreForm", "ScoreKind"]
 
-ScoreKind = Literal["plain", "scaled", "softcap"]
+ScoreKind = Literal["plain", "scaled", "softcap", "graph"]
 
 LOG2_E, LN_2 = math.log2(math.e), math.log(2.0)
 # Scales that the exponential alone can carry: beyond them, and for scale <= 0, scores are multiplied before masking.
 PLAIN_SCALES = (1e-6, 1e6)
 # Below every changed score, and finite, so that nothing ever computes inf - inf. Capped scores are tanh, at most 1, and
 # what the exponential multiplies them with may be huge: the product has to stay finite.
-NO_KEY = {"plain": -1.0e30, "scaled": -1.0e30, "softcap": -1.0e4}
+NO_KEY = {"plain": -1.0e30, "scaled": -1.0e30, "softcap": -1.0e4, "graph": -1.0e30}
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,20 @@ class ScoreForm:
     """How scores are changed before they are masked; a probability is exp2(exp2_factor * changed - ...).
 
     kind: "plain" leaves them as q.k: the exponential carries the scale, which is positive in the forward; "scaled" is
-        score_factor * q.k, for any finite scale; "softcap" is tanh(score_factor * q.k).
+        score_factor * q.k, for any finite scale; "softcap" is tanh(score_factor * q.k); "graph" is a traced function of
+        score_factor * q.k and of where the score is.
+    graph: the text of that function, see `cute_attn.mods.graph`; "" for the other kinds.
 
     The factors are run-time values, see `factors`. Device code is `cute_attn.sm90.score`.
     """
 
     kind: ScoreKind = "plain"
+    graph: str = ""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if (self.kind == "graph") != bool(self.graph):
+            raise ValueError(f"ScoreForm.graph goes with kind='graph' and only with it, got kind={self.kind!r}")
 
     @classmethod
     def of(cls, softmax_scale: float, softcap: float) -> ScoreForm:
@@ -58,4 +64,5 @@ class ScoreForm:
         return NO_KEY[self.kind]
 
     def __str__(self) -> str:
-        return self.kind
+        digest = hashlib.sha256(self.graph.encode()).hexdigest()[:8]
+        return f"score_mod {digest}" if self.graph else self.kind

@@ -204,5 +204,5 @@ def test_prune_removes_entries_by_age_and_those_of_other_sources(empty_cache, mo
     os.utime(paths[0], (0, 0))
     assert cache.prune(empty_cache, older_than=86400.0) == [paths[0]]
     assert cache.prune(empty_cache, outdated=True) == []
-    monkeypatch.setattr("cute_attn.jit.fingerprint._sources", lambda op: "other")
+    monkeypatch.setattr("cute_attn.jit.fingerprint._sources", lambda parts: "other")
     assert cache.prune(empty_cache, outdated=True) == [paths[1]]

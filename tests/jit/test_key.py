@@ -13,7 +13,7 @@ from cute_attn.jit.fingerprint import key
 from cute_attn.spec.backward import BackwardSpec
 from cute_attn.spec.forward import ForwardSpec
 from cute_attn.spec.mask import MaskForm
-from cute_attn.spec.operation import parse_spec
+from cute_attn.spec.operation import operation, parse_spec
 from cute_attn.spec.score import ScoreForm
 from cute_attn.spec.tiles import BackwardTile, TileConfig
 
@@ -49,12 +49,19 @@ CHANGES = {
         "tile": {"tile": BackwardTile(n=64)},
     },
 }
+GRAPH = '[[["score",[],"f32"],["neg",[0],"f32"]],[1],[],[]]'
+
+
+def _each(**changes):
+    return {name: {name: value} for name, value in changes.items()}
+
+
 # What a spec is made of, each with the specs that can have all of the changes.
 PARTS = {
-    TileConfig(): (ForwardSpec(softmax="exact"), {"m": 192, "n": 112, "stages": 4, "ping_pong": False}),
-    BackwardTile(): (BackwardSpec(), {"n": 64, "q_stages": 4, "do_stages": 1, "dq_chunks": 2}),
-    MaskForm(1, True): (BackwardSpec(), {"layers": 2, "has_lower": False, "has_upper": False}),
-    ScoreForm(): (ForwardSpec(), {"kind": "scaled"}),
+    TileConfig(): (ForwardSpec(softmax="exact"), _each(m=192, n=112, stages=4, ping_pong=False)),
+    BackwardTile(): (BackwardSpec(), _each(n=64, q_stages=4, do_stages=1, dq_chunks=2)),
+    MaskForm(1, True): (BackwardSpec(), _each(layers=2, has_lower=False, has_upper=False)),
+    ScoreForm(): (ForwardSpec(), {"kind": {"kind": "scaled"}, "graph": {"kind": "graph", "graph": GRAPH}}),
 }
 
 
@@ -70,7 +77,7 @@ def test_every_field_of_a_spec_changes_the_key(spec):
 def test_every_field_of_a_tile_and_of_a_form_changes_the_key(part, field):
     base, changes = PARTS[part]
     assert set(changes) == {field.name for field in dataclasses.fields(part)}, "a field has no change listed"
-    parts = [part, *(dataclasses.replace(part, **{name: value}) for name, value in changes.items())]
+    parts = [part, *(dataclasses.replace(part, **change) for change in changes.values())]
     keys = [key(dataclasses.replace(base, **{field: p})) for p in parts]
     assert len(set(keys)) == len(keys)
 
@@ -107,7 +114,7 @@ def test_keys_are_equal_across_processes_and_hash_seeds():
 def test_the_sources_the_packages_and_the_architecture_change_the_key(monkeypatch):
     before = key(FORWARD)
     for name, value in (
-        ("_sources", lambda op: "other"),
+        ("_sources", lambda parts: "other"),
         ("_packages", lambda: {"nvidia-cutlass-dsl": "0"}),
         ("ARCHITECTURE", "sm_100a"),
         ("FORMAT", 0),
@@ -120,18 +127,22 @@ def test_the_sources_the_packages_and_the_architecture_change_the_key(monkeypatc
 
 def test_the_fingerprint_covers_the_sources_of_the_operation_and_no_launcher(monkeypatch, tmp_path):
     shared = ["columns.py", "spec/forward.py", "spec/backward.py", "sm90/ptx.py", "jit/compile.py"]
-    files = {op: [f"{op}/kernel.py", f"{op}/arguments.py", *shared] for op in ("fwd", "bwd")}
-    names = sorted({"launch/forward.py", "launch/operations.py"}.union(*files.values()))
+    plain = {op: [f"{op}/kernel.py", f"{op}/arguments.py", *shared] for op in ("fwd", "bwd")}
+    specs = {FORWARD: plain["fwd"], BACKWARD: plain["bwd"]}
+    of_graphs = dataclasses.replace(FORWARD, score=ScoreForm("graph", GRAPH))
+    specs[of_graphs] = [*plain["fwd"], "mods/graph.py", "mods/device/evaluator.py"]
+    names = sorted({"launch/forward.py", "launch/operations.py", "mods/recognise.py"}.union(*specs.values()))
     for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("before")
     monkeypatch.setattr(fingerprint, "__file__", str(tmp_path / "jit" / "fingerprint.py"))
     sources = fingerprint._sources.__wrapped__
-    for op, own in files.items():
+    for spec, own in specs.items():
+        parts = operation(spec.op).sources(spec)
         for name in names:
-            before = sources(op)
+            before = sources(parts)
             (tmp_path / name).write_text("after")
-            assert (sources(op) != before) == (name in own), (op, name)
+            assert (sources(parts) != before) == (name in own), (spec, name)
             (tmp_path / name).write_text("before")
 
 

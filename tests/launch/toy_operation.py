@@ -44,7 +44,7 @@ def program(spec):
 TOY = Operation(
     name="toy",
     title="a multiple of a vector",
-    sources=(str(Path(__file__).with_name("toy_kernel.py")),),
+    sources=lambda spec: (str(Path(__file__).with_name("toy_kernel.py")),),
     spec=ToySpec,
     parse=lambda text: text_of.parse(ToySpec, "toy", text),
     check=check,
