@@ -104,9 +104,9 @@ def running(case: Case):
         torch.use_deterministic_algorithms(False)
 
 
-def on(runtime: str, mask: IntervalMask, *tensors: torch.Tensor | None) -> tuple[Any, ...]:
-    """The mask and the tensors, with the strides that they have, where a runtime wants them."""
-    device = torch.device("cuda" if runtime == "sm90" else "cpu")
+def on(backend: str, mask: IntervalMask, *tensors: torch.Tensor | None) -> tuple[Any, ...]:
+    """The mask and the tensors, with the strides that they have, where a backend wants them."""
+    device = torch.device("cuda" if backend == "sm90" else "cpu")
     return IntervalMask(mask.lo.to(device), mask.hi.to(device), mask.seqlen_k), *(_moved(x, device) for x in tensors)
 
 
