@@ -20,11 +20,11 @@ def ragged(tokens=70, **changed):
     return make(tokens=tokens, **settings | changed)
 
 
-def test_ragged_lengths_in_shuffled_pages(runtime):
+def test_ragged_lengths_in_shuffled_pages(backend):
     with record_specs() as recorder:
-        check(ragged(), runtime, "random", **CAUSAL)
-        check(ragged(130, lengths=(0, 100, 300), heads=(1, 1)), runtime, "late", window_size=(100, 9))
-        check(ragged(65, page_size=192, heads=(4, 2)), runtime, window_size=(20, 3))
+        check(ragged(), backend, "random", **CAUSAL)
+        check(ragged(130, lengths=(0, 100, 300), heads=(1, 1)), backend, "late", window_size=(100, 9))
+        check(ragged(65, page_size=192, heads=(4, 2)), backend, window_size=(20, 3))
     (spec,) = recorder.specs  # lengths, pages and windows are no part of the machine code
     assert (spec.op, spec.piece) == ("fwd", 64)
 
@@ -34,9 +34,9 @@ def test_every_schedule_of_warps_and_copies(mode, seed):
     check(ragged(lengths=(65, 200), heads=(1, 1)), "sim", mode, seed, window_size=(90, 0))
 
 
-def test_a_contiguous_cache_is_one_page_a_sequence(runtime):
+def test_a_contiguous_cache_is_one_page_a_sequence(backend):
     call = ragged(page_size=None, heads_first=True, heads=(4, 2))
-    check(call, runtime, "random", sink=torch.randn(2, 4), causal=True)
+    check(call, backend, "random", sink=torch.randn(2, 4), causal=True)
 
 
 def test_no_schedule_changes_a_bit():
@@ -49,18 +49,18 @@ def test_no_schedule_changes_a_bit():
     sim.strict(function, call.q, call.cache["k_cache"], call.cache["v_cache"], deterministic=True)
 
 
-def test_a_sequence_has_the_same_bits_whatever_shares_the_batch(runtime):
+def test_a_sequence_has_the_same_bits_whatever_shares_the_batch(backend):
     call = ragged()
-    out, lse = run(call, runtime, **CAUSAL)
-    alone = run(only(call, 5), runtime, **CAUSAL)
+    out, lse = run(call, backend, **CAUSAL)
+    alone = run(only(call, 5), backend, **CAUSAL)
     assert torch.equal(alone[0][0], out[5])
     assert torch.equal(alone[1][0], lse[5])
 
 
-def test_numbers_that_are_not_finite_reach_their_own_sequence_and_no_others(runtime):
+def test_numbers_that_are_not_finite_reach_their_own_sequence_and_no_others(backend):
     call = ragged(lengths=(65, 70, 0, 130), heads=(1, 1))
     call.cache["cache_seqlens"][1] += 1  # of the rubbish behind the length, one row
-    out, lse = run(call, runtime, **CAUSAL)
+    out, lse = run(call, backend, **CAUSAL)
     assert out[1, -1].isnan().all()
     assert out[[0, 2, 3]].isfinite().all()
     assert not lse[[0, 2, 3]].isnan().any()

@@ -27,7 +27,7 @@ ROWS = covering_array([len(levels) for levels in FACTORS.values()])
 
 
 @pytest.mark.parametrize("number", range(len(ROWS)))
-def test_every_two_features_together(number, runtime):
+def test_every_two_features_together(number, backend):
     x = {name: levels[level] for (name, levels), level in zip(FACTORS.items(), ROWS[number], strict=True)}
     dims, page_size = DIMS[number % len(DIMS)], PAGES[number % len(PAGES)]
     call = make(
@@ -41,7 +41,7 @@ def test_every_two_features_together(number, runtime):
         heads_first=number % 2,
     )
     sinks = {"sink": torch.randn(x["sinks"], x["heads"][0])} if x["sinks"] else {}
-    check(call, runtime, *x["schedule"], **x["mask"], **x["score"], **sinks)
+    check(call, backend, *x["schedule"], **x["mask"], **x["score"], **sinks)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,6 @@ def test_every_two_features_together(number, runtime):
         {"cached": torch.float8_e4m3fn, "scales": "heads", "page_size": None},
     ],
 )
-def test_small_pages_and_8_bits_are_taken_by_decode_kernels_in_blocks(changed, runtime):
+def test_small_pages_and_8_bits_are_taken_by_decode_kernels_in_blocks(changed, backend):
     call = make((0, 65, 200), 70, **{"heads": (2, 1), "page_size": 64, "dtype": BF16, "growing": True} | changed)
-    check(call, runtime, "late", causal=True)
+    check(call, backend, "late", causal=True)
