@@ -45,6 +45,18 @@ def main(tmp_path, monkeypatch):
     return run
 
 
+def test_a_python_that_no_step_can_run_with_is_refused_before_the_first(main, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(first_light.importlib.util, "find_spec", lambda name: None if name == "torch" else name)
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert f"{PYTHON} has no torch" in capsys.readouterr().err
+    (tmp_path / "packed" / "runtime").mkdir(parents=True)
+    (tmp_path / "packed" / "runtime" / "made_for").write_text("2.7 {'torch': '1'}")
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "was packed for 2.7: use that one, or pack with --python 3." in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- steps
 
 
