@@ -44,6 +44,26 @@ def plain_logits(q, k, mask, softmax_scale, softcap):
     return logits.masked_fill(~(mask if mask.ndim == 4 else mask[:, None]), -torch.inf)
 
 
+def results(attend, leaves, dout, dlse):
+    """out, lse and, where leaves ask for them, their gradients, of `attend(*leaves)`; of rows whose lse is finite."""
+    out, lse = attend(*leaves)
+    if not leaves[0].requires_grad:
+        return [out, lse]
+    seen = lse > -torch.inf
+    loss = (out * dout.to(out.dtype)).sum() + (lse[seen] * dlse.to(lse.dtype)[seen]).sum()
+    return [out.detach(), lse.detach(), *torch.autograd.grad(loss, leaves)]
+
+
+def assert_no_worse(names, got, exact, rough, lse_error=0.0):
+    """Each result is at most twice as far from the exact one as that of plain PyTorch in the inputs' dtype; lse, which
+    is kept in fp32, as far as sums in fp32 are, and lse_error."""
+    for name, mine, wanted, low in zip(names, got, exact, rough, strict=False):
+        tolerance = 2 * (low.double() - wanted).masked_fill(wanted.isinf(), 0.0).abs().max().item() + 1e-6
+        if name == "lse":
+            tolerance = 1e-5 * max(1.0, wanted[wanted.isfinite()].abs().max().item()) + lse_error
+        assert_close(name, mine, wanted, tolerance)
+
+
 def assert_close(name, got, wanted, tolerance):
     """Same shape, infinite at the same places, and elsewhere no further apart than tolerance; NaN fails."""
     assert got.shape == wanted.shape, f"{name}: shape {tuple(got.shape)}, wanted {tuple(wanted.shape)}"

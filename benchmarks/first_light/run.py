@@ -33,7 +33,10 @@ PACKED = TREE.parent
 SPARE = 12.0  # seconds at the end, for what is written last
 LEAST = 15.0  # a step is not begun with less
 GRACE = 5.0  # between being asked to end and being ended
-GPU_TESTS = ("tests/fwd", "tests/bwd", "tests/ops/test_kernel_dispatch.py")
+GPU_TESTS = (
+    *("tests/fwd", "tests/bwd", "tests/ops/test_kernel_dispatch.py", "tests/decode"),
+    *("tests/ops/test_flex_attention_kernels.py", "tests/launch/test_backward_order.py"),
+)
 UNTIL = "{until}"  # in a command: the seconds that its step has, less what it takes to end
 
 
