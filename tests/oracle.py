@@ -4,21 +4,26 @@ import torch
 
 
 def dense_attention(q, k, v, mask, sink=None, sink_layout="sh", softmax_scale=None, softcap=0.0):
-    """`plain_attention` in fp64. sink: "sh" `(n, heads_q)` or "ssh" `([b,] sq, n, heads_q)`."""
+    """`plain_attention` in fp64, with max_logits `(heads_q,)`.
+
+    sink: "sh" `(n, heads_q)` or "ssh" `([b,] sq, n, heads_q)`.
+    """
     q, k, v = (x.double() for x in (q, k, v))
     if sink is not None:
         sink = sink[None, None] if sink_layout == "sh" else sink if sink.ndim == 4 else sink[None]
-    return plain_attention(q, k, v, mask, sink, q.shape[3] ** -0.5 if softmax_scale is None else softmax_scale, softcap)
+    scale = q.shape[3] ** -0.5 if softmax_scale is None else softmax_scale
+    out, lse, max_logits = plain_attention(q, k, v, mask, sink, scale, softcap)
+    return out, lse, max_logits.amax(0)
 
 
 def plain_attention(q, k, v, mask, sink, softmax_scale, softcap):
-    """out `(b, sq, heads_q, dv)`, lse `(b, heads_q, sq)` and max_logits `(heads_q,)` of q, k, v `(b, s, heads, d)`.
+    """out `(b, sq, heads_q, dv)`, lse `(b, heads_q, sq)` and max_logits `(b, heads_q)` of q, k, v `(b, s, heads, d)`.
 
-    mask: bool `(b or 1, sq, sk)`. sink: `(1 or b, 1 or sq, n, heads_q)`. Every tensor in the dtype of q, but for lse,
-    which is fp32 at least.
+    mask: bool `(b or 1[, heads_q or 1], sq, sk)`. sink: `(1 or b, 1 or sq, n, heads_q)`. Every tensor in the dtype
+    of q, but for lse, which is fp32 at least.
     """
     logits = plain_logits(q, k, mask, softmax_scale, softcap)
-    max_logits = torch.cat([logits, logits.new_full((*logits.shape[:3], 1), -torch.inf)], 3).amax((0, 2, 3))
+    max_logits = torch.cat([logits, logits.new_full((*logits.shape[:3], 1), -torch.inf)], 3).amax((2, 3)).detach()
     if sink is not None:
         extra = sink.to(q.dtype).permute(0, 3, 1, 2)
         logits = torch.cat([logits, extra.expand(*logits.shape[:3], sink.shape[2])], 3)
@@ -36,7 +41,7 @@ def plain_logits(q, k, mask, softmax_scale, softcap):
     logits = torch.einsum("bqhd,bkhd->bhqk", q, k.repeat_interleave(q.shape[2] // k.shape[2], 2)) * softmax_scale
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)
-    return logits.masked_fill(~mask[:, None], -torch.inf)
+    return logits.masked_fill(~(mask if mask.ndim == 4 else mask[:, None]), -torch.inf)
 
 
 def assert_close(name, got, wanted, tolerance):

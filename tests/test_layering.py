@@ -40,6 +40,7 @@ LEAVES = {
     "columns",
     "directories",
     "errors",
+    "kinds",
     "loadable",
     "log",
     "merge",

@@ -7,7 +7,8 @@ from mods_case import dense_flex
 from oracle import assert_close
 from planes import mask_of
 
-from cute_attn import backend, flex_attention
+import cute_attn
+from cute_attn import flex_attention
 from cute_attn.mask import causal
 
 
@@ -51,22 +52,22 @@ def check(intervals, pairs, heads, score_mod=None, batch_k=2, dtype=torch.bfloat
 @pytest.mark.parametrize(
     "score_mod", [pytest.param(None, marks=pytest.mark.slow, id="plain"), pytest.param(softcap, id="softcap")]
 )
-def test_a_plane_for_each_head_and_batch_element(runtime, score_mod):
+def test_a_plane_for_each_head_and_batch_element(backend, score_mod):
     intervals = mask_of("both", 2, 4, 130, 400)
-    with backend(runtime):
+    with cute_attn.backend(backend):
         check(intervals, intervals.to_dense(), (4, 2), score_mod)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_k", [1, 2])
-def test_keys_of_batch_one_go_with_any(runtime, batch_k):
+def test_keys_of_batch_one_go_with_any(backend, batch_k):
     intervals = causal(130, 150)
-    with backend(runtime):
+    with cute_attn.backend(backend):
         check(intervals, intervals.to_dense()[:, None], (3, 1), batch_k=batch_k)
 
 
-def test_a_score_mod_that_changes_nothing_is_none(runtime):
+def test_a_score_mod_that_changes_nothing_is_none(backend):
     q = torch.randn(1, 1, 64, 64, dtype=torch.bfloat16)
-    with backend(runtime):
+    with cute_attn.backend(backend):
         plain = flex_attention(q, q, q, block_mask=causal(64))
         assert torch.equal(plain, flex_attention(q, q, q, lambda s, b, h, q, k: s.float(), causal(64)))
