@@ -44,9 +44,13 @@ def execute(
     program = program_of(launch.ptx, launch.kernel)
     with np.errstate(all="ignore"), blas.one_thread():
         scheduler = Scheduler(launch, program, GlobalMemory(buffers, Findings(warned)), schedule)
-        scheduler.machine.recorder = recorder
+        if recorder:
+            recorder.begin(scheduler.machine.memory)
+            scheduler.machine.recorder = recorder
         most = torch.get_num_threads() if workers is None else workers
         side_by_side.run(scheduler, cut(launch, program, schedule.mode), 1 if recorder else most)
+        if recorder:
+            recorder.finished = True
         return scheduler.machine.report()
 
 

@@ -57,6 +57,8 @@ def skeleton_of(recorder: Recorder) -> Skeleton:
     Raises:
         Refused: what the steps do not tell.
     """
+    if not recorder.finished:
+        raise Refused("the run did not come to its end")
     if recorder.refused:
         raise Refused("; ".join(recorder.refused))
     clusters: dict[tuple[int, ...], Cluster] = {}

@@ -32,6 +32,20 @@ class Residency:
     too_few_in_any_order: Counterexample | None = None
     sets: int = 0
 
+    def __str__(self) -> str:
+        if self.found:
+            return "its CTAs wait for each other for ever"
+        return (
+            "its CTAs (or clusters) wait for each other: started in the order of their index none waits for ever "
+            f"{self._if(self.in_order)}; started in any order, {self._if(self.in_any_order)}"
+        )
+
+    def _if(self, needed: int | None) -> str:
+        if needed is None:
+            return "not searched: too many orders"
+        few = f"if at least {needed} of {self.clusters} are resident together"
+        return "however few are resident" if needed == 1 else few
+
 
 class Grid:
     """The clusters that were started, each as far as it can go."""

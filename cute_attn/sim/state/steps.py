@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..formats import WIDTH
+from .global_memory import GlobalMemory
 
 INIT, ARRIVE, EXPECT, COPY, WAIT, LOOK = "init", "arrive", "expect", "copy", "wait", "look"  # of mbarriers
 MEET, PASS = "meet", "pass"  # of named and cluster barriers
@@ -75,6 +76,12 @@ class Recorder:
         self.counters: dict[Thing, int] = {}  # what is in them now
         self.begins: dict[Thing, int] = {}  # what was in them at the beginning
         self.refused: list[str] = []  # what the steps do not tell
+        self.finished = False  # whether the launch came to its end
+        self.memory: list[np.ndarray] = []  # the buffers as they were
+
+    def begin(self, memory: GlobalMemory) -> None:
+        """The launch begins."""
+        self.memory = [buffer.data.copy() for buffer in memory.buffers]
 
     def start(self, c: Any) -> None:
         """A CTA starts."""
@@ -124,7 +131,7 @@ class Recorder:
         buffer = memory.buffers[index]
         thing = Thing("counter", buffer.name, address - buffer.address)
         if thing not in self.counters:
-            raw = buffer.data[thing.number : thing.number + size].tobytes()
+            raw = self.memory[index][thing.number : thing.number + size].tobytes()
             self.counters[thing] = self.begins[thing] = int.from_bytes(raw, "little", signed=True)
         return thing
 
