@@ -47,8 +47,10 @@ LEAVES = {
     "packages",
     "strict_json",
 }
-WINGS = ["host", "skeleton", "schedules", "code", "state"]  # folders of the simulator: each imports itself and those behind it
-DOORS = {"sim": {"cute_attn.launch.run", "cute_attn.commands.verify"}}  # the only modules through which a package is entered
+# Folders of the simulator: each imports itself and those behind it.
+WINGS = ["host", "skeleton", "schedules", "code", "state"]
+# The only modules through which a package is entered.
+DOORS = {"sim": {"cute_attn.launch.run", "cute_attn.commands.verify"}}
 
 Graph = dict[str, set[str]]
 

@@ -83,17 +83,20 @@ def poll_of(program: Any, index: int) -> Poll | str | None:
 
 def note_poll(c: CTA, g: Group, poll: Poll | str, address: np.ndarray | None) -> None:
     """After a look, from where this group looked: whoever looks no more has waited for the counter."""
+    recorder = c.world.recorder
+    assert recorder is not None
     if isinstance(poll, str):
-        c.world.recorder.refuse(poll)
+        recorder.refuse(poll)
         return
+    assert address is not None
     where, found, bound = uniform(address), uniform(poll.found(c, g)), uniform(poll.bound(c, g))
     if where is None or found is None or bound is None:
         line = c.translation.place(poll.site).line
-        c.world.recorder.refuse(f"the lanes of PTX line {line} look at several counters, or wait for several numbers")
+        recorder.refuse(f"the lanes of PTX line {line} look at several counters, or wait for several numbers")
         return
     numbers = poll.number(found), poll.number(bound)
     if COMPARISONS[poll.comparison](*numbers):
-        c.world.recorder.until(c, g, poll.site, where, poll.bits // 8, *numbers, poll.comparison)
+        recorder.until(c, g, poll.site, where, poll.bits // 8, *numbers, poll.comparison)
 
 
 def _polls_next(nodes: Sequence[Node], start: int, load: int) -> bool:
@@ -109,4 +112,3 @@ def _polls_next(nodes: Sequence[Node], start: int, load: int) -> bool:
             if is_idle(nodes[index]):
                 work.extend(successors(nodes, index))
     return False
-

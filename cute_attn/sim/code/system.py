@@ -135,6 +135,7 @@ def barrier_arrive(c: CTA, g: Group, node: Node) -> bool:
 def _note_meeting(c: CTA, g: Group, node: Node, operands: tuple[int, int]) -> None:
     site, (_, count) = node.detail
     expected = 0 if count is None else operands[1]
+    assert c.world.recorder is not None
     c.world.recorder.note(c, g, site, MEET, Thing("barrier", c.index, operands[0]), 32, expected)
 
 
@@ -260,7 +261,8 @@ def mbarrier_arrive(c: CTA, g: Group, node: Node) -> bool:
             peer, barrier = mbarrier_at(c, one)
             here = where == one
             if c.world.recorder:
-                what, thing = EXPECT if action == "expect_tx" else ARRIVE, Thing("mbarrier", peer.index, barrier.address)
+                what = EXPECT if action == "expect_tx" else ARRIVE
+                thing = Thing("mbarrier", peer.index, barrier.address)
                 c.world.recorder.by_lanes(c, g, site, what, thing, here, numbers, action == "bytes")
             if action != "expect_tx" and not relaxed:
                 barrier.told.tell(c.cluster.order.release(_numbers(g, here)))

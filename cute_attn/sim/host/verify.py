@@ -52,7 +52,7 @@ def verify(
     fresh: Sequence[torch.Tensor | None] = (),
     warn: Sequence[type[SimError]] | None = None,
 ) -> tuple[Report, list[Verified]]:
-    """Runs `function(*args)` as `strict` does, then searches all orders of the steps that its warps took to synchronise.
+    """Runs `function(*args)` as `strict` does, then searches all orders of what its warps did to synchronise.
 
     What it proves and what not: docs/simulator.md.
 

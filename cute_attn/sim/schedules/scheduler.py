@@ -204,6 +204,9 @@ class Scheduler:
         if node.touched:
             self._check_locks(g, node)
         function = node.function or self.program.compile(node)
+        if node.warpgroup and self.machine.recorder:
+            site = self.program.sites[id(node.instruction)]
+            self.machine.recorder.multiply(g.cta, g, site)
         poll = poll_of(self.program, g.pc) if node.polls and self.machine.recorder else None
         address = poll.address(g.cta, g) if isinstance(poll, Poll) else None
         views = wg.view(g.mask)

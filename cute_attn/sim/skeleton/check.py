@@ -66,7 +66,7 @@ def _kind(cluster: Cluster) -> object:
 
     def steps(program: Program) -> tuple[object, ...]:
         return tuple(
-            (s.what, s.thing.kind, ctas.index(s.thing.place), s.thing.number, s.count, s.extra)
+            (s.what, s.thing.kind, ctas.index(s.thing.place), s.thing.number, s.number, s.extra)
             for s in program
             if s.thing.kind != "counter"
         )

@@ -13,7 +13,11 @@ LISTED = 40  # last steps, and those who wait
 
 @dataclass(frozen=True)
 class Counterexample:
-    """error: the class that a run in this order raises. order: who did what, the last steps. waits: who waits for whom."""
+    """An order, and what it leads to.
+
+    error: the class of error that a run in this order raises. order: who did what, the last steps. waits: who waits for
+    what, and who would come there.
+    """
 
     error: type[SimError]
     what: str
@@ -30,15 +34,15 @@ def counterexample(run: Run, error: type[SimError], what: str) -> Counterexample
 
 
 _WORDS = {
-    INIT: "initialises {0.thing} for {0.count} arrivals",
+    INIT: "initialises {0.thing} for {0.number} arrivals",
     ARRIVE: "arrives at {0.thing}",
-    EXPECT: "expects {0.count} bytes at {0.thing}",
-    COPY: "starts a copy of {0.count} bytes that reports to {0.thing}",
-    WAIT: "passes {0.thing} (parity {0.count})",
+    EXPECT: "expects {0.number} bytes at {0.thing}",
+    COPY: "starts a copy of {0.number} bytes that reports to {0.thing}",
+    WAIT: "passes {0.thing} (parity {0.number})",
     MEET: "comes to {0.thing}",
     PASS: "goes on behind {0.thing}",
-    ADD: "adds {0.count} to {0.thing}",
-    UNTIL: "has waited for {0.thing} to be {0.extra} {0.count}",
+    ADD: "adds {0.number} to {0.thing}",
+    UNTIL: "has waited for {0.thing} to be {0.extra} {0.number}",
 }
 
 
@@ -87,10 +91,12 @@ def _waits(run: Run) -> tuple[str, ...]:
     for (_, step), warps in waiting.items():
         barrier = run.barriers.get(step.thing)
         if step.what == UNTIL and run.counters is not None:
-            state = f"{step.thing} to be {step.extra} {step.count}; it is {run.counters[step.thing]}"
+            state = f"{step.thing} to be {step.extra} {step.number}; it is {run.counters[step.thing]}"
         else:
-            state = str(barrier or step.thing) + (f", waits for parity {step.count}" if step.what == WAIT else "")
-        lines.append(f"{who([run.warps[i] for i in warps])} at PTX line {step.line}: {state}; {_coming(run, step, warps)}")
+            state = str(barrier or step.thing) + (f", waits for parity {step.number}" if step.what == WAIT else "")
+        lines.append(
+            f"{who([run.warps[i] for i in warps])} at PTX line {step.line}: {state}; {_coming(run, step, warps)}"
+        )
     return tuple(lines[:LISTED])
 
 

@@ -74,7 +74,7 @@ def ended(barrier: Barrier) -> None:
     for warp, step in now.passes if barrier.thing.kind == "mbarrier" else ():  # others wait for a phase by its number
         if now.told[warp] < step:
             raise Race(barrier.thing, warp, "a wait may miss its phase: the next may end before")
-    if not _knows(now.arrived or now.told, now.expects):
+    if now.expects and not (now.arrived and _knows(now.arrived, now.expects)):
         raise Race(barrier.thing, now.expects[0][0], "a phase may end before bytes of it are expected")
     barrier.before, barrier.last, barrier.now = barrier.last, now, Phase()
 
@@ -91,12 +91,15 @@ def passed(barrier: Barrier, warp: int, clock: Clock) -> Clock:
 
 
 def met(barrier: Barrier, token: int, warp: int, clock: Clock) -> Clock:
-    """A wait for the phase `token`, in which the warp came, passes; what the warp knows behind it."""
+    """A wait for the phase `token`, in which the warp came, passes; what the warp knows behind it.
+
+    That the warps of a warpgroup multiply together is no barrier: each starts by itself.
+    """
     since = barrier.phase - token
     if since > 2:
         return clock
     phase = barrier.last if since == 1 else barrier.before
-    behind = joined(clock, phase.told)
+    behind = clock if barrier.thing.kind == "products" else joined(clock, phase.told)
     event = (warp, behind[warp])
     if since == 1:
         barrier.now = barrier.now._replace(passes=(*barrier.now.passes, event))

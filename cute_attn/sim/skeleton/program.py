@@ -40,7 +40,7 @@ class Skeleton:
                 initialised.add(step.thing)
             if step.what == UNTIL and step.extra not in ("ge", "gt"):
                 raise Refused(f"a wait for {step.thing} may come too late (PTX line {step.line}: until {step.extra})")
-            if step.thing in waited and (step.what == CHANGE or (step.what == ADD and step.count < 0)):
+            if step.thing in waited and (step.what == CHANGE or (step.what == ADD and step.number < 0)):
                 raise Refused(f"{step.thing} does not only grow (PTX line {step.line})")
         if not all(w.thing.kind == "counter" or w.what != UNTIL for w in steps):
             raise Refused("a wait for what is no counter")

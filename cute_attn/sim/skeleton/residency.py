@@ -1,8 +1,8 @@
 """CTAs that wait for each other by counters: how many must be resident, in order of their index and in any order.
 
 Within a cluster every order is the same (`order.py`), and a counter that only grows lets pass whom it let pass before.
-So what has become of the clusters that were started follows from which these are, not from the order of events: a search
-over sets of clusters is one over all interleavings.
+So what has become of the clusters that were started follows from which these are, not from the order of events: a
+search over sets of clusters is one over all interleavings.
 """
 
 from __future__ import annotations

@@ -87,7 +87,13 @@ class Run:
     def key(self) -> object:
         """What the rest of the run depends on."""
         barriers = tuple(sorted((thing, barrier.key) for thing, barrier in self.barriers.items()))
-        return tuple(self.at), tuple(self.over), barriers, tuple(sorted(self.flights)), tuple(sorted(self.tokens.items()))
+        return (
+            tuple(self.at),
+            tuple(self.over),
+            barriers,
+            tuple(sorted(self.flights)),
+            tuple(sorted(self.tokens.items())),
+        )
 
     # ------------------------------------------------------------------ what can happen
 
@@ -118,15 +124,14 @@ class Run:
 
     def choices(self) -> list[Choice]:
         """Warps that can go on at what is searched, and copies that can end: a choice of each."""
-        found: list[Choice] = []
-        for warp, program in enumerate(self.programs):
-            if self.over[warp]:
-                continue
-            if self.at[warp] == len(program):
-                found.append(warp)
-            elif (step := program[self.at[warp]]).thing in self.searched and self._can(warp, step):
-                found.append(warp)
+        found: list[Choice] = [warp for warp in range(len(self.warps)) if self._may_choose(warp)]
         return [*found, *dict.fromkeys(self.flights)]
+
+    def _may_choose(self, warp: int) -> bool:
+        if self.over[warp] or self.at[warp] == len(self.programs[warp]):
+            return not self.over[warp]
+        step = self.programs[warp][self.at[warp]]
+        return step.thing in self.searched and self._can(warp, step)
 
     def choose(self, choice: Choice) -> None:
         """Takes a choice, and all steps that follow from it."""
@@ -161,11 +166,11 @@ class Run:
 
     def _can(self, warp: int, step: Step) -> bool:
         if step.what == WAIT:
-            return self._barrier(step.thing).passes(step.count)
+            return self._barrier(step.thing).passes(step.number)
         if step.what == PASS:
             return self._barrier(step.thing).waited(self.tokens.get((warp, step.thing)))
         if step.what == UNTIL and self.counters is not None:
-            return COMPARISONS[step.extra](self.counters[step.thing], step.count)
+            return COMPARISONS[step.extra](self.counters[step.thing], step.number)
         return True
 
     def _moved(self, warp: int, what: Step | Flight | None) -> None:
@@ -179,13 +184,13 @@ class Run:
         self._moved(warp, step)
         if step.thing.kind == "counter":
             if step.what == ADD and self.counters is not None:
-                self.counters[step.thing] += step.count
+                self.counters[step.thing] += step.number
             return
         barrier, proves = self._barrier(step.thing), step.thing not in self.searched
         if step.thing.kind == "mbarrier" and step.thing.place != self.warps[warp].cta:
             self._reach_out(warp, step.thing)
         if step.what == INIT:
-            barrier.expected, barrier.initialised = step.count, (warp, clock[warp])
+            barrier.expected, barrier.initialised = step.number, (warp, clock[warp])
         elif step.what == WAIT:
             if proves:
                 self.clocks[warp] = order.passed(barrier, warp, clock)
@@ -202,14 +207,14 @@ class Run:
         if step.thing not in self.searched:
             order.took_part(barrier, warp, self.clocks[warp], "expects" if step.what == EXPECT else "arrivals")
         if step.what == EXPECT:
-            barrier.expect(step.count)
+            barrier.expect(step.number)
             return
         if step.what == MEET:
             self.tokens[warp, step.thing] = barrier.phase
-            over = barrier.meet(step.count, step.extra or self._living(barrier))
+            over = barrier.meet(step.number, step.extra or self._living(barrier))
         else:
             assert step.what == ARRIVE
-            over = barrier.arrive(step.count, step.extra)
+            over = barrier.arrive(step.number, step.extra)
         if over:
             self._ended(barrier)
 
@@ -217,10 +222,10 @@ class Run:
         barrier.check()
         barrier.copies += 1
         if step.thing in self.searched:
-            self.flights.append(Flight(step.thing, step.count, step.extra, warp, step.line))
+            self.flights.append(Flight(step.thing, step.number, step.extra, warp, step.line))
             return
         order.took_part(barrier, warp, self.clocks[warp], "copied")
-        if barrier.deliver(step.count, step.extra):
+        if barrier.deliver(step.number, step.extra):
             self._ended(barrier)
 
     def _ended(self, barrier: Barrier) -> None:

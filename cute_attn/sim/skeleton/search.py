@@ -7,6 +7,7 @@ at again: where a warp is tells what it knows of the other barriers, since their
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ from .barriers import Wrong
 from .counterexample import Counterexample, counterexample
 from .order import Race
 from .program import Cluster
-from .run import Choice, Run
+from .run import Choice, Flight, Run
 
 MOST_STATES = 2_000
 
@@ -103,10 +104,14 @@ Rank = Callable[[Choice], int]
 
 def _extremes(warps: int) -> Iterator[Rank]:
     """Orders in which one warp comes last wherever it can, or first, and copies end early or late."""
-    for copies in (-1, 2):
+    for copies in (-2, 2):
         for warp in range(warps):
-            yield lambda c, w=warp, k=copies: (c == w) if isinstance(c, int) else k
-            yield lambda c, w=warp, k=copies: (c != w) if isinstance(c, int) else k
+            yield functools.partial(_rank, warp, 1, copies)
+            yield functools.partial(_rank, warp, -1, copies)
+
+
+def _rank(warp: int, rank: int, copies: int, choice: Choice) -> int:
+    return copies if isinstance(choice, Flight) else rank * (choice == warp)
 
 
 def _goes_wrong(cluster: Cluster, result: Searched, rank: Rank) -> bool:

@@ -15,7 +15,7 @@ from ..formats import WIDTH
 from .global_memory import GlobalMemory
 
 INIT, ARRIVE, EXPECT, COPY, WAIT, LOOK = "init", "arrive", "expect", "copy", "wait", "look"  # of mbarriers
-MEET, PASS = "meet", "pass"  # of named and cluster barriers
+MEET, PASS = "meet", "pass"  # of named and cluster barriers, and of warpgroups that multiply
 ADD, UNTIL, CHANGE = "add", "until", "change"  # of counters in global memory
 COMPARISONS: dict[str, Callable[[int, int], bool]] = {
     name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")
@@ -25,13 +25,15 @@ COMPARISONS: dict[str, Callable[[int, int], bool]] = {
 class Thing(NamedTuple):
     """A barrier or a counter. place: the CTA (of a cluster the first one), or the name of a buffer."""
 
-    kind: str  # "mbarrier", "barrier", "cluster barrier" or "counter"
+    kind: str  # "mbarrier", "barrier", "cluster barrier", "products" (of a warpgroup) or "counter"
     place: Any
     number: int = 0  # an address, a number, an offset
 
     def __str__(self) -> str:
         if self.kind == "counter":
             return f"counter {self.place}+{self.number}"
+        if self.kind == "products":
+            return f"products of warpgroup {self.number} of CTA {self.place}"
         number = {"mbarrier": f" {self.number:#x}", "barrier": f" {self.number}"}.get(self.kind, "")
         return f"{self.kind}{number} of CTA {self.place}"
 
@@ -39,7 +41,7 @@ class Thing(NamedTuple):
 class Step(NamedTuple):
     """One step of a warp.
 
-    count, extra: of init the arrivals that a phase takes; of arrive the arrivals and the bytes to expect first; of
+    number, extra: of init the arrivals that a phase takes; of arrive the arrivals and the bytes to expect first; of
     expect the bytes; of copy the bytes and the arrivals that come when it is done; of wait and look the parity; of
     meet the threads and how many must meet (0: all that live); of add the number; of until the number, and how the
     counter must compare with it.
@@ -47,7 +49,7 @@ class Step(NamedTuple):
 
     what: str
     thing: Thing
-    count: int = 0
+    number: int = 0
     extra: Any = 0
     line: int = 0
 
@@ -97,6 +99,12 @@ class Recorder:
         line = _line(c, site)
         for warp in g.warps:
             self.steps[Warp(c.index, warp)].append(Step(what, thing, count, extra, line))
+
+    def multiply(self, c: Any, g: Any, site: Any) -> None:
+        """The warps of a warpgroup issue a product: none goes on until all have come."""
+        thing = Thing("products", c.index, g.wg.index)
+        self.note(c, g, site, MEET, thing, 32, 32 * g.lanes.warps)
+        self.note(c, g, site, PASS, thing)
 
     def take(self, c: Any, warp: int, site: Any, what: str, thing: Thing, count: int, extra: int = 0) -> None:
         """One warp takes a step."""

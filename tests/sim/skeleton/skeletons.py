@@ -52,6 +52,12 @@ def meet(number, threads=0, cta=CTA):
     return [*come(number, threads, cta), Step(PASS, Thing("barrier", cta, number))]
 
 
+def multiply(warps=2):
+    """A product of a warpgroup."""
+    thing = Thing("products", CTA, 0)
+    return [Step(MEET, thing, 32, 32 * warps), Step(PASS, thing)]
+
+
 def add(thing, count=1):
     return Step(ADD, thing, count)
 

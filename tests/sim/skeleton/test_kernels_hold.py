@@ -6,7 +6,9 @@ from mutations.suite import MUTATIONS, mutated
 from mutations.workloads import WORKLOADS
 
 from cute_attn import sim
+from cute_attn.backend import current
 from cute_attn.launch.backward import backward
+from cute_attn.launch.shapes import spec_for
 from cute_attn.mask import causal
 from cute_attn.reference import attention_forward
 from cute_attn.selftest.cases import case_for
@@ -35,8 +37,7 @@ def records(name, mode, seed=0, **options):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["attention", *(pytest.param(n, marks=pytest.mark.slow) for n in WORKLOADS if n not in ("attention", "gram")), "gram"],
+    "name", [n if n in ("attention", "gram") else pytest.param(n, marks=pytest.mark.slow) for n in WORKLOADS]
 )
 def test_the_kernels_of_the_tests_hold_and_one_order_proves_it(name):
     found = verified([record for mode, seed in SCHEDULES for record in records(name, mode, seed)])
@@ -91,9 +92,9 @@ def edits(skeleton):
         if place[0] in (ARRIVE, EXPECT, COPY):
             yield f"{place} left out", edited(place, lambda s: [])
         if place[0] == INIT:
-            yield f"{place} one more", edited(place, lambda s: [s._replace(count=s.count + 1)])
+            yield f"{place} one more", edited(place, lambda s: [s._replace(number=s.number + 1)])
         if place[0] == WAIT:
-            yield f"{place} other parity", edited(place, lambda s: [s._replace(count=s.count ^ 1)])
+            yield f"{place} other parity", edited(place, lambda s: [s._replace(number=s.number ^ 1)])
         if place[0] == MEET:  # and the wait behind it, where there is one
             without = edited(place, lambda s: [])
             lines = {s.line for c in skeleton.clusters for p in c.values() for s in p if s.what == PASS}
@@ -112,7 +113,7 @@ def test_every_arrival_count_and_parity_of_a_kernel_is_needed():
 
 def verify(case):
     problem = make_problem(case, torch.device("cpu"))
-    with_options = lambda: launch(case, problem, "sim", **sim.host.calls.current().options)  # noqa: E731
+    with_options = lambda: launch(case, problem, "sim", **current().options)  # noqa: E731
     _, found = sim.verify(with_options, deterministic=getattr(case.spec, "deterministic", False))
     assert all(one.holds for one in found), [str(one) for one in found]
     assert not any(one.checked.races for one in found)
@@ -121,8 +122,6 @@ def verify(case):
 
 def small(op, head_dim, mask, **variant):
     row = operation(op)
-    from cute_attn.launch.shapes import spec_for
-
     return case_for(spec_for(op, "bf16", head_dim, head_dim, mask, row.default_tile(head_dim, head_dim), **variant))
 
 

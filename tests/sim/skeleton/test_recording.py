@@ -30,7 +30,7 @@ def skeleton(body, *shapes, **options):
 
 def steps(skeleton, warp, cta=(0, 0, 0)):
     (program,) = (cluster[Warp(cta, warp)] for cluster in skeleton.clusters if Warp(cta, warp) in cluster)
-    return [(s.what, s.thing.kind, s.count, s.extra) for s in program]
+    return [(s.what, s.thing.kind, s.number, s.extra) for s in program]
 
 
 RING = """
@@ -72,7 +72,7 @@ def test_arrivals_of_lanes_are_one_step_of_their_warp_and_barriers_of_peers_are_
     found = skeleton(body, grid=2, cluster=2, smem=64)
     (cluster,) = found.clusters
     arrivals = [s for s in cluster[Warp((0, 0, 0), 0)] if s.what == ARRIVE]
-    assert [(s.count, s.thing.place) for s in arrivals] == [(32, (1, 0, 0))]
+    assert [(s.number, s.thing.place) for s in arrivals] == [(32, (1, 0, 0))]
     assert check(found).verified
 
 
@@ -88,7 +88,7 @@ def test_a_spin_over_a_counter_is_recorded_whether_it_had_to_wait_or_not():
     found = skeleton(TURNS, 4, grid=3)
     for i in range(3):
         (program,) = found.clusters[i].values()
-        assert [(s.what, s.count, s.extra) for s in program] == [(UNTIL, i, "ge"), (ADD, 1, 0)]
+        assert [(s.what, s.number, s.extra) for s in program] == [(UNTIL, i, "ge"), (ADD, 1, 0)]
     residency = check(found).residency
     assert (residency.in_order, residency.in_any_order) == (1, 3)
 

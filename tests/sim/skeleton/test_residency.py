@@ -1,7 +1,7 @@
 """CTAs that wait for each other by counters: how many must be on the GPU together."""
 
 import pytest
-from skeletons import add, cta, counter, meet, until
+from skeletons import add, counter, cta, meet, until
 
 from cute_attn.sim.errors import Deadlock
 from cute_attn.sim.skeleton import residency as residency_module
@@ -37,7 +37,10 @@ def test_with_several_items_each_all_must_be_there():
 
 
 def test_what_hangs_with_all_of_them_there_is_no_matter_of_their_number():
-    crossed = [cta([until(counter(1), 1), add(counter(0))]), cta([until(counter(0), 1), add(counter(1))], index=(1, 0, 0))]
+    crossed = [
+        cta([until(counter(1), 1), add(counter(0))]),
+        cta([until(counter(0), 1), add(counter(1))], index=(1, 0, 0)),
+    ]
     checked = check(Skeleton(crossed, {counter(0): 0, counter(1): 0}))
     assert not checked.verified
     assert "it is 0" in checked.found.waits[0]

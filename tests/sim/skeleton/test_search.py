@@ -1,19 +1,22 @@
 """The search over all orders: what is right is proven, in one run where that is enough; what may hang is found."""
 
+import itertools
+
 import pytest
 from skeletons import (
     CTA,
     add,
     alone,
     arrive,
+    cluster,
     come,
     copy,
     counter,
-    cluster,
     cta,
     init,
     mbarrier,
     meet,
+    multiply,
     ring,
     until,
     wait,
@@ -22,7 +25,7 @@ from skeletons import (
 from cute_attn.sim.errors import Deadlock, OutOfBounds, OverArrival, TransactionCount
 from cute_attn.sim.skeleton.check import check
 from cute_attn.sim.skeleton.program import Refused, Skeleton, difference
-from cute_attn.sim.state.steps import EXPECT, LOOK, MEET, PASS, Step, Thing, Warp
+from cute_attn.sim.state.steps import COPY, EXPECT, LOOK, MEET, PASS, Step, Thing, Warp
 
 A, B = mbarrier(0), mbarrier(1)
 PEER = (1, 0, 0)
@@ -46,8 +49,11 @@ def test_a_ring_is_proven_in_one_order(stages, readers):
 def test_a_missing_arrival_is_a_deadlock_that_says_who_waits_for_whom():
     report = found(alone(*ring(8, release=False)))
     assert report.error is Deadlock
-    assert any("warp 0" in line and "1 of 2 arrivals" in line and "to come there: warp 1" in line for line in report.waits)
-    assert any("warps 1, 2" in line and "to come there: warp 0" in line for line in report.waits)
+    producer, *readers = report.waits
+    assert "warp 0 of CTA" in producer
+    assert "1 of 2 arrivals" in producer
+    assert "to come there: warp 1 of" in producer
+    assert any("warps 1, 2 of CTA" in line and "to come there: warp 0 of" in line for line in readers)
 
 
 def test_a_count_that_is_too_large_is_a_deadlock():
@@ -77,7 +83,7 @@ def test_a_ring_with_one_stage_too_few_is_a_deadlock():
         steps = iter(reader[2:])
         uses = list(zip(steps, steps, strict=True))
         held = [*reader[:2], uses[0][0]]
-        for (_, release), (following, _) in zip(uses, uses[1:], strict=False):
+        for (_, release), (following, _) in itertools.pairwise(uses):
             held += [following, release]
         programs[stages] = [producer, [*held, uses[-1][1]]]
     assert found(alone(*programs[1])).error is Deadlock
@@ -149,6 +155,30 @@ def test_copies_to_a_searched_barrier_may_end_in_any_order():
     """Two phases whose bytes differ: the second copy must not be taken for the first."""
     programs = [init(A, 1), *meet(0), arrive(A, 16), copy(A, 32), arrive(A, 32), copy(A, 16)], [*meet(0), wait(A, 0)]
     assert found(alone(*programs)).error in (TransactionCount, OverArrival)
+
+
+def test_bytes_that_only_copies_bring_arrivals_to_must_be_expected_first():
+    copied = Step(COPY, A, 16, 1)
+    assert found(alone([init(A, 1), *meet(0), copied], [*meet(0), Step(EXPECT, A, 16)], [*meet(0), wait(A, 0)]))
+    assert check(alone([init(A, 1), *meet(0), Step(COPY, A, 0, 1)], [*meet(0), wait(A, 0)])).verified
+
+
+def test_warps_that_multiply_together_wait_for_each_other():
+    first, second = [init(A, 1), *meet(0), *multiply(), arrive(A)], [*meet(0), wait(A, 0), *multiply()]
+    report = found(alone(first, second))
+    assert report.error is Deadlock
+    assert any("products of warpgroup 0" in line and "to come there: warp 1" in line for line in report.waits)
+
+
+def test_that_warps_multiply_together_orders_nothing_else():
+    """The second phase may begin, as far as that is known, before the first is over."""
+    order_by = {"barrier": meet(1, 64), "product": multiply()}
+    races = {}
+    for name, steps in order_by.items():
+        first, second = [init(A, 1), *meet(0), arrive(A), *steps], [*meet(0), *steps, arrive(A)]
+        races[name] = check(alone(first, second)).races
+    assert not races["barrier"]
+    assert races["product"]
 
 
 def both(*steps):
