@@ -3,6 +3,7 @@
 import pytest
 import torch
 from mutations.suite import MUTATIONS, mutated
+from mutations.suite import check as check_results
 from mutations.workloads import WORKLOADS
 
 from cute_attn import sim
@@ -43,6 +44,15 @@ def test_the_kernels_of_the_tests_hold_and_one_order_proves_it(name):
     found = verified([record for mode, seed in SCHEDULES for record in records(name, mode, seed)])
     assert found.holds, found
     assert not found.checked.races
+
+
+def test_a_compiled_function_is_run_in_every_schedule_and_searched():
+    arguments, expected = WORKLOADS["gram"].arguments()
+    report, (found,) = sim.verify(WORKLOADS["gram"].function(), *arguments)
+    check_results(expected)
+    assert report.statistics["ctas"] == found.ctas == 1
+    assert found.holds
+    assert str(found) == "no deadlock in any order"
 
 
 # By workload, mode and seed: harmful mutations with which such a run comes to its end.
