@@ -15,6 +15,7 @@ ALLOWED = {
     "selftest": "cute_attn ops launch jit mask spec decode_reference reference",
     "autotune": "cli profile launch jit mask spec",
     "profile": "launch jit mask spec",
+    "integrations": "ops checks mods mask",
     "modules": "ops checks mask reference",
     "ops": "backends checks mask mods reference",
     "dist": "backends checks mask reference",

@@ -1,0 +1,100 @@
+"""Models of transformers compute with our attention what they compute with their own."""
+
+import pytest
+import torch
+from tiny_models import TEXT, TOKENS, image_inputs, inputs, pair
+from transformers import CompileConfig, GenerationConfig
+
+from cute_attn.integrations.transformers import register
+
+LAYOUTS = ["plain", "left", "right", "packed"]
+
+
+@pytest.fixture(autouse=True)
+def _registered():
+    with register():
+        yield
+
+
+def same(ours, theirs, what):
+    scale = max(1.0, theirs.abs().max().item())
+    assert (ours - theirs).abs().max().item() <= 1e-5 * scale, what
+
+
+def loss(logits, weights):
+    return (logits * weights).sum(-1).mean()
+
+
+def check_logits_and_gradients(models, given, counts):
+    outputs = [model(**given).logits[counts] for model in models]
+    assert outputs[0].abs().max() > 0.1
+    same(outputs[1], outputs[0], "logits")
+    weights = torch.randn_like(outputs[0])
+    for out in outputs:
+        loss(out, weights).backward()
+    for (name, theirs), ours in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        assert (theirs.grad is None) == (ours.grad is None), name
+        if theirs.grad is not None:
+            without = "self_attn" not in name or name.endswith("k_proj.bias")  # which adds one number to all scores
+            assert without or theirs.grad.abs().max() > 1e-3, name
+            same(ours.grad, theirs.grad, name)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", TEXT)
+def test_logits_and_gradients_are_those_of_eager(name, layout):
+    check_logits_and_gradients(pair(name), *inputs(layout))
+
+
+def test_images_in_text_attend_all_of_themselves():
+    check_logits_and_gradients(pair("gemma3"), *image_inputs())
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["plain", "left"])
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("name", TEXT)
+def test_generating_gives_the_same_tokens(name, cache, padded):
+    given, counts = inputs("left" if padded else "plain")
+    options = GenerationConfig(max_new_tokens=8, do_sample=False, pad_token_id=0, cache_implementation=cache)
+    given["attention_mask"] = counts.long()
+    theirs, ours = (model.eval().generate(**given, generation_config=options) for model in pair(name))
+    assert theirs.shape[1] == TOKENS + 8
+    assert len(theirs[:, TOKENS:].unique()) > 1
+    assert torch.equal(theirs, ours)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_computes_the_same():
+    theirs, ours = pair("mistral", num_hidden_layers=1)
+    check_logits_and_gradients((theirs, torch.compile(ours, backend="aot_eager")), *inputs("left"))
+
+
+def test_a_compiled_step_of_a_static_cache_generates_the_same_tokens():
+    given, _ = inputs("left")
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "cache_implementation": "static"}
+    compiled = CompileConfig(backend="aot_eager", fullgraph=True)
+    compiled._compile_all_devices = True
+    theirs, ours = (model.eval() for model in pair("llama"))
+    expected = theirs.generate(**given, generation_config=GenerationConfig(**options))
+    found = ours.generate(**given, generation_config=GenerationConfig(**options, compile_config=compiled))
+    assert torch.equal(expected, found)
+
+
+def test_asking_for_the_probabilities_is_refused():
+    _, ours = pair("llama")
+    with pytest.raises(ValueError, match=r"output_attentions is not supported.*eager"):
+        ours(**inputs("plain")[0], output_attentions=True)
+
+
+def test_dropout_is_refused_in_training_and_nowhere_else():
+    _, ours = pair("llama", attention_dropout=0.1)
+    with pytest.raises(ValueError, match=r"attention_dropout=0\.0"):
+        ours(**inputs("plain")[0])
+    ours.eval()(**inputs("plain")[0])
+
+
+def test_a_model_with_images_generates_the_same_tokens():
+    given, _ = image_inputs()
+    options = GenerationConfig(max_new_tokens=6, do_sample=False, pad_token_id=0)
+    theirs, ours = (model.eval().generate(**given, generation_config=options) for model in pair("gemma3"))
+    assert torch.equal(theirs, ours)
