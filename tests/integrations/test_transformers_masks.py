@@ -5,8 +5,8 @@ import torch
 from transformers import masking_utils as hf
 from transformers.masking_utils import find_packed_sequence_indices, sdpa_mask
 
-from cute_attn import BlockMask, IntervalMask
-from cute_attn.integrations.transformers import masks
+from cute_attn import BlockMask, IntervalMask, create_block_mask
+from cute_attn.integrations.transformers import as_attention_mask, masks
 from cute_attn.integrations.transformers.layer_mask import LayerMask, TokenKeys
 from cute_attn.integrations.transformers.masks import layer_mask
 
@@ -117,6 +117,17 @@ def test_what_is_no_intervals_becomes_a_block_mask():
 def test_a_function_that_looks_at_values_is_refused():
     with pytest.raises(ValueError, match="mask_mod"):
         layer_mask(1, 4, 4, mask_function=lambda b, h, q, kv: q >= kv if bool(q > 2) else kv > q)
+
+
+def test_a_mask_of_the_users_own_is_carried_as_it_is():
+    mine = IntervalMask.from_dense(torch.ones(4, 5).tril() > 0)
+    carried = as_attention_mask(mine)
+    assert carried.attended is mine
+    assert carried.shape == (1, 1, 4, 5)
+    blocks = create_block_mask(hf.causal_mask_function, None, None, 4, 5, device="cpu")
+    assert as_attention_mask(blocks).attended is blocks
+    with pytest.raises(TypeError, match="mask must be an IntervalMask or a BlockMask of cute_attn, got"):
+        as_attention_mask(torch.ones(4, 5))
 
 
 def test_masks_move_to_a_device_once():

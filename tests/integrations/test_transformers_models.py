@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from tiny_models import TEXT, TOKENS, image_inputs, inputs, pair
+from tiny_models import TEXT, TOKENS, image_inputs, inputs, pair, tokens
 from transformers import CompileConfig, GenerationConfig
 
-from cute_attn.integrations.transformers import register
+from cute_attn import mask
+from cute_attn.integrations.transformers import as_attention_mask, register
 
 LAYOUTS = ["plain", "left", "right", "packed"]
 
@@ -78,6 +79,16 @@ def test_a_compiled_step_of_a_static_cache_generates_the_same_tokens():
     expected = theirs.generate(**given, generation_config=GenerationConfig(**options))
     found = ours.generate(**given, generation_config=GenerationConfig(**options, compile_config=compiled))
     assert torch.equal(expected, found)
+
+
+def test_a_mask_of_the_users_own_is_that_of_all_layers():
+    answers = mask.shared_prefix(TOKENS, prefix_length=4, lengths=[3, 5])
+    theirs, ours = pair("gpt_oss")
+    ids, position_ids = tokens(), torch.tensor([[0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8]])
+    bias = torch.zeros(2, 1, TOKENS, TOKENS).masked_fill(~answers.to_dense(), torch.finfo(torch.float32).min)
+    expected = theirs(ids, attention_mask=bias, position_ids=position_ids).logits
+    found = ours(ids, attention_mask=as_attention_mask(answers), position_ids=position_ids).logits
+    same(found, expected, "logits")
 
 
 def test_asking_for_the_probabilities_is_refused():

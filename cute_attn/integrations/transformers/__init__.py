@@ -11,6 +11,7 @@ except ImportError as error:
         f'{error}; pip install "cute-attn[transformers]" brings it'
     ) from error
 
+from .layer_mask import as_attention_mask
 from .registration import NAME, Registration, register
 
-__all__ = ["NAME", "Registration", "register"]
+__all__ = ["NAME", "Registration", "as_attention_mask", "register"]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask as TorchBlockMask
 
 from ...mask import IntervalMask
+from ...mask.checks import shown
 from ...mods.block_mask import BlockMask
 
-__all__ = ["LayerMask", "TokenKeys"]
+__all__ = ["LayerMask", "TokenKeys", "as_attention_mask"]
 
 
 class TokenKeys(NamedTuple):
@@ -71,3 +72,19 @@ class LayerMask(TorchBlockMask):
 
     def __repr__(self) -> str:
         return f"LayerMask({self.attended!r})"
+
+
+def as_attention_mask(mask: IntervalMask | BlockMask) -> Any:
+    """A mask of the user's own as the attention_mask of a model under `attn_implementation="cute_attn"`, which all of
+    its layers attend under.
+
+    mask: of as many queries and keys as the call has, on its device; an IntervalMask of batch 1 or the call's, or a
+        BlockMask. It keeps its plans: made once, it serves any number of calls.
+
+    Raises TypeError for anything else.
+    """
+    if isinstance(mask, IntervalMask):
+        return LayerMask(mask, mask.batch, mask.seqlen_q, mask.seqlen_k)
+    if isinstance(mask, BlockMask):
+        return LayerMask(mask, mask.reading().intervals.batch, *mask.seq_lengths)
+    raise TypeError(f"mask must be an IntervalMask or a BlockMask of cute_attn, got {shown(mask)}")
