@@ -11,7 +11,6 @@ from transformers.masking_utils import and_masks, causal_mask_function, padding_
 from ...mask import IntervalMask
 from ...mods.block_mask import BlockMask
 from ...mods.compare import NotIntervals
-from ...mods.eager import outside_of_graphs
 from ...mods.masks import create_block_mask, create_mask
 from ...mods.trace import trace
 from .functions import MaskFunction, Place, intervals_of, moved
@@ -23,7 +22,7 @@ CAPACITY = 32  # masks kept, with their plans
 _kept: dict[Hashable, IntervalMask] = {}  # by what their functions say; the least recently used first
 
 
-@outside_of_graphs
+@torch.compiler.disable  # it looks at values
 def layer_mask(
     batch_size: int,
     q_length: int,
