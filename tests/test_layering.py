@@ -40,6 +40,7 @@ LEAVES = {
     "caches",
     "columns",
     "directories",
+    "elsewhere",
     "errors",
     "loadable",
     "log",
