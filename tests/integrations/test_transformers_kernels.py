@@ -48,9 +48,9 @@ def test_a_token_is_decoded_on_kernels(runtime):
     ):  # fmt: skip
         made = model("gpt_oss", attention, **ONE).to(dtype).eval()
         with torch.no_grad():
-            cache = made(**given).past_key_values
+            cache = made(**given).cache
             token = {"input_ids": longer["input_ids"][:, -1:], "attention_mask": longer["attention_mask"]}
             with backend(runtime if attention == "cute_attn" else "reference"):
-                logits[name] = made(**token, past_key_values=cache).logits.double()
+                logits[name] = made(**token, cache=cache).logits.double()
     error = {name: (logits[name] - logits["exact"]).abs().max().item() for name in ("plain", "found")}
     assert error["found"] <= 2 * error["plain"]

@@ -51,6 +51,27 @@ def test_images_in_text_attend_all_of_themselves():
     check_logits_and_gradients(pair("gemma3"), *image_inputs())
 
 
+@pytest.mark.parametrize("name", ["bert", "bart"])
+def test_encoders_see_both_ways_and_decoders_see_their_encoder(name):
+    given, counts = inputs("right")
+    if name == "bart":
+        given["decoder_input_ids"], counts = tokens(length=5), torch.ones(2, 5, dtype=torch.bool)
+    models = [model.eval() for model in pair(name)]  # their configs have dropout
+    check_logits_and_gradients(models, given, counts)
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_several_tokens_go_on_from_a_cache(name):
+    given, counts = inputs("left")
+    mask = torch.nn.functional.pad(counts.long(), (0, 3), value=1)
+    more, logits = tokens(length=3), []
+    for model in pair(name):
+        with torch.no_grad():
+            cache = model.eval()(**given).cache
+            logits.append(model(more, attention_mask=mask, cache=cache).logits)
+    same(logits[1], logits[0], "logits")
+
+
 @pytest.mark.parametrize("padded", [False, True], ids=["plain", "left"])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("name", TEXT)
@@ -75,7 +96,7 @@ def test_a_compiled_step_of_a_static_cache_generates_the_same_tokens():
     options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "cache_implementation": "static"}
     compiled = CompileConfig(backend="aot_eager", fullgraph=True)
     compiled._compile_all_devices = True
-    theirs, ours = (model.eval() for model in pair("llama"))
+    theirs, ours = (model.eval() for model in pair("llama", num_hidden_layers=1))
     expected = theirs.generate(**given, generation_config=GenerationConfig(**options))
     found = ours.generate(**given, generation_config=GenerationConfig(**options, compile_config=compiled))
     assert torch.equal(expected, found)
@@ -104,8 +125,10 @@ def test_dropout_is_refused_in_training_and_nowhere_else():
     ours.eval()(**inputs("plain")[0])
 
 
-def test_a_model_with_images_generates_the_same_tokens():
-    given, _ = image_inputs()
-    options = GenerationConfig(max_new_tokens=6, do_sample=False, pad_token_id=0)
-    theirs, ours = (model.eval().generate(**given, generation_config=options) for model in pair("gemma3"))
+@pytest.mark.parametrize(("name", "beams"), [("gemma3", 1), ("bart", 1), ("bart", 3)])
+def test_other_models_generate_the_same_tokens(name, beams):
+    given, _ = image_inputs() if name == "gemma3" else inputs("right")
+    options = GenerationConfig(max_new_tokens=6, do_sample=False, pad_token_id=0, num_beams=beams)
+    options.decoder_start_token_id = 1
+    theirs, ours = (model.eval().generate(**given, generation_config=options) for model in pair(name))
     assert torch.equal(theirs, ours)

@@ -6,6 +6,10 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    BertConfig,
     Gemma2Config,
     Gemma3Config,
     GptOssConfig,
@@ -58,8 +62,27 @@ CONFIGS = {
         image_token_index=IMAGE,
         initializer_range=0.4,
     ),
+    "bert": BertConfig(**SIZES),
+    "bart": BartConfig(
+        vocab_size=VOCABULARY,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        max_position_embeddings=64,
+        init_std=0.4,
+        pad_token_id=0,
+        bos_token_id=1,
+        decoder_start_token_id=1,
+        eos_token_id=63,
+        forced_eos_token_id=None,
+    ),
 }
-TEXT = [name for name in CONFIGS if name != "gemma3"]
+KINDS = {"gemma3": AutoModelForImageTextToText, "bert": AutoModelForMaskedLM, "bart": AutoModelForSeq2SeqLM}
+TEXT = [name for name in CONFIGS if name not in KINDS]
 
 
 def model(name, attention, **changes):
@@ -68,8 +91,7 @@ def model(name, attention, **changes):
     for key, value in changes.items():
         setattr(config, key, value)
     torch.manual_seed(5)
-    kind = AutoModelForImageTextToText if name == "gemma3" else AutoModelForCausalLM
-    made = kind.from_config(config, attn_implementation=attention).train()
+    made = KINDS.get(name, AutoModelForCausalLM).from_config(config, attn_implementation=attention).train()
     for parameter_name, x in made.named_parameters():
         if parameter_name.endswith(("sinks", "mm_input_projection_weight")):  # zeros by themselves
             torch.nn.init.normal_(x)
