@@ -175,3 +175,6 @@ def test_other_masks_are_refused(mask):
 def test_a_mask_of_other_lengths_is_refused():
     with pytest.raises(ValueError, match="attention_mask must be an IntervalMask"):
         attention_forward(LAYER, *tensors(), layer_mask(BATCH, TOKENS, TOKENS + 1))
+    for rows, keys in ((1, TOKENS + 1), (2, TOKENS)):
+        with pytest.raises(ValueError, match=f"of 2 sequences, {rows} queries and {keys} keys, got one of 2, 1 and 9"):
+            attention_forward(LAYER, *tensors(rows, keys), layer_mask(BATCH, 1, TOKENS, q_offset=8))

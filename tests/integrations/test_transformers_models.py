@@ -6,7 +6,7 @@ from tiny_models import TEXT, TOKENS, image_inputs, inputs, pair, tokens
 from transformers import CompileConfig, GenerationConfig
 
 from cute_attn import mask
-from cute_attn.integrations.transformers import as_attention_mask, register
+from cute_attn.integrations.transformers import as_attention_mask, masks, register
 
 LAYOUTS = ["plain", "left", "right", "packed"]
 
@@ -110,6 +110,17 @@ def test_a_mask_of_the_users_own_is_that_of_all_layers():
     expected = theirs(ids, attention_mask=bias, position_ids=position_ids).logits
     found = ours(ids, attention_mask=as_attention_mask(answers), position_ids=position_ids).logits
     same(found, expected, "logits")
+
+
+def test_a_mask_kept_from_inference_mode_serves_training():
+    masks._kept.clear()
+    _, ours = pair("mistral")
+    given, _ = inputs("plain")
+    with torch.inference_mode():
+        ours(**given)
+    assert masks._kept
+    assert not any(kept.lo.is_inference() for kept in masks._kept.values())
+    ours(**given).logits.sum().backward()
 
 
 def test_asking_for_the_probabilities_is_refused():

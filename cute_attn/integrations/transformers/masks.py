@@ -70,14 +70,20 @@ def _intervals(function: MaskFunction, padding: torch.Tensor | None, place: Plac
     """Those of a function that captures no tensor are found again, with the plans that calls made of them."""
     traced = trace(moved(function, place), "mask_mod", place.device)
     key = traced.text, *traced.scalars, place.batch, place.rows, place.keys, place.device
-    mask = None if traced.tensors else _kept.pop(key, None)
-    if mask is None:
+    if traced.tensors:
         mask = intervals_of(function, place)
-    if not traced.tensors:
-        _kept[key] = mask
+    else:
+        found = _kept.pop(key, None)
+        mask = _kept[key] = _outlasting(function, place) if found is None else found
         while len(_kept) > CAPACITY:
             _kept.pop(next(iter(_kept)), None)
     return mask if padding is None else mask & _not_padding(place.of_keys(padding), place.rows)
+
+
+@torch.inference_mode(False)
+def _outlasting(function: MaskFunction, place: Place) -> IntervalMask:
+    """One that training may have from inference."""
+    return intervals_of(function, place)
 
 
 def _not_padding(keys: torch.Tensor, rows: int) -> IntervalMask:

@@ -19,8 +19,15 @@ def attend_keys(
 ) -> Any:
     """Attention over the keys that the tokens see, without a copy of the cache.
 
-    q: `(batch, 1, heads_q, head_dim)`; key, value: `(batch, heads_k, keys, head_dim)`. Returns out like q.
+    q: `(batch, 1, heads_q, head_dim)`; key, value: `(batch, heads_k, keys, head_dim)`. Returns out like q. Raises
+    ValueError for a mask of other sizes.
     """
+    if keys.sees.shape != (wanted := (key.shape[0], key.shape[2])) or q.shape[1] != 1:
+        got = tuple(keys.sees.shape)
+        raise ValueError(
+            f"attention_mask must be of {wanted[0]} sequences, {q.shape[1]} queries and {wanted[1]} keys, got one of "
+            f"{got[0]}, 1 and {got[1]}"
+        )
     options: dict[str, Any] = {"softmax_scale": scale, "softcap": softcap, "sink": sinks, "cache_seqlens": keys.lengths}
     if keys.order is None:
         return flash_attn_with_kvcache(q, key.transpose(1, 2), value.transpose(1, 2), **options)
