@@ -5,6 +5,7 @@ import os
 from typing import TYPE_CHECKING
 
 from .backend import backend
+from .elsewhere import INSTEAD
 from .launch import operations as _operations  # noqa: F401  (fills the table of operations)
 from .mask import AttnMaskType, AttnRange, AttnRanges, IntervalMask, TileSchedule
 from .mods.block_mask import BlockMask, noop_mask
@@ -108,6 +109,8 @@ if os.environ.get("CUTE_ATTN_LOG"):
 
 
 def __getattr__(name: str) -> object:
+    if name in INSTEAD:  # of an AttributeError `from cute_attn import ...` would not show the sentence
+        raise ImportError(f"cute_attn has no {name}: {INSTEAD[name]}")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

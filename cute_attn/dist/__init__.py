@@ -27,6 +27,7 @@ from .cost import CostModel
 from .functional import (
     apply_padding,
     compute_pad_size,
+    infer_attn_mask_from_cu_seqlens,
     infer_attn_mask_from_sliding_window,
     infer_varlen_mask_from_batch,
     pad_at_dim,
@@ -72,6 +73,7 @@ __all__ = [
     "dispatch",
     "get_most_recent_key",
     "get_position_ids",
+    "infer_attn_mask_from_cu_seqlens",
     "infer_attn_mask_from_sliding_window",
     "infer_varlen_mask_from_batch",
     "magi_attn_flex_dispatch",
