@@ -20,7 +20,7 @@ from ..state.fault import Fault
 from ..state.groups import Group
 from ..state.shared_memory import BARRIER, UNWRITTEN
 from ..state.steps import ARRIVE, EXPECT, INIT, LOOK, MEET, PASS, WAIT, Thing
-from . import copies
+from . import async_stores, copies
 from .layout import Layout
 from .node import Node
 from .operands import fetcher, mbarrier_at, node_of, nothing, one_by_one, uniform
@@ -424,7 +424,12 @@ def _cp(layout: Layout, r: Reader) -> Node:
     return copies.build(layout, r)
 
 
+def _st(layout: Layout, r: Reader) -> Node | None:
+    return async_stores.build(layout, r) if "async" in r.modifiers else None
+
+
 _HANDLERS: dict[str, Callable[[Any, Reader], Any]] = {
+    "st": _st,
     "bar": _bar,
     "barrier": _bar,
     "mbarrier": _mbarrier,
