@@ -82,7 +82,6 @@ UNSEEN = {
 def test_an_order_in_which_a_bug_shows_is_found_from_a_run_in_which_it_does_not(workload, mode, seed, name):
     found = verified(records(workload, mode, seed, ptx=mutated(MUTATIONS[name])))
     assert found.checked.found, found
-    assert found.checked.races
 
 
 @pytest.mark.parametrize("name", [m.name for m in MUTATIONS.values() if m.workload == "attention" and not m.about])
