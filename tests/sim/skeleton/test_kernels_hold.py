@@ -55,6 +55,22 @@ def test_a_compiled_function_is_run_in_every_schedule_and_searched():
     assert str(found) == "no deadlock in any order"
 
 
+def test_what_launches_nothing_or_other_kernels_in_other_schedules_is_not_verified():
+    with pytest.raises(ValueError, match="launched no kernel"):
+        sim.verify(lambda: None)
+    arguments, _ = WORKLOADS["gram"].arguments()
+    calls = []
+
+    def launches():
+        calls.append(None)
+        for _ in range(1 + len(calls) % 2):
+            WORKLOADS["gram"].function()(*arguments)
+
+    _, (found,) = sim.verify(launches)
+    assert not found.holds
+    assert str(found) == "not searched: two schedules launched different kernels"
+
+
 # By workload, mode and seed: harmful mutations with which such a run comes to its end.
 UNSEEN = {
     ("attention", "eager", 0): (
