@@ -22,6 +22,7 @@ from .node import Node
 from .operands import fetcher, mbarrier_at, node_of, nothing
 from .ptx import Imm, Mem
 from .template import Reader
+from .tensor_maps import check_acquired
 
 _REDUCTIONS = ("add", "min", "max", "inc", "dec", "and", "or", "xor")
 _TYPES = {
@@ -120,6 +121,7 @@ def tensor_map(c: CTA, address: int) -> TensorMap:
     if offset >= 0 and offset + 128 <= c.world.parameters.size:
         raw = c.world.parameters[offset : offset + 128].tobytes()
     else:
+        check_acquired(c, address)
         raw = b"".join(int(x).to_bytes(8, "little") for x in c.world.memory.load(address + 8 * np.arange(16), 8))
     if address % 64:
         raise Fault(UnsupportedDescriptor, f"a tensor map at {address:#x}, not a multiple of 64")

@@ -20,7 +20,7 @@ from ..state.fault import Fault
 from ..state.groups import Group
 from ..state.shared_memory import BARRIER, UNWRITTEN
 from ..state.steps import ARRIVE, EXPECT, INIT, LOOK, MEET, PASS, WAIT, Thing
-from . import copies
+from . import async_stores, copies, tensor_maps
 from .layout import Layout
 from .node import Node
 from .operands import fetcher, mbarrier_at, node_of, nothing, one_by_one, uniform
@@ -358,8 +358,10 @@ def _fence(layout: Layout, r: Reader) -> Node:
             space = r.take("shared::cta", "shared::cluster", "global")
             r.done()
             return node_of(layout, r, proxy_fence, space)
-        r.need("alias", "tensormap::generic")
-        r.done("acquire", "release", "gpu", "sys", "cta", "cluster")
+        if "tensormap::generic" in r.modifiers:
+            return tensor_maps.fence(layout, r)
+        r.need("alias")
+        r.done()
         return node_of(layout, r, nothing)
     r.done(*_FENCE_MODIFIERS)
     return node_of(layout, r, nothing)
@@ -424,7 +426,13 @@ def _cp(layout: Layout, r: Reader) -> Node:
     return copies.build(layout, r)
 
 
+def _st(layout: Layout, r: Reader) -> Node | None:
+    return async_stores.build(layout, r) if "async" in r.modifiers else None
+
+
 _HANDLERS: dict[str, Callable[[Any, Reader], Any]] = {
+    "st": _st,
+    "tensormap": tensor_maps.build,
     "bar": _bar,
     "barrier": _bar,
     "mbarrier": _mbarrier,

@@ -23,8 +23,7 @@ Record = tuple[Launch, Recorder]
 class Verified:
     """What the search says of one launch: checked, or why there is nothing to search.
 
-    kernel: its name. ctas: how many. resident: how many of these, or of their clusters, must be on the GPU together
-    that none waits for ever, if they start in the order of their index.
+    kernel: its name. ctas: how many. checked: what was found. refused: why it was not searched.
     """
 
     kernel: str
@@ -41,7 +40,7 @@ class Verified:
             return f"not searched: {self.refused}"
         if self.checked.found:
             return str(self.checked.found)
-        return "no deadlock in any order" if self.checked.complete else "undecided: too many orders"
+        return "no deadlock in any order" if self.holds else f"undecided: {'; '.join(self.checked.races.values())}"
 
 
 def verify(
@@ -63,16 +62,20 @@ def verify(
 
     Raises:
         What `strict` does.
+        ValueError: for a function that launches nothing.
     """
     with recorded() as records:
         report = strict(function, *args, deterministic=deterministic, ptx=ptx, fresh=fresh, warn=warn)
+    if not records:
+        raise ValueError("function launched no kernel: there is nothing to verify")
+    launches = [(launch.kernel, launch.grid, launch.block) for launch, _ in records]
     count, left = divmod(len(records), len(SCHEDULES))
-    if left or any(r[0].kernel != records[i % count][0].kernel for i, r in enumerate(records)):
+    if left or launches != launches[:count] * len(SCHEDULES):
         return report, [Verified("all", 0, None, "two schedules launched different kernels")]
     return report, [verified(records[i::count]) for i in range(count)]
 
 
-def verified(runs: Sequence[Record], searched_states: int | None = None) -> Verified:
+def verified(runs: Sequence[Record]) -> Verified:
     """The search for one launch, recorded in several schedules."""
     (launch, _), *_ = runs
     found = Verified(launch.kernel, launch.grid[0] * launch.grid[1] * launch.grid[2], None)
@@ -81,7 +84,7 @@ def verified(runs: Sequence[Record], searched_states: int | None = None) -> Veri
         for other in others:
             if different := difference(first, other):
                 raise Refused(different)
-        found.checked = check(first) if searched_states is None else check(first, searched_states)
+        found.checked = check(first)
     except Refused as refused:
         found.refused = str(refused)
     return found

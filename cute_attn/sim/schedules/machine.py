@@ -34,6 +34,7 @@ class Machine:
         self.pending: list[Load] = []
         self.stalled: list[Group] = []  # polls that wait for any progress
         self.progress = 0
+        self.maps: dict[int, int] = {}
         self.woken = 0  # groups woken by the operation that runs
         self.statistics = dict.fromkeys(("ctas", "segments", "lane_instructions", "wgmmas", "copies"), 0)
         self.warnings: dict[tuple[str, int | None], str] = {}  # by kind and PTX line

@@ -42,8 +42,6 @@ class Skeleton:
                 raise Refused(f"a wait for {step.thing} may come too late (PTX line {step.line}: until {step.extra})")
             if step.thing in waited and (step.what == CHANGE or (step.what == ADD and step.number < 0)):
                 raise Refused(f"{step.thing} does not only grow (PTX line {step.line})")
-        if not all(w.thing.kind == "counter" or w.what != UNTIL for w in steps):
-            raise Refused("a wait for what is no counter")
         self.waited = waited
 
     @property

@@ -50,15 +50,14 @@ class Residency:
 class Grid:
     """The clusters that were started, each as far as it can go."""
 
-    def __init__(self, skeleton: Skeleton, racy: frozenset = frozenset()):
-        self.skeleton, self.racy = skeleton, racy
+    def __init__(self, skeleton: Skeleton):
+        self.skeleton = skeleton
         self.counters: Counters = dict(skeleton.counters)
         self.running: dict[int, Run] = {}
         self.ended: set[int] = set()
-        self.steps = 0
 
     def copy(self) -> Grid:
-        other = Grid(self.skeleton, self.racy)
+        other = Grid(self.skeleton)
         other.counters = dict(self.counters)
         other.running = {i: run.copy() for i, run in self.running.items()}
         for run in other.running.values():

@@ -28,10 +28,13 @@ class TooMany(Exception):
 
 @dataclass
 class Searched:
-    """What a search found. races: of each searched barrier, why its order does not prove itself."""
+    """What a search found.
+
+    states: how many were looked at. races: of each searched barrier, why its order does not prove itself. found: what
+    goes wrong. complete: whether the search came to its end.
+    """
 
     states: int = 0
-    steps: int = 0
     races: dict[Thing, str] = field(default_factory=dict)
     found: Counterexample | None = None
     complete: bool = True
@@ -88,7 +91,6 @@ def _step(run: Run, choice: Choice | None, result: Searched) -> list[Choice]:
     except Wrong as wrong:
         result.found = counterexample(run, wrong.error, wrong.what)
         return []
-    result.steps = max(result.steps, run.taken)
     if not choices:
         if run.finished:
             run.check_ends()

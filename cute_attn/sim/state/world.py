@@ -24,6 +24,7 @@ class World(Protocol):
     memory: GlobalMemory
     progress: int  # counts what others may have waited for: arrivals, stores, copies
     statistics: dict[str, int]
+    maps: dict[int, int]  # by the address of a tensor map: how often this launch has changed it
     recorder: Recorder | None  # of the steps of its warps, if somebody wants them
 
     @property
