@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from cute_attn.kinds import is_int
 from cute_attn.launch.dims import kernel_dims
 from cute_attn.launch.shapes import spec_for
 from cute_attn.launch.tuned import TunedKey
@@ -43,7 +44,7 @@ class Problem:
             value = getattr(self, field.name)
             if field.type == "str" and not isinstance(value, str):
                 raise TypeError(f"Problem.{field.name} must be a string, got {value!r}")
-            if field.type == "int" and (isinstance(value, bool) or not isinstance(value, int)):
+            if field.type == "int" and not is_int(value):
                 raise TypeError(f"Problem.{field.name} must be an int, got {value!r}")
             if field.type == "int" and value < 1:
                 raise ValueError(f"Problem.{field.name} must be at least 1, got {value}")

@@ -10,6 +10,7 @@ from .launch import operations as _operations  # noqa: F401  (fills the table of
 from .mask import AttnMaskType, AttnRange, AttnRanges, IntervalMask, TileSchedule
 from .mods.block_mask import BlockMask, noop_mask
 from .mods.masks import and_masks, create_block_mask, create_mask, or_masks
+from .ops import chosen as _chosen  # noqa: F401  (registers an op that exported graphs name)
 from .ops.flex_attention import AuxOutput, AuxRequest, flex_attention
 from .ops.flex_flash import flex_flash_attn_func
 from .ops.kvcache import flash_attn_with_kvcache

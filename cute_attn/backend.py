@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .kinds import is_int
+
 __all__ = ["BackendRequest", "backend", "current", "option_of", "resolve"]
 
 ENVIRONMENT = "CUTE_ATTN_BACKEND"
@@ -152,7 +154,7 @@ def _name_of_environment() -> str:
 
 def _check_option(option: str, value: object) -> None:
     if option == "seed":
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        if not is_int(value, np.integer):
             raise TypeError(f"seed must be an int >= 0, got {value!r}")
         if value < 0:
             raise ValueError(f"seed must be >= 0, got {value}")

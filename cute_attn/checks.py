@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .kinds import is_int, is_number
 from .mask import IntervalMask
 from .mask.checks import END, INTEGERS, check_flag, check_integers, check_is_dense, shown
 from .mask.checks import check_integer_tensor as check_readable
@@ -101,7 +102,7 @@ def check_count(name: str, value: int) -> int:
     """An int >= 0 that fits int32; NumPy's too."""
     if isinstance(value, np.integer):
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+    if not is_int(value, torch.SymInt):
         raise TypeError(f"{name} must be an int >= 0, got {shown(value)}")
     if value < 0:
         raise ValueError(f"{name} must be >= 0, got {value}")
@@ -200,7 +201,7 @@ def _window_bound(bound: int | torch.Tensor | None, window_size: object) -> int:
         bound = int(bound.long())
     elif isinstance(bound, np.integer):
         bound = int(bound)
-    if isinstance(bound, bool) or not isinstance(bound, (int, torch.SymInt)):
+    if not is_int(bound, torch.SymInt):
         raise TypeError(f"window_size must hold two ints, -1 or None for unlimited, got {window_size!r}")
     return max(-1, min(bound, END))  # no two positions are further apart
 
@@ -247,8 +248,8 @@ def check_ends(name: str, ends: torch.Tensor) -> None:
 def check_unsupported(**arguments: tuple[object, ...]) -> None:
     """Arguments that exist for the sake of the signature, each given as (value, the values allowed ...)."""
     for name, (value, *allowed) in arguments.items():
-        is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-        if not any(value is x or (is_number and value == x) for x in allowed):
+        is_plain = is_number(value, np.integer, np.floating)
+        if not any(value is x or (is_plain and value == x) for x in allowed):
             got = shown(value) if isinstance(value, (torch.Tensor, np.ndarray)) else repr(value)
             raise ValueError(f"{name} is not supported: it must be {' or '.join(map(repr, allowed))}, got {got}")
 
@@ -277,7 +278,7 @@ def _check_tensor(name: str, x: torch.Tensor) -> None:
 def _check_finite(name: str, value: float) -> float:
     if isinstance(value, (np.integer, np.floating)):
         value = float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
+    if not is_number(value, torch.SymFloat, torch.SymInt):
         raise TypeError(f"{name} must be a number, got {shown(value)}")
     if not -LARGEST <= value <= LARGEST:  # also where torch.compile made it symbolic; false for NaN
         raise ValueError(f"{name} must be finite in fp32, got {value}")

@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(params=["sim", pytest.param("sm90", marks=pytest.mark.gpu)])
-def runtime(request):
+def backend(request):
     """Where a kernel runs: what a test of kernels says holds for both."""
     return request.param
 
@@ -79,7 +79,7 @@ def compiles(monkeypatch):
         return compiled(spec)
 
     monkeypatch.setattr(obtain, "compile", compile)
-    monkeypatch.setattr(launch, "_open", lambda shared_object, runtime: shared_object)
+    monkeypatch.setattr(launch, "_open", lambda shared_object, backend: shared_object)
     return seen
 
 

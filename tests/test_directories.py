@@ -117,7 +117,7 @@ from fake_compiler import compiled
 
 tuned.gpu_of = lambda device: ("NVIDIA H200", 132)
 obtain.compile = compiled
-launch._open = lambda shared_object, runtime: shared_object
+launch._open = lambda shared_object, backend: shared_object
 
 def everything():
     kernels = [launch.kernel(spec, "sim") for spec in (ForwardSpec(), ForwardSpec(sink=True)) for _ in range(2)]

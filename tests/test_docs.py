@@ -36,6 +36,15 @@ def test_examples_run_in_order_and_print_what_the_page_says(page):
             assert printed.getvalue() == expected, code
 
 
+def test_the_architecture_names_every_file_of_the_packages_that_it_lists():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    packages = re.findall(r"^## .*\(cute_attn/(\w+)\)$", text, re.MULTILINE)
+    assert {"mask", "mods", "ops", "backends", "launch", "jit", "sm90"} <= set(packages)
+    files = [file for p in packages for file in (ROOT / "cute_attn" / p).glob("*.py") if file.name != "__init__.py"]
+    missing = [f"{file.parent.name}/{file.name}" for file in files if not re.search(rf"[`/]{file.name}`", text)]
+    assert missing == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_and_pictures_exist(page):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):

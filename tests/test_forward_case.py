@@ -17,8 +17,8 @@ def check_with_lse(of, case, monkeypatch):
     """Checks right outputs with another lse, that of(case, problem)."""
     right = forward_case.run
 
-    def run(case, runtime, problem):
-        out, _, max_logits = right(case, runtime, problem)
+    def run(case, backend, problem):
+        out, _, max_logits = right(case, backend, problem)
         return out, of(case, problem), max_logits
 
     monkeypatch.setattr(forward_case, "run", run)

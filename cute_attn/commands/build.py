@@ -17,16 +17,16 @@ from ..directories import cache_directory, obstacle
 from ..jit.build import build, load_specs, specs_of
 from ..jit.parallel import Outcome
 from ..jit.record import NOTHING_RECORDED
-from ..mask import from_spec
-from ..spec.operation import Spec
+from ..spec.operation import Spec, operation
 from ..strict_json import loads
 from .files import NewFolder
 from .options import given
+from .specs import OperationName, SpecField, check_goes_with, spec_under
 
 __all__ = ["HeadDim", "command", "json_object", "progress"]
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_OF_BACKWARD = ("deterministic", "planes_by_head")  # options that its specs have as fields
+_FLAGS = ("sink", "deterministic", "planes_by_head")  # that are fields of the specs of some operations
 
 
 class HeadDim(click.ParamType):
@@ -59,17 +59,23 @@ def progress(console: Console) -> Progress:
 @click.option("--selftest", "for_selftest", is_flag=True, help="Every kernel that `cute-attn selftest` runs.")
 @click.option("--mask", "masks", multiple=True, metavar="NAME[:key=value,...]", help="Kernels for this kind of mask.")
 @click.option("--seqlen", type=click.IntRange(1), default=8192, show_default=True, help="Of the masks.")
-@click.option(
-    "--op", "ops", type=click.Choice(["fwd", "bwd"]), multiple=True, default=["fwd", "bwd"], show_default=True
-)
+@click.option("--op", "ops", type=OperationName(), multiple=True, default=["fwd", "bwd"], show_default=True)
 @click.option(
     "--dtype", "dtypes", type=click.Choice(["bf16", "fp16"]), multiple=True, default=["bf16"], show_default=True
 )
 @click.option("--head-dim", "dims", type=HeadDim(), multiple=True, default=["128"], show_default=True)
 @click.option("--softcap", is_flag=True, help="With scores capped by tanh.")
-@click.option("--sink", is_flag=True, help="With sinks (forward).")
+@click.option("--sink", is_flag=True, help="With sinks (forward, decode).")
 @click.option("--deterministic", is_flag=True, help="With sums of dQ in a fixed order (backward).")
 @click.option("--planes-by-head", is_flag=True, help="For a mask of its own for each query head (backward).")
+@click.option(
+    "--field",
+    "extra",
+    type=SpecField(),
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Another field of specs, of the operations that have it: split=true, piece=16.",
+)
 @click.option(
     "--candidates",
     type=click.Choice(["quick", "full"]),
@@ -94,6 +100,7 @@ def command(
     sink: bool,
     deterministic: bool,
     planes_by_head: bool,
+    extra: tuple[tuple[str, Any], ...],
     candidates: str | None,
     workers: int,
 ) -> int:
@@ -104,14 +111,18 @@ def command(
     cute-attn build --output kernels --specs specs.json
     cute-attn build --output kernels --mask causal --head-dim 64 --head-dim 128
     cute-attn build --output kernels --mask causal --candidates
+    cute-attn build --output kernels --mask causal --op decode --field split=true
     """
     named = given(context)
-    of_masks = ("seqlen", "ops", "dtypes", "dims", "softcap", "sink", *_OF_BACKWARD, "candidates")
+    of_masks = ("seqlen", "ops", "dtypes", "dims", "softcap", *_FLAGS, "extra", "candidates")
     for option in (o for o in context.command.params if o.name in of_masks and o.name in named and not masks):
         raise click.UsageError(f"{option.opts[0]} goes with --mask: specs have their own")
-    for name, op in {"sink": "fwd", **dict.fromkeys(_OF_BACKWARD, "bwd")}.items():
-        if name in named and op not in ops:
-            raise click.UsageError(f"--{name.replace('_', '-')} goes with --op {op}")
+    for name in (name for name in _FLAGS if name in named):
+        check_goes_with(f"--{name.replace('_', '-')}", name, ops)
+    if softcap:
+        check_goes_with("--softcap", "score", ops)
+    for name in dict(extra):
+        check_goes_with(f"--field {name}", name, ops)
     recorded = {file: load_specs(file) for file in files}
     for file, found in recorded.items():
         if not found:
@@ -122,9 +133,9 @@ def command(
         from ..selftest.cases import specs as selftest_specs
 
         specs += selftest_specs()
-    of_backward = {name: context.params[name] for name in _OF_BACKWARD}
+    fields = {**{name: context.params[name] for name in _FLAGS}, **dict(extra)}
     for name, op, dtype, dim in product(masks, ops, dtypes, dims):
-        specs.append(_spec(op, dtype, dim, name, seqlen, softcap, sink, of_backward))
+        specs.append(spec_under(operation(op), dtype, dim, name, seqlen, None, softcap, fields))
         specs += _tried(op, dtype, dim, name, seqlen, candidates) if candidates else []
     if not specs:
         raise click.UsageError("nothing to build: give --selftest, --specs, --spec or --mask")
@@ -173,21 +184,3 @@ def json_object(text: str) -> object:
         return loads(text)
     except ValueError as error:
         raise click.UsageError(f"--spec is not JSON: {error}: {text!r}") from None
-
-
-def _spec(
-    op: str,
-    dtype: str,
-    dims: tuple[int, int],
-    mask: str,
-    seqlen: int,
-    softcap: bool,
-    sink: bool,
-    of_backward: dict[str, bool],
-) -> Spec:
-    from ..launch.shapes import spec_for
-    from ..spec.score import ScoreForm
-
-    variant: dict[str, Any] = {"score": ScoreForm("softcap")} if softcap else {}
-    variant |= of_backward if op == "bwd" else {"sink": sink}
-    return spec_for(op, dtype, *dims, from_spec(mask, seqlen), **variant)

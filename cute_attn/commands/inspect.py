@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,45 +16,36 @@ from ..jit.build import specs_of
 from ..jit.compile import compile
 from ..jit.compiler import needs_compiler
 from ..launch.dims import kernel_dims
-from ..launch.shapes import spec_for
-from ..mask import from_spec
 from ..profile.inspect import KernelReport, inspect, keep
 from ..profile.sass import disassembler
-from ..spec.operation import Spec, operation
-from ..spec.score import ScoreForm
+from ..spec.operation import Operation, operation
 from ..spec.tiles import Tile
 from .build import json_object
 from .files import NewFolder
-from .options import given
+from .options import TileSize, given
+from .specs import OperationName, SpecField, check_goes_with, has, spec_under
 
 __all__ = ["command"]
 
-
-class TileSize(click.ParamType):
-    """ROWSxKEYS."""
-
-    name = "tile"
-
-    def convert(self, value, param, ctx):
-        found = re.fullmatch(r"(\d+)x(\d+)", value) if isinstance(value, str) else None
-        if found is None:
-            self.fail(f"expected ROWSxKEYS such as 128x128, got {value!r}", param, ctx)
-        return int(found[1]), int(found[2])
+_OF_SPECS = ("softmax", "sink", "max_logits")  # options that are fields of the specs of some operations
 
 
 @click.command("inspect")
-@click.option("--op", type=click.Choice(["fwd", "bwd"]), default="fwd", show_default=True)
+@click.option("--op", type=OperationName(), default="fwd", show_default=True)
 @click.option("--head-dim", type=click.IntRange(8, 256), default=128, show_default=True)
 @click.option("--head-dim-v", type=click.IntRange(8, 256), help="As --head-dim if not given.")
 @click.option("--dtype", type=click.Choice(["bf16", "fp16"]), default="bf16", show_default=True)
 @click.option("--mask", "mask", default="causal", show_default=True, metavar="NAME[:key=value,...]")
 @click.option("--seqlen", type=click.IntRange(1), default=4096, show_default=True, help="That the mask is made for.")
 @click.option("--tile", type=TileSize(), metavar="ROWSxKEYS", help="The default tile if not given.")
-@click.option("--stages", type=int, default=2, show_default=True, help="Of K and V, with --tile (forward).")
+@click.option("--stages", type=int, default=2, show_default=True, help="Of K and V, with --tile.")
 @click.option("--softmax", type=click.Choice(["stale", "exact"]), default="stale", show_default=True)
 @click.option("--softcap", is_flag=True, help="Scores are capped.")
 @click.option("--sink", is_flag=True, help="Sinks join the softmax.")
 @click.option("--max-logits", is_flag=True, help="The largest score of each head is returned; implies --softmax exact.")
+@click.option(
+    "--field", "extra", type=SpecField(), multiple=True, metavar="NAME=VALUE", help="Another field of the spec."
+)
 @click.option("--spec", "text", metavar="JSON", help="A spec of any operation, in place of the options above.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
 @click.option("--keep", "directory", type=NewFolder(), help="Leave .ptx and .cubin there.")
@@ -74,6 +64,7 @@ def command(
     softcap: bool,
     sink: bool,
     max_logits: bool,
+    extra: tuple[tuple[str, Any], ...],
     text: str | None,
     as_json: bool,
     directory: Path | None,
@@ -85,18 +76,24 @@ def command(
     cute-attn inspect --head-dim 64 --tile 128x176 --json --keep /tmp/kernel
     """
     named = given(context)
-    for name in ("softmax", "sink", "max_logits", "stages"):
-        if op == "bwd" and name in named:
-            raise click.UsageError(f"--{name.replace('_', '-')} is the forward's: the backward kernels have none")
+    for name in (name for name in _OF_SPECS if name in named):
+        check_goes_with(f"--{name.replace('_', '-')}", name, [op])
+    if softcap:
+        check_goes_with("--softcap", "score", [op])
+    for name in dict(extra):
+        check_goes_with(f"--field {name}", name, [op])
+    if "stages" in named:
+        check_goes_with("--stages", "stages", [op], "tile")
     if "stages" in named and tile is None:
         raise click.UsageError("--stages goes with --tile: the default tile has its own")
     if max_logits and "softmax" in named and softmax != "exact":
         raise click.UsageError(f"--max-logits implies --softmax exact, got --softmax {softmax}")
     disassembler()  # sooner than after the compile
     if text is None:
-        spec = _spec(
-            op, head_dim, head_dim_v or head_dim, dtype, mask, seqlen, tile, stages, softmax, softcap, sink, max_logits
-        )
+        row, dims = operation(op), (head_dim, head_dim_v or head_dim)
+        config = _tile(row, row.default_tile(*kernel_dims(*dims)), tile, stages)
+        fields = {"sink": sink, "max_logits": max_logits, "softmax": "exact" if max_logits else softmax, **dict(extra)}
+        spec = spec_under(row, dtype, dims, mask, seqlen, config, softcap, fields)
     else:
         (spec,) = specs_of([json_object(text)], "--spec")
     with needs_compiler():
@@ -114,38 +111,16 @@ def command(
         click.echo(f"kept: {path}")
 
 
-def _spec(
-    op: str,
-    head_dim: int,
-    head_dim_v: int,
-    dtype: str,
-    mask: str,
-    seqlen: int,
-    tile: tuple[int, int] | None,
-    stages: int,
-    softmax: str,
-    softcap: bool,
-    sink: bool,
-    max_logits: bool,
-) -> Spec:
-    row = operation(op)
-    variant: dict[str, Any] = {"score": ScoreForm("softcap" if softcap else "plain")}
-    if op == "fwd":
-        variant |= {"sink": sink, "max_logits": max_logits, "softmax": "exact" if max_logits else softmax}
-    dims = kernel_dims(head_dim, head_dim_v)
-    config = _tile(row.default_tile(*dims), tile, stages)
-    return spec_for(op, dtype, *dims, from_spec(mask, seqlen), config, **variant)
-
-
-def _tile(default: Any, tile: tuple[int, int] | None, stages: int) -> Tile:
+def _tile(row: Operation, default: Any, tile: tuple[int, int] | None, stages: int) -> Tile:
     """The default with other numbers of rows, keys and stages, of those that such a tile has."""
     if tile is None:
         return default
-    own = {field.name for field in fields(default)}
-    if "m" not in own and tile[0] != default.m:
-        raise click.UsageError(f"--tile {tile[0]}x{tile[1]}: the backward has tiles of {default.m} rows")
-    wanted = {"m": tile[0], "n": tile[1], "stages": stages}
-    return replace(default, **{name: value for name, value in wanted.items() if name in own})
+    wanted = {"m": tile[0], "rows": tile[0], "n": tile[1], "stages": stages}
+    found = replace(default, **{name: value for name, value in wanted.items() if has(row.tile, name)})
+    for what, size, made in (("rows", tile[0], found.m), ("keys", tile[1], found.n)):
+        if size != made:
+            raise click.UsageError(f"--tile {tile[0]}x{tile[1]}: the {row.title} has tiles of {made} {what}")
+    return found
 
 
 def _summary(report: KernelReport) -> Table:

@@ -7,15 +7,16 @@ import math
 import numpy as np
 import torch
 
+from ..kinds import is_int, is_number
 from ..mask import IntervalMask
 from ..mask.checks import END, check_is_dense, shown
 
 __all__ = [
     "END",
     "as_list",
+    "check_finite",
     "check_int",
     "check_kind",
-    "check_number",
     "check_one_plane",
     "check_rows",
     "check_side",
@@ -27,7 +28,7 @@ __all__ = [
 def check_int(name: str, value: object, least: int | None = None, below: int | None = None) -> int:
     if isinstance(value, np.integer):
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
+    if not is_int(value):
         raise TypeError(f"{name} must be an int, got {shown(value)}")
     if least is not None and value < least:
         raise ValueError(f"{name} must be >= {least}, got {value}")
@@ -46,9 +47,9 @@ def check_one_plane(name: str, mask: IntervalMask) -> None:
         )
 
 
-def check_number(name: str, value: object) -> float:
+def check_finite(name: str, value: object) -> float:
     """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+    if not is_number(value, np.integer, np.floating):
         raise TypeError(f"{name} must be a number, got {shown(value)}")
     try:
         number = float(value)

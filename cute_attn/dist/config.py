@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from .checks import END, check_int, check_number
+from .checks import END, check_finite, check_int
 
 __all__ = [
     "MOVERS",
@@ -55,7 +55,7 @@ class LocalityDispatchAlg(DispatchAlg):
     epsilon: float = 0.05
 
     def __post_init__(self) -> None:
-        if check_number("LocalityDispatchAlg: epsilon", self.epsilon) < 0:
+        if check_finite("LocalityDispatchAlg: epsilon", self.epsilon) < 0:
             raise ValueError(f"LocalityDispatchAlg: epsilon must be >= 0, got {self.epsilon}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .checks import END, check_int, check_number
+from .checks import END, check_finite, check_int
 
 __all__ = ["CostModel"]
 
@@ -35,11 +35,11 @@ class CostModel:
         if self.heads_q % self.heads_k:
             raise ValueError(f"CostModel: heads_q = {self.heads_q} must be divisible by heads_k = {self.heads_k}")
         for name in ("flops", "bandwidth"):
-            if check_number(f"CostModel: {name}", getattr(self, name)) <= 0:
+            if check_finite(f"CostModel: {name}", getattr(self, name)) <= 0:
                 raise ValueError(f"CostModel: {name} must be > 0, got {getattr(self, name)!r}")
-        if check_number("CostModel: latency", self.latency) < 0:
+        if check_finite("CostModel: latency", self.latency) < 0:
             raise ValueError(f"CostModel: latency must be >= 0, got {self.latency!r}")
-        if not 0 <= check_number("CostModel: overlap", self.overlap) <= 1:
+        if not 0 <= check_finite("CostModel: overlap", self.overlap) <= 1:
             raise ValueError(f"CostModel: overlap must be in [0, 1], got {self.overlap!r}")
 
     @property

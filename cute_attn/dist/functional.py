@@ -11,7 +11,7 @@ import torch
 from ..mask import AttnMaskType, AttnRange, AttnRanges
 from ..mask.checks import Integers, check_cumulative, check_flag, check_integers
 from ..mask.ranges import RangesLike, ranges_tensor
-from .checks import END, as_list, check_int, check_kind, check_number, check_tensor
+from .checks import END, as_list, check_finite, check_int, check_kind, check_tensor
 
 __all__ = [
     "apply_padding",
@@ -234,7 +234,7 @@ def _checked_value(value: float, dtype: torch.dtype) -> float:
     """A number that a tensor of the dtype can hold: an integer where it holds integers."""
     if isinstance(value, float) and not math.isfinite(value) and dtype.is_floating_point:
         return value
-    number = int(value) if isinstance(value, bool) else check_number("value", value)
+    number = int(value) if isinstance(value, bool) else check_finite("value", value)
     if dtype.is_floating_point or dtype.is_complex:
         return float(number)  # torch takes no int past int64
     least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)

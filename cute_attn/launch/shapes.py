@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from cute_attn.mask import IntervalMask
@@ -29,7 +30,7 @@ def spec_for(
     score: ScoreForm | None = None,
     **variant: Any,
 ) -> Spec:
-    """The spec of an operation on a mask.
+    """The spec of an operation on a mask; such a spec has those of these facts that it has fields for.
 
     tile, score: None for the default, and for plain scores. variant: further fields of the spec.
 
@@ -41,15 +42,9 @@ def spec_for(
     schedule = mask.schedule((tile.m, tile.n))
     kind = MaskForm.of(schedule.layers, schedule.has_lower, schedule.has_upper)
     form, score = row.forms(kind, score or ScoreForm())
-    return row.spec(
-        dtype=dtype,
-        head_dim=dims[0],
-        head_dim_v=dims[1],
-        mask=form,
-        score=score,
-        tile=tile,
-        **variant,
-    )
+    facts = {"dtype": dtype, "head_dim": dims[0], "head_dim_v": dims[1], "mask": form, "score": score, "tile": tile}
+    own = {field.name for field in fields(row.spec)}  # type: ignore[arg-type]
+    return row.spec(**{name: value for name, value in facts.items() if name in own}, **variant)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ..kinds import is_int
 from .checks import Integers, check_integers, check_lengths, check_number, device_of, shown
 from .intervals import IntervalMask
 
@@ -111,7 +112,7 @@ def prefix_lm(
 
     prefix_length: number of keys, or one a batch element as a list or 1-D tensor.
     """
-    if isinstance(prefix_length, (int, np.integer)) and not isinstance(prefix_length, bool):
+    if is_int(prefix_length, np.integer):
         prefix_length = [int(prefix_length)]
     prefix = check_integers("prefix_length", prefix_length, device_of(device, prefix_length))
     if prefix.ndim != 1 or prefix.numel() < 1 or bool((prefix < 0).any()):

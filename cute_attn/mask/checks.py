@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..kinds import is_int
+
 __all__ = [
     "Integers",
     "check_cumulative",
@@ -49,7 +51,7 @@ def check_number(name: str, value: object, minimum: int | None = None) -> int:
     """An int of at least `minimum` that fits int32, as positions must; TypeError or ValueError naming it otherwise."""
     if isinstance(value, np.integer):
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
+    if not is_int(value):
         raise TypeError(f"{name} must be an int, got {shown(value)}")
     if minimum is not None and value < minimum:
         raise ValueError(f"{name} must be {'positive' if minimum == 1 else f'>= {minimum}'}, got {value}")
@@ -62,7 +64,7 @@ def check_length(name: str, value: object) -> int:
     """A length that is no argument of its own but goes with tensors: an int, ValueError for anything else."""
     if isinstance(value, np.integer):
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < END:
+    if not is_int(value) or not 0 <= value < END:
         got = repr(value) if isinstance(value, int) else shown(value)
         raise ValueError(f"{name} must be an int >= 0 and below 2^31, got {got}")
     return value
@@ -78,7 +80,7 @@ def check_tile(tile: object) -> tuple[int, int]:
     sizes = tile.tolist() if isinstance(tile, np.ndarray) else tile
     if isinstance(sizes, (tuple, list)) and len(sizes) == 2:
         rows, keys = (int(x) if isinstance(x, np.integer) else x for x in sizes)
-        if all(isinstance(x, int) and not isinstance(x, bool) and 1 <= x < END for x in (rows, keys)):
+        if all(is_int(x) and 1 <= x < END for x in (rows, keys)):
             return rows, keys
     raise ValueError(f"tile must be (rows, keys), two ints >= 1 and below 2^31, got {tile!r}")
 

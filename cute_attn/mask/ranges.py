@@ -12,6 +12,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 import torch
 
+from ..kinds import is_int
 from .checks import Integers, check_device, check_integer_tensor, check_integers, check_number, shown
 from .range_arithmetic import chunks, differences, overlaps, united
 
@@ -32,7 +33,7 @@ class AttnRange:
             value = getattr(self, name)
             if isinstance(value, np.integer):
                 object.__setattr__(self, name, int(value))
-            elif isinstance(value, bool) or not isinstance(value, int):
+            elif not is_int(value):
                 raise TypeError(f"AttnRange: {name} must be an int, got {shown(value)}")
         if self.start < 0 or self.start > self.end:
             raise ValueError(f"AttnRange: 0 <= start <= end must hold, got [{self.start}, {self.end})")
@@ -270,7 +271,7 @@ class AttnMaskType(Enum):
 
     @classmethod
     def from_int_type(cls, value: int | np.integer) -> AttnMaskType:
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        if not is_int(value, np.integer):
             raise TypeError(f"AttnMaskType: expected an int 0..3, got {shown(value)}")
         if value not in range(4):
             raise ValueError(f"AttnMaskType: expected 0 full, 1 causal, 2 inv_causal or 3 bi_causal, got {value}")

@@ -6,7 +6,7 @@ import inspect
 
 from ..mask.checks import check_length, shown
 
-__all__ = ["check_lengths", "check_mod", "check_orders"]
+__all__ = ["check_mod", "check_orders", "check_seq_lengths"]
 
 
 def check_mod(name: str, mod: object, arguments: int, *, or_none: bool = False) -> None:
@@ -28,7 +28,7 @@ def check_orders(**orders: object) -> None:
             raise ValueError(f"{name} must be None, as our kernels order their sums by themselves, got {shown(value)}")
 
 
-def check_lengths(lengths: object) -> tuple[int, int]:
+def check_seq_lengths(lengths: object) -> tuple[int, int]:
     if not isinstance(lengths, (tuple, list)) or len(lengths) != 2:
         raise ValueError(f"seq_lengths must be two ints, rows and keys, got {shown(lengths)}")
     return check_length("seq_lengths[0]", lengths[0]), check_length("seq_lengths[1]", lengths[1])

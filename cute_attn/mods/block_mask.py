@@ -11,7 +11,7 @@ import torch
 from ..mask import IntervalMask
 from ..mask.blocks import BlockGrid
 from ..mask.checks import check_device, check_flag, shown
-from .arguments import check_lengths, check_mod, check_orders
+from .arguments import check_mod, check_orders, check_seq_lengths
 from .block_lists import check_block_size, check_lists, in_order, transposed
 from .eager import outside_of_graphs
 from .reading import Captured, Reading, read_lists
@@ -110,7 +110,7 @@ class BlockMask:
     ) -> None:
         given = (kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices)
         block = check_block_size(BLOCK_SIZE)
-        lengths = check_lengths(seq_lengths)
+        lengths = check_seq_lengths(seq_lengths)
         lists = check_lists(*given, block, lengths)
         queries = (q_num_blocks, q_indices, full_q_num_blocks, full_q_indices)
         self._start(lengths, block, lists.leading, full_kv_indices is not None)
@@ -235,7 +235,7 @@ class BlockMask:
 
     @seq_lengths.setter
     def seq_lengths(self, lengths: tuple[int, int]) -> None:
-        found = check_lengths(lengths)
+        found = check_seq_lengths(lengths)
         grid = self._blocks()
         if [-(-n // size) for n, size in zip(found, self.BLOCK_SIZE, strict=True)] != list(self._shape_in_blocks):
             raise ValueError(
@@ -387,7 +387,7 @@ class BlockMask:
 
     def _adjust(self, q_len: int, kv_len: int) -> BlockMask:
         """The mask of the first q_len queries and kv_len keys."""
-        lengths = check_lengths((q_len, kv_len))
+        lengths = check_seq_lengths((q_len, kv_len))
         if lengths[0] > self._lengths[0] or lengths[1] > self._lengths[1]:
             raise ValueError(
                 f"_adjust must not make a mask longer than its {self._lengths[0]} rows and {self._lengths[1]} keys, "

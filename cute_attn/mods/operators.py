@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..kinds import is_number
 from .refused import refuse, unknown
 from .tape import HANDLERS, Partial, Tape, Value
 
@@ -113,7 +114,7 @@ def _fmod(tape: Tape, x: Any, other: Any) -> Value:
 
 
 def _pow(tape: Tape, x: Any, exponent: Any) -> Value:
-    if isinstance(exponent, (int, float)) and not isinstance(exponent, bool):
+    if is_number(exponent):
         base = tape.value(x)
         if isinstance(exponent, float) or base.dtype_name == "bool":
             base = tape.converted(base, "f32" if isinstance(exponent, float) else "i64")

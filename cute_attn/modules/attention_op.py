@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 import torch
 
 from ..checks import check_flag, check_scale, check_softcap
+from ..kinds import is_number
 from ..mask.checks import check_number, shown
 from ..mask.source import MaskSource
 from ..ops.attention_op import attention
+from ..ops.chosen import chosen_mask
 from . import checks
 from .attention_type import AUTOREGRESSIVE, PREFILL, TRAIN, AttentionType, check_mode, check_type, reach_of
-from .chosen import chosen_mask
 from .normalize import normalize_attention, normalize_cudnn_attention
 from .paged import attend_pages, check_pages
 from .quantize import KVQuant, KVTensor
@@ -86,7 +87,7 @@ class AttentionOp(torch.nn.Module):
         check_flag("use_ragged_attention", use_ragged_attention)
         self.use_ragged_attention = use_ragged_attention
         self.ragged_block_size = check_number("ragged_block_size", ragged_block_size, 1)
-        if isinstance(dropout_rate, bool) or not isinstance(dropout_rate, (int, float)):
+        if not is_number(dropout_rate):
             raise TypeError(f"dropout_rate must be 0, got {shown(dropout_rate)}")
         if dropout_rate != 0:
             raise ValueError(f"dropout_rate is not supported: it must be 0, got {dropout_rate}")
@@ -267,7 +268,7 @@ class AttentionOp(torch.nn.Module):
                 source = self._source("active", ids, offset=keys - rows)
             else:
                 self._refuse_moba("lengths")
-                lengths = checks.check_lengths("lengths", lengths, batch, keys, query.device)
+                lengths = checks.check_cache_lengths("lengths", lengths, batch, keys, query.device)
                 source = self._source("decode", None, ids, lengths)
         else:
             first = checks.check_previous(previous_chunk, batch)
@@ -303,7 +304,7 @@ class AttentionOp(torch.nn.Module):
                 checks.check_tokens(f"segment_ids of {cache.name}", cache.segment_ids, batch, size)
         lengths = decoded.lengths
         if lengths is not None:
-            lengths = checks.check_lengths("lengths of cached_values[1]", lengths, batch, sizes[1], query.device)
+            lengths = checks.check_cache_lengths("lengths of cached_values[1]", lengths, batch, sizes[1], query.device)
         kept: tuple[Tensor | None, ...] = (None, None)
         if indexer_mask is not None:
             checks.check_indexer_mask(indexer_mask, query, sum(sizes))

@@ -10,17 +10,18 @@ import torch
 
 from ..backend import resolve
 from ..checks import DTYPES
+from ..kinds import is_int
 from ..mask.checks import check_integer_tensor, check_is_dense, check_number, shown
 from ..reference import compute_dtype
 from .quantize import KVQuant, KVTensor
 
 __all__ = [
     "Cache",
+    "check_cache_lengths",
     "check_caches",
     "check_heads",
     "check_indexer_mask",
     "check_is_tensor",
-    "check_lengths",
     "check_page_state",
     "check_previous",
     "check_qkv",
@@ -132,9 +133,9 @@ def check_quantised(name: str, x: KVTensor, kv_quant: KVQuant | None) -> None:
         raise TypeError(f"{name} must be quantised as kv_quant says, {kv_quant.torch_dtype}, got {x.qvalue.dtype}")
 
 
-def check_lengths(name: str, lengths: object, batch: int, length: int, device: torch.device) -> Tensor:
+def check_cache_lengths(name: str, lengths: object, batch: int, length: int, device: torch.device) -> Tensor:
     """How many keys of a cache there are, `(batch,)`; an int for all."""
-    if isinstance(lengths, int) and not isinstance(lengths, bool):
+    if is_int(lengths):
         if not 0 <= lengths <= length:
             raise ValueError(f"{name} must be in [0, {length}], as long as the cache is, got {lengths}")
         return torch.full((batch,), lengths, dtype=torch.int64, device=device)

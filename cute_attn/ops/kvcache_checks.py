@@ -10,6 +10,7 @@ import torch
 
 from ..caches import EIGHT_BITS, KVCache
 from ..checks import DTYPES, is_readable
+from ..kinds import is_int, is_number
 from ..mask import IntervalMask
 from ..mask.checks import END, check_is_dense, shown
 
@@ -132,7 +133,7 @@ def check_seqlens(cache_seqlens: int | Tensor | None, q: Tensor, capacity: int, 
         cache_seqlens = capacity
     if isinstance(cache_seqlens, np.integer):
         cache_seqlens = int(cache_seqlens)
-    if isinstance(cache_seqlens, (int, torch.SymInt)) and not isinstance(cache_seqlens, bool):
+    if is_int(cache_seqlens, torch.SymInt):
         if not 0 <= cache_seqlens < END:
             raise ValueError(f"cache_seqlens must be >= 0 and below 2^31, got {cache_seqlens}")
         return torch.full((q.shape[0],), cache_seqlens, dtype=torch.int32, device=q.device)
@@ -185,7 +186,7 @@ def check_descale(name: str, descale: float | Tensor | None, cache: Tensor, q: T
         raise ValueError(f"{name} must be None where the cache is not int8 or fp8, it is {cache.dtype}")
     if isinstance(descale, (np.integer, np.floating)):
         descale = float(descale)
-    if isinstance(descale, (int, float)) and not isinstance(descale, bool):
+    if is_number(descale):
         return torch.full((), descale, dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
     if not isinstance(descale, torch.Tensor):
         raise TypeError(f"{name} must be a number or a tensor, got {shown(descale)}")

@@ -23,7 +23,7 @@ MASKS = {"intervals": (causal(ROWS),), "slices": (RANGES, RANGES)}
 def launched(monkeypatch):
     """Lists (softmax or None, mode, seed) of launches, which compute nothing."""
     seen = []
-    monkeypatch.setattr(launch, "kernel", lambda spec, runtime: SimpleNamespace(function=spec, ptx=""))
+    monkeypatch.setattr(launch, "kernel", lambda spec, backend: SimpleNamespace(function=spec, ptx=""))
 
     def run(spec, *arguments, mode, seed, **others):
         seen.append((getattr(spec, "softmax", None), mode, seed))

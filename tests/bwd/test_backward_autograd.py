@@ -45,16 +45,16 @@ def check(got, wanted):
 
 
 @pytest.mark.parametrize("call", [plainly, compiled, checkpointed])
-def test_gradients_flow_through_out_and_lse(call, runtime):
-    check(gradients(runtime, call), gradients("reference"))
+def test_gradients_flow_through_out_and_lse(call, backend):
+    check(gradients(backend, call), gradients("reference"))
 
 
-def test_sinks_have_gradients(runtime):
+def test_sinks_have_gradients(backend):
     sink = torch.randn(3, HEADS[0])
-    check(gradients(runtime, sink=sink), gradients("reference", sink=sink))
+    check(gradients(backend, sink=sink), gradients("reference", sink=sink))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("requires", [(True, False, False), (False, True, False), (False, False, True)])
-def test_only_what_requires_gradients_gets_them(requires, runtime):
-    check(gradients(runtime, requires=requires), gradients("reference", requires=requires))
+def test_only_what_requires_gradients_gets_them(requires, backend):
+    check(gradients(backend, requires=requires), gradients("reference", requires=requires))

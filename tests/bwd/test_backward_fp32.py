@@ -34,33 +34,33 @@ def without_roundings(case):
     return Problem(q, k, v, out=out, lse=lse, dout=dout, dlse=dlse)
 
 
-def check_unrounded(case, runtime):
+def check_unrounded(case, backend):
     problem = without_roundings(case)
-    gradients = run(case, runtime, problem)
+    gradients = run(case, backend, problem)
     exact = plainly(case, problem, torch.float64)
     for name, got in zip(NAMES, gradients[:3], strict=False):
         assert got.dtype == torch.float32
         assert_close(name, got, exact[name], 2e-6)
 
 
-def test_gradients_have_the_precision_of_fp32(runtime):
-    check_unrounded(Case(HALVES, dims=(64, 64), dlse=True, options=FP32), runtime)
+def test_gradients_have_the_precision_of_fp32(backend):
+    check_unrounded(Case(HALVES, dims=(64, 64), dlse=True, options=FP32), backend)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dims", HEAD_DIMS)
-def test_every_head_dim_has_it_and_rounds_to_what_the_other_kernel_gives(dims, runtime):
-    check_unrounded(Case(HALVES, batch=2, dims=dims, dlse=True, options=FP32), runtime)
+def test_every_head_dim_has_it_and_rounds_to_what_the_other_kernel_gives(dims, backend):
+    check_unrounded(Case(HALVES, batch=2, dims=dims, dlse=True, options=FP32), backend)
     case = Case(causal(200, 150), dims=dims, options={"deterministic": True})
     problem = make_problem(case)
-    unrounded = run(replace(case, options=case.options | FP32), runtime, problem)
-    for name, got, wanted in zip(NAMES, unrounded[:3], run(case, runtime, problem)[:3], strict=False):
+    unrounded = run(replace(case, options=case.options | FP32), backend, problem)
+    for name, got, wanted in zip(NAMES, unrounded[:3], run(case, backend, problem)[:3], strict=False):
         assert torch.equal(got.to(case.dtype), wanted), name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("needs", [(True, False, False), (False, True, True)])
-def test_odd_head_dims_of_fp16_leave_the_columns_beyond_alone(needs, runtime):
+def test_odd_head_dims_of_fp16_leave_the_columns_beyond_alone(needs, backend):
     options = FP32 | {"needs": needs}
     case = Case(with_gaps(150, 300, 3), heads=(4, 2), dims=(72, 56), dtype=torch.float16, dlse=True, options=options)
-    check(case, runtime)
+    check(case, backend)

@@ -13,5 +13,5 @@ from pairs import case_of, every_two
     options=[{}, {"deterministic": True}, {"fp32_gradients": True}, {"sm_margin": 130}],
     needs=[(True, True, True), (True, False, True), (False, True, True), (True, True, False)],
 )
-def test_every_two_features_together(features, runtime):
-    check(case_of(**features), runtime)
+def test_every_two_features_together(features, backend):
+    check(case_of(**features), backend)

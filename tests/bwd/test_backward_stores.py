@@ -26,9 +26,9 @@ def test_a_store_that_is_left_out_is_missed(mode, monkeypatch):
     problem = make_problem(case)
     whole = []
 
-    def crippled(spec, runtime):
+    def crippled(spec, backend):
         """The kernels without the next of their stores."""
-        function = load(spec, runtime)
+        function = load(spec, backend)
         whole.append(function.ptx)
         lines = function.ptx.splitlines()
         lines[stores(function.ptx)[len(findings)]] = ""

@@ -13,6 +13,6 @@ from pairs import case_of, every_two
 
 @every_two(falling, options=[{}, {"softmax": "exact"}, {"return_max_logits": True}])
 @pytest.mark.parametrize("tile", [NARROW, pytest.param(None, marks=pytest.mark.slow)], ids=["narrow", "default"])
-def test_every_two_features_together(features, tile, runtime):
+def test_every_two_features_together(features, tile, backend):
     case = case_of(**features)
-    check(replace(case, options={**case.options, "tile": tile}), runtime)
+    check(replace(case, options={**case.options, "tile": tile}), backend)

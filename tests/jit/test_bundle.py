@@ -315,6 +315,31 @@ def test_what_flags_build_is_what_launches_ask_for(mask, softcap, compiles, tmp_
     backward(out, q, k, v, out, lse, from_spec(mask, 512), **options)
 
 
+@pytest.mark.parametrize("page_size", [None, 16])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_what_flags_build_of_decode_is_what_calls_ask_for(
+    page_size, parts, compiles, tmp_path, in_threads, monkeypatch, empty_cache
+):
+    import torch
+
+    from cute_attn import sim
+
+    flags = ["--op", "decode", "--mask", "causal", "--head-dim", 64]
+    flags += ["--field", f"split={str(parts > 1).lower()}"] + ["--field", f"piece={page_size}"] * bool(page_size)
+    result = run("build", *flags, "--output", tmp_path / "out", "--workers", 1)
+    assert result.exit_code == 0, result.output
+    monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path / "empty"))
+    monkeypatch.setenv("CUTE_ATTN_CACHE_MODE", "cached-only")
+    load_bundle(tmp_path / "out")
+    asked = []
+    monkeypatch.setattr(sim, "run", lambda *arguments, **options: asked.append(arguments))
+    q, cache = torch.randn(2, 1, 4, 64, dtype=torch.bfloat16), torch.randn(2, 2, 16, 1, 64, dtype=torch.bfloat16)
+    pages = None if page_size is None else torch.arange(2, dtype=torch.int32)[:, None]
+    with cute_attn.backend("sim"):
+        cute_attn.flash_attn_with_kvcache(q, *cache, cache_seqlens=9, page_table=pages, num_splits=parts, causal=True)
+    assert len(asked) == 1
+
+
 def test_a_kernel_that_cannot_be_built_is_named_and_the_others_are_built(compiles, tmp_path, in_threads, monkeypatch):
     from cute_attn.jit import obtain as module
 

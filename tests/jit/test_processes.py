@@ -35,7 +35,7 @@ def slow_compiles(monkeypatch, tmp_path):
         return compiled(spec)
 
     monkeypatch.setattr(obtain, "compile", compile)
-    monkeypatch.setattr(launch, "_open", lambda shared_object, runtime: shared_object)
+    monkeypatch.setattr(launch, "_open", lambda shared_object, backend: shared_object)
     compiled(SPEC).function.export_to_c("/dev/null", entry.SYMBOL)  # the children inherit the object file
     return directory
 

@@ -58,15 +58,15 @@ def test_last_key_tiles_come_first_and_the_order_is_made_once():
     assert in_turns(schedule) is in_turns(schedule)
 
 
-def test_a_window_has_the_same_bits_in_every_schedule_and_is_right(runtime):
+def test_a_window_has_the_same_bits_in_every_schedule_and_is_right(backend):
     case = Case(WINDOW, options={"deterministic": True})
-    check(case, runtime)
-    check_same_bits(case, runtime, [("eager", 1), ("random", 1)])
+    check(case, backend)
+    check_same_bits(case, backend, [("eager", 1), ("random", 1)])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gaps", "slices", "of each batch"])
 @pytest.mark.parametrize(("mode", "heads"), [("late", (4, 1)), ("random", (2, 2))])
-def test_any_mask_is_right_in_this_order(name, mode, heads, runtime):
+def test_any_mask_is_right_in_this_order(name, mode, heads, backend):
     batch = MASKS[name].batch
-    check(Case(MASKS[name], batch=batch, heads=heads, mode=mode, options={"deterministic": True}), runtime)
+    check(Case(MASKS[name], batch=batch, heads=heads, mode=mode, options={"deterministic": True}), backend)

@@ -50,17 +50,39 @@ def test_a_new_operation_is_compiled_cached_and_run(empty_cache):
 
 def test_the_command_builds_it_into_a_bundle_that_runs_without_a_compiler(empty_cache, tmp_path, monkeypatch):
     arguments = ["build", "--spec", SPEC.canonical(), "--output", str(tmp_path / "kernels"), "--workers", "1"]
+    arguments += ["--mask", "full", "--seqlen", "128", "--op", "toy", "--dtype", "fp16"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path / "another"))
     monkeypatch.setenv("CUTE_ATTN_CACHE_MODE", "cached-only")
-    assert load_bundle(tmp_path / "kernels").specs == (SPEC,)
+    assert set(load_bundle(tmp_path / "kernels").specs) == {SPEC, ToySpec("fp16")}
     run()
 
 
-def test_the_command_inspects_it():
-    result = CliRunner().invoke(main, ["inspect", "--spec", SPEC.canonical(), "--json"])
+@pytest.mark.parametrize("which", [["--spec", SPEC.canonical()], ["--op", "toy", "--mask", "full"]], ids=["spec", "op"])
+def test_the_command_inspects_it(which):
+    result = CliRunner().invoke(main, ["inspect", *which, "--json"])
     assert result.exit_code == 0, result.output
     report = json.loads(result.output)
     assert (report["spill_bytes"], report["smem_bytes"], report["loops"]) == (0, 0, [])
     assert report["registers"] > 0
+
+
+@pytest.mark.parametrize(
+    "command", [["inspect"], ["build", "--output", "nowhere", "--mask", "full"]], ids=lambda c: c[0]
+)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--op", "toy", "--sink"], "--sink goes with --op fwd or decode"),
+        (["--op", "toy", "--softcap"], "--softcap goes with --op fwd or bwd or decode"),
+        (["--op", "toy", "--field", "split=true"], "--field split goes with --op decode"),
+        (["--op", "toy", "--field", "colour=1"], "--field colour: no operation has it"),
+        (["--op", "encode"], "'encode' is not one of 'fwd', 'bwd', 'decode', 'toy'."),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_commands_know_of_every_operation_what_its_specs_have(command, options, message):
+    result = CliRunner().invoke(main, [*command, *options])
+    assert result.exit_code == 2
+    assert message in result.stderr

@@ -7,11 +7,6 @@ import cute_attn
 from cute_attn import flex_flash_attn_func
 
 
-@pytest.fixture(params=["sim", pytest.param("sm90", marks=pytest.mark.gpu)])
-def backend(request):
-    return request.param
-
-
 def on(backend, *tensors):
     return [x.to("cuda" if backend == "sm90" else "cpu") for x in tensors]
 
@@ -62,7 +57,7 @@ def test_the_backend_says_how_the_softmax_keeps_its_maximum(monkeypatch, options
     class Asked(Exception):
         pass
 
-    def kernel(spec, runtime):
+    def kernel(spec, backend):
         raise Asked(spec.softmax)
 
     monkeypatch.setattr("cute_attn.launch.run.kernel", kernel)

@@ -242,7 +242,7 @@ class Launches:
         from cute_attn import sim
 
         self.tables = []
-        monkeypatch.setattr("cute_attn.launch.run.kernel", lambda spec, runtime: self)
+        monkeypatch.setattr("cute_attn.launch.run.kernel", lambda spec, backend: self)
         monkeypatch.setattr(sim, "run", lambda function, tensors, tables, *rest, **more: self.tables.append(tables))
 
 

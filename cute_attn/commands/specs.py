@@ -1,0 +1,87 @@
+"""Operations by name, and the specs that options lead to: an option sets a field that some specs have, or all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from typing import Any
+
+import click
+
+from ..launch.shapes import spec_for
+from ..mask import from_spec
+from ..spec.operation import Operation, Spec, operations
+from ..spec.score import ScoreForm
+from ..spec.tiles import Tile
+from ..strict_json import loads
+
+__all__ = ["OperationName", "SpecField", "check_goes_with", "has", "spec_under"]
+
+OF_ALL = ("dtype", "head_dim", "head_dim_v", "mask", "score", "tile")  # fields that have options of their own
+
+
+class OperationName(click.ParamType):
+    """The name of an operation that is in the table when the command runs."""
+
+    name = "op"
+
+    def get_metavar(self, param, ctx=None):
+        return f"[{'|'.join(row.name for row in operations())}]"
+
+    def convert(self, value, param, ctx):
+        names = [row.name for row in operations()]
+        if value not in names:
+            self.fail(f"{value!r} is not one of {', '.join(map(repr, names))}.", param, ctx)
+        return value
+
+
+class SpecField(click.ParamType):
+    """NAME=VALUE: a field of specs; a value that is no JSON is a text."""
+
+    name = "field"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        name, _, text = value.partition("=")
+        if not name or not text:
+            self.fail(f"expected NAME=VALUE such as split=true, got {value!r}", param, ctx)
+        if name in OF_ALL:
+            self.fail(f"{name} is said by other options, got {value!r}", param, ctx)
+        try:
+            return name, loads(text)
+        except ValueError:
+            return name, text
+
+
+def has(kind: Callable[..., Any], name: str) -> bool:
+    """Whether specs, or tiles, of a type have a field."""
+    return name in {field.name for field in fields(kind)}  # type: ignore[arg-type]
+
+
+def check_goes_with(option: str, name: str, ops: Iterable[str], of: str = "spec") -> None:
+    """UsageError unless one of these operations has the field that an option sets, of its specs or its tiles."""
+    having = [row.name for row in operations() if has(getattr(row, of), name)]
+    if not having:
+        raise click.UsageError(f"{option}: no operation has it")
+    if not set(having) & set(ops):
+        raise click.UsageError(f"{option} goes with --op {' or '.join(having)}")
+
+
+def spec_under(
+    row: Operation,
+    dtype: str,
+    head_dims: tuple[int, int],
+    mask: str,
+    seqlen: int,
+    tile: Tile | None,
+    softcap: bool,
+    wanted: dict[str, Any],
+) -> Spec:
+    """The spec of an operation on a mask that is named; of the fields that are wanted it gets those that it has."""
+    score = ScoreForm("softcap" if softcap else "plain")
+    own = {name: value for name, value in wanted.items() if has(row.spec, name)}
+    try:
+        return spec_for(row.name, dtype, *head_dims, from_spec(mask, seqlen), tile, score, **own)
+    except TypeError as error:
+        raise click.UsageError(str(error)) from None
