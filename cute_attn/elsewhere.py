@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["INSTEAD"]
+__all__ = ["INSTEAD", "INSTEAD_IN_DIST"]
 
 _SINK = "has FlashAttention's arguments, with sink and sink_layout after the sequences: pass what follows by keyword"
 _DIST = "it is in cute_attn.dist"
@@ -37,3 +37,30 @@ INSTEAD = {
     ),
     _DIST,
 )
+
+_BALANCED = "MinHeapDispatchAlg balances work over ranks, and AutoDispatchAlg chooses among all ways"
+_STAGES = "OverlapAlgType says how remote keys are cut into stages"
+_PACKAGE = "it is in cute_attn itself"
+
+INSTEAD_IN_DIST = {
+    "roll_simple": "roll does the same, with less moved",
+    "GrpCollConfig": "what brings keys is the mover of DistAttnConfig",
+    "DispatchAlg": "it has no name here; AutoDispatchAlg, MinHeapDispatchAlg and others are what DispatchConfig takes",
+    "SequentialDispatchAlg": "ContiguousDispatchAlg gives every rank consecutive chunks",
+    "dist_attn_runtime_dict": "get_most_recent_key and clear_cache reach the keys that are kept",
+    "dist_attn_runtime_dict_mgr": "get_most_recent_key and clear_cache reach the keys that are kept",
+    "AttnForwardMeta": "calc_attn returns a tuple, (out, lse) or (out, lse, max_logits)",
+    **dict.fromkeys(
+        (
+            "BSDispatchAlg",
+            "BTPDispatchAlg",
+            "DPDispatchAlg",
+            "LBDispatchAlg",
+            "SortedSequentialSelectAlg",
+            "ToppHeapDispatchAlg",
+        ),
+        _BALANCED,
+    ),
+    **dict.fromkeys(("GreedyOverlapAlg", "OverlapAlg", "UniformOverlapAlg"), _STAGES),
+    **dict.fromkeys(("AttnMaskType", "AttnRange", "AttnRanges", "flex_flash_attn_func"), _PACKAGE),
+}

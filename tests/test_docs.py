@@ -88,8 +88,14 @@ def test_the_readme_names_commands_that_exist():
         assert command in cli.COMMANDS
 
 
-@pytest.mark.parametrize("module", ["cute_attn", "cute_attn.mask", "cute_attn.dist", "cute_attn.sim", "autotune"])
+MODULES = ["cute_attn", "cute_attn.mask", "cute_attn.dist", "cute_attn.sim", "autotune"]
+INTEGRATIONS = {f"cute_attn.integrations.{library}": library for library in NEEDS.values()}
+
+
+@pytest.mark.parametrize("module", [*MODULES, *INTEGRATIONS])
 def test_every_public_name_is_documented(module):
+    if module in INTEGRATIONS:
+        pytest.importorskip(INTEGRATIONS[module])
     code = re.compile(r"^```.*?^```|`[^`]+`", re.MULTILINE | re.DOTALL)
     said = set(re.findall(r"\w+", " ".join(found for page in PAGES for found in code.findall(page.read_text()))))
     assert set(importlib.import_module(module).__all__) <= said

@@ -8,7 +8,7 @@ import torch
 
 import cute_attn
 from cute_attn import AttnMaskType, AttnRange, AttnRanges, dist, fa3_func_with_sink, flex_flash_attn_func
-from cute_attn.elsewhere import INSTEAD
+from cute_attn.elsewhere import INSTEAD, INSTEAD_IN_DIST
 
 PAGE = (Path(__file__).parent.parent / "docs" / "migration.md").read_text()
 METHODS = {
@@ -31,18 +31,36 @@ def test_every_name_that_the_page_offers_is_there():
             assert hasattr(kind, name), name
 
 
+def words_of(sentence):
+    return set(re.findall(r"[A-Za-z_]\w+", sentence))
+
+
 @pytest.mark.parametrize("name", INSTEAD)
 def test_other_names_are_refused_with_what_there_is_instead(name):
-    with pytest.raises(ImportError, match=f"^cute_attn has no {name}: ") as caught:
+    with pytest.raises(ImportError, match=f"^cute_attn has no {name}: "):
         exec(f"from cute_attn import {name}")
-    said = [word for word in re.findall(r"[A-Za-z_]\w+", INSTEAD[name]) if word in cute_attn.__all__]
-    assert said or (INSTEAD[name] == "it is in cute_attn.dist" and name in dist.__all__), str(caught.value)
+    is_in_dist = INSTEAD[name] == "it is in cute_attn.dist"
+    assert name in dist.__all__ if is_in_dist else words_of(INSTEAD[name]) & set(cute_attn.__all__)
 
 
-def test_names_that_nobody_has_are_no_attributes():
-    assert not hasattr(cute_attn, "no_such_name")
+@pytest.mark.parametrize("name", INSTEAD_IN_DIST)
+def test_other_names_of_context_parallelism_are_refused_with_what_there_is_instead(name):
+    with pytest.raises(ImportError, match=rf"^cute_attn\.dist has no {name}: "):
+        exec(f"from cute_attn.dist import {name}")
+    is_in_package = INSTEAD_IN_DIST[name] == "it is in cute_attn itself"
+    assert name in cute_attn.__all__ if is_in_package else words_of(INSTEAD_IN_DIST[name]) & set(dist.__all__)
+
+
+@pytest.mark.parametrize("module", [cute_attn, dist])
+def test_names_that_nobody_has_are_no_attributes(module):
+    assert not hasattr(module, "no_such_name")
     with pytest.raises(ImportError, match="cannot import name"):
-        exec("from cute_attn import no_such_name")
+        exec(f"from {module.__name__} import no_such_name")
+
+
+def test_no_name_that_is_here_is_refused():
+    assert not INSTEAD.keys() & set(cute_attn.__all__)
+    assert not INSTEAD_IN_DIST.keys() & set(dist.__all__)
 
 
 def packed(tokens=6, heads=2):

@@ -1,5 +1,6 @@
 """Context parallelism: one sequence on many ranks, for any mask."""
 
+from ..elsewhere import INSTEAD_IN_DIST
 from .api import (
     calc_attn,
     clear_cache,
@@ -92,3 +93,9 @@ __all__ = [
     "undispatch",
     "unpad_at_dim",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name in INSTEAD_IN_DIST:  # of an AttributeError `from cute_attn.dist import ...` would not show the sentence
+        raise ImportError(f"cute_attn.dist has no {name}: {INSTEAD_IN_DIST[name]}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

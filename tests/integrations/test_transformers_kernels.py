@@ -11,6 +11,12 @@ pytestmark = pytest.mark.slow
 ONE = {"num_hidden_layers": 1, "head_dim": 64}
 
 
+def gpt_oss(attention, dtype):
+    made = model("gpt_oss", attention, **ONE).to(dtype)
+    made.set_experts_implementation("eager")  # the other one has no fp64
+    return made
+
+
 @pytest.fixture(autouse=True)
 def _registered():
     with register():
@@ -19,7 +25,7 @@ def _registered():
 
 def computed(attention, dtype, given, counts, weights):
     """Logits, and gradients by parameter, in fp64."""
-    made = model("gpt_oss", attention, **ONE).to(dtype)
+    made = gpt_oss(attention, dtype)
     logits = made(**given).logits[counts].double()
     (logits * weights).sum(-1).mean().backward()
     gradients = {name: x.grad.double() for name, x in made.named_parameters() if "self_attn" in name}
@@ -46,7 +52,7 @@ def test_a_token_is_decoded_on_kernels(runtime):
     for name, attention, dtype in (
         ("exact", "eager", torch.float64), ("plain", "eager", torch.bfloat16), ("found", "cute_attn", torch.bfloat16)
     ):  # fmt: skip
-        made = model("gpt_oss", attention, **ONE).to(dtype).eval()
+        made = gpt_oss(attention, dtype).eval()
         with torch.no_grad():
             cache = made(**given).cache
             token = {"input_ids": longer["input_ids"][:, -1:], "attention_mask": longer["attention_mask"]}

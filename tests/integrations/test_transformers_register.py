@@ -8,7 +8,8 @@ import torch
 from tiny_models import inputs, model
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from cute_attn.integrations.transformers import NAME, register
+from cute_attn.integrations.transformers import register
+from cute_attn.integrations.transformers.registration import NAME
 
 MAPPINGS = AttentionInterface._global_mapping, AttentionMaskInterface._global_mapping
 

@@ -44,7 +44,13 @@ CONFIGS = {
     "gemma2": Gemma2Config(
         **SIZES, sliding_window=WINDOW, layer_types=ALTERNATING, attn_logit_softcapping=2.0, query_pre_attn_scalar=4
     ),
-    "gpt_oss": GptOssConfig(**SIZES, **EXPERTS, sliding_window=WINDOW, layer_types=ALTERNATING),
+    "gpt_oss": GptOssConfig(
+        **SIZES,
+        **EXPERTS,
+        sliding_window=WINDOW,
+        layer_types=ALTERNATING,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    ),
     "llama4": Llama4TextConfig(
         **SIZES, **EXPERTS, intermediate_size_mlp=16, attention_chunk_size=WINDOW, no_rope_layers=[1, 0]
     ),

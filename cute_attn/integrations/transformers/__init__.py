@@ -12,6 +12,6 @@ except ImportError as error:
     ) from error
 
 from .layer_mask import as_attention_mask
-from .registration import NAME, Registration, register
+from .registration import Registration, register
 
-__all__ = ["NAME", "Registration", "as_attention_mask", "register"]
+__all__ = ["Registration", "as_attention_mask", "register"]
