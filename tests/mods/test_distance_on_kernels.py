@@ -1,0 +1,53 @@
+"""Biases of the distance in the forward kernel, in simulation: one kernel for all of them."""
+
+import pytest
+import torch
+from mods_case import dense_flex
+
+from cute_attn import backend, flex_attention, record_specs
+from cute_attn.mask import causal
+from cute_attn.mods.distance import TABLED
+
+ROWS, KEYS, HEADS = 100, 150, 2
+SLOPES = torch.tensor([0.5, 0.0625])
+LEARNED = torch.randn(HEADS, ROWS, generator=torch.Generator().manual_seed(0))
+BY_DISTANCE = torch.randn(2 * KEYS, generator=torch.Generator().manual_seed(1))
+BIASES = {
+    "alibi": lambda s, b, h, q, k: s + SLOPES[h] * (k - q),
+    "learned, of attended distances alone": lambda s, b, h, q, k: s + LEARNED[h, q + (KEYS - ROWS) - k],
+    "of all heads, with an operator that kernels lack": lambda s, b, h, q, k: s + BY_DISTANCE[q - k] % 0.7,
+}
+SHIFTED = causal(ROWS, KEYS)  # a query attends up to the key with its place from the end
+
+
+def test_every_bias_of_the_distance_is_one_kernel_and_right():
+    numbers = torch.Generator().manual_seed(2)
+    shapes = (1, HEADS, ROWS, 64), (1, 1, KEYS, 64), (1, 1, KEYS, 64)
+    qkv = [torch.randn(shape, generator=numbers).bfloat16() for shape in shapes]
+    with record_specs() as recorder, backend("sim"):
+        results = [flex_attention(*qkv, bias, SHIFTED, enable_gqa=True, return_lse=True) for bias in BIASES.values()]
+    (spec,) = recorder.specs
+    assert spec.score.graph == TABLED
+    seen = SHIFTED.to_dense()
+    for (name, bias), (out, lse) in zip(BIASES.items(), results, strict=True):
+        if name.startswith("learned"):  # dense code indexes everywhere
+            bias = lambda s, b, h, q, k: s + LEARNED[h, (q + (KEYS - ROWS) - k).clamp(min=0)]  # noqa: E731
+        wanted, wanted_lse, _ = dense_flex(*qkv, bias, seen)
+        rough, rough_lse, _ = dense_flex(*qkv, bias, seen, dtype=torch.bfloat16)
+        assert (out - wanted).abs().max() <= 2 * (rough - wanted).abs().max(), name
+        assert (lse - wanted_lse).abs().max() <= 2 * (rough_lse - wanted_lse).abs().max(), name
+        assert torch.allclose(lse.double(), wanted_lse, atol=1e-4), name
+
+
+@pytest.mark.slow
+def test_a_graph_of_torch_compile_has_the_same_kernel():
+    torch._dynamo.reset()
+    qkv = [torch.randn(1, HEADS, KEYS, 64).bfloat16() for _ in range(3)]
+
+    def attend(*qkv, slopes):
+        return flex_attention(*qkv, lambda s, b, h, q, k: s + slopes.exp()[h] * (k - q), causal(KEYS))
+
+    compiled = torch.compile(attend, backend="aot_eager")
+    with record_specs() as recorder, backend("sim"):
+        assert torch.equal(compiled(*qkv, slopes=SLOPES), attend(*qkv, slopes=SLOPES))
+    assert {spec.score.graph for spec in recorder.specs} == {TABLED}
