@@ -12,6 +12,7 @@ scalar                                   which of the run-time scalars
 load                                     which of the captured tensors; then its indices, one a dimension; a
                                          negative index counts from the end
 scatter                                  the same, then a value: adds it to the tensor's gradient there
+load_inside scatter_inside               the same, where every index is known to lie in the tensor (see `ranges`)
 convert                                  x, to the node's dtype; a float to an integer truncates
 round_bf16 round_fp16                    x, rounded to such a float and back
 add sub mul floor_divide remainder       x, y of the node's dtype; // and % as Python has them
@@ -36,12 +37,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["COLUMN", "ELEMENT", "INPUTS", "ITEM", "ROW", "Graph", "Node", "Written", "canonical", "operands"]
+__all__ = ["COLUMN", "ELEMENT", "INPUTS", "INSIDE", "ITEM", "ROW", "Graph", "Node", "Written", "canonical", "operands"]
 
+INSIDE = "_inside"  # ends the names of operations on captured tensors that need no guard
 INPUTS = ("score", "b", "h", "q", "kv")
 # What a value depends on, from what changes most seldom to what changes with every element of a tile.
 ITEM, ROW, COLUMN, ELEMENT = range(4)
-_OWN_STAGE = {"score": ELEMENT, "scatter": ELEMENT, "q": ROW, "kv": COLUMN}
+_OWN_STAGE = {"score": ELEMENT, "scatter": ELEMENT, "scatter_inside": ELEMENT, "q": ROW, "kv": COLUMN}
 
 Argument = int | float | str
 Written = tuple[str, tuple[Argument, ...], str]  # op, args and dtype of a node
@@ -51,7 +53,7 @@ def operands(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Those arguments of an operation that are numbers of nodes; they are the last ones."""
     if op in ("const", "scalar"):
         return ()
-    return args[1:] if op in ("load", "scatter") else args
+    return args[1:] if op.removesuffix(INSIDE) in ("load", "scatter") else args
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,11 @@ class Node:
     op: str
     args: tuple[Argument, ...]
     dtype: str
+
+    @property
+    def action(self) -> str:
+        """The operation, whether or not it needs a guard."""
+        return self.op.removesuffix(INSIDE)
 
     @property
     def operands(self) -> tuple[int, ...]:
@@ -102,6 +109,28 @@ class Graph:
             below = {found[i] for i in node.operands} | {_OWN_STAGE.get(node.op, ITEM)}
             found.append(ELEMENT if ELEMENT in below or {ROW, COLUMN} <= below else max(below))
         return found
+
+    def inputs(self) -> list[frozenset[str]]:
+        """Which of INPUTS each node depends on."""
+        found: list[frozenset[str]] = []
+        for node in self.nodes:
+            own = frozenset({node.op} & set(INPUTS))
+            found.append(own.union(*(found[i] for i in node.operands)))
+        return found
+
+    def only(self, outputs: tuple[int, ...]) -> Graph:
+        """The graph of some nodes, in which they are the outputs. Tensors and scalars keep their numbers."""
+        wanted = set(outputs)
+        for i in range(len(self.nodes) - 1, -1, -1):
+            if i in wanted:
+                wanted.update(self.nodes[i].operands)
+        place = {number: i for i, number in enumerate(sorted(wanted))}
+        nodes = []
+        for number in place:
+            node = self.nodes[number]
+            own = node.args[: len(node.args) - len(node.operands)]
+            nodes.append(Node(node.op, (*own, *(place[i] for i in node.operands)), node.dtype))
+        return Graph(tuple(nodes), tuple(place[i] for i in outputs), self.tensors, self.scalars)
 
     def uses(self) -> list[int]:
         """How often each node is read, by nodes or as an output."""
