@@ -33,12 +33,15 @@ _ELSEWHERE = "with cute_attn.backend('reference') it runs in plain PyTorch"
 
 @dataclass(frozen=True)
 class Kernels:
-    """See `cute_attn.backends.interface.Backend`; the fields are the options of `cute_attn.backend`."""
+    """See `cute_attn.backends.interface.Backend`; the fields are the options of `cute_attn.backend`, and the tiles that
+    a call asks for, which `ops.plans` reads."""
 
     name: KernelBackend
     softmax: Softmax = "stale"
     mode: str = "eager"
     seed: int = 0
+    tile: str = ""
+    backward_tile: str = ""
 
     def check_served(self, dtype: torch.dtype, head_dims: tuple[int, int], device: torch.device) -> None:
         other = "with cute_attn.backend('reference') they run in plain PyTorch"
@@ -195,19 +198,20 @@ class Kernels:
             )
 
     def check_mods(self, thinned: Thinned | None, score: Traced | None, *, gradients: bool, max_scores: bool) -> None:
-        if score is None or thinned is not None or max_scores or gradients:
-            raise self._lacks(thinned, score if gradients else None)
-        if lacking := without_code(served_graph(score.graph)):
-            raise NotImplementedError(
-                f"backend {self.name!r} has no machine code for {lacking} in a score_mod; {_ELSEWHERE}"
-            )
+        if gradients and (thinned is not None or score is not None):
+            raise self._lacks(thinned)
+        graphs = {} if score is None else {"score_mod": served_graph(score.graph)}
+        graphs |= {} if thinned is None else {"mask_mod": thinned.predicate.graph}
+        for name, graph in graphs.items():
+            if lacking := without_code(graph):
+                raise NotImplementedError(
+                    f"backend {self.name!r} has no machine code for {lacking} in a {name}; {_ELSEWHERE}"
+                )
 
-    def _lacks(self, thinned: Thinned | None, score: Traced | None) -> NotImplementedError:
-        what = "max_scores"
+    def _lacks(self, thinned: Thinned | None) -> NotImplementedError:
+        what = "gradients of a score_mod other than c * tanh(score / c)"
         if thinned is not None:
-            what = "a block_mask that cannot be read as intervals"
-        elif score is not None:
-            what = "gradients of a score_mod other than c * tanh(score / c)"
+            what = "gradients under a block_mask that cannot be read as intervals"
         return NotImplementedError(f"backend {self.name!r} has no kernels for {what}; {_ELSEWHERE}")
 
     def mods_forward(
@@ -225,18 +229,19 @@ class Kernels:
         from ..launch.forward import forward
 
         plan = forward_plan(mask) if isinstance(mask, Plan) else mask
-        out, lse, _ = forward(
+        return forward(
             q,
             k,
             v,
             plan,
             softmax_scale=softmax_scale,
+            return_max_scores=return_max_scores,
             score_mod=by_table(score, q.shape[2], q.shape[1], k.shape[1], q.device),
+            predicate=None if thinned is None else thinned.predicate,
             backend=self.name,
             order=self._order,
             softmax=self.softmax,
         )
-        return out, lse, None
 
     def mods_backward(
         self,
@@ -256,7 +261,25 @@ class Kernels:
         needs: Sequence[bool],
         wanted: Sequence[bool],
     ) -> ModGradients:
-        raise self._lacks(thinned, score)
+        if thinned is not None or score is not None:
+            raise self._lacks(thinned)
+        grads = self.backward(
+            dout,
+            dlse,
+            q,
+            k,
+            v,
+            out,
+            lse,
+            mask,
+            None,
+            softmax_scale=softmax_scale,
+            softcap=0.0,
+            deterministic=deterministic,
+            sm_margin=0,
+            needs=(*needs, False),
+        )
+        return ModGradients(grads.q, grads.k, grads.v, [])
 
     @functools.cached_property
     def _order(self) -> Order | None:

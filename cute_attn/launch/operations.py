@@ -25,8 +25,8 @@ __all__ = ["BACKWARD", "DECODE", "FORWARD"]
 
 
 def _of_graphs(spec: AttentionSpec) -> tuple[str, ...]:
-    """What makes machine code of the graph that a spec carries, if it carries one."""
-    return ("mods/graph.py", "mods/device") if spec.score.graph else ()
+    """What makes machine code of the graphs that a spec carries, if it carries any."""
+    return ("mods/graph.py", "mods/device") if spec.score.graph or spec.mask.predicate else ()
 
 
 def _forward_program(spec: ForwardSpec) -> tuple[Any, tuple[Any, ...]]:

@@ -49,6 +49,8 @@ class BackwardSpec(AttentionSpec):
             )
         if self.score.graph:
             raise ValueError("BackwardSpec.score must be plain or softcap: there is no machine code for a score_mod")
+        if self.mask.predicate:
+            raise ValueError("BackwardSpec.mask must have no predicate: there is no machine code for one")
         mask, score = backward_forms(self.mask, self.score)
         if score != self.score:
             raise ValueError(

@@ -19,7 +19,7 @@ class ForwardSpec(AttentionSpec):
 
     dtype: also of the output, without fp32_out.
     sink: whether a sink joins the softmax in the epilogue (per head or per row is a matter of strides).
-    max_logits: whether the largest score of each head is returned; needs softmax="exact".
+    max_logits, max_scores: whether the largest score of each head, of each row is returned; needs softmax="exact".
     softmax: "stale" keeps an old row maximum while it serves; "exact" looks for the maximum in every tile.
     fp32_out: whether the output is left in fp32, to be merged with that over other keys.
     piece: keys that one TMA box brings of a page, where K and V lie in a cache; 0 where they are tensors of their own.
@@ -31,6 +31,7 @@ class ForwardSpec(AttentionSpec):
 
     sink: bool = False
     max_logits: bool = False
+    max_scores: bool = False
     softmax: Softmax = "stale"
     fp32_out: bool = False
     piece: int = 0
@@ -38,8 +39,9 @@ class ForwardSpec(AttentionSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_logits and self.softmax != "exact":
-            raise ValueError(f"ForwardSpec.max_logits needs softmax='exact', got softmax={self.softmax!r}")
+        for name in ("max_logits", "max_scores"):
+            if getattr(self, name) and self.softmax != "exact":
+                raise ValueError(f"ForwardSpec.{name} needs softmax='exact', got softmax={self.softmax!r}")
         if self.softmax == "stale" and self.tile.consumers != 2:
             raise ValueError(
                 "ForwardSpec.softmax='stale' keeps two register sets for P, which fit two consumer warpgroups "
@@ -49,13 +51,14 @@ class ForwardSpec(AttentionSpec):
             raise ValueError(
                 f"ForwardSpec.piece must be 0 or a multiple of 8 that divides tile.n, {self.tile.n}, got {self.piece}"
             )
-        if self.piece and (self.mask.layers != 1 or not self.mask.has_upper or self.score.graph):
+        graphs = self.score.graph or self.mask.predicate
+        if self.piece and (self.mask.layers != 1 or not self.mask.has_upper or graphs):
             raise ValueError(
-                "ForwardSpec.piece needs a mask of one layer with upper bounds, and a score without a graph, got "
+                "ForwardSpec.piece needs a mask of one layer with upper bounds, and no graphs, got "
                 f"{self.mask} and {self.score}"
             )
 
     def __str__(self) -> str:
         paged = [f"pieces of {self.piece}"] * bool(self.piece)
-        parts = [*self._begun(), *self._set("sink", "max_logits", "fp32_out"), *paged, self.softmax]
+        parts = [*self._begun(), *self._set("sink", "max_logits", "max_scores", "fp32_out"), *paged, self.softmax]
         return f"{', '.join(parts)}; {self.tile}"

@@ -13,11 +13,11 @@ from cutlass import Boolean, Float32, Int32, Int64
 from cutlass._mlir.dialects import llvm
 from cutlass.cutlass_dsl import T, dsl_user_op, select_
 
-from cute_attn.sm90.ptx import exp2, fma, tanh
+from cute_attn.sm90.ptx import asm, exp2, fma, tanh
 
 from ..graph import Node
 
-__all__ = ["STORED", "VALUES", "chosen", "computed", "constant"]
+__all__ = ["STORED", "VALUES", "chosen", "compared", "computed", "constant", "read", "read_at", "smaller"]
 
 VALUES: dict[str, Any] = {"f32": Float32, "i32": Int32, "i64": Int64, "bool": Boolean}
 STORED: dict[str, Any] = {
@@ -63,6 +63,7 @@ _quotient = _instruction("div.full.f32 $0, $1, $2;", 2)
 _sqrt = _instruction("sqrt.approx.f32 $0, $1;", 1)
 _rsqrt = _instruction("rsqrt.approx.f32 $0, $1;", 1)
 _minimum = _instruction("min.NaN.f32 $0, $1, $2;", 2)
+smaller = _instruction("min.f32 $0, $1, $2;", 2)  # of a number and NaN, the number
 _maximum = _instruction("max.NaN.f32 $0, $1, $2;", 2)
 _abs = _instruction("abs.f32 $0, $1;", 1)
 _floor = _instruction("cvt.rmi.f32.f32 $0, $1;", 1)
@@ -77,6 +78,59 @@ _cosine = _instruction("cos.approx.f32 $0, $1;", 1)
 def chosen(condition: Any, x: Any, y: Any) -> Any:
     """x or y, values of one type, without a branch."""
     return type(x)(select_(condition, x, y))
+
+
+# dtype of a captured tensor -> how an element is read as a value: PTX, result and its constraint. Such reads keep their
+# order
+_READ: dict[str, tuple[str, Any, str]] = {
+    "f64": ("{ .reg .f64 x; ld.global.f64 x, [$1]; cvt.rn.f32.f64 $0, x; }", Float32, "f"),
+    "f32": ("ld.global.f32 $0, [$1];", Float32, "f"),
+    "bf16": ("{ .reg .b32 x; ld.global.u16 x, [$1]; shl.b32 x, x, 16; mov.b32 $0, x; }", Float32, "f"),
+    "fp16": ("{ .reg .b16 x; ld.global.b16 x, [$1]; cvt.f32.f16 $0, x; }", Float32, "f"),
+    "i64": ("ld.global.s64 $0, [$1];", Int64, "l"),
+    "i32": ("ld.global.s32 $0, [$1];", Int32, "r"),
+    "i16": ("ld.global.s16 $0, [$1];", Int32, "r"),
+    "i8": ("ld.global.s8 $0, [$1];", Int32, "r"),
+    "u8": ("ld.global.u8 $0, [$1];", Int32, "r"),
+    "bool": ("ld.global.u8 $0, [$1];", Int32, "r"),
+}
+
+
+@dsl_user_op
+def read(pointer: Any, stored: str, *, loc: Any = None, ip: Any = None) -> Any:
+    """An element of a captured tensor of a dtype, as a value."""
+    text, kind, constraint = _READ[stored]
+    result = {"f": T.f32, "l": T.i64, "r": T.i32}[constraint]()
+    found = kind(
+        asm(result, [pointer.toint(loc=loc, ip=ip).ir_value(loc=loc, ip=ip)], text, f"={constraint},l", loc, ip)
+    )
+    return found != kind(0) if stored == "bool" else found
+
+
+@dsl_user_op
+def read_at(pointer: Any, offset: int, guard: Any, stored: str, *, loc: Any = None, ip: Any = None) -> Any:
+    """The same, so many elements behind a pointer. guard: None, or where alone; elsewhere it is anything."""
+    text, kind, constraint = _READ[stored]
+    text = text.replace("[$1]", f"[$1+{offset * STORED[stored].width // 8}]")
+    operands, constraints = [pointer.toint(loc=loc, ip=ip).ir_value(loc=loc, ip=ip)], f"={constraint},l"
+    if guard is not None:
+        operands.append(guard.ir_value(loc=loc, ip=ip))
+        text, constraints = text.replace("ld.global", "@$2 ld.global"), f"{constraints},b"
+    result = {"f": T.f32, "l": T.i64, "r": T.i32}[constraint]()
+    found = kind(asm(result, operands, text, constraints, loc, ip))
+    return found != kind(0) if stored == "bool" else found
+
+
+_COMPARED = {"eq": ("eq", "eq"), "ne": ("ne", "neu"), "lt": ("lt", "lt"), "le": ("le", "le")}  # of i32, of f32
+
+
+@dsl_user_op
+def compared(op: str, x: Any, y: Any, also: Any, *, loc: Any = None, ip: Any = None) -> Boolean:
+    """`x op y and also` of Int32 or Float32 values, in one instruction."""
+    is_float = isinstance(x, Float32)
+    operands = [v.ir_value(loc=loc, ip=ip) for v in (x, y, also)]
+    text = f"setp.{_COMPARED[op][is_float]}.and.{'f32' if is_float else 's32'} $0, $1, $2, $3;"
+    return Boolean(asm(T.bool(), operands, text, "=b,f,f,b" if is_float else "=b,r,r,b", loc, ip))
 
 
 def _exp(x: Any) -> Any:
