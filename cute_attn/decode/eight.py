@@ -1,8 +1,8 @@
-"""K and V^T of 8-bit caches as fp16 operands in registers, from tiles of 128-byte rows with the 128-byte swizzle.
+"""K and V^T of 8-bit caches as fp16 operands in registers, from tiles whose rows are lines of 128 or 64 swizzled bytes.
 
-Nothing is dequantised in memory. The 16-bit pairs that a conversion gives decide what lies where: a thread takes 32
-dims in a row of each of its keys and calls them its columns (Q is stored in the same order, see `column_of`), and V is
-transposed by pairs of bytes, so that neighbours in d become rows r and r + 8 of the product.
+Nothing is dequantised in memory. The 16-bit pairs that a conversion gives decide what lies where: a thread takes a
+quarter of each line of its keys, 32 or 16 dims, and calls them its columns (Q is stored in the same order, see
+`column_of`), and V is transposed by pairs of bytes, so that neighbours in d become rows r and r + 8 of the product.
 """
 
 import cutlass
@@ -12,16 +12,25 @@ from cutlass import Int32, range_constexpr
 from .arguments import CACHED
 from .ptx import fp8_to_fp16, load_matrices, permute_bytes, subtract_fp16
 
-__all__ = ["column_of", "load_keys", "load_values"]
-
-BLOCK = 128  # dims of a row of the swizzle
+__all__ = ["column_of", "line_of", "load_keys", "load_values", "swizzle_of"]
 
 
-def column_of(chunk: Int32, i: int) -> Int32:
+def line_of(dim: int) -> int:
+    """Dims, and bytes, of a line of the swizzle in tiles of so many dims: the widest one that divides them."""
+    return 128 if dim % 128 == 0 else 64
+
+
+def swizzle_of(row: Int32, line: int) -> Int32:
+    """What the number of 16 bytes within the line of a row is combined with, by XOR, for where they lie."""
+    return row % 8 if line == 128 else row // 2 % 4
+
+
+def column_of(chunk: Int32, i: int, dim: int) -> Int32:
     """The column of Q at which element i of chunk number `chunk` of 8 dims is stored."""
-    within = chunk % 16
-    step, e = within % 4 * 2 + i // 4, i % 4
-    return chunk // 16 * BLOCK + 16 * step + 8 * (e // 2) + within // 4 * 2 + e % 2
+    line = line_of(dim)
+    within, chunks = chunk % (line // 8), line // 32  # a thread's
+    step, e = within % chunks * 2 + i // 4, i % 4
+    return chunk // (line // 8) * line + 16 * step + 8 * (e // 2) + within // chunks * 2 + e % 2
 
 
 def _pairs(word: Int32, cache: str, crossed: bool) -> list[Int32]:
@@ -37,13 +46,15 @@ def _pairs(word: Int32, cache: str, crossed: bool) -> list[Int32]:
 
 @cute.jit
 def load_keys(tile, fragment, thread, cache: cutlass.Constexpr):
-    """64 keys as rows. A key's block of 128 dims is four lanes' 32."""
-    registers = cute.recast_tensor(fragment, Int32)
+    """64 keys as rows. A line of a key is four lanes' quarters."""
+    registers, dims = cute.recast_tensor(fragment, Int32), cute.size(tile, mode=[1])
+    chunks = line_of(dims) // 64  # of 16 bytes, a quarter
     for h in range_constexpr(2):
         line = cute.logical_divide(tile[thread // 32 * 16 + 8 * h + thread % 32 // 4, None], cute.make_layout(16))
-        for part in range_constexpr(cute.size(tile, mode=[1]) // BLOCK * 2):
+        for part in range_constexpr(dims // 64):
             read = cute.make_rmem_tensor(16, CACHED)
-            cute.autovec_copy(line[None, part // 2 * 8 + thread % 4 * 2 + part % 2], read)
+            chunk = part // chunks * (4 * chunks) + thread % 4 * chunks + part % chunks
+            cute.autovec_copy(line[None, chunk], read)
             words = cute.recast_tensor(read, Int32)
             for i in range_constexpr(4):
                 at = 4 * (4 * part + i) + h
@@ -54,11 +65,11 @@ def load_keys(tile, fragment, thread, cache: cutlass.Constexpr):
 def load_values(tile, fragment, thread, dims: cutlass.Constexpr, keys: cutlass.Constexpr, cache: cutlass.Constexpr):
     """Dims are rows, in blocks of 64. tile: address in shared memory."""
     registers = cute.recast_tensor(fragment, Int32)
-    lane, blocks = thread % 32, dims // 64
+    lane, blocks, line = thread % 32, dims // 64, line_of(dims)
     for m in range_constexpr(blocks):
-        chunk = (m % 2 * 4 + thread // 32) ^ (lane % 8)
+        chunk = (m * 4 % (line // 16) + thread // 32) ^ swizzle_of(lane, line)
         for part in range_constexpr(keys // 32):
-            words = load_matrices(tile + m // 2 * (keys * BLOCK) + (32 * part + lane) * BLOCK + chunk * 16)
+            words = load_matrices(tile + m * 64 // line * (keys * line) + (32 * part + lane) * line + chunk * 16)
             for i in range_constexpr(4):
                 at = 4 * (m + blocks * (2 * part + i // 2)) + i % 2 * 2
                 registers[at], registers[at + 1] = _pairs(words[i], cache, True)

@@ -15,12 +15,12 @@ import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32, const_expr, range_constexpr
-from cutlass.cute.nvgpu import OperandMajorMode, cpasync, warp, warpgroup
+from cutlass.cute.nvgpu import OperandMajorMode, warp, warpgroup
 
 from cute_attn.sm90.dtypes import DTYPES
 from cute_attn.sm90.fragments import pack_fragment
 from cute_attn.sm90.ptx import exp2, tanh
-from cute_attn.sm90.tiles import gemm, tiled_mma
+from cute_attn.sm90.tiles import gemm, load_atom, tiled_mma
 from cute_attn.spec.decode import DecodeSpec
 from cute_attn.spec.score import LN_2, LOG2_E
 
@@ -89,8 +89,8 @@ class DecodeKernel:
                 for x in (tensors.k, tensors.v)
             ]
             tma = Tma(
-                *self.box_atom(pools[0], layouts.k, self.dim),
-                *self.box_atom(pools[1], layouts.v, self.dim_v),
+                *load_atom(pools[0], layouts.k, (spec.piece, self.dim)),
+                *load_atom(pools[1], layouts.v, (spec.piece, self.dim_v)),
             )
         batch, tokens, heads_q, _ = tensors.q.shape
         heads_k, splits = tensors.k.shape[2], Int32(1)
@@ -106,15 +106,6 @@ class DecodeKernel:
         )
         if const_expr(spec.split):
             merge(tensors).launch(grid=(cute.ceil_div(tokens * heads_q, 4), batch, 1), block=(128, 1, 1), stream=stream)
-
-    def box_atom(self, pool: cute.Tensor, layout: cute.ComposedLayout, dim: int) -> tuple[Any, Any]:
-        """TMA load of a piece: `piece` keys of a page, which in shared memory lie within a tile of more."""
-        width = pool.element_type.width // 8
-        line = 128 // width  # elements of a row of the swizzle; columns beyond lie `keys` rows further on
-        piece = self.spec.piece
-        box = cute.make_layout(((8, piece // 8), (line, dim // line)), stride=((line, 8 * line), (1, line * self.keys)))
-        box = cute.make_composed_layout(layout.inner, 0, box)
-        return cpasync.make_tiled_tma_atom(cpasync.CopyBulkTensorTileG2SOp(), pool, box, (piece, dim))
 
     # ------------------------------------------------------------------ roles
 
@@ -150,7 +141,7 @@ class DecodeKernel:
         if const_expr(self.spec.token_scales):
             c.scales.start(arguments.tensors, work)
         # The first key that some row does not attend any more, and the first that every row may attend.
-        first_end = work.length - work.tokens if const_expr(self.spec.tree) else shared.bounds[0, 1]
+        first_end = work.reach.position if const_expr(self.spec.tree) else shared.bounds[0, 1]
         last_begin = shared.bounds[self.rows - 1, 0]
         for tile in cutlass.range(work.first, work.last, unroll=1):
             use = cute.arch.make_warp_uniform(tile - work.first)
@@ -233,9 +224,10 @@ class DecodeKernel:
         """The keys of each row, and the bits of the tree."""
         if c.thread < self.rows:
             token = cutlass.min(c.work.token(c.thread), c.work.tokens - 1)
-            lo, hi = c.work.bounds(token, c.scalars.left, c.scalars.right)
+            position = c.work.reach.position + token
+            lo, hi = c.work.reach.around(position)
             if const_expr(self.spec.tree):
-                hi = hi if c.work.length - c.work.tokens + token >= 0 else Int32(0)
+                hi = hi if position >= 0 else Int32(0)
             c.shared.bounds[c.thread, 0] = lo
             c.shared.bounds[c.thread, 1] = hi
             if const_expr(self.spec.tree):
@@ -249,6 +241,8 @@ class DecodeKernel:
         """Plain loads, 16 bytes a thread: any group and any number of tokens with one kernel; other rows are zero."""
         q = arguments.tensors.q[c.work.batch, None, None, None]
         line = self.dim // 8  # chunks of a row
+        if const_expr(self.spec.eight):  # neighbours find the largest of a row: it takes lanes by a power of two
+            line = 1 << (line - 1).bit_length()
         for step in range_constexpr(-(-self.rows * line // THREADS)):
             place = c.thread + step * THREADS
             row, chunk = place // line, place % line
@@ -272,19 +266,26 @@ class DecodeKernel:
         for i in range_constexpr(8):
             x = value[i].to(Float32)
             largest[0] = cute.arch.fmax(largest[0], cute.arch.fmax(x, -x))
-        for offset in (1, 2, 4, 8, 16)[: (self.dim // 8).bit_length() - 1]:  # neighbours have the row's other chunks
+        for offset in (1, 2, 4, 8, 16)[: (self.dim // 8 - 1).bit_length()]:  # neighbours have the row's other chunks
             largest[0] = cute.arch.fmax(largest[0], cute.arch.shuffle_sync_bfly(largest[0], offset=offset))
         power = cute.recast_tensor(largest, Int32)
         bits = cutlass.max(cutlass.min(power[0] & EXPONENT, LARGEST), SMALLEST)
         power[0] = inverse_bits(bits)
-        for i in range_constexpr(8):
-            c.shared.q[row, column_of(chunk, i), 0] = (value[i].to(Float32) * largest[0]).to(cutlass.Float16)
+        if const_expr(self.dim % 128 and self.dim > 64):
+            if chunk < self.dim // 8:
+                self.store_chunk(c, row, chunk, value, largest[0])
+        else:
+            self.store_chunk(c, row, chunk, value, largest[0])
         power[0] = bits
         if chunk == 0:
             factor = largest[0] * c.scalars.score_factor
             if const_expr(not self.spec.token_scales):
                 factor = factor * arguments.tensors.k_scales[c.work.batch, c.work.head]
             c.shared.factors[row] = factor
+
+    def store_chunk(self, c: Consumer, row, chunk, value, inverse) -> None:
+        for i in range(8):
+            c.shared.q[row, column_of(chunk, i, self.dim), 0] = (value[i].to(Float32) * inverse).to(cutlass.Float16)
 
     # ------------------------------------------------------------------ a tile
 
@@ -345,7 +346,7 @@ class DecodeKernel:
             row, key = c.rows[self.number(e)], tile * self.keys + self.key_of(c, e)
             keep = key >= bounds[row, 0] and key < bounds[row, 1]
             if const_expr(self.spec.tree):
-                bit = key - (c.work.length - c.work.tokens)
+                bit = key - c.work.reach.position
                 word = c.shared.words[row, 0] if bit < 32 else c.shared.words[row, 1]
                 keep = keep and (bit < 0 or (word >> (bit & 31)) & 1 == 1)
             if not keep:

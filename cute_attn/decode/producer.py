@@ -4,9 +4,10 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Int32, Int64, range_constexpr
 
-from cute_attn.sm90.tiles import partition
+from cute_attn.sm90.keys import PagedKeyTiles, Pages
 
 from .arguments import Arguments
+from .eight import line_of, swizzle_of
 from .ptx import copy_16_bytes
 from .storage import Shared
 from .work import Work
@@ -16,43 +17,16 @@ __all__ = ["gather_keys_and_values", "load_keys_and_values"]
 
 @cute.jit
 def load_keys_and_values(spec: cutlass.Constexpr, arguments: Arguments, shared: Shared, work: Work):
-    """By TMA: lane p looks up the page of piece p of a tile, one load for all.
-
-    A piece past the length is a box of a page that is not in the pool: it lies outside of the tensor, so that zeros
-    come without any traffic, and the number of bytes to wait for is the same for every tile.
-    """
-    tma, tensors, keys = arguments.tma, arguments.tensors, spec.tile.n
-    pieces, lane, page_size = keys // spec.piece, cute.arch.lane_idx(), tensors.k.shape[1]
-    k_to, k_from = _boxes(spec.piece, spec.head_dim, tma.k_atom, tma.k, shared.k, work)
-    v_to, v_from = _boxes(spec.piece, spec.head_dim_v, tma.v_atom, tma.v, shared.v, work)
+    """By TMA: K and V of a tile lie in the same pieces of the same pages, which are looked up once."""
+    tma, tensors = arguments.tma, arguments.tensors
+    pages = Pages(tensors.k.shape[1], tensors.k.shape[0], tensors.table, work.batch, None, work.length)
+    keys = PagedKeyTiles.of(spec.piece, tma.k_atom, tma.k, work.head, pages, shared.k)
+    values = PagedKeyTiles.of(spec.piece, tma.v_atom, tma.v, work.head, pages, shared.v)
     for tile in cutlass.range(work.first, work.last, unroll=1):
-        use, token = tile - work.first, tile * keys + lane * spec.piece
-        page = tensors.k.shape[0]
-        if lane < pieces and token < work.length:
-            page = tensors.table[work.batch, token // page_size]
-        box = token % page_size // spec.piece
-        k_bytes, v_bytes = (keys * dim * spec.cache_bytes for dim in (spec.head_dim, spec.head_dim_v))
-        for ring, n_bytes, atom, to, boxes in (
-            (shared.keys, k_bytes, tma.k_atom, k_to, k_from),
-            (shared.values, v_bytes, tma.v_atom, v_to, v_from),
-        ):
-            _load_tile(ring, use, n_bytes, pieces, box, page, atom, to, boxes)
-
-
-def _boxes(piece, dim, atom, pool, tile, work):
-    """The pieces of a tile in shared memory, and those of the pool: by their number within a page, and by page."""
-    boxes = cute.local_tile(pool[None, None, work.head, None], (piece, dim), (None, 0, None))
-    return partition(atom, cute.local_tile(tile, (piece, dim), (None, 0, None)), boxes)
-
-
-@cute.jit
-def _load_tile(ring, use, n_bytes, pieces: cutlass.Constexpr, box, page, atom, to, boxes):
-    """box, page: of piece p in lane p."""
-    ring.wait_empty(use)
-    barrier = ring.expect(use, n_bytes)
-    for p in range_constexpr(pieces):
-        piece = boxes[None, cute.arch.shuffle_sync(box, p), cute.arch.shuffle_sync(page, p)]
-        cute.copy(atom, piece, to[None, p, ring.slot(use)], tma_bar_ptr=barrier)
+        use, found = tile - work.first, keys.find(tile)
+        for ring, tiles in ((shared.keys, keys), (shared.values, values)):
+            ring.wait_empty(use)
+            tiles.load(found, ring.expect(use, tiles.n_bytes), ring.slot(use))
 
 
 @cute.jit
@@ -77,8 +51,9 @@ def gather_keys_and_values(spec: cutlass.Constexpr, arguments: Arguments, shared
 def _gather(spec: cutlass.Constexpr, arguments: Arguments, shared: Shared, work: Work, tile, which: cutlass.Constexpr):
     tensors, keys, lane = arguments.tensors, spec.tile.n, cute.arch.lane_idx()
     pool, target, ring = ((tensors.k, shared.k, shared.keys), (tensors.v, shared.v, shared.values))[which]
-    width = spec.cache_bytes
-    line = (spec.head_dim, spec.head_dim_v)[which] * width // 16  # chunks of a key
+    width, dim = spec.cache_bytes, (spec.head_dim, spec.head_dim_v)[which]
+    line = dim * width // 16  # chunks of a key
+    swizzled = line_of(dim * width)  # bytes
     page_size, chunk_bytes = pool.shape[1], 16 // width
     # Where the keys of this lane lie, in elements; -1 for one that is not there.
     offsets = []
@@ -103,7 +78,9 @@ def _gather(spec: cutlass.Constexpr, arguments: Arguments, shared: Shared, work:
         if there:
             size = Int32(16)
             at = cute.crd2idx((page, within, work.head, chunk * chunk_bytes), pool.layout)
-        address = base + chunk // 8 * (keys * 128) + row * 128 + ((chunk % 8) ^ (row % 8)) * 16
+        within = swizzled // 16
+        address = base + chunk // within * (keys * swizzled) + row * swizzled
+        address = address + ((chunk % within) ^ swizzle_of(row, swizzled)) * 16
         copy_16_bytes((pool.iterator + at).toint(), address, size)
 
 

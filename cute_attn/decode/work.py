@@ -6,6 +6,7 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Boolean, Int32
 
+from cute_attn.sm90.reach import Reach
 from cute_attn.spec.decode import DecodeSpec
 
 from .arguments import Arguments
@@ -18,14 +19,14 @@ class Work:
     """Row r of a CTA is the pair of token `(first_row + r) // heads_per_key` and query head
     `(first_row + r) % heads_per_key` of those that share the key head.
 
-    length: of the sequence. lo: the first key that a row attends; all of them lie in [lo, length).
+    reach: of the sequence's tokens. lo: the first key that a row attends; all of them lie in [lo, length).
     first, last: the tiles of keys of this CTA.
     """
 
     split: Int32
     head: Int32  # of the keys
     batch: Int32
-    length: Int32
+    reach: Reach
     tokens: Int32
     heads_per_key: Int32  # query heads that share the key head
     first_row: Int32
@@ -42,11 +43,11 @@ class Work:
         blocks = cute.ceil_div(tokens * heads_per_key, rows)
         split, first_row = place // blocks, place % blocks * rows  # neighbours read the same keys
         capacity = tensors.table.shape[1] * tensors.k.shape[1]
-        length = cutlass.max(cutlass.min(tensors.lengths[batch], capacity), 0)
+        reach = Reach.of(tensors.lengths[batch], capacity, tokens, scalars.left, scalars.right)
         last_token = cutlass.min((first_row + rows - 1) // heads_per_key, tokens - 1)
-        position = length - tokens
-        lo = cutlass.max(position + first_row // heads_per_key - scalars.left, 0)
-        hi = cutlass.max(cutlass.min(position + last_token + scalars.right + 1, length), 0)
+        lo, _ = reach.around(reach.position + first_row // heads_per_key)
+        _, hi = reach.around(reach.position + last_token)
+        hi = cutlass.max(hi, 0)
         begin, end = lo // keys, cute.ceil_div(hi, keys)
         splits = cute.arch.grid_dim()[0] // blocks
         share = cute.ceil_div(cutlass.max(end - begin, 0), splits)
@@ -55,7 +56,7 @@ class Work:
             split=split,
             head=head,
             batch=batch,
-            length=length,
+            reach=reach,
             tokens=tokens,
             heads_per_key=heads_per_key,
             first_row=first_row,
@@ -74,7 +75,7 @@ class Work:
         """Whether a row is one of the problem's."""
         return self.first_row + row < self.tokens * self.heads_per_key
 
-    def bounds(self, token: Int32, left: Int32, right: Int32) -> tuple[Int32, Int32]:
-        """The keys [lo, hi) of a token, but for what a tree takes out."""
-        position = self.length - self.tokens + token
-        return cutlass.max(position - left, 0), cutlass.min(position + right + 1, self.length)
+    @property
+    def length(self) -> Int32:
+        """Of the sequence."""
+        return self.reach.length

@@ -1,7 +1,7 @@
 """What the forward kernel is called with: three structs and a stream."""
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import cutlass.cute as cute
 from cutlass import Float32, Int32
@@ -10,7 +10,7 @@ from cute_attn.columns import ItemRow, RunRow
 from cute_attn.sm90.dtypes import DTYPES
 from cute_attn.spec.forward import ForwardSpec
 
-__all__ = ["Scalars", "Schedule", "Tensors", "TmaTensors", "fake_arguments"]
+__all__ = ["Cache", "Scalars", "Schedule", "Tensors", "TmaTensors", "fake_arguments"]
 
 
 @dataclass(frozen=True)
@@ -31,23 +31,32 @@ class Tensors:
     numbers: Any  # its run-time numbers
     asked: Any  # the same of the predicate of the mask
     asked_numbers: Any
-    table: Any  # (batch, max_pages), int32: where k and v are pools (pages, page_size, heads_k, head_dim); None else
+    cache: Any  # the fields of a Cache, where k and v are pools (pages, page_size, heads_k, head_dim); None else
+
+
+class Cache(NamedTuple):
+    """What of the keys in pools a sequence has, and its rows attend; the rows are its last positions."""
+
+    table: cute.Tensor  # (batch, max_pages), int32
+    lengths: cute.Tensor  # (batch,), int32
+    left: Int32  # see cute_attn.sm90.reach
+    right: Int32
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A RunTable and the keys without rows: see cute_attn.mask.tiles."""
+    """A RunTable and the keys without rows: see cute_attn.mask.tiles. None over a cache, whose lengths say as much."""
 
-    items: cute.Tensor  # (n, columns of ItemRow), int32
-    runs: cute.Tensor  # (n, columns of RunRow), int32
-    idle_keys: cute.Tensor  # (planes of the mask, k_tiles or fewer, 32), int32
+    items: Any  # (n, columns of ItemRow), int32
+    runs: Any  # (n, columns of RunRow), int32
+    idle_keys: Any  # (planes of the mask, k_tiles or fewer, 32), int32
 
 
 @dataclass(frozen=True)
 class Scalars:
     """score_factor: what scores are multiplied with before masking (ScoreForms other than plain).
     exp2_factor: what the exponential multiplies scores with, positive; it contains log2(e).
-    batches, heads: how many batches and how many heads share an item of the schedule.
+    batches, heads: how many batches and how many heads share an item of the schedule; all of them over a cache.
     mask_heads: how many heads have planes of their own in the mask, 1 if all share them.
     ctas: how many persistent CTAs to launch at most."""
 
@@ -93,7 +102,7 @@ def fake_arguments(spec: ForwardSpec) -> tuple[Any, ...]:
         return cute.runtime.make_fake_tensor(of, shape, (*strides, 1))
 
     intervals = [None, None]
-    if spec.mask.is_bounded:
+    if spec.mask.is_bounded and not spec.piece:
         intervals = [array(Int32, cute.sym_int(), cute.sym_int(), seqlen_q) for _ in range(2)]
     sink = None
     if spec.sink:
@@ -113,11 +122,13 @@ def fake_arguments(spec: ForwardSpec) -> tuple[Any, ...]:
         max_scores=array(Float32, batch, heads_q, seqlen_q) if spec.max_scores else None,
         **dict(zip(("captured", "numbers"), _captured(spec.score.graph), strict=True)),
         **dict(zip(("asked", "asked_numbers"), _captured(spec.mask.predicate), strict=True)),
-        table=array(Int32, batch, max_pages) if spec.piece else None,
+        cache=(array(Int32, batch, max_pages), array(Int32, batch), Int32(1), Int32(1)) if spec.piece else None,
     )
-    idle_keys = array(Int32, cute.sym_int(), cute.sym_int(), 32)
-    items, runs = (array(Int32, cute.sym_int(), len(row._fields)) for row in (ItemRow, RunRow))
-    schedule = Schedule(items, runs, idle_keys)
+    schedule = Schedule(None, None, None)
+    if not spec.piece:
+        idle_keys = array(Int32, cute.sym_int(), cute.sym_int(), 32)
+        items, runs = (array(Int32, cute.sym_int(), len(row._fields)) for row in (ItemRow, RunRow))
+        schedule = Schedule(items, runs, idle_keys)
     scalars = Scalars(Float32(1.0), Float32(1.0), Int32(1), Int32(1), Int32(1), Int32(1))
     return tensors, schedule, scalars, cute.runtime.make_fake_stream(use_tvm_ffi_env_stream=True)
 

@@ -8,7 +8,7 @@ tiles and in the first. Within a warpgroup the product S = Q K^T of one tile and
 the tile before; the warpgroups take turns on the tensor cores.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cuda.bindings.driver as cuda
@@ -25,7 +25,6 @@ from cute_attn.sm90.keys import KeyTiles, PagedKeyTiles, Pages
 from cute_attn.sm90.mask import RowBounds
 from cute_attn.sm90.place import Place
 from cute_attn.sm90.ptx import thread_here
-from cute_attn.sm90.runs import read_run
 from cute_attn.sm90.score import Score, Where
 from cute_attn.sm90.store import store_fragment
 from cute_attn.sm90.tiles import gemm, load_atom, partition, store_atom, tiled_mma
@@ -98,7 +97,7 @@ class ForwardKernel:
         )
         arguments = Arguments(tma, tensors, schedule, scalars)
         self.kernel(arguments).launch(
-            grid=(cutlass.min(scalars.ctas, arguments.work()), 1, 1),
+            grid=(cutlass.min(scalars.ctas, replace(arguments, tile=self.tile).work()), 1, 1),
             block=(WARPGROUP * (1 + self.consumers), 1, 1),
             stream=stream,
             min_blocks_per_mp=1,  # without it ptxas may ignore setmaxnreg
@@ -108,6 +107,7 @@ class ForwardKernel:
 
     @cute.kernel
     def kernel(self, arguments: Arguments):
+        arguments = replace(arguments, tile=self.tile)
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         shared = Shared.allocate(self.spec)
         if warp == 0:
@@ -129,7 +129,7 @@ class ForwardKernel:
 
     @cute.jit
     def load_queries_and_keys(self, arguments: Arguments, shared: Shared):
-        tma, runs = arguments.tma, arguments.schedule.runs
+        tma = arguments.tma
         begin, end, step = arguments.share()
         item_count, tile_count = Int32(0), Int32(0)
         for index in cutlass.range(begin, end, step, unroll=1):
@@ -144,7 +144,7 @@ class ForwardKernel:
                 cute.copy(tma.q_atom, source, to_q[None, group], tma_bar_ptr=barrier)
             item_count += 1
             for number in cutlass.range(item.first_run, item.end_run, unroll=1):
-                run = read_run(runs, number)
+                run = arguments.run(item, number)
                 for tile in cutlass.range(run.begin, run.end, unroll=1):
                     slot = shared.keys.slot(tile_count)
                     found = keys.find(tile)
@@ -157,14 +157,14 @@ class ForwardKernel:
 
     @cute.jit
     def load_values(self, arguments: Arguments, shared: Shared):
-        tma, runs, values = arguments.tma, arguments.schedule.runs, shared.values
+        tma, values = arguments.tma, shared.values
         begin, end, step = arguments.share()
         tile_count = Int32(0)
         for index in cutlass.range(begin, end, step, unroll=1):
             item = arguments.item(index)
             tiles = self.key_tiles(arguments, item, tma.v_atom, tma.v, shared.v)
             for number in cutlass.range(item.first_run, item.end_run, unroll=1):
-                run = read_run(runs, number)
+                run = arguments.run(item, number)
                 for tile in cutlass.range(run.begin, run.end, unroll=1):
                     slot = values.slot(tile_count)
                     found = tiles.find(tile)
@@ -184,7 +184,9 @@ class ForwardKernel:
         """Where the tiles of K, or of V, of an item come from."""
         if not self.spec.piece:
             return KeyTiles.of(atom, tensor, item.batch, item.head_k, shared)
-        pages = Pages(arguments.tensors.table, item.batch, *arguments.attended(item))
+        reach, k = arguments.reach(item.batch), arguments.tensors.k
+        begin, end = reach.around(reach.position)[0], reach.around(reach.length - 1)[1]
+        pages = Pages(k.shape[1], k.shape[0], arguments.cache.table, item.batch, begin, end)
         return PagedKeyTiles.of(self.spec.piece, atom, tensor, item.head_k, pages, shared)
 
     def idle_keys(self, arguments: Arguments, item: Item, tiles: Any, tile: Int32) -> tuple[Int32, Boolean]:
@@ -227,7 +229,7 @@ class ForwardKernel:
         for index in cutlass.range(begin, end, step, unroll=1):
             item = arguments.item(index)
             row = item.tile * self.tile.m + group * ROWS + warp * 16 + lane // 4  # and row + 8
-            rows = self.rows(tensors, item, row)
+            rows = self.rows(arguments, item, row)
             clear(out)
             softmax.reset()
             shared.queries.wait_full(item_count)
@@ -263,9 +265,15 @@ class ForwardKernel:
             cute.arch.cp_async_bulk_wait_group(0, read=True)  # shared memory must outlive the stores that read it
         turns.end()
 
-    def rows(self, tensors: Tensors, item: Item, row: Int32) -> Rows:
+    def rows(self, arguments: Arguments, item: Item, row: Int32) -> Rows:
         """This thread's: `row` and `row + 8`."""
-        if self.spec.mask.is_bounded:
+        tensors = arguments.tensors
+        if self.spec.piece:
+            reach = arguments.reach(item.batch)
+            bounds = RowBounds.of(
+                self.n, self.spec.mask, *(reach.around(reach.position + row + 8 * h) for h in range(2))
+            )
+        elif self.spec.mask.is_bounded:
             lo, hi = (t[item.plane, None, None] for t in (tensors.lo, tensors.hi))
             bounds = RowBounds.load(self.n, self.spec.mask, lo, hi, row)
         else:

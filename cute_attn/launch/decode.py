@@ -11,7 +11,7 @@ import torch
 
 from cute_attn.caches import KVCache
 from cute_attn.decode.config import ctas_per_multiprocessor, default_tile, most_rows
-from cute_attn.spec.decode import DECODE_HEAD_DIMS, EIGHT_BIT_HEAD_DIMS, GATHER, PIECES, DecodeSpec, DecodeTile
+from cute_attn.spec.decode import DECODE_HEAD_DIMS, GATHER, PIECES, DecodeSpec, DecodeTile
 from cute_attn.spec.score import ScoreForm
 
 from .run import KernelBackend, Order, run
@@ -100,8 +100,7 @@ def decode(
 
 def decode_spec(dtype: str, head_dims: tuple[int, int], rows: int, page_size: int | None, **variant: Any) -> DecodeSpec:
     """The spec of a call, not split. rows: tokens times heads of a group. page_size: None for a contiguous cache."""
-    sizes = DECODE_HEAD_DIMS if variant.get("cache", "same") == "same" else EIGHT_BIT_HEAD_DIMS
-    dims = next(pair for pair in sizes if pair[0] >= head_dims[0] and pair[1] >= head_dims[1])
+    dims = next(pair for pair in DECODE_HEAD_DIMS if pair[0] >= head_dims[0] and pair[1] >= head_dims[1])
     held = next(n for n in (8, 16, 32, 64) if n >= min(rows, most_rows(dims[1])))
     tile = DecodeTile(held, default_tile(*dims).stages)
     piece = tile.n if page_size is None else next((p for p in sorted(PIECES)[:0:-1] if page_size % p == 0), GATHER)

@@ -284,6 +284,7 @@ def decode_cases(group: str) -> list[DecodeCase]:
     found += [decode_case(4, tree=True), decode_case(softcap=15.0), decode_case(score=ScoreForm("scaled"))]
     for cache in CACHES:
         found += [decode_case(cache=cache), decode_case(cache=cache, token_scales=True)]
+    found += [decode_case(cache="e4m3", dims=(64, 64)), decode_case(4, cache="int8", dims=(192, 128), page_size=16)]
     found += [_prefill_case((128, 128), size) for size in (None, 16, 64, 256)]
     found += [_prefill_case(dims, 64) for dims in ((64, 64), (96, 96), (192, 128), (192, 192), (256, 256))]
     found += [_prefill_case((128, 128), 64, window=True, sink=True, score=ScoreForm("softcap"))]

@@ -6,12 +6,15 @@ A producer finds a tile before it waits for the slot that the tile is to land in
 from dataclasses import dataclass
 from typing import Any
 
+import cutlass
 import cutlass.cute as cute
-from cutlass import Int32, range_constexpr
+from cutlass import Int32, const_expr, range_constexpr
 
 from .tiles import partition
 
 __all__ = ["KeyTiles", "PagedKeyTiles", "Pages"]
+
+MOST_UNROLLED = 4  # pieces of a tile: a producer warp has few registers
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,16 @@ class KeyTiles:
 
 @dataclass(frozen=True)
 class Pages:
-    """The pages of a sequence: table (batch, max_pages), int32. Of its keys those in [begin, end) are wanted."""
+    """The pages of a sequence, of so many keys, in a pool of so many. Of its keys those in [begin, end) are wanted.
 
+    table: (batch, max_pages), int32. begin: None where nobody asks for a tile in which there are none.
+    """
+
+    page_size: Int32
+    n_pages: Int32
     table: cute.Tensor
     sequence: Int32
-    begin: Int32
+    begin: Int32 | None
     end: Int32
 
 
@@ -73,8 +81,6 @@ class PagedKeyTiles:
     n_bytes: int
     rows: int
     piece: int
-    page_size: Int32
-    n_pages: Int32
     pages: Pages
 
     @classmethod
@@ -86,21 +92,31 @@ class PagedKeyTiles:
         boxes = cute.local_tile(pool[None, None, head, None], (piece, dim), (None, 0, None))
         target, source = partition(atom, cute.local_tile(shared, (piece, dim), (None, 0, None)), boxes)
         n_bytes = rows * dim * shared.element_type.width // 8
-        return cls(atom, source, target, n_bytes, rows, piece, pool.shape[0], pool.shape[3], pages)
+        return cls(atom, source, target, n_bytes, rows, piece, pages)
 
     @cute.jit
     def find(self, tile):
         """Of piece p of a tile, in lane p: which of its page it is, and the page."""
         lane, pages = cute.arch.lane_idx(), self.pages
         first = tile * self.rows + lane * self.piece
-        page = Int32(self.n_pages)
-        if lane < self.rows // self.piece and first + self.piece > pages.begin and first < pages.end:
-            page = pages.table[pages.sequence, first // self.page_size]
-        return first % self.page_size // self.piece, page
+        page = pages.n_pages
+        wanted = lane < self.rows // self.piece and first < pages.end
+        if const_expr(pages.begin is not None):
+            wanted = wanted and first + self.piece > pages.begin
+        if wanted:
+            page = pages.table[pages.sequence, first // pages.page_size]
+        return first % pages.page_size // self.piece, page
 
     @cute.jit
     def load(self, found, barrier, slot):
         """By one warp."""
-        for p in range_constexpr(self.rows // self.piece):
-            place = [cute.arch.shuffle_sync(x, p) for x in found]
-            cute.copy(self.atom, self.source[None, place[0], place[1]], self.target[None, p, slot], tma_bar_ptr=barrier)
+        if const_expr(self.rows // self.piece <= MOST_UNROLLED):
+            for p in range_constexpr(self.rows // self.piece):
+                self.load_piece(p, found, barrier, slot)
+        else:
+            for p in cutlass.range(self.rows // self.piece, unroll=1):
+                self.load_piece(p, found, barrier, slot)
+
+    def load_piece(self, p: Any, found: Any, barrier: cute.Pointer, slot: Any) -> None:
+        which, page = (cute.arch.shuffle_sync(x, p) for x in found)
+        cute.copy(self.atom, self.source[None, which, page], self.target[None, p, slot], tma_bar_ptr=barrier)

@@ -55,6 +55,13 @@ class RowBounds:
         return cls(columns, False, True, first_column, [[(None, seqlen_k - first_column)]] * 2)
 
     @classmethod
+    def of(cls, columns: int, form: MaskForm, *rows: tuple[Any, Any]) -> "RowBounds":
+        """One layer: (lo, hi) of each of the two rows."""
+        first_column = 2 * (cute.arch.lane_idx() % 4)
+        fixed = [[(lo - first_column if form.has_lower else None, hi - first_column)] for lo, hi in rows]
+        return cls(columns, form.has_lower, form.has_upper, first_column, fixed)
+
+    @classmethod
     def load(cls, columns: int, form: MaskForm, lo, hi, row) -> "RowBounds":
         """The bounds of rows `row` and `row + 8` in lo, hi: (layers, seqlen_q).
 

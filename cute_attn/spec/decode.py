@@ -10,13 +10,12 @@ from .attention import ELEMENT_BYTES, Dtype
 from .checks import check_fields
 from .score import ScoreForm
 
-__all__ = ["DECODE_HEAD_DIMS", "EIGHT_BIT_HEAD_DIMS", "GATHER", "PIECES", "DecodeSpec", "DecodeTile"]
+__all__ = ["DECODE_HEAD_DIMS", "GATHER", "PIECES", "DecodeSpec", "DecodeTile"]
 
 Cache = Literal["same", "int8", "e4m3", "e5m2"]
 
 # The (head_dim, head_dim_v) that kernels are built for: whole blocks of 64 dims, which are rows of a product.
 DECODE_HEAD_DIMS = ((64, 64), (128, 128), (192, 128), (192, 192), (256, 256))
-EIGHT_BIT_HEAD_DIMS = ((128, 128), (256, 256))  # whole rows of 128 bytes
 GATHER = 0  # the piece of a cache whose keys are gathered one by one
 PIECES = (GATHER, 16, 32, 64)
 
@@ -58,7 +57,7 @@ class DecodeSpec:
     """The configuration of one decode kernel: equal specs have equal machine code, and no run-time value is in it.
 
     dtype: of q and of the output. cache: of K and V, "same" as q.
-    head_dim, head_dim_v: one of DECODE_HEAD_DIMS; of 128 each or 256 each for 8-bit caches.
+    head_dim, head_dim_v: one of DECODE_HEAD_DIMS.
     piece: keys that one TMA box brings, a divisor of the page size; GATHER for any page size.
     score: see ScoreForm; 8-bit caches scale or cap.
     tree: whether a mask tells which of the new tokens attend which. sink: whether a sink joins the softmax.
@@ -101,8 +100,6 @@ class DecodeSpec:
         if dims not in DECODE_HEAD_DIMS:
             allowed_dims = ", ".join(map(str, DECODE_HEAD_DIMS))
             raise ValueError(f"DecodeSpec.head_dim and head_dim_v must be one of {allowed_dims}, got {dims}")
-        if self.eight and dims not in EIGHT_BIT_HEAD_DIMS:
-            raise ValueError(f"DecodeSpec with an 8-bit cache has head_dims (128, 128) or (256, 256), got {dims}")
         if self.eight and not self.score.is_changed:
             raise ValueError("DecodeSpec with an 8-bit cache has a score of kind 'scaled' or 'softcap', got 'plain'")
         if self.token_scales and not self.eight:

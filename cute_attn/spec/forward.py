@@ -22,8 +22,8 @@ class ForwardSpec(AttentionSpec):
     max_logits, max_scores: whether the largest score of each head, of each row is returned; needs softmax="exact".
     softmax: "stale" keeps an old row maximum while it serves; "exact" looks for the maximum in every tile.
     fp32_out: whether the output is left in fp32, to be merged with that over other keys.
-    piece: keys that one TMA box brings of a page, where K and V lie in a cache; 0 where they are tensors of their own.
-        The bounds of rows, one layer, never fall from row to row.
+    piece: keys that one TMA box brings of a page, where K and V lie in a cache, of which lengths and a window say what
+        rows attend; 0 where they are tensors of their own.
     tile: see TileConfig.
     """
 

@@ -10,9 +10,10 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("cached", [None, torch.int8])
-@pytest.mark.parametrize("num_splits", [0, 1, 3])
-def test_a_graph_replays_with_other_lengths_and_pages(cached, num_splits):
-    call = make(page_size=16, dtype=torch.bfloat16, cached=cached, scales="tokens" if cached else "none", spare=8)
+@pytest.mark.parametrize(("tokens", "num_splits"), [(1, 0), (1, 1), (1, 3), (70, 0)])
+def test_a_graph_replays_with_other_lengths_and_pages(cached, tokens, num_splits):
+    scales = "tokens" if cached else "none"
+    call = make(tokens=tokens, page_size=16, dtype=torch.bfloat16, cached=cached, scales=scales, spare=8)
     cache = {name: x.cuda() for name, x in call.cache.items()}
     q, k, v = call.q.cuda(), *(torch.randn(6, 1, 2, 64, dtype=torch.bfloat16, device="cuda") for _ in range(2))
     arguments = {**cache, "k": k, "v": v, "num_splits": num_splits, "causal": True}

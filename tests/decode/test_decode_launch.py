@@ -73,7 +73,7 @@ def test_the_spec_of_a_call():
         256,
     ]
     eight = {"cache": "int8", "score": ScoreForm("scaled")}
-    assert [spec(dims=dims, **eight).head_dim for dims in ((64, 64), (128, 128), (192, 128))] == [128, 128, 256]
+    assert [spec(dims=dims, **eight).head_dim for dims in ((64, 64), (96, 96), (192, 128))] == [64, 128, 192]
 
 
 def test_parts_fill_the_slots_once_and_have_some_tiles_each():

@@ -44,7 +44,6 @@ def test_a_spec_is_its_text(fields):
             ValueError,
             "8-bit cache has a score of kind 'scaled' or 'softcap', got 'plain'",
         ),
-        ({**EIGHT, "head_dim": 64, "head_dim_v": 64}, ValueError, r"\(128, 128\) or \(256, 256\), got \(64, 64\)"),
         ({"token_scales": True}, ValueError, "DecodeSpec.token_scales needs an 8-bit cache"),
     ],
 )
