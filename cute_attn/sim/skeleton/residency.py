@@ -92,12 +92,14 @@ def residency(skeleton: Skeleton) -> Residency:
     result.found = _in_order(skeleton, count)
     if result.found is not None:
         return result
-    result.in_order = count
-    while result.in_order > 1:
-        result.too_few = _in_order(skeleton, result.in_order - 1)
-        if result.too_few is not None:
-            break
-        result.in_order -= 1
+    least, result.in_order = 1, count
+    while least < result.in_order:  # more are never worse
+        tried = (least + result.in_order) // 2
+        hangs = _in_order(skeleton, tried)
+        if hangs is None:
+            result.in_order = tried
+        else:
+            least, result.too_few = tried + 1, hangs
     result.in_any_order = count
     while result.in_any_order > 1:
         try:
