@@ -179,21 +179,35 @@ class Kernels:
                 "with cute_attn.backend('reference') they run in plain PyTorch"
             )
 
-    def check_mods(self, thinned: Thinned | None, score: Traced | None, *, gradients: bool, max_scores: bool) -> None:
-        if score is None or thinned is not None or max_scores or gradients:
-            raise self._lacks(thinned, score if gradients else None)
+    def check_mods(
+        self,
+        thinned: Thinned | None,
+        score: Traced | None,
+        *,
+        gradients: bool,
+        wanted: Sequence[bool],
+        deterministic: bool,
+        max_scores: bool,
+    ) -> None:
+        if score is None or thinned is not None or max_scores:
+            what = "max_scores" if thinned is None else "a block_mask that cannot be read as intervals"
+            raise NotImplementedError(f"backend {self.name!r} has no kernels for {what}; {_ELSEWHERE}")
         if lacking := without_code(score.graph):
             raise NotImplementedError(
                 f"backend {self.name!r} has no machine code for {lacking} in a score_mod; {_ELSEWHERE}"
             )
+        if deterministic and gradients:
+            self._check_order(score, wanted)
 
-    def _lacks(self, thinned: Thinned | None, score: Traced | None) -> NotImplementedError:
-        what = "max_scores"
-        if thinned is not None:
-            what = "a block_mask that cannot be read as intervals"
-        elif score is not None:
-            what = "gradients of a score_mod other than c * tanh(score / c)"
-        return NotImplementedError(f"backend {self.name!r} has no kernels for {what}; {_ELSEWHERE}")
+    def _check_order(self, score: Traced, wanted: Sequence[bool]) -> None:
+        from ..launch.captured import in_no_order
+
+        for number in in_no_order(score, wanted):
+            raise NotImplementedError(
+                f"backend {self.name!r} adds up the gradient of a tensor of shape {tuple(score.tensors[number].shape)} "
+                f"that score_mod reads at an index of the query in no fixed order, and "
+                f"torch.use_deterministic_algorithms(True) asks for one; {_ELSEWHERE}"
+            )
 
     def mods_forward(
         self,
@@ -241,7 +255,29 @@ class Kernels:
         needs: Sequence[bool],
         wanted: Sequence[bool],
     ) -> ModGradients:
-        raise self._lacks(thinned, score)
+        from ..launch.backward import backward
+        from ..launch.captured import CapturedGradients
+
+        if deterministic and score is not None:
+            self._check_order(score, wanted)
+        captured = None if score is None else CapturedGradients(score, wanted, q.device)
+        dq, dk, dv, _ = backward(
+            torch.zeros_like(out) if dout is None else dout,
+            q,
+            k,
+            v,
+            out,
+            lse,
+            backward_plan(mask) if isinstance(mask, Plan) else mask,
+            softmax_scale=softmax_scale,
+            dlse=dlse,
+            needs=(needs[0], needs[1], needs[2]),
+            captured=captured,
+            deterministic=deterministic,
+            backend=self.name,
+            order=self._order,
+        )
+        return ModGradients(dq, dk, dv, [] if captured is None else captured.gathered(lse, dlse))
 
     @functools.cached_property
     def _order(self) -> Order | None:

@@ -34,6 +34,9 @@ class Tensors:
     dq: cute.Tensor | None  # like q, or fp32
     dk: cute.Tensor | None  # like k, or fp32
     dv: cute.Tensor | None  # like v, or fp32
+    captured: Any  # tensors that the score_mod captured, as its graph has them; 0-d ones as (1,); None for none
+    numbers: Any  # its run-time numbers
+    scattered: Any  # fp32, what flows to captured tensors: see `cute_attn.mods.device.keys.KeyScores`
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ def fake_arguments(spec: BackwardSpec) -> tuple[Any, ...]:
         dq=activation(seqlen_q, heads_q, dims[0], gradient) if spec.dq else None,
         dk=activation(seqlen_k, heads_k, dims[0], gradient) if spec.dk else None,
         dv=activation(seqlen_k, heads_k, dims[1], gradient) if spec.dv else None,
+        **_captured(spec),
     )
     schedule = Schedule(
         items=array(Int32, cute.sym_int(), cute.sym_int())
@@ -147,3 +151,13 @@ def fake_arguments(spec: BackwardSpec) -> tuple[Any, ...]:
     )
     scalars = Scalars(Float32(1.0), Float32(1.0), Float32(1.0), Int32(1), Int32(1), Int32(1))
     return tensors, schedule, scalars, cute.runtime.make_fake_stream(use_tvm_ffi_env_stream=True)
+
+
+def _captured(spec: BackwardSpec) -> dict[str, Any]:
+    if not spec.score.graph:
+        return {"captured": None, "numbers": None, "scattered": None}
+    from cute_attn.mods.device.arguments import fake_captured, fake_scattered
+    from cute_attn.mods.graph import Graph
+
+    graph = Graph.parse(spec.score.graph)
+    return {**fake_captured(graph), "scattered": fake_scattered(graph)}
