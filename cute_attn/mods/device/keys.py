@@ -19,7 +19,7 @@ from ..scatters import kind_of
 from .evaluator import Evaluator, Values
 from .operations import chosen, constant, smaller
 
-__all__ = ["Element", "KeyScores", "TileScores"]
+__all__ = ["Element", "Flow", "KeyGraph", "TilePredicate", "TileScores"]
 
 ITEM, KEY, TILE, KEY_OF_TILE, COLUMN, ELEMENT = range(6)
 # What is known in each scope, from what changes most seldom; a value belongs to the first that knows all it depends on.
@@ -68,39 +68,60 @@ class KeyEvaluator(Evaluator):
 
 
 @dataclass(frozen=True)
-class KeyScores:
-    """On the two keys of a thread in an item.
-
-    of_keys: for each the scopes that last for the item. last_row: the last one that there is.
-    targets: where what flows to captured tensors goes, fp32: for each scatter of the graph the gradient of its tensor,
-        or, of the kind "key", sums (batch, query heads, parts, keys), of which this thread writes the ones of `part`.
-    """
+class KeyGraph:
+    """A graph on the two keys of a thread in an item. of_keys: for each the scopes that last for the item. last_row:
+    the last one that there is."""
 
     evaluator: KeyEvaluator
     of_keys: list[Scopes]
     last_row: Any
-    targets: Any
-    batch: Any
-    keys: Any
-    seqlen_k: Any
-    part: Any
 
     @classmethod
-    def of(
-        cls, graph: str, tensors: Any, scalars: Any, targets: Any, batch: Any, keys: Any, lengths: Any, part: Any
-    ) -> "KeyScores":
+    def of(cls, graph: str, tensors: Any, scalars: Any, batch: Any, keys: Any, lengths: Any) -> "KeyGraph":
         """keys: the two; such as lie past the end repeat the last one. lengths: of queries and keys."""
         evaluator = KeyEvaluator(Graph.parse(graph), tensors, scalars)
         item = evaluator.filled(ITEM, {}, b=batch)
         of_keys = [evaluator.filled(KEY, item, kv=cutlass.min(key, lengths[1] - 1)) for key in keys]
-        return cls(evaluator, of_keys, lengths[0] - 1, targets, batch, keys, lengths[1], part)
+        return cls(evaluator, of_keys, lengths[0] - 1)
 
-    def in_tile(self, head: Any) -> "TileScores":
-        """On rows of a query head."""
-        e = self.evaluator
-        tile = e.filled(TILE, self.of_keys[0], h=head)[TILE]
-        scopes = [e.filled(KEY_OF_TILE, of_key | {TILE: tile}) for of_key in self.of_keys]
-        return TileScores(self, head, scopes)
+    def in_tile(self, head: Any) -> list[Scopes]:
+        """Of both keys, on rows of a query head."""
+        tile = self.evaluator.filled(TILE, self.of_keys[0], h=head)[TILE]
+        return [self.evaluator.filled(KEY_OF_TILE, of_key | {TILE: tile}) for of_key in self.of_keys]
+
+    def column(self, row: Any) -> Values:
+        """A place for what the keys share of a row. Rows past the end repeat the last one."""
+        return self.evaluator.given(q=cutlass.min(row, self.last_row))
+
+
+class TilePredicate:
+    """What thins a mask, in one tile."""
+
+    def __init__(self, graph: KeyGraph, head: Any) -> None:
+        self.graph, self.scopes = graph, graph.in_tile(head)
+
+    def column(self, row: Any) -> Values:
+        return self.graph.column(row)
+
+    def holds(self, key: int, column: Values) -> Any:
+        """Whether a row attends a key, 0 or 1, as far as it goes."""
+        e = self.graph.evaluator
+        return e.value(e.graph.outputs[0], self.scopes[key] | {COLUMN: column, ELEMENT: {}})
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Where what flows to captured tensors goes.
+
+    targets: fp32, for each scatter of the graph the gradient of its tensor, or, of the kind "key", sums (batch, query
+        heads, parts, keys), of which this thread writes those of `part` at its keys, if they are less than seqlen_k.
+    """
+
+    targets: Any
+    batch: Any
+    part: Any
+    keys: Any
+    seqlen_k: Any
 
 
 @dataclass(frozen=True)
@@ -113,21 +134,22 @@ class Element:
 
 
 class TileScores:
-    """Of one tile. Made, used and finished in one stretch of code without branches."""
+    """A graph of `cute_attn.mods.derivative` in one tile. Made, used and finished in one stretch of code without
+    branches."""
 
-    def __init__(self, scores: KeyScores, head: Any, scopes: list[Scopes]) -> None:
-        self.scores, self.head, self.scopes = scores, head, scopes
+    def __init__(self, scores: KeyGraph, head: Any, flow: Flow) -> None:
+        self.graph, self.evaluator, self.head, self.flow = scores, scores.evaluator, head, flow
+        self.scopes = scores.in_tile(head)
         graph = scores.evaluator.graph
         self.scatters = [(i, kind_of(graph, i)) for i in graph.outputs if graph.nodes[i].op == "scatter"]
         self.sums = [[Float32(0.0), Float32(0.0)] for _ in self.scatters]
 
     def column(self, row: Any) -> Values:
-        """A place for what the keys share of a row. Rows past the end repeat the last one."""
-        return self.scores.evaluator.given(q=cutlass.min(row, self.scores.last_row))
+        return self.graph.column(row)
 
     def element(self, key: int, column: Values, score: Any) -> Element:
         """key: 0 or 1, which of the two. score: scaled."""
-        e = self.scores.evaluator
+        e = self.evaluator
         scopes = self.scopes[key] | {COLUMN: column, ELEMENT: e.given(score=score)}
         new, slope = e.graph.outputs[:2]
         value = e.value(new, scopes)
@@ -143,7 +165,7 @@ class TileScores:
 
     def scatter(self, key: int, element: Element, gradient: Any) -> None:
         """Adds what flows to captured tensors. gradient: of the new score; 0 outside the mask."""
-        e = self.scores.evaluator
+        e = self.evaluator
         for place, (number, kind) in enumerate(self.scatters):
             node = e.graph.nodes[number]
             *indices, weight = node.operands
@@ -154,32 +176,32 @@ class TileScores:
             if kind == "key":
                 self.sums[place][key] = self.sums[place][key] + share
             else:
-                target = self.scores.targets[place]
+                target = self.flow.targets[place]
                 at = e._place(int(node.args[0]), [e.value(i, element.scopes) for i in indices])
                 add_at(target.iterator + cute.crd2idx(tuple(at), target.layout), share, gradient != Float32(0.0))
 
     def finish(self) -> None:
         """Adds the sums of the tile to those of its keys: a key of a head is one warp's alone, which has one order."""
-        e, own = self.scores.evaluator, self.scores
+        e, flow = self.evaluator, self.flow
         lane = cute.arch.lane_idx()
         for place, (number, kind) in enumerate(self.scatters):
             if kind != "key":
                 continue
             weight = e.graph.nodes[number].operands[-1]
-            target = own.targets[place]
+            target = flow.targets[place]
             for key in range(2):
                 total = self.sums[place][key]
                 for offset in (1, 2):
                     total = total + cute.arch.shuffle_sync_bfly(total, offset=offset)
                 if e.scopes[weight] < COLUMN:
                     total = self._weighed(total, weight, self.scopes[key])
-                at = (own.batch, self.head, own.part, own.keys[key])
-                there = (lane % 4 == key) & (own.keys[key] < own.seqlen_k)
+                at = (flow.batch, self.head, flow.part, flow.keys[key])
+                there = (lane % 4 == key) & (flow.keys[key] < flow.seqlen_k)
                 add_at(target.iterator + cute.crd2idx(at, target.layout), total, there)
 
     def _weighed(self, gradient: Any, weight: int, scopes: Scopes) -> Any:
         """0 where the gradient is, whatever the weight: outside the mask it may be infinite."""
-        e = self.scores.evaluator
+        e = self.evaluator
         if e.is_const(weight, 1.0):
             return gradient
         return chosen(gradient != Float32(0.0), gradient * e.value(weight, scopes), Float32(0.0))
