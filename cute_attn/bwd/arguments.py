@@ -36,7 +36,9 @@ class Tensors:
     dv: cute.Tensor | None  # like v, or fp32
     captured: Any  # tensors that the score_mod captured, as its graph has them; 0-d ones as (1,); None for none
     numbers: Any  # its run-time numbers
-    scattered: Any  # fp32, what flows to captured tensors: see `cute_attn.mods.device.keys.KeyScores`
+    scattered: Any  # fp32, what flows to captured tensors: see `cute_attn.mods.device.keys.Flow`
+    asked: Any  # tensors and numbers that the predicate of the mask captured
+    asked_numbers: Any
 
 
 @dataclass(frozen=True)
@@ -154,10 +156,10 @@ def fake_arguments(spec: BackwardSpec) -> tuple[Any, ...]:
 
 
 def _captured(spec: BackwardSpec) -> dict[str, Any]:
-    if not spec.score.graph:
-        return {"captured": None, "numbers": None, "scattered": None}
+    names = "captured", "numbers", "scattered", "asked", "asked_numbers"
+    if not (spec.score.graph or spec.mask.predicate):
+        return dict.fromkeys(names)
     from cute_attn.mods.device.arguments import fake_captured, fake_scattered
-    from cute_attn.mods.graph import Graph
 
-    graph = Graph.parse(spec.score.graph)
-    return {**fake_captured(graph), "scattered": fake_scattered(graph)}
+    score, predicate = spec.score.graph, spec.mask.predicate
+    return dict(zip(names, (*fake_captured(score), fake_scattered(score), *fake_captured(predicate)), strict=True))

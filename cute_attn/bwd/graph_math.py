@@ -119,7 +119,9 @@ class GraphMath(TileMath):
         if of_scores is not None:
             of_scores.finish()
 
-    def changed(self, graph: TileScores | None, score: Any, key: int, column: Any, where: Where) -> tuple[Any, Any, Any]:
+    def changed(
+        self, graph: TileScores | None, score: Any, key: int, column: Any, where: Where
+    ) -> tuple[Any, Any, Any]:
         """The new score; from its gradient that of the old one, None for the same; and, of a graph, its element."""
         if graph is None:
             x = self.score.changed(score, where)

@@ -29,7 +29,7 @@ def _stored(x: torch.Tensor) -> torch.Tensor:
     return x if x.ndim else x.view(1)
 
 
-NOTHING_CAPTURED: tuple[Any, ...] = (None, None, None)
+NOTHING_CAPTURED: tuple[Any, ...] = (None, None, None)  # as `CapturedGradients.targets` gives it
 
 
 class CapturedGradients:
@@ -50,7 +50,7 @@ class CapturedGradients:
         self._sums: dict[int, torch.Tensor] = {}  # by scatter
 
     def targets(self, batch: int, heads: int, keys: int, tile: BackwardTile) -> tuple[Any, ...]:
-        """The last three of `cute_attn.bwd.arguments.Tensors`. heads: of queries."""
+        """captured, numbers and scattered of `cute_attn.bwd.arguments.Tensors`. heads: of queries."""
         parts = 1 if tile.n == 128 else 2  # warpgroups that share a key, each with queries of its own
         found = []
         for scatter, tensor, kind in self._scatters:

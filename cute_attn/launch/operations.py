@@ -28,12 +28,13 @@ __all__ = ["BACKWARD", "DECODE", "FORWARD"]
 
 
 def _of_graphs(spec: AttentionSpec) -> tuple[str, ...]:
-    """What makes machine code of the graph that a spec carries, if it carries one."""
-    return ("mods/graph.py", "mods/device") if spec.score.graph else ()
+    """What makes machine code of the graphs that a spec carries, if it carries any."""
+    return ("mods/graph.py", "mods/device") if spec.score.graph or spec.mask.predicate else ()
 
 
 def _backward_sources(spec: BackwardSpec) -> tuple[str, ...]:
-    return ("bwd", *_of_graphs(spec), *["mods/scatters.py"] * bool(spec.score.graph))
+    of_graphs = _of_graphs(spec)
+    return ("bwd", *of_graphs, *["mods/scatters.py"] * bool(of_graphs))
 
 
 def _backward_forms(mask: MaskForm, score: ScoreForm) -> tuple[MaskForm, ScoreForm]:

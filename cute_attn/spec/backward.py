@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from .attention import AttentionSpec
@@ -71,5 +71,5 @@ def backward_forms(mask: MaskForm, score: ScoreForm) -> tuple[MaskForm, ScoreFor
     if score.kind == "scaled":  # its shift is no maximum, so that the exponential may carry any finite scale
         score = ScoreForm("plain")
     if score.kind == "softcap" and mask.is_bounded:  # its arithmetic leaves registers for one way to test bounds only
-        mask = MaskForm("many", True, True)
+        mask = replace(mask, layers="many", has_lower=True, has_upper=True)
     return mask, score

@@ -12,16 +12,21 @@ from .operations import STORED, VALUES
 __all__ = ["fake_captured", "fake_scattered"]
 
 
-def fake_captured(graph: Graph) -> dict[str, Any]:
-    """Tensors with any strides, and numbers; None for none."""
+def fake_captured(text: str) -> tuple[Any, Any]:
+    """Tensors with any strides, and numbers, of the graph with this text; None for none."""
+    if not text:
+        return None, None
+    graph = Graph.parse(text)
     captured = tuple(_fake(STORED[dtype], max(1, rank)) for dtype, rank in graph.tensors)
     numbers = tuple(VALUES[dtype](1) for dtype in graph.scalars)
-    return {"captured": captured or None, "numbers": numbers or None}
+    return captured or None, numbers or None
 
 
-def fake_scattered(graph: Graph) -> tuple[Any, ...] | None:
-    """What the scatters of a graph add to: see `cute_attn.mods.device.keys`."""
-    ranks = []
+def fake_scattered(text: str) -> tuple[Any, ...] | None:
+    """What the scatters of a graph add to: see `cute_attn.mods.device.keys.Flow`."""
+    if not text:
+        return None
+    graph, ranks = Graph.parse(text), []
     for number in graph.outputs:
         if graph.nodes[number].op == "scatter":
             rank = graph.tensors[int(graph.nodes[number].args[0])][1]
