@@ -36,12 +36,10 @@ class Graphs:
     def of(cls, spec: BackwardSpec, tensors: Tensors, batch: Any, keys: Any, part: Any) -> "Graphs":
         """part: as of Flow."""
         lengths = tensors.lse.shape[2], tensors.k.shape[1]
+        captured = (tensors.captured, tensors.numbers), (tensors.asked, tensors.asked_numbers)
         scores, predicate = (
-            KeyGraph.of(text, *captured, batch, keys, lengths) if text else None
-            for text, *captured in (
-                (spec.score.graph, tensors.captured, tensors.numbers),
-                (spec.mask.predicate, tensors.asked, tensors.asked_numbers),
-            )
+            KeyGraph.of(text, *of_text, batch, keys, lengths) if text else None
+            for text, of_text in zip((spec.score.graph, spec.mask.predicate), captured, strict=True)
         )
         return cls(scores, predicate, Flow(tensors.scattered, batch, part, keys, lengths[1]))
 
@@ -86,7 +84,7 @@ class GraphMath(TileMath):
             for b in range(2):
                 rows = [where.row + (16 * i + 8 * b + e) for e in range(2)]
                 columns = [None if of_scores is None else of_scores.column(row) for row in rows]
-                asked = [None if predicate is None else predicate.column(row) for row in rows]
+                asked: list[Any] = [None if predicate is None else predicate.column(row) for row in rows]
                 for h in range(2):
                     p, ds = [], []
                     for e in range(2):
