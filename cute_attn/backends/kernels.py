@@ -258,6 +258,11 @@ class Kernels:
         from ..launch.backward import backward
         from ..launch.captured import CapturedGradients
 
+        if thinned is not None:
+            raise NotImplementedError(
+                f"backend {self.name!r} has no kernels for gradients under a block_mask that cannot be read as intervals; "
+                f"{_ELSEWHERE}"
+            )
         if deterministic and score is not None:
             self._check_order(score, wanted)
         captured = None if score is None else CapturedGradients(score, wanted, q.device)
