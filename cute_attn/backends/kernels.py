@@ -260,8 +260,8 @@ class Kernels:
 
         if thinned is not None:
             raise NotImplementedError(
-                f"backend {self.name!r} has no kernels for gradients under a block_mask that cannot be read as intervals; "
-                f"{_ELSEWHERE}"
+                f"backend {self.name!r} has no kernels for gradients under a block_mask that cannot be read as "
+                f"intervals; {_ELSEWHERE}"
             )
         if deterministic and score is not None:
             self._check_order(score, wanted)

@@ -16,7 +16,7 @@ from cute_attn.sm90.ptx import asm
 
 from ..graph import INPUTS, Graph
 from ..scatters import kind_of
-from .evaluator import Evaluator, Values
+from .evaluator import Evaluator, Values, address
 from .operations import chosen, constant, smaller
 
 __all__ = ["Element", "Flow", "KeyGraph", "TilePredicate", "TileScores"]
@@ -36,9 +36,9 @@ class KeyEvaluator(Evaluator):
         super().__init__(graph, tensors, scalars)
         self.inputs = graph.inputs()
         self.scopes = [next(s for s, known in enumerate(_KNOWN) if found <= known) for found in self.inputs]
-        later: set[int] = {i for i in graph.outputs if graph.nodes[i].op != "scatter"}
+        later: set[int] = {i for i in graph.outputs if graph.nodes[i].action != "scatter"}
         for number, node in enumerate(graph.nodes):
-            other = node.op == "scatter"
+            other = node.action == "scatter"
             later |= {i for i in node.operands if other or self.scopes[i] != self.scopes[number]}
         self.kept = {scope: [i for i in sorted(later) if self.scopes[i] == scope] for scope in range(COLUMN)}
 
@@ -141,7 +141,7 @@ class TileScores:
         self.graph, self.evaluator, self.head, self.flow = scores, scores.evaluator, head, flow
         self.scopes = scores.in_tile(head)
         graph = scores.evaluator.graph
-        self.scatters = [(i, kind_of(graph, i)) for i in graph.outputs if graph.nodes[i].op == "scatter"]
+        self.scatters = [(i, kind_of(graph, i)) for i in graph.outputs if graph.nodes[i].action == "scatter"]
         self.sums = [[Float32(0.0), Float32(0.0)] for _ in self.scatters]
 
     def column(self, row: Any) -> Values:
@@ -177,8 +177,8 @@ class TileScores:
                 self.sums[place][key] = self.sums[place][key] + share
             else:
                 target = self.flow.targets[place]
-                at = e._place(int(node.args[0]), [e.value(i, element.scopes) for i in indices])
-                add_at(target.iterator + cute.crd2idx(tuple(at), target.layout), share, gradient != Float32(0.0))
+                at = e.place(node, [e.value(i, element.scopes) for i in indices])
+                add_at(address(target, at), share, gradient != Float32(0.0))
 
     def finish(self) -> None:
         """Adds the sums of the tile to those of its keys: a key of a head is one warp's alone, which has one order."""
@@ -195,9 +195,8 @@ class TileScores:
                     total = total + cute.arch.shuffle_sync_bfly(total, offset=offset)
                 if e.scopes[weight] < COLUMN:
                     total = self._weighed(total, weight, self.scopes[key])
-                at = (flow.batch, self.head, flow.part, flow.keys[key])
-                there = (lane % 4 == key) & (flow.keys[key] < flow.seqlen_k)
-                add_at(target.iterator + cute.crd2idx(at, target.layout), total, there)
+                at = [flow.batch, self.head, flow.part, flow.keys[key]]
+                add_at(address(target, at), total, (lane % 4 == key) & (flow.keys[key] < flow.seqlen_k))
 
     def _weighed(self, gradient: Any, weight: int, scopes: Scopes) -> Any:
         """0 where the gradient is, whatever the weight: outside the mask it may be infinite."""
