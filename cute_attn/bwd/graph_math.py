@@ -4,6 +4,7 @@ P and dS of an element are computed together, once both products are there: what
 score, its derivative and what flows to captured tensors.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -76,20 +77,22 @@ class GraphMath(TileMath):
             flags, certain = self.flags_of_marked(bounds, layers)
         elif masked and self.spec.mask.is_many:
             flags = self.flags_of_many(bounds, layers)
-        for i in range(self.queries // 16):
+        blocks = self.queries // 16
+        ahead = self.changed_block(of_scores, scores, where, 0)
+        for i in range(blocks):
+            changed, ahead = ahead, self.changed_block(of_scores, scores, where, i + 1) if i + 1 < blocks else []
             shifts, deltas = (self.of_thread(x, i) for x in statistics)
             limits = []
             if masked and self.staged_layers > 0:
                 limits = [[self.of_thread(bounds[None, y, z], i) for y in range(2)] for z in range(self.staged_layers)]
             for b in range(2):
                 rows = [where.row + (16 * i + 8 * b + e) for e in range(2)]
-                columns = [None if of_scores is None else of_scores.column(row) for row in rows]
                 asked: list[Any] = [None if predicate is None else predicate.column(row) for row in rows]
                 for h in range(2):
                     p, ds = [], []
                     for e in range(2):
                         k, row = 8 * i + 4 * b + 2 * h + e, 2 * b + e
-                        x, slope, element = self.changed(of_scores, scores[k], h, columns[e], self.at(where, k))
+                        x, slope, element = changed[k % 8]
                         exponent = fma(x, self.exp2_factor, shifts[row])
                         keep: Any = None
                         if predicate is not None:
@@ -117,16 +120,24 @@ class GraphMath(TileMath):
         if of_scores is not None:
             of_scores.finish()
 
-    def changed(
-        self, graph: TileScores | None, score: Any, key: int, column: Any, where: Where
-    ) -> tuple[Any, Any, Any]:
-        """The new score; from its gradient that of the old one, None for the same; and, of a graph, its element."""
-        if graph is None:
-            x = self.score.changed(score, where)
-            derivative = self.score.derivative(x, where)
-            return x, None if derivative is None else lambda gradient: gradient * derivative, None
-        element = graph.element(key, column, score * self.score.factor)
-        return element.score, lambda gradient: graph.by_score(element, gradient), element
+    def changed_block(self, graph: TileScores | None, scores: cute.Tensor, where: Where, i: int) -> list[Any]:
+        """Of registers 8i to 8i + 7: the new score; from its gradient that of the old one, None for the same; and, of a
+        graph, its element. A block is begun before the one before is done, so that what it reads is there in time."""
+        found: list[Any] = []
+        columns: dict[int, Any] = {}
+        for k in range(8 * i, 8 * i + 8):
+            at = self.at(where, k)
+            if graph is None:
+                x = self.score.changed(scores[k], at)
+                derivative = self.score.derivative(x, at)
+                found.append((x, None if derivative is None else functools.partial(_times, derivative), None))
+                continue
+            row, key = 4 * (k // 4) + k % 2, k // 2 % 2
+            if row not in columns:
+                columns[row] = graph.column(at.row)
+            element = graph.element(key, columns[row], scores[k] * self.score.factor)
+            found.append((element.score, functools.partial(graph.by_score, element), element))
+        return found
 
     @cute.jit
     def flags_of_marked(self, bounds, layers):
@@ -144,3 +155,7 @@ class GraphMath(TileMath):
                         flags[i // 4] = flags[i // 4] | (bit if inside else Uint32(0))
                         certain[i // 4] = certain[i // 4] | (bit if inside & (lo[row] < 0) else Uint32(0))
         return flags, certain
+
+
+def _times(derivative: Any, gradient: Any) -> Any:
+    return gradient * derivative

@@ -11,7 +11,7 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32
 
 from ..graph import COLUMN, ELEMENT, ITEM, ROW, Graph, Node
-from .operations import VALUES, chosen, computed, constant
+from .operations import VALUES, chosen, computed, constant, read
 
 __all__ = ["Evaluator", "Values", "address"]
 
@@ -81,9 +81,8 @@ class Evaluator:
 
     def _loaded(self, node: Node, indices: list[Any]) -> Any:
         """An element of a captured tensor."""
-        tensor = self.tensors[int(node.args[0])]
-        x = cute.make_tensor(address(tensor, self.place(node, indices)), cute.make_layout(1))[0]
-        return x != tensor.element_type(0) if node.dtype == "bool" else x.to(VALUES[node.dtype])
+        number = int(node.args[0])
+        return read(address(self.tensors[number], self.place(node, indices)), self.graph.tensors[number][0])
 
     def place(self, node: Node, indices: list[Any]) -> list[Any]:
         """Where in a captured tensor the indices of a load or a scatter point. Without a mark that all lie inside,

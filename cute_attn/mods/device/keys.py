@@ -9,7 +9,7 @@ from typing import Any
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Boolean, Float32, Int32
+from cutlass import Boolean, Float32
 from cutlass.cutlass_dsl import dsl_user_op
 
 from cute_attn.sm90.ptx import asm
@@ -178,7 +178,8 @@ class TileScores:
             else:
                 target = self.flow.targets[place]
                 at = e.place(node, [e.value(i, element.scopes) for i in indices])
-                add_at(address(target, at), share, gradient != Float32(0.0))
+                inside = node.op != node.action  # then elements outside the mask have places of their own, to add 0 to
+                add_at(address(target, at), share, None if inside else gradient != Float32(0.0))
 
     def finish(self) -> None:
         """Adds the sums of the tile to those of its keys: a key of a head is one warp's alone, which has one order."""
@@ -208,8 +209,10 @@ class TileScores:
 
 @dsl_user_op
 def add_at(target: Any, value: Any, condition: Any, *, loc: Any = None, ip: Any = None) -> None:
-    """Adds to a float in global memory where a condition holds, without a branch."""
-    flag = chosen(Boolean(condition), Int32(1), Int32(0))
-    operands = [x.ir_value(loc=loc, ip=ip) for x in (target.toint(loc=loc, ip=ip), Float32(value), flag)]
-    text = "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p red.global.add.f32 [$0], $1; }"
-    asm(None, operands, text, "l,f,r", loc, ip, has_side_effects=True)
+    """Adds to a float in global memory; condition: None, or where alone."""
+    operands = [x.ir_value(loc=loc, ip=ip) for x in (target.toint(loc=loc, ip=ip), Float32(value))]
+    text, constraints = "red.global.add.f32 [$0], $1;", "l,f"
+    if condition is not None:
+        operands.append(Boolean(condition).ir_value(loc=loc, ip=ip))
+        text, constraints = f"@$2 {text}", "l,f,b"
+    asm(None, operands, text, constraints, loc, ip, has_side_effects=True)
