@@ -44,9 +44,13 @@ class Graphs:
         )
         return cls(scores, predicate, Flow(tensors.scattered, batch, part, keys, lengths[1]))
 
-    def in_tile(self, head: Any, masked: bool) -> tuple[TileScores | None, TilePredicate | None]:
-        scores = None if self.scores is None else TileScores(self.scores, head, self.flow)
-        return scores, TilePredicate(self.predicate, head) if self.predicate is not None and masked else None
+    def in_tile(self, where: Where, masked: bool) -> tuple[TileScores | None, TilePredicate | None]:
+        """where: the first of the thread's scores is."""
+        scores, predicate = self.scores, self.predicate if masked else None
+        return (
+            None if scores is None else TileScores(scores, where.head, where.row, self.flow),
+            None if predicate is None else TilePredicate(predicate, where.head, where.row),
+        )
 
 
 class GraphMath(TileMath):
@@ -77,22 +81,20 @@ class GraphMath(TileMath):
             flags, certain = self.flags_of_marked(bounds, layers)
         elif masked and self.spec.mask.is_many:
             flags = self.flags_of_many(bounds, layers)
-        blocks = self.queries // 16
-        ahead = self.changed_block(of_scores, scores, where, 0)
-        for i in range(blocks):
-            changed, ahead = ahead, self.changed_block(of_scores, scores, where, i + 1) if i + 1 < blocks else []
+        ahead = self.changed(of_scores, scores, where, 0)
+        for i in range(self.queries // 16):
             shifts, deltas = (self.of_thread(x, i) for x in statistics)
             limits = []
             if masked and self.staged_layers > 0:
                 limits = [[self.of_thread(bounds[None, y, z], i) for y in range(2)] for z in range(self.staged_layers)]
             for b in range(2):
-                rows = [where.row + (16 * i + 8 * b + e) for e in range(2)]
-                asked: list[Any] = [None if predicate is None else predicate.column(row) for row in rows]
+                changed, ahead = ahead, self.changed(of_scores, scores, where, 8 * i + 4 * b + 4)
+                asked: list[Any] = [predicate and predicate.column(16 * i + 8 * b + e) for e in range(2)]
                 for h in range(2):
                     p, ds = [], []
                     for e in range(2):
                         k, row = 8 * i + 4 * b + 2 * h + e, 2 * b + e
-                        x, slope, element = changed[k % 8]
+                        x, slope, element = changed[k % 4]
                         exponent = fma(x, self.exp2_factor, shifts[row])
                         keep: Any = None
                         if predicate is not None:
@@ -120,22 +122,22 @@ class GraphMath(TileMath):
         if of_scores is not None:
             of_scores.finish()
 
-    def changed_block(self, graph: TileScores | None, scores: cute.Tensor, where: Where, i: int) -> list[Any]:
-        """Of registers 8i to 8i + 7: the new score; from its gradient that of the old one, None for the same; and, of a
-        graph, its element. A block is begun before the one before is done, so that what it reads is there in time."""
+    def changed(self, graph: TileScores | None, scores: cute.Tensor, where: Where, first: int) -> list[Any]:
+        """Of four registers, if there are: the new score; from its gradient that of the old one, None for the same; and
+        of a graph, its element. They are begun before those before are done, so that what is read is there in time."""
         found: list[Any] = []
         columns: dict[int, Any] = {}
-        for k in range(8 * i, 8 * i + 8):
+        for k in range(first, min(first + 4, cute.size(scores))):
             at = self.at(where, k)
             if graph is None:
                 x = self.score.changed(scores[k], at)
                 derivative = self.score.derivative(x, at)
                 found.append((x, None if derivative is None else functools.partial(_times, derivative), None))
                 continue
-            row, key = 4 * (k // 4) + k % 2, k // 2 % 2
-            if row not in columns:
-                columns[row] = graph.column(at.row)
-            element = graph.element(key, columns[row], scores[k] * self.score.factor)
+            offset, key = 16 * (k // 8) + 8 * (k // 4 % 2) + k % 2, k // 2 % 2
+            if offset not in columns:
+                columns[offset] = graph.column(offset)
+            element = graph.element(key, columns[offset], scores[k] * self.score.factor)
             found.append((element.score, functools.partial(graph.by_score, element), element))
         return found
 

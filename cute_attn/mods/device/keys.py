@@ -9,7 +9,7 @@ from typing import Any
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Boolean, Float32
+from cutlass import Boolean, Float32, Int32
 from cutlass.cutlass_dsl import dsl_user_op
 
 from cute_attn.sm90.ptx import asm
@@ -17,16 +17,19 @@ from cute_attn.sm90.ptx import asm
 from ..graph import INPUTS, Graph
 from ..scatters import kind_of
 from .evaluator import Evaluator, Values, address
-from .operations import chosen, constant, smaller
+from .operations import chosen, constant, read, smaller
 
 __all__ = ["Element", "Flow", "KeyGraph", "TilePredicate", "TileScores"]
 
 ITEM, KEY, TILE, KEY_OF_TILE, COLUMN, ELEMENT = range(6)
+ORIGIN, POINTERS, DISTANCE = range(6, 9)  # beside scopes: those of a row, with addresses of it, and how far it is away
 # What is known in each scope, from what changes most seldom; a value belongs to the first that knows all it depends on.
 _KNOWN = [{"b"}, {"b", "kv"}, {"b", "h"}, {"b", "h", "kv"}, {"b", "h", "q"}, set(INPUTS)]
 FINITE = 1.0e30  # beyond every score; what lies outside the mask may be NaN
+# Of floats, those that make no NaN and no infinity of numbers: they may be asked of rows past the end.
+TAME = {"score", "const", "scalar", "load_inside", "scatter_inside", "add", "sub", "mul", "neg", "where", "convert"}
 
-Scopes = dict[int, Values]
+Scopes = dict[int, Any]
 
 
 class KeyEvaluator(Evaluator):
@@ -36,6 +39,9 @@ class KeyEvaluator(Evaluator):
         super().__init__(graph, tensors, scalars)
         self.inputs = graph.inputs()
         self.scopes = [next(s for s, known in enumerate(_KNOWN) if found <= known) for found in self.inputs]
+        self.steps = self._steps()
+        self.is_tame = all(node.op in TAME for node in graph.nodes if node.dtype == "f32")
+        self.is_tame = self.is_tame and all(node.op != "load" for node in graph.nodes)
         later: set[int] = {i for i in graph.outputs if graph.nodes[i].action != "scatter"}
         for number, node in enumerate(graph.nodes):
             other = node.action == "scatter"
@@ -59,8 +65,41 @@ class KeyEvaluator(Evaluator):
             return constant(node)
         own = scopes[self.scopes[number]]
         if number not in own:
-            own[number] = self._computed(number, [self.value(i, scopes) for i in node.operands])
+            if node.action == "load":
+                tensor = int(node.args[0])
+                own[number] = read(self.pointer(number, self.tensors[tensor], scopes), self.graph.tensors[tensor][0])
+            else:
+                own[number] = self._computed(number, [self.value(i, scopes) for i in node.operands])
         return own[number]
+
+    def pointer(self, number: int, tensor: Any, scopes: Scopes) -> Any:
+        """To where a load or a scatter points in a tensor. In one that needs no guard, and whose last index goes with
+        the row, it is so far from where it points at the origin."""
+        node = self.graph.nodes[number]
+        indices = node.operands[: self.graph.tensors[int(node.args[0])][1]]
+        steps = [self.steps[i] for i in indices]
+        if node.op == node.action or not indices or any(steps[:-1]) or not steps[-1]:
+            return address(tensor, self.place(node, [self.value(i, scopes) for i in indices]))
+        pointers = scopes[ORIGIN][POINTERS]
+        if number not in pointers:
+            pointers[number] = address(tensor, self.place(node, [self.value(i, scopes[ORIGIN]) for i in indices]))
+        return pointers[number] + steps[-1] * scopes[DISTANCE]
+
+    def _steps(self) -> list[int | None]:
+        """By how much each integer grows from row to row; None if that is no fixed number."""
+        found: list[int | None] = []
+        for node, inputs in zip(self.graph.nodes, self.inputs, strict=True):
+            of = [found[i] for i in node.operands]
+            step: int | None = None
+            if node.op == "q":
+                step = 1
+            elif not inputs & {"q", "score"}:
+                step = 0
+            elif node.op in ("add", "sub") and node.dtype == "i32" and None not in of:
+                x, y = (int(x or 0) for x in of)
+                step = x + y if node.op == "add" else x - y
+            found.append(step)
+        return found
 
     def is_const(self, number: int, value: float) -> bool:
         node = self.graph.nodes[number]
@@ -89,24 +128,37 @@ class KeyGraph:
         tile = self.evaluator.filled(TILE, self.of_keys[0], h=head)[TILE]
         return [self.evaluator.filled(KEY_OF_TILE, of_key | {TILE: tile}) for of_key in self.of_keys]
 
-    def column(self, row: Any) -> Values:
-        """A place for what the keys share of a row. Rows past the end repeat the last one."""
-        return self.evaluator.given(q=cutlass.min(row, self.last_row))
+
+class TileGraph:
+    """A graph in one tile. Made, used and finished in one stretch of code without branches.
+
+    scopes: of both keys. first_row: of this thread in the tile.
+    """
+
+    def __init__(self, graph: KeyGraph, head: Any, first_row: Any) -> None:
+        self.graph, self.evaluator, self.head, self.first_row = graph, graph.evaluator, head, first_row
+        e = graph.evaluator
+        self.scopes = graph.in_tile(head)
+        origin = e.given(q=first_row if e.is_tame else Int32(0))
+        for scopes in self.scopes:
+            scopes[ORIGIN] = {**scopes, COLUMN: origin, ELEMENT: {}, POINTERS: {}}
+
+    def column(self, offset: int) -> Scopes:
+        """Scopes of a row so far behind the first, which the keys share. Rows past the end repeat the last one, where
+        that makes a difference."""
+        row = self.first_row + offset
+        if self.evaluator.is_tame:
+            return {COLUMN: self.evaluator.given(q=row), DISTANCE: offset}
+        row = cutlass.min(row, self.graph.last_row)
+        return {COLUMN: self.evaluator.given(q=row), DISTANCE: row}
 
 
-class TilePredicate:
-    """What thins a mask, in one tile."""
+class TilePredicate(TileGraph):
+    """What thins a mask."""
 
-    def __init__(self, graph: KeyGraph, head: Any) -> None:
-        self.graph, self.scopes = graph, graph.in_tile(head)
-
-    def column(self, row: Any) -> Values:
-        return self.graph.column(row)
-
-    def holds(self, key: int, column: Values) -> Any:
+    def holds(self, key: int, column: Scopes) -> Any:
         """Whether a row attends a key, 0 or 1, as far as it goes."""
-        e = self.graph.evaluator
-        return e.value(e.graph.outputs[0], self.scopes[key] | {COLUMN: column, ELEMENT: {}})
+        return self.evaluator.value(self.evaluator.graph.outputs[0], self.scopes[key] | column | {ELEMENT: {}})
 
 
 @dataclass(frozen=True)
@@ -133,24 +185,20 @@ class Element:
     scopes: Scopes
 
 
-class TileScores:
-    """A graph of `cute_attn.mods.derivative` in one tile. Made, used and finished in one stretch of code without
-    branches."""
+class TileScores(TileGraph):
+    """A graph of `cute_attn.mods.derivative`."""
 
-    def __init__(self, scores: KeyGraph, head: Any, flow: Flow) -> None:
-        self.graph, self.evaluator, self.head, self.flow = scores, scores.evaluator, head, flow
-        self.scopes = scores.in_tile(head)
+    def __init__(self, scores: KeyGraph, head: Any, first_row: Any, flow: Flow) -> None:
+        super().__init__(scores, head, first_row)
+        self.flow = flow
         graph = scores.evaluator.graph
         self.scatters = [(i, kind_of(graph, i)) for i in graph.outputs if graph.nodes[i].action == "scatter"]
         self.sums = [[Float32(0.0), Float32(0.0)] for _ in self.scatters]
 
-    def column(self, row: Any) -> Values:
-        return self.graph.column(row)
-
-    def element(self, key: int, column: Values, score: Any) -> Element:
+    def element(self, key: int, column: Scopes, score: Any) -> Element:
         """key: 0 or 1, which of the two. score: scaled."""
         e = self.evaluator
-        scopes = self.scopes[key] | {COLUMN: column, ELEMENT: e.given(score=score)}
+        scopes = self.scopes[key] | column | {ELEMENT: e.given(score=score)}
         new, slope = e.graph.outputs[:2]
         value = e.value(new, scopes)
         if "score" in e.inputs[slope]:  # past the end scores are 0, where such a function may have no value
@@ -168,7 +216,7 @@ class TileScores:
         e = self.evaluator
         for place, (number, kind) in enumerate(self.scatters):
             node = e.graph.nodes[number]
-            *indices, weight = node.operands
+            weight = node.operands[-1]
             if kind == "key" and e.scopes[weight] < COLUMN:  # the sum is weighed
                 self.sums[place][key] = self.sums[place][key] + gradient
                 continue
@@ -176,10 +224,9 @@ class TileScores:
             if kind == "key":
                 self.sums[place][key] = self.sums[place][key] + share
             else:
-                target = self.flow.targets[place]
-                at = e.place(node, [e.value(i, element.scopes) for i in indices])
                 inside = node.op != node.action  # then elements outside the mask have places of their own, to add 0 to
-                add_at(address(target, at), share, None if inside else gradient != Float32(0.0))
+                pointer = e.pointer(number, self.flow.targets[place], element.scopes)
+                add_at(pointer, share, None if inside else gradient != Float32(0.0))
 
     def finish(self) -> None:
         """Adds the sums of the tile to those of its keys: a key of a head is one warp's alone, which has one order."""

@@ -80,19 +80,19 @@ def chosen(condition: Any, x: Any, y: Any) -> Any:
     return type(x)(select_(condition, x, y))
 
 
-# dtype of a captured tensor -> how an element is read as a value: PTX, result and its constraint. Such reads pass by
-# what is written, so that many are under way at once.
+# dtype of a captured tensor -> how an element is read as a value: PTX, result and its constraint. Such reads keep their
+# order
 _READ: dict[str, tuple[str, Any, str]] = {
-    "f64": ("{ .reg .f64 x; ld.global.nc.f64 x, [$1]; cvt.rn.f32.f64 $0, x; }", Float32, "f"),
-    "f32": ("ld.global.nc.f32 $0, [$1];", Float32, "f"),
-    "bf16": ("{ .reg .b32 x; ld.global.nc.u16 x, [$1]; shl.b32 x, x, 16; mov.b32 $0, x; }", Float32, "f"),
-    "fp16": ("{ .reg .b16 x; ld.global.nc.b16 x, [$1]; cvt.f32.f16 $0, x; }", Float32, "f"),
-    "i64": ("ld.global.nc.s64 $0, [$1];", Int64, "l"),
-    "i32": ("ld.global.nc.s32 $0, [$1];", Int32, "r"),
-    "i16": ("ld.global.nc.s16 $0, [$1];", Int32, "r"),
-    "i8": ("ld.global.nc.s8 $0, [$1];", Int32, "r"),
-    "u8": ("ld.global.nc.u8 $0, [$1];", Int32, "r"),
-    "bool": ("ld.global.nc.u8 $0, [$1];", Int32, "r"),
+    "f64": ("{ .reg .f64 x; ld.global.f64 x, [$1]; cvt.rn.f32.f64 $0, x; }", Float32, "f"),
+    "f32": ("ld.global.f32 $0, [$1];", Float32, "f"),
+    "bf16": ("{ .reg .b32 x; ld.global.u16 x, [$1]; shl.b32 x, x, 16; mov.b32 $0, x; }", Float32, "f"),
+    "fp16": ("{ .reg .b16 x; ld.global.b16 x, [$1]; cvt.f32.f16 $0, x; }", Float32, "f"),
+    "i64": ("ld.global.s64 $0, [$1];", Int64, "l"),
+    "i32": ("ld.global.s32 $0, [$1];", Int32, "r"),
+    "i16": ("ld.global.s16 $0, [$1];", Int32, "r"),
+    "i8": ("ld.global.s8 $0, [$1];", Int32, "r"),
+    "u8": ("ld.global.u8 $0, [$1];", Int32, "r"),
+    "bool": ("ld.global.u8 $0, [$1];", Int32, "r"),
 }
 
 
