@@ -191,7 +191,10 @@ class TileScores(TileGraph):
     def __init__(self, scores: KeyGraph, head: Any, first_row: Any, flow: Flow) -> None:
         super().__init__(scores, head, first_row)
         self.flow = flow
-        graph = scores.evaluator.graph
+        graph, inputs = scores.evaluator.graph, scores.evaluator.inputs
+        # Whether there may be no number past the end: of a score of 0, or where a table is read that no row asks for.
+        reads = any(node.action == "load" and "q" in of for node, of in zip(graph.nodes, inputs, strict=True))
+        self.may_be_none = "score" in inputs[graph.outputs[1]] or (scores.evaluator.is_tame and reads)
         self.scatters = [(i, kind_of(graph, i)) for i in graph.outputs if graph.nodes[i].action == "scatter"]
         self.sums = [[Float32(0.0), Float32(0.0)] for _ in self.scatters]
 
@@ -201,7 +204,7 @@ class TileScores(TileGraph):
         scopes = self.scopes[key] | column | {ELEMENT: e.given(score=score)}
         new, slope = e.graph.outputs[:2]
         value = e.value(new, scopes)
-        if "score" in e.inputs[slope]:  # past the end scores are 0, where such a function may have no value
+        if self.may_be_none:
             value = smaller(value, Float32(FINITE))
         return Element(value, None if e.is_const(slope, 1.0) else e.value(slope, scopes), scopes)
 
