@@ -78,7 +78,8 @@ class KeyEvaluator(Evaluator):
         node = self.graph.nodes[number]
         indices = node.operands[: self.graph.tensors[int(node.args[0])][1]]
         steps = [self.steps[i] for i in indices]
-        if node.op == node.action or not indices or any(steps[:-1]) or not steps[-1]:
+        goes_with_the_row = steps[-1:] in ([1], [-1]) and not any(step != 0 for step in steps[:-1])
+        if node.op == node.action or not goes_with_the_row:
             return address(tensor, self.place(node, [self.value(i, scopes) for i in indices]))
         pointers = scopes[ORIGIN][POINTERS]
         if number not in pointers:
