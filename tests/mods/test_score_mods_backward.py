@@ -52,17 +52,20 @@ def in_one_order(c):
     return score_mod
 
 
-def check(intervals, made, *, heads=(4, 2), batch=1, dims=(64, 64), exact=None, dtype=BF16, table=torch.float32, **how):
+def check(mask, made, *, heads=(4, 2), batch=1, dims=(64, 64), exact=None, dtype=BF16, table=torch.float32, **how):
     """At most twice as far from the formula in fp64 as the formula in the inputs' dtype.
 
     made: from what is captured to the score_mod; exact: the same on attended pairs, with numbers elsewhere. how: lse,
-    whether it has a gradient; scale; deterministic; leaves: "all", or "captured" where q, k and v need none.
+    whether it has a gradient; scale; deterministic; leaves: "all", or "captured" where q, k and v need none; attended:
+    dense, of a mask that is not intervals.
     """
-    rows, keys = intervals.seqlen_q, intervals.seqlen_k
+    attended = how.get("attended")
+    if attended is None:
+        attended = mask.to_dense().view(mask.batch, mask.heads, mask.seqlen_q, mask.seqlen_k)
+    rows, keys = attended.shape[2:]
     shapes = (batch, heads[0], rows, dims[0]), (batch, heads[1], keys, dims[0]), (batch, heads[1], keys, dims[1])
     qkv, captured = [torch.randn(shape).to(dtype) for shape in shapes], Learned(heads[0], batch, table)
     dout, dlse = torch.randn(*shapes[0][:3], dims[1]).to(dtype), torch.randn(shapes[0][:3])
-    attended = intervals.to_dense().view(intervals.batch, intervals.heads, rows, keys)
     needs, has_lse = how.get("leaves", "all") == "all", how.get("lse", True)
 
     def results(kind, captured, attend):
@@ -77,7 +80,7 @@ def check(intervals, made, *, heads=(4, 2), batch=1, dims=(64, 64), exact=None, 
 
     def kernels(inputs, captured):
         scale = how.get("scale")
-        return flex_attention(*inputs, made(captured), intervals, scale=scale, enable_gqa=True, return_lse=True)
+        return flex_attention(*inputs, made(captured), mask, scale=scale, enable_gqa=True, return_lse=True)
 
     def formula(inputs, captured, kind):
         return dense_flex(*inputs, (exact or made)(captured), attended, how.get("scale"), kind)[:2]
