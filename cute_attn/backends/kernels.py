@@ -32,12 +32,15 @@ _ELSEWHERE = "with cute_attn.backend('reference') it runs in plain PyTorch"
 
 @dataclass(frozen=True)
 class Kernels:
-    """See `cute_attn.backends.interface.Backend`; the fields are the options of `cute_attn.backend`."""
+    """See `cute_attn.backends.interface.Backend`; the fields are the options of `cute_attn.backend`, and the tiles that
+    a call asks for, which `ops.plans` reads."""
 
     name: KernelBackend
     softmax: Softmax = "stale"
     mode: str = "eager"
     seed: int = 0
+    tile: str = ""
+    backward_tile: str = ""
 
     def check_served(self, dtype: torch.dtype, head_dims: tuple[int, int], device: torch.device) -> None:
         other = "with cute_attn.backend('reference') they run in plain PyTorch"
@@ -189,14 +192,12 @@ class Kernels:
         deterministic: bool,
         max_scores: bool,
     ) -> None:
-        if score is None or thinned is not None or max_scores:
-            what = "max_scores" if thinned is None else "a block_mask that cannot be read as intervals"
-            raise NotImplementedError(f"backend {self.name!r} has no kernels for {what}; {_ELSEWHERE}")
-        if lacking := without_code(score.graph):
-            raise NotImplementedError(
-                f"backend {self.name!r} has no machine code for {lacking} in a score_mod; {_ELSEWHERE}"
-            )
-        if deterministic and gradients:
+        for function, name in ((score, "score_mod"), (None if thinned is None else thinned.predicate, "mask_mod")):
+            if function is not None and (lacking := without_code(function.graph)):
+                raise NotImplementedError(
+                    f"backend {self.name!r} has no machine code for {lacking} in a {name}; {_ELSEWHERE}"
+                )
+        if deterministic and gradients and score is not None:
             self._check_order(score, wanted)
 
     def _check_order(self, score: Traced, wanted: Sequence[bool]) -> None:
@@ -224,18 +225,19 @@ class Kernels:
         from ..launch.forward import forward
 
         plan = forward_plan(mask) if isinstance(mask, Plan) else mask
-        out, lse, _ = forward(
+        return forward(
             q,
             k,
             v,
             plan,
             softmax_scale=softmax_scale,
+            return_max_scores=return_max_scores,
             score_mod=score,
+            predicate=None if thinned is None else thinned.predicate,
             backend=self.name,
             order=self._order,
             softmax=self.softmax,
         )
-        return out, lse, None
 
     def mods_backward(
         self,
@@ -258,11 +260,6 @@ class Kernels:
         from ..launch.backward import backward
         from ..launch.captured import CapturedGradients
 
-        if thinned is not None:
-            raise NotImplementedError(
-                f"backend {self.name!r} has no kernels for gradients under a block_mask that cannot be read as "
-                f"intervals; {_ELSEWHERE}"
-            )
         if deterministic and score is not None:
             self._check_order(score, wanted)
         captured = None if score is None else CapturedGradients(score, wanted, q.device)
@@ -278,6 +275,7 @@ class Kernels:
             dlse=dlse,
             needs=(needs[0], needs[1], needs[2]),
             captured=captured,
+            predicate=None if thinned is None else thinned.predicate,
             deterministic=deterministic,
             backend=self.name,
             order=self._order,

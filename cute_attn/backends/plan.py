@@ -9,25 +9,28 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from ..mask import IntervalMask
+from .tiles import read_tile
 
 if TYPE_CHECKING:
     from ..launch.backward import BackwardPlan
     from ..launch.forward import ForwardPlan
+    from ..spec.forward import Softmax
     from ..spec.tiles import BackwardTile, TileConfig
 
 __all__ = ["FORM", "Call", "Plan", "backward_plan", "forward_plan", "make_plan", "tuned_generation"]
 
 Tensor = torch.Tensor
-FORWARD, BACKWARD = 7, 7  # numbers in a plan's form, behind the heads
-FORM = FORWARD + BACKWARD
+MASK, FORWARD, BACKWARD = 2, 7, 7  # numbers in a plan's form
+FORM = MASK + FORWARD + BACKWARD
 
 
 class Plan(NamedTuple):
     """Of backend "reference" lo, hi, form and the seal; all of it on one device but for form and seal, on the CPU.
 
-    lo, hi: of the IntervalMask.
-    form: int64 (1,), the heads of the mask; on kernels (15,), with what chooses them: the fields of the forward's tile
-        and layers, has_lower, has_upper of its schedule; the same of the backward, zeros if it has no tables.
+    lo, hi: of the IntervalMask; on kernels of one that a predicate thins, as `cute_attn.mask.thinned` has them tested.
+    form: int64 (1,), the heads of the mask; on kernels (16,), with what chooses them: whether lo has marks; the fields
+        of the forward's tile and layers, has_lower, has_upper of its schedule; the same of the backward, zeros if it
+        has no tables.
     items, runs, idle_keys: as in `cute_attn.launch.forward.ForwardPlan`.
     key_items, key_runs, bounds, key_idle_rows, key_idle_keys, turn_ranges, turn_runs: as in
         `cute_attn.launch.backward.BackwardPlan`, in this order.
@@ -54,12 +57,18 @@ class Plan(NamedTuple):
         """1, or how many heads of the mask have planes of their own."""
         return int(self.form[0])
 
+    @property
+    def is_marked(self) -> bool:
+        """On kernels, whether some intervals are marked as certain."""
+        return bool(self.form[1])
+
 
 class Call(NamedTuple):
     """What besides a mask chooses the plan of a call.
 
-    exact: whether the kernel keeps the exact maximum. backward: whether a backward may follow. tuned: which tables of
-    tiles it was planned with, see `tuned_generation`.
+    exact: whether the kernel keeps the exact maximum. backward: whether a backward may follow. has_graph: whether a
+    score_mod or a predicate comes with the mask. tuned: which tables of
+    tiles it was planned with, see `tuned_generation`. tile, backward_tile: that it asks for, see `tiles`; "" for none.
     """
 
     dtype: torch.dtype
@@ -70,7 +79,10 @@ class Call(NamedTuple):
     exact: bool
     backward: bool
     deterministic: bool
+    has_graph: bool
     tuned: int
+    tile: str = ""
+    backward_tile: str = ""
 
 
 def tuned_generation() -> int:
@@ -86,13 +98,16 @@ def make_plan(mask: IntervalMask, call: Call) -> Plan:
     from ..launch.forward import plan_forward
 
     arguments = call.dtype, (call.head_dim, call.head_dim_v), (call.heads_q, call.heads_k)
-    forward = plan_forward(mask, *arguments, "exact" if call.exact else "stale")
-    numbers: list[int] = [mask.heads, *astuple(forward.tile), *forward[1:4]]
-    tables: tuple[Tensor | None, ...] = forward[7:]
+    softmax: Softmax = "exact" if call.exact else "stale"
+    tile = read_tile("tile", call.tile)
+    forward = plan_forward(mask, *arguments, softmax, tile, has_graph=call.has_graph)
+    numbers: list[int] = [mask.heads, forward.is_marked, *astuple(forward.tile), *forward[1:4]]
+    tables: tuple[Tensor | None, ...] = forward[8:]
     if call.backward:
-        backward = plan_backward(mask, *arguments, call.deterministic)
-        numbers, tables = [*numbers, *astuple(backward.tile), *backward[1:4]], (*tables, *backward[7:])
-    numbers += [0] * (1 + FORM - len(numbers))
+        backward_tile = read_tile("backward_tile", call.backward_tile)
+        backward = plan_backward(mask, *arguments, call.deterministic, backward_tile)
+        numbers, tables = [*numbers, *astuple(backward.tile), *backward[1:4]], (*tables, *backward[8:])
+    numbers += [0] * (FORM - len(numbers))
     return Plan(forward.lo, forward.hi, torch.tensor(numbers, dtype=torch.int64, device="cpu"), *tables)
 
 
@@ -101,7 +116,7 @@ def forward_plan(plan: Plan) -> ForwardPlan:
     from ..launch.forward import ForwardPlan
 
     form = tuple(plan.form.tolist())
-    return ForwardPlan(*_forward_form(form), form[0], plan.lo, plan.hi, *plan[3:6])  # type: ignore[arg-type]
+    return ForwardPlan(*_forward_form(form), plan.is_marked, form[0], plan.lo, plan.hi, *plan[3:6])  # type: ignore[arg-type]
 
 
 def backward_plan(plan: Plan) -> BackwardPlan:
@@ -109,7 +124,7 @@ def backward_plan(plan: Plan) -> BackwardPlan:
     from ..launch.backward import BackwardPlan
 
     form = tuple(plan.form.tolist())
-    return BackwardPlan(*_backward_form(form), form[0], plan.lo, plan.hi, *plan[6:13])  # type: ignore[arg-type]
+    return BackwardPlan(*_backward_form(form), plan.is_marked, form[0], plan.lo, plan.hi, *plan[6:13])  # type: ignore[arg-type]
 
 
 @functools.lru_cache
@@ -117,7 +132,7 @@ def _forward_form(form: tuple[int, ...]) -> tuple[TileConfig, int, bool, bool]:
     """The first fields of a ForwardPlan."""
     from ..spec.tiles import TileConfig
 
-    m, n, stages, ping_pong, layers, has_lower, has_upper = form[1 : 1 + FORWARD]
+    m, n, stages, ping_pong, layers, has_lower, has_upper = form[MASK : MASK + FORWARD]
     return TileConfig(m, n, stages, bool(ping_pong)), layers, bool(has_lower), bool(has_upper)
 
 
@@ -126,5 +141,5 @@ def _backward_form(form: tuple[int, ...]) -> tuple[BackwardTile, int, bool, bool
     """The first fields of a BackwardPlan."""
     from ..spec.tiles import BackwardTile
 
-    *tile, layers, has_lower, has_upper = form[1 + FORWARD :]
+    *tile, layers, has_lower, has_upper = form[MASK + FORWARD :]
     return BackwardTile(*tile), layers, bool(has_lower), bool(has_upper)

@@ -26,8 +26,11 @@ class Tensors:
     hi: Any
     sink: Any  # (batch, heads_q, seqlen_q), fp32: logsumexp of the row's sinks; any strides, 0 included
     max_logits: Any  # (batch, heads_q), fp32, -inf beforehand
+    max_scores: Any  # like lse
     captured: Any  # tensors that the score_mod captured, as its graph has them; 0-d ones as (1,); None for none
     numbers: Any  # its run-time numbers
+    asked: Any  # the same of the predicate of the mask
+    asked_numbers: Any
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,9 @@ def fake_arguments(spec: ForwardSpec) -> tuple[Any, ...]:
         hi=intervals[1],
         sink=sink,
         max_logits=array(Float32, batch, heads_q) if spec.max_logits else None,
-        **_captured(spec),
+        max_scores=array(Float32, batch, heads_q, seqlen_q) if spec.max_scores else None,
+        **dict(zip(("captured", "numbers"), _captured(spec.score.graph), strict=True)),
+        **dict(zip(("asked", "asked_numbers"), _captured(spec.mask.predicate), strict=True)),
     )
     idle_keys = array(Int32, cute.sym_int(), cute.sym_int(), 32)
     items, runs = (array(Int32, cute.sym_int(), len(row._fields)) for row in (ItemRow, RunRow))
@@ -114,9 +119,9 @@ def fake_arguments(spec: ForwardSpec) -> tuple[Any, ...]:
     return tensors, schedule, scalars, cute.runtime.make_fake_stream(use_tvm_ffi_env_stream=True)
 
 
-def _captured(spec: ForwardSpec) -> dict[str, Any]:
-    if not spec.score.graph:
-        return {"captured": None, "numbers": None}
-    from cute_attn.mods.device.arguments import fake_captured
+def _captured(text: str) -> tuple[Any, Any]:
+    if not text:
+        return None, None
+    from cute_attn.mods.device.arguments import fake_captured  # other kernels are not made from it
 
-    return dict(zip(("captured", "numbers"), fake_captured(spec.score.graph), strict=True))
+    return fake_captured(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cute_attn.spec.forward import ForwardSpec
 from cute_attn.spec.tiles import SHARED_MEMORY, TileConfig
 
-__all__ = ["check", "default_tile", "out_shares_queries", "shared_memory_bytes"]
+__all__ = ["check", "default_tile", "graph_tile", "out_shares_queries", "shared_memory_bytes"]
 
 ALIGNMENT = 1024  # of each tile in shared memory
 # fp32 and packed registers of a thread that S, O and P may take together, by number of consumer warpgroups: what
@@ -74,3 +74,12 @@ _DEFAULTS = {
 def default_tile(head_dim: int, head_dim_v: int) -> TileConfig:
     """The tile that a kernel of these head dims, as in HEAD_DIMS, gets unless told otherwise."""
     return _DEFAULTS[head_dim, head_dim_v]
+
+
+def graph_tile(head_dim: int, head_dim_v: int) -> TileConfig:
+    """The same for a kernel whose spec carries a graph, which takes registers of its own."""
+    tile = default_tile(head_dim, head_dim_v)
+    return TileConfig(tile.m, _OF_GRAPHS.get((head_dim, head_dim_v), tile.n))
+
+
+_OF_GRAPHS = {(192, 192): 96, (256, 256): 64}  # keys

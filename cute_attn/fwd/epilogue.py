@@ -14,7 +14,8 @@ __all__ = ["write_rows"]
 
 @cute.jit
 def write_rows(tensors, item, row, softmax, out):
-    """Normalises `out` of this thread's rows `row` and `row + 8`, writes their LSE and their share of max_logits.
+    """Normalises `out` of this thread's rows `row` and `row + 8`, writes their LSE, their largest scores and their
+    share of max_logits.
 
     A row without keys has l = 0: its output is 0, its LSE that of its sinks, -inf without.
     """
@@ -36,12 +37,20 @@ def write_rows(tensors, item, row, softmax, out):
                 log2_sum = joined
         if cute.arch.lane_idx() % 4 == 0 and row + 8 * h < seqlen_q:
             tensors.lse[item.batch, item.head, row + 8 * h] = log2_sum * LN_2
+            if const_expr(tensors.max_scores is not None):
+                tensors.max_scores[item.batch, item.head, row + 8 * h] = largest_score(softmax, h)
     rescale(out, weight)
     if cute.arch.vote_any_sync(without_keys[0] | without_keys[1]):  # 0 * NaN of other rows' values is NaN
         for k in range_constexpr(cute.size(out)):
             out[k] = 0.0 if without_keys[(k >> 1) & 1] else out[k]
     if const_expr(tensors.max_logits is not None):
         write_max_logits(tensors, item, row, softmax)
+
+
+@cute.jit
+def largest_score(softmax, h):
+    """Of row h, as the score_mod gave it; -inf without keys."""
+    return softmax.top[h] * (softmax.factor * LN_2) if softmax.top[h] > softmax.no_key else -Float32.inf
 
 
 @cute.jit

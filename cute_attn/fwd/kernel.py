@@ -64,11 +64,12 @@ class Consumer:
 @dataclass(frozen=True)
 class Rows:
     """What a thread knows of its two rows of an item: their intervals, where the first of their scores would be in a
-    tile whose first key is the first of all, and what a score_mod does to them."""
+    tile whose first key is the first of all, what a score_mod does to them and which pairs a predicate leaves."""
 
     bounds: RowBounds
     where: Where
-    mod: Any  # RowScores, None if the spec carries no graph
+    mod: Any  # RowScores, None if the score carries no graph
+    predicate: Any  # RowPredicate, None if the mask carries no graph
 
 
 class ForwardKernel:
@@ -188,7 +189,8 @@ class ForwardKernel:
         transposed = cute.make_ordered_layout((self.dim_v, self.n, self.tile.stages), order=(1, 0, 2))
         out = cute.make_rmem_tensor(pv.partition_shape_C((ROWS, self.dim_v)), Float32)
         scalars, form = arguments.scalars, self.spec.score
-        softmax = OnlineSoftmax.make(self.n, self.bf16, scalars.exp2_factor, form.no_key, self.spec.max_logits)
+        track_top = self.spec.max_logits or self.spec.max_scores
+        softmax = OnlineSoftmax.make(self.n, self.bf16, scalars.exp2_factor, form.no_key, track_top)
         turns = Turns(group, self.consumers, self.tile.ping_pong)
         c = Consumer(
             shared=shared,
@@ -254,7 +256,7 @@ class ForwardKernel:
         else:
             bounds = RowBounds.dense(self.n, tensors.k.shape[1])
         where = Where(item.batch, item.head, row, bounds.first_column)
-        return Rows(bounds, where, self.mod(tensors, where))
+        return Rows(bounds, where, *self.graphs(tensors, where))
 
     @cute.jit
     def first_tile(self, c, rows, tile):
@@ -265,8 +267,8 @@ class ForwardKernel:
         place = Place.read(c.shared.places, c.shared.keys.slot(tile))
         warpgroup.wait_group(0)
         c.shared.keys.release(tile)
-        self.change(c, scores, rows, place)
-        rows.bounds.apply(scores, place)
+        self.change(c, scores, rows, place, False)
+        rows.bounds.apply(scores, place, rows.predicate)
         c.softmax.first(scores, cute.recast_tensor(c.p[0], Int32))
 
     @cute.jit
@@ -336,9 +338,9 @@ class ForwardKernel:
         place = Place.read(c.shared.places, c.shared.keys.slot(tile))  # before the slot is released
         warpgroup.wait_group(1)
         c.shared.keys.release(tile)
-        self.change(c, scores, rows, place)
+        self.change(c, scores, rows, place, not masked)
         if const_expr(masked):
-            rows.bounds.apply(scores, place)
+            rows.bounds.apply(scores, place, rows.predicate)
         return scores
 
     def finish_values(self, c, tile) -> None:
@@ -352,20 +354,24 @@ class ForwardKernel:
         gemm(c.op_pv, c.out, c.p[0], c.v[None, None, None, c.shared.values.slot(tile)], False)
         self.finish_values(c, tile)
 
-    def mod(self, tensors: Tensors, where: Where) -> Any:
-        """The score_mod that the spec carries, on a thread's rows."""
-        if not self.spec.score.graph:
-            return None
-        from cute_attn.mods.device.rows import RowScores  # other kernels are not made from it
+    def graphs(self, tensors: Tensors, where: Where) -> tuple[Any, Any]:
+        """The score_mod and the predicate that the spec carries, on a thread's rows."""
+        score, predicate = self.spec.score.graph, self.spec.mask.predicate
+        if not (score or predicate):
+            return None, None
+        from cute_attn.mods.device.rows import RowPredicate, RowScores  # other kernels are not made from it
 
-        lengths = tensors.lse.shape[2], tensors.k.shape[1]
-        return RowScores.of(self.spec.score.graph, tensors.captured, tensors.numbers, where, *lengths)
+        ends = tensors.lse.shape[2], RowBounds.dense(self.n, tensors.k.shape[1])
+        return (
+            RowScores.of(score, tensors.captured, tensors.numbers, where, *ends) if score else None,
+            RowPredicate.of(predicate, tensors.asked, tensors.asked_numbers, where, *ends) if predicate else None,
+        )
 
     @cute.jit
-    def change(self, c, scores, rows, place):
-        """What the spec does to scores before they are masked."""
+    def change(self, c, scores, rows, place, is_inside: cutlass.Constexpr):
+        """What the spec does to scores before they are masked. is_inside: whether the tile ends before the keys do."""
         if const_expr(rows.mod is not None):
-            rows.mod.change(scores, rows.where.column + place.first, c.score.factor)
+            rows.mod.change(scores, place, c.score.factor, is_inside)
         elif const_expr(self.spec.score.is_changed):
             where = rows.where.moved(0, place.first)
             for k in range_constexpr(cute.size(scores)):

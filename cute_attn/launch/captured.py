@@ -1,4 +1,4 @@
-"""What a score_mod captured, as kernels take it, and its gradients."""
+"""What a score_mod or a predicate captured, as kernels take it, and its gradients."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from .tensors import rows_contiguous
 __all__ = ["NOTHING_CAPTURED", "CapturedGradients", "captured_by", "in_no_order", "text_of"]
 
 
-def captured_by(function: Traced) -> tuple[tuple[torch.Tensor, ...] | None, tuple[int | float, ...] | None]:
+def captured_by(function: Traced | None) -> tuple[tuple[torch.Tensor, ...] | None, tuple[int | float, ...] | None]:
     """Its tensors, 0-d ones as (1,), with a last stride of 1, and its numbers; None for none."""
+    if function is None:
+        return None, None
     return tuple(map(_stored, function.tensors)) or None, tuple(function.scalars) or None
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from cute_attn.fwd.config import default_tile
+from cute_attn.fwd.config import default_tile, graph_tile
 from cute_attn.mask import IntervalMask
 from cute_attn.mods.trace import Traced
 from cute_attn.spec.forward import ForwardSpec, Softmax
@@ -28,7 +28,7 @@ __all__ = ["ForwardPlan", "forward", "plan_forward"]
 class ForwardPlan(NamedTuple):
     """What a forward reads of its mask, for one tile.
 
-    heads: of the mask. lo, hi: its intervals.
+    is_marked, lo, hi: the intervals as they are tested, see `cute_attn.mask.thinned`. heads: of the mask.
     items, runs: the forward table of its schedule, whose layers, has_lower, has_upper and idle_keys these are.
     """
 
@@ -36,6 +36,7 @@ class ForwardPlan(NamedTuple):
     layers: int
     has_lower: bool
     has_upper: bool
+    is_marked: bool
     heads: int
     lo: torch.Tensor
     hi: torch.Tensor
@@ -51,21 +52,27 @@ def plan_forward(
     heads: tuple[int, int],
     softmax: Softmax,
     tile: TileConfig | None = None,
+    *,
+    has_graph: bool = False,
 ) -> ForwardPlan:
     """The plan for tensors of such head dims (of q and v) and numbers of heads (of q and k) on the mask's device.
 
-    tile: None takes what was measured fastest for such a problem, else the default.
+    tile: None takes what was measured fastest for such a problem, else the default. has_graph: whether a score_mod or a
+        predicate comes with the mask, with which nothing was measured.
     """
     if tile is None:
         dims = kernel_dims(*head_dims)
-        tile = default_tile(*dims)
-        if softmax == "stale":  # tables hold what was measured with it
+        tile = graph_tile(*dims) if has_graph else default_tile(*dims)
+        if softmax == "stale" and not has_graph:  # tables hold what was measured with it
             tile = tuned_tile("fwd", DTYPE_NAMES[dtype], dims, heads, mask, mask.device, tile)
     schedule = mask.schedule((tile.m, tile.n))
     facts = schedule.layers, schedule.has_lower, schedule.has_upper
     table = schedule.forward
-    bounds = rows_contiguous(mask.lo), rows_contiguous(mask.hi)
-    return ForwardPlan(tile, *facts, mask.heads, *bounds, table.items, table.runs, schedule.idle_keys)
+    thinning = mask._thinning
+    lo, hi = (mask.lo, mask.hi) if thinning is None else (thinning.lo, thinning.tested.hi)
+    bounds = rows_contiguous(lo), rows_contiguous(hi)
+    is_marked = thinning is not None and thinning.is_marked
+    return ForwardPlan(tile, *facts, is_marked, mask.heads, *bounds, table.items, table.runs, schedule.idle_keys)
 
 
 def forward(
@@ -77,8 +84,10 @@ def forward(
     softmax_scale: float,
     softcap: float = 0.0,
     score_mod: Traced | None = None,
+    predicate: Traced | None = None,
     sink_lse: torch.Tensor | None = None,
     return_max_logits: bool = False,
+    return_max_scores: bool = False,
     sm_margin: int = 0,
     backend: KernelBackend = "sm90",
     order: Order | None = None,
@@ -95,41 +104,43 @@ def forward(
             tensors.
         softmax_scale: any finite number; zero and negative ones take a variant that scales the scores first.
         score_mod: what changes the scaled scores, and softcap is 0. Its captured tensors lie on the device of q.
+        predicate: what thins the mask, which is one of `cute_attn.mask.thinned`, or its plan.
         sink_lse: fp32, broadcastable to (batch, heads_q, seqlen_q): logsumexp of the sinks of a row.
         backend, order: see `cute_attn.launch.run.run`.
-        softmax: how the maximum is kept, see `cute_attn.fwd.softmax`; with return_max_logits always "exact".
+        softmax: how the maximum is kept, see `cute_attn.fwd.softmax`; always "exact" with return_max_logits or
+            return_max_scores, one of which may be asked for.
         fp32_out: whether out is fp32, unrounded, to be merged with that over other keys.
         tile: as in plan_forward, where mask is an IntervalMask.
 
     Returns:
         out (batch, seqlen_q, heads_q, head_dim_v) like q or fp32, lse (batch, heads_q, seqlen_q) fp32 with sinks
-        included, and max_logits (batch, heads_q) fp32 or None.
+        included, and max_logits (batch, heads_q), max_scores (batch, heads_q, seqlen_q), fp32, or None.
     """
     batch, seqlen_q, heads_q, head_dim = q.shape
     seqlen_k, head_dim_v = v.shape[1], v.shape[3]
     out = q.new_empty(batch, seqlen_q, heads_q, head_dim_v, dtype=torch.float32 if fp32_out else q.dtype)
     lse = q.new_empty(batch, heads_q, seqlen_q, dtype=torch.float32)
     max_logits = q.new_full((batch, heads_q), -math.inf, dtype=torch.float32) if return_max_logits else None
+    max_scores = torch.empty_like(lse) if return_max_scores else None
     if sink_lse is not None:
         sink_lse = sink_lse.expand(batch, heads_q, seqlen_q)
     if out.numel() == 0:
-        return out, lse, max_logits
+        return out, lse, max_logits if max_scores is None else max_scores
     dims = kernel_dims(head_dim, head_dim_v)
-    if return_max_logits:
+    if return_max_logits or return_max_scores:
         softmax = "exact"
     plan = mask
     if isinstance(plan, IntervalMask):
-        plan = plan_forward(plan, q.dtype, (head_dim, head_dim_v), (heads_q, k.shape[2]), softmax, tile)
+        has_graph = score_mod is not None or predicate is not None
+        heads = heads_q, k.shape[2]
+        plan = plan_forward(plan, q.dtype, (head_dim, head_dim_v), heads, softmax, tile, has_graph=has_graph)
     if seqlen_k == 0 or plan.runs.shape[0] == 0:
         lse.copy_(sink_lse) if sink_lse is not None else lse.fill_(-math.inf)
-        return out.zero_(), lse, max_logits
-    form, score = MaskForm.of(plan.layers, plan.has_lower, plan.has_upper), ScoreForm.of(softmax_scale, softcap)
-    captured: tuple[Any, Any] = None, None
-    if score_mod is not None:
-        score, captured = (
-            ScoreForm("graph", text_of(score_mod, (batch, heads_q, seqlen_q, seqlen_k))),
-            captured_by(score_mod),
-        )
+        return out.zero_(), lse, max_logits if max_scores is None else max_scores.fill_(-math.inf)
+    sizes = batch, heads_q, seqlen_q, seqlen_k
+    asked = "" if predicate is None else text_of(predicate, sizes)
+    form = MaskForm.of(plan.layers, plan.has_lower, plan.has_upper, asked, plan.is_marked)
+    score = ScoreForm.of(softmax_scale, softcap) if score_mod is None else ScoreForm("graph", text_of(score_mod, sizes))
     spec = spec_of(
         ForwardSpec,
         dtype=DTYPE_NAMES[q.dtype],
@@ -139,16 +150,18 @@ def forward(
         score=score,
         sink=sink_lse is not None,
         max_logits=return_max_logits,
+        max_scores=return_max_scores,
         softmax=softmax,
         fp32_out=fp32_out,
         tile=plan.tile,
     )
     q, k, v = (in_kernel_form(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     bounds = (plan.lo, plan.hi) if form.is_bounded else (None, None)
-    tensors = (q, k, v, out, lse, *bounds, sink_lse, max_logits, *captured)
+    captured = *captured_by(score_mod), *captured_by(predicate)
+    tensors = (q, k, v, out, lse, *bounds, sink_lse, max_logits, max_scores, *captured)
     sharing = batch if plan.lo.shape[0] == plan.heads else 1, heads_q if plan.heads == 1 else 1
     ctas = max(1, multiprocessors(q.device) - sm_margin)
     scalars = (*score.factors(softmax_scale, softcap), *sharing, plan.heads, ctas)
     arguments = (tensors, (plan.items, plan.runs, plan.idle_keys), scalars)
-    run(spec, arguments, backend, (out, lse), order)
-    return out, lse, max_logits
+    run(spec, arguments, backend, (out, lse, max_scores), order)
+    return out, lse, max_logits if max_scores is None else max_scores

@@ -33,7 +33,7 @@ def in_kernel_form(name: str, x: torch.Tensor) -> torch.Tensor:
 
 
 def rows_contiguous(x: torch.Tensor) -> torch.Tensor:
-    """Bounds of a mask as the kernel reads them, row after row."""
+    """Bounds of a mask, and captured tensors, as kernels read them, row after row."""
     return x if x.stride(-1) == 1 else x.clone(memory_format=torch.contiguous_format)
 
 

@@ -44,6 +44,7 @@ class IntervalMask:
     _schedules: dict[tuple[int, int], TileSchedule] = field(default_factory=dict, init=False)
     _derived: dict[Hashable, Any] = field(default_factory=dict, init=False)  # what kernels read besides schedules
     _plans: dict[Hashable, Any] = field(default_factory=dict, init=False)  # what travels into ops, by kind of call
+    _thinning: Any = field(default=None, init=False)  # of `mask.thinned`, where a predicate leaves some of the pairs
     _prepare: ClassVar[Callable[..., None]]  # of `prepare`; set by `ops`, which stands above masks
     _text: ClassVar[Callable[..., str]]  # of `draw`, and the bytes of a PNG: set by `draw.py`, which reads masks
     _png: ClassVar[Callable[..., bytes]]
@@ -83,6 +84,7 @@ class IntervalMask:
             object.__setattr__(mask, name, value)
         for name in ("_schedules", "_derived", "_plans"):
             object.__setattr__(mask, name, {})
+        object.__setattr__(mask, "_thinning", None)
         return mask
 
     @classmethod
@@ -232,7 +234,8 @@ class IntervalMask:
         """The tile schedule for `(rows, keys)` tiles, made once and kept."""
         tile = check_tile(tile)
         if tile not in self._schedules:
-            self._schedules[tile] = TileSchedule.from_mask(self, tile)
+            thinning = self._thinning
+            self._schedules[tile] = TileSchedule.from_mask(self, tile) if thinning is None else thinning.schedule(tile)
         return self._schedules[tile]
 
     def prepare(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, backward: bool = True) -> IntervalMask:

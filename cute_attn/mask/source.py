@@ -10,6 +10,7 @@ import torch
 
 from .intervals import IntervalMask
 from .layer import Reach, cache_mask, token_mask
+from .thinned import thin
 from .window import windowed_documents
 
 __all__ = ["MaskSource"]
@@ -22,6 +23,9 @@ class MaskSource(NamedTuple):
     "window"        None, None, None; the same as one document
     "intervals"     lo, hi of an IntervalMask that is made inside a compiled function, None; with its heads
     "chosen"        the same, of a mask that the values of a call chose: it will not come again, and is not kept
+    "thinned", "marked"  lo and hi of an IntervalMask, stacked; the same of those of its pairs that a predicate cannot
+                    take away; bool `(planes, rows + keys)`, which rows attend and which keys are attended at all;
+                    "marked" where the predicate may be false in the second; with their heads
     "tokens"        segment ids or None, bidirectional mask or None, None; see `layer.token_mask`, and `layer.Reach` for
                     window and chunk; the first row stands at offset
     "active"        the same, where the id 1 attends
@@ -51,6 +55,8 @@ class MaskSource(NamedTuple):
     @property
     def planes(self) -> int:
         """Of the mask: those of intervals, one for each batch element where that is told, else 1."""
+        if self.kind in _THINNED:
+            return self.tensors[0].shape[1]
         batched = self.kind in ("intervals", "chosen", "tokens", "active", "prefill", "decode")
         return self.tensors[0].shape[0] if batched and self.tensors else 1
 
@@ -90,4 +96,25 @@ class MaskSource(NamedTuple):
             return windowed_documents(first.to(device), second, seqlen_q, seqlen_k, *window)
         if self.kind == "slices":
             return IntervalMask.from_slices(first, second, self.third, seqlen_q, seqlen_k, device)
-        return IntervalMask._made(first.to(device), second.to(device), seqlen_k, self.heads)
+        if self.kind not in _THINNED:
+            return IntervalMask._made(first.to(device), second.to(device), seqlen_k, self.heads)
+        mask, certain = (
+            IntervalMask._made(x[0], x[1], seqlen_k, self.heads) for x in (first.to(device), second.to(device))
+        )
+        rows, keys = self.tensors[2].to(device).split((seqlen_q, seqlen_k), 1)
+        return thin(mask, certain, rows, keys, holds=self.kind == "thinned")
+
+    @classmethod
+    def of_mask(cls, mask: IntervalMask) -> MaskSource:
+        """Of a mask that is there, thinned or not."""
+        thinning = mask._thinning
+        if thinning is None:
+            return cls("intervals", mask.lo, mask.hi, heads=mask.heads)
+        ends = torch.stack([mask.lo, mask.hi])
+        certain = thinning.certain
+        certain_ends = ends[:, :, :0] if certain is None else torch.stack([certain.lo, certain.hi])
+        attended = torch.cat([(mask.lo < mask.hi).any(1), ~thinning.idle_keys], 1)
+        return cls("marked" if thinning.is_marked else "thinned", ends, certain_ends, attended, heads=mask.heads)
+
+
+_THINNED = ("thinned", "marked")

@@ -101,9 +101,16 @@ class TileSchedule:
         """Lowers an interval mask to tiles of `(rows, keys)`; ValueError for a tile that is not two ints >= 1."""
         if not isinstance(mask, Intervals):
             raise TypeError(f"mask must be an IntervalMask, got {shown(mask)}")
-        tile = check_tile(tile)
+        return cls._of(mask, check_tile(tile), mask, _idle_keys(mask))
+
+    @classmethod
+    def _of(
+        cls, mask: Intervals, tile: tuple[int, int], covering: Intervals | None, idle_keys: torch.Tensor
+    ) -> TileSchedule:
+        """covering: the intervals that make tiles full, some of the mask's pairs; None for none. idle_keys: bool
+        `(planes, seqlen_k)`."""
         grid = _Grid(mask.planes, -(-mask.seqlen_q // tile[0]), -(-mask.seqlen_k // tile[1]), mask.layers)
-        segments = _classify(mask, tile, grid)
+        segments = _classify(mask, tile, grid, covering)
         has_lower, has_upper = needs_bounds(mask)
         return cls(
             tile=tile,
@@ -116,7 +123,7 @@ class TileSchedule:
             forward=_table(segments, grid.planes, grid.q_tiles, grid.layers),
             backward=_table(_transpose(segments, grid), grid.planes, grid.k_tiles, grid.layers),
             idle_rows=by_lane((mask.lo >= mask.hi).all(1), tile[0]),
-            idle_keys=by_lane(_idle_keys(mask), tile[1]),
+            idle_keys=by_lane(idle_keys, tile[1]),
         )
 
     @property
@@ -184,23 +191,31 @@ class _Segments(NamedTuple):
     state: torch.Tensor
 
 
-def _classify(mask: Intervals, tile: tuple[int, int], grid: _Grid) -> _Segments:
+def _classify(mask: Intervals, tile: tuple[int, int], grid: _Grid, covering: Intervals | None) -> _Segments:
     """Sweeps the ends of all intervals of each query tile over the key tiles.
 
-    A tile of keys is touched where at least one interval reaches into it, and full where intervals contain it in as
-    many rows as the query tile has (the intervals of one row are disjoint and do not touch, so at most one does).
+    A tile of keys is touched where at least one interval reaches into it, and full where intervals of `covering`
+    contain it in as many rows as the query tile has (those of one row are disjoint and do not touch, so at most one
+    does).
     """
     group, layer, weight, touch, cover = _distinct_intervals(mask, tile, grid)
     rows = _valid_rows(mask, tile, grid)
     width = grid.k_tiles + 1
+    cover_group, cover_weight = group, weight
+    if covering is None:
+        cover_group, cover_weight, cover = group[:0], weight[:0], [x[:0] for x in cover]
+    elif covering is not mask:
+        of_covering = grid._replace(layers=covering.layers)
+        cover_group, _, cover_weight, _, cover = _distinct_intervals(covering, tile, of_covering)
     covers = cover[0] < cover[1]
     keys = torch.cat([group * width + touch[0], group * width + touch[1]])
-    cover_keys = torch.cat([(group * width + x)[covers] for x in cover])
+    cover_keys = torch.cat([(cover_group * width + x)[covers] for x in cover])
+    cover_weight = cover_weight[covers]
     one = torch.ones_like(weight)
     key, place = torch.cat([keys, cover_keys]).unique(return_inverse=True)
     delta = torch.zeros(2, key.numel(), dtype=torch.int64, device=key.device)
     delta[0].index_add_(0, place[: keys.numel()], torch.cat([one, -one]))
-    delta[1].index_add_(0, place[keys.numel() :], torch.cat([weight[covers], -weight[covers]]))
+    delta[1].index_add_(0, place[keys.numel() :], torch.cat([cover_weight, -cover_weight]))
     touched, covered = delta.cumsum(1)  # every group sums to zero, so nothing carries over
     kind = (touched > 0).long() + (covered == rows[key // width]).long() * (touched > 0)
     begin, end = place[: group.numel()], place[group.numel() : keys.numel()]

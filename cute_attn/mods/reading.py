@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 
 from ..mask import IntervalMask
 from ..mask.blocks import BlockGrid
+from ..mask.thinned import thin
+from .eager import outside_of_graphs
 from .evaluate import evaluate
 from .recognise import recognise
 from .trace import Traced
 
-__all__ = ["Captured", "Reading", "read_function", "read_lists", "version_of"]
+__all__ = ["Captured", "Reading", "Seen", "read_function", "read_lists", "version_of"]
 
 _PAIRS = 1 << 18  # evaluated together
 
@@ -80,6 +82,21 @@ def _name(x: torch.Tensor, mask_mod: Callable[..., Any]) -> str:
     return next((f"{name!r}, {shown}" for name, value in read.items() if value is x), shown)
 
 
+class Seen(NamedTuple):
+    """What a predicate leaves of a mask, plane by plane.
+
+    mask: with planes for what the predicate reads. certain: its pairs that are attended whatever the predicate says.
+    rows, keys: bool `(planes, seqlen_q)`, `(planes, seqlen_k)`, which attend, and are attended, at all. holds: whether
+    the predicate is true in all certain pairs.
+    """
+
+    mask: IntervalMask
+    certain: IntervalMask | None
+    rows: torch.Tensor
+    keys: torch.Tensor
+    holds: bool
+
+
 @dataclass(frozen=True)
 class Reading:
     """The pairs that are attended: those of `full`, and those of `intervals` where the predicate holds.
@@ -94,6 +111,16 @@ class Reading:
     predicate: Captured | None = None
     holds_in_full: bool = True
     reason: str = ""
+    _thin: list[IntervalMask] = field(default_factory=list)  # the mask of `thinned`, once it is known
+
+    def thinned(self, batch: int, heads: int) -> IntervalMask:
+        """The intervals with what kernels must know of the predicate, found once: it is asked for all pairs.
+
+        batch, heads: of the block mask.
+        """
+        if not self._thin:
+            self._thin.append(_thinned(self, batch, heads))
+        return self._thin[0]
 
     def restricted(self, seqlen_q: int, seqlen_k: int) -> Reading:
         """The first rows and keys."""
@@ -102,7 +129,7 @@ class Reading:
         return Reading(intervals, full, self.predicate, self.holds_in_full, self.reason)
 
     def to(self, device: torch.device | str | int) -> Reading:
-        full = None if self.full is None else self.full.to(device)
+        full = None if self.full is None else self.full.to(device)  # what kernels must know is found there anew
         return Reading(self.intervals.to(device), full, self.predicate, self.holds_in_full, self.reason)
 
 
@@ -125,9 +152,11 @@ def read_function(
     found = recognise(captured.traced, seqlen_q, seqlen_k, batch, heads, device)
     if found.predicate is None:
         return Reading(found.intervals), None
-    grid = _evaluated(found.intervals, found.predicate, block, batch, heads)
-    intervals = found.intervals & grid.pairs(grid.listed)
-    return Reading(intervals, grid.pairs(grid.full), captured.part(found.predicate), True, found.reason), grid
+    grid, seen = _evaluated(found.intervals, None, found.predicate, block, batch, heads)
+    intervals, full = seen.mask & grid.pairs(grid.listed), grid.pairs(grid.full)
+    reading = Reading(intervals, full, captured.part(found.predicate), True, found.reason)
+    reading._thin.append(thin(intervals, full, seen.rows, seen.keys, holds=True))
+    return reading, grid
 
 
 def read_lists(captured: Captured, grid: BlockGrid, batch: int, heads: int) -> Reading:
@@ -144,65 +173,113 @@ def read_lists(captured: Captured, grid: BlockGrid, batch: int, heads: int) -> R
     return Reading(intervals, full if has_full else None, predicate, not has_full, found.reason)
 
 
-def _evaluated(mask: IntervalMask, predicate: Traced, block: tuple[int, int], batch: int, heads: int) -> BlockGrid:
-    """The blocks of a mask thinned by a predicate: how many pairs of each are attended says what it is."""
+@outside_of_graphs
+def _thinned(reading: Reading, batch: int, heads: int) -> IntervalMask:
+    assert reading.predicate is not None
+    block = 128, 128
+    _, seen = _evaluated(reading.intervals, reading.full, reading.predicate.traced, block, batch, heads)
+    return thin(seen.mask, seen.certain, seen.rows, seen.keys, seen.holds)
+
+
+def _evaluated(
+    mask: IntervalMask,
+    certain: IntervalMask | None,
+    predicate: Traced,
+    block: tuple[int, int],
+    batch: int,
+    heads: int,
+) -> tuple[BlockGrid, Seen]:
+    """The blocks of a mask thinned by a predicate, as how many pairs of each are attended says, and what is left of
+    it."""
     graph = predicate.graph
     batch = max(mask.batch, batch if graph.reads("b") else 1)
     heads = max(mask.heads, heads if graph.reads("h") else 1)
     mask = mask._expanded(batch, heads)
+    certain = None if certain is None else certain._expanded(batch, heads)
     rows, columns = -(-mask.seqlen_q // block[0]), -(-mask.seqlen_k // block[1])
     met = BlockGrid.from_mask(mask, block).listed
     states = torch.zeros(batch, heads, rows, columns, dtype=torch.int8, device=mask.device)
+    seen_rows, seen_keys = (
+        torch.zeros(mask.planes, n, dtype=torch.bool, device=mask.device) for n in (mask.seqlen_q, mask.seqlen_k)
+    )
+    holds = True
     for plane in range(mask.planes):
         b, h = divmod(plane, heads)
+        asked = _Rows(mask, certain, predicate, plane, b, h, seen_rows[plane], seen_keys[plane])
         for row in range(rows):
             lo, hi = met.lo[plane, :, row], met.hi[plane, :, row]
             at = torch.arange(columns, device=mask.device)[:, None]
             is_met = ((at >= lo) & (at < hi)).any(1)
             keys = is_met.repeat_interleave(min(block[1], mask.seqlen_k))[: mask.seqlen_k].nonzero()[:, 0]
-            count = _count(_Rows(mask, predicate, plane, b, h), row * block[0], block, keys, columns)
+            count, here = _count(asked, row * block[0], block, keys, columns)
+            holds &= here
             states[b, h, row] = (count > 0).to(torch.int8) + (count == block[0] * block[1]).to(torch.int8)
-    return BlockGrid.from_states(states, block, mask.seqlen_q, mask.seqlen_k)
+    grid = BlockGrid.from_states(states, block, mask.seqlen_q, mask.seqlen_k)
+    return grid, Seen(mask, certain, seen_rows, seen_keys, holds)
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Some rows of a plane."""
+    """The rows of a plane; seen_rows, seen_keys: of `Seen`, of this plane, to be filled."""
 
     mask: IntervalMask
+    certain: IntervalMask | None
     predicate: Traced
     plane: int
     b: int
     h: int
+    seen_rows: torch.Tensor
+    seen_keys: torch.Tensor
 
-    def attended(self, begin: int, end: int, keys: torch.Tensor) -> torch.Tensor:
-        """bool `(rows, keys)` of the rows [begin, end) and some keys."""
-        device = self.mask.device
-        inside = torch.zeros(end - begin, len(keys), dtype=torch.bool, device=device)
-        for lo, hi in zip(self.mask.lo[self.plane], self.mask.hi[self.plane], strict=True):
+    def attended(self, begin: int, end: int, keys: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """bool `(rows, keys)` of the rows [begin, end) and some keys, and whether the predicate holds where it is not
+        asked."""
+        inside = self._inside(self.mask, begin, end, keys)
+        if self.certain is None:
+            return inside & self._holds(begin, end, keys, inside), True
+        certain = self._inside(self.certain, begin, end, keys)
+        try:
+            said = self._holds(begin, end, keys, inside | certain)
+        except (IndexError, ZeroDivisionError):  # it has no answer in some certain pairs, unless it has none elsewhere
+            return certain | (inside & self._holds(begin, end, keys, inside & ~certain)), False
+        return certain | (inside & said), bool((said | ~certain).all())
+
+    def _inside(self, mask: IntervalMask, begin: int, end: int, keys: torch.Tensor) -> torch.Tensor:
+        inside = torch.zeros(end - begin, len(keys), dtype=torch.bool, device=keys.device)
+        for lo, hi in zip(mask.lo[self.plane], mask.hi[self.plane], strict=True):
             inside |= (keys >= lo[begin:end, None]) & (keys < hi[begin:end, None])
+        return inside
+
+    def _holds(self, begin: int, end: int, keys: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
         inputs = {
-            "b": torch.tensor(self.b, device=device),
-            "h": torch.tensor(self.h, device=device),
-            "q": torch.arange(begin, end, device=device)[:, None],
+            "b": torch.tensor(self.b, device=keys.device),
+            "h": torch.tensor(self.h, device=keys.device),
+            "q": torch.arange(begin, end, device=keys.device)[:, None],
             "kv": keys,
         }
         graph = self.predicate.graph
         inputs = {name: x for name, x in inputs.items() if graph.reads(name)}
         (holds,) = evaluate(
-            graph, inputs, self.predicate.tensors, self.predicate.scalars, torch.float32, inside, "mask_mod"
+            graph, inputs, self.predicate.tensors, self.predicate.scalars, torch.float32, asked, "mask_mod"
         )
-        return inside & holds
+        return holds
 
 
-def _count(rows: _Rows, first: int, block: tuple[int, int], keys: torch.Tensor, columns: int) -> torch.Tensor:
-    """How many pairs of each block of a block row are attended, `(columns,)`; `keys` are those that may be."""
-    count = torch.zeros(columns, dtype=torch.int64, device=keys.device)
+def _count(
+    rows: _Rows, first: int, block: tuple[int, int], keys: torch.Tensor, columns: int
+) -> tuple[torch.Tensor, bool]:
+    """How many pairs of each block of a block row are attended, `(columns,)`; `keys` are those that may be. And whether
+    the predicate holds where it is not asked."""
+    count, holds = torch.zeros(columns, dtype=torch.int64, device=keys.device), True
     end = min(first + block[0], rows.mask.seqlen_q)
     height = min(256, end - first)
     width = max(1, _PAIRS // height)
     for begin in range(first, end, height):
         for some in keys.split(width) if len(keys) else ():
-            attended = rows.attended(begin, min(begin + height, end), some)
+            here = slice(begin, min(begin + height, end))
+            attended, all_hold = rows.attended(here.start, here.stop, some)
+            holds &= all_hold
+            rows.seen_rows[here] |= attended.any(1)
+            rows.seen_keys[some] |= attended.any(0)
             count.index_add_(0, some // block[1], attended.sum(0))
-    return count
+    return count, holds

@@ -89,7 +89,7 @@ def flex_attention(
     softmax_scale = check_scale(scale, query.shape[3], "scale")
     wanted = _aux_request(return_lse, return_aux)
     backend = backend_with(resolve(query.device), kernel_options)
-    mask, thinned = _mask_argument(block_mask, query, key)
+    mask, thinned = _mask_argument(block_mask, query, key, backend)
     score = None if score_mod is None else _traced(score_mod, query.device)
     batch = query.shape[0]
     q, k, v = (x.transpose(1, 2) for x in (query, key.expand(batch, -1, -1, -1), value.expand(batch, -1, -1, -1)))
@@ -176,8 +176,10 @@ def _traced(score_mod: Any, device: torch.device) -> Traced:
     return traced
 
 
-def _mask_argument(block_mask: Any, query: Tensor, key: Tensor) -> tuple[IntervalMask | MaskSource, Thinned | None]:
-    """The pairs that may be attended, and what thins them."""
+def _mask_argument(
+    block_mask: Any, query: Tensor, key: Tensor, backend: str
+) -> tuple[IntervalMask | MaskSource, Thinned | None]:
+    """The pairs that may be attended, and what thins them; kernels must know more of these pairs than the reference."""
     if block_mask is None:
         return MaskSource("window"), None
     planes: tuple[int, ...]
@@ -193,6 +195,8 @@ def _mask_argument(block_mask: Any, query: Tensor, key: Tensor) -> tuple[Interva
             thinned = Thinned(reading.predicate.traced, reading.full)
         _check_shared(blocks.reads_planes(), planes, query)
     _check_mask(mask, planes, query, key)
+    if thinned is not None and backend != "reference":
+        mask = reading.thinned(planes[0], planes[1])
     return mask, thinned
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import BackendRequest
+from ..backends.tiles import TILES, tile_text
 from ..mask.checks import shown
 
 __all__ = ["backend_with"]
@@ -17,12 +18,14 @@ TRITON = (
     *("waves_per_eu", "matrix_instr_nonkdim", "kpack", "BACKEND", "OUTPUT_LOGSUMEXP", "OUTPUT_MAX"),
 )
 PREFIXES = ("fwd_", "bwd_")
+KEYS = "'softmax', 'tile' and 'backward_tile'"
 
 
 def backend_with(backend: str, options: dict[str, Any] | None) -> str:
     """The text of a backend, with the options of a call in it.
 
-    Raises TypeError for what is no dict, ValueError naming an option that is unknown or torch's, or its value.
+    Raises TypeError for what is no dict, ValueError naming an option that is unknown or torch's, and either for a value
+    that is none of the option's.
     """
     if options is None:
         return backend
@@ -37,13 +40,14 @@ def backend_with(backend: str, options: dict[str, Any] | None) -> str:
         if plain in TRITON:
             raise ValueError(
                 f"kernel_options must not have {name!r}, which tunes torch's Triton kernels: leave it out; ours take "
-                "'softmax'"
+                f"{KEYS}"
             )
-        if name != "softmax":
-            raise ValueError(f"kernel_options must have no keys but 'softmax', got {name!r}")
-    if options["softmax"] not in SOFTMAX:
-        raise ValueError(f"kernel_options['softmax'] must be 'stale' or 'exact', got {options['softmax']!r}")
+        if name not in ("softmax", *TILES):
+            raise ValueError(f"kernel_options must have no keys but {KEYS}, got {name!r}")
+    texts = {name: tile_text(f"kernel_options[{name!r}]", name, options[name]) for name in TILES if name in options}
+    if "softmax" in options:
+        texts["softmax"] = options["softmax"]
+        if options["softmax"] not in SOFTMAX:
+            raise ValueError(f"kernel_options['softmax'] must be 'stale' or 'exact', got {options['softmax']!r}")
     request = BackendRequest.parse(backend)
-    if request.name == "reference":
-        return backend
-    return BackendRequest(request.name, {**request.options, "softmax": options["softmax"]}).text
+    return backend if request.name == "reference" else BackendRequest(request.name, {**request.options, **texts}).text

@@ -15,6 +15,7 @@ from torch._library.fake_impl import allocate_size
 from ..backend import option_of
 from ..backends.find import find
 from ..backends.plan import FORM, Call, Plan, make_plan, tuned_generation
+from ..backends.tiles import TILES
 from ..mask import IntervalMask
 from ..mask.source import MaskSource
 from .library import SOURCE_SCHEMA, register
@@ -34,10 +35,12 @@ def plan_of(
     deterministic: bool,
     return_max_logits: bool,
     captured: tuple[Tensor, ...] = (),
+    has_graph: bool = False,
 ) -> Plan:
-    """The plan of a call on checked tensors `(b, s, heads, d)`. captured: what else may need a gradient."""
+    """The plan of a call on checked tensors `(b, s, heads, d)`. captured: what else may need a gradient. has_graph:
+    whether a score_mod or a predicate comes with the mask."""
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *captured))
-    call = _call(q, k, v, backend, return_max_logits, needs_grad, deterministic and needs_grad)
+    call = _call(q, k, v, backend, return_max_logits, needs_grad, deterministic and needs_grad, has_graph)
     if isinstance(mask, IntervalMask):
         return _kept(mask, backend, call)
     lengths = q.shape[1], k.shape[1]
@@ -56,14 +59,26 @@ def prepare_calls(mask: IntervalMask, q: Tensor, k: Tensor, v: Tensor, backend: 
 
 
 def _call(
-    q: Tensor, k: Tensor, v: Tensor, backend: str, return_max_logits: bool, needs_grad: bool, deterministic: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    backend: str,
+    return_max_logits: bool,
+    needs_grad: bool,
+    deterministic: bool,
+    has_graph: bool = False,
 ) -> Call | None:
     """None for the reference, which reads nothing but the intervals."""
     if backend == "reference":
         return None
     exact = return_max_logits or option_of(backend, "softmax") == "exact"
     dims, heads = (q.shape[3], v.shape[3]), (q.shape[2], k.shape[2])
-    return Call(q.dtype, *dims, *heads, exact, needs_grad, deterministic, tuned_generation())
+    return Call(q.dtype, *dims, *heads, exact, needs_grad, deterministic, has_graph, **_tuning(backend))
+
+
+def _tuning(backend: str) -> dict[str, Any]:
+    """The last fields of a Call: what chooses its tiles."""
+    return {"tuned": tuned_generation(), **{option: option_of(backend, option) or "" for option in TILES}}
 
 
 def _kept(mask: IntervalMask, backend: str, call: Call | None) -> Plan:
@@ -76,8 +91,7 @@ def _kept(mask: IntervalMask, backend: str, call: Call | None) -> Plan:
             refuse_capture(mask.device, "a mask is planned")
             plan = mask._plans[call] = make_plan(mask, call)
         else:
-            source = MaskSource("intervals", mask.lo, mask.hi, heads=mask.heads)
-            plan = _in_graph(source, mask.seqlen_q, mask.seqlen_k, mask.device, backend, call)
+            plan = _in_graph(MaskSource.of_mask(mask), mask.seqlen_q, mask.seqlen_k, mask.device, backend, call)
             # Dynamo hands what the graph returned to the mask, as eager code does.
             if torch.compiler.is_dynamo_compiling():
                 mask._plans[call] = plan
@@ -98,12 +112,13 @@ def _in_graph(
     source: MaskSource, seqlen_q: int, seqlen_k: int, device: torch.device, backend: str, call: Call | None
 ) -> Plan:
     """call: None for the reference, of which nothing but the first three tensors are asked for."""
-    dtype, *numbers, _ = _NO_CALL if call is None else call
+    dtype, *numbers = (_NO_CALL if call is None else call)[:_OF_OP]
     made = torch.ops.cute_attn.plan(*source, seqlen_q, seqlen_k, device, backend, dtype, *numbers)
     return Plan(*made)
 
 
-_NO_CALL = Call(torch.float32, 0, 0, 0, 0, False, False, False, 0)
+_OF_OP = 9  # fields of a Call that the op takes as they are; the others are in the text of the backend
+_NO_CALL = Call(torch.float32, 0, 0, 0, 0, False, False, False, False, 0)
 
 
 def size_that_a_mask_decides() -> int | torch.SymInt:
@@ -115,7 +130,7 @@ def size_that_a_mask_decides() -> int | torch.SymInt:
 _SCHEMA = (
     f"({SOURCE_SCHEMA}, SymInt seqlen_q, SymInt seqlen_k, Device device, str backend, ScalarType dtype, "
     "SymInt head_dim, SymInt head_dim_v, SymInt heads_q, SymInt heads_k, bool exact, bool backward, "
-    "bool deterministic) -> Tensor[]"
+    "bool deterministic, bool has_graph) -> Tensor[]"
 )
 _FIELDS = len(MaskSource._fields)
 
@@ -131,13 +146,13 @@ def _plan(*arguments: Any) -> list[Tensor]:
     call = None
     if backend != "reference":
         find(backend).check_served(dtype, (numbers[0], numbers[1]), device)
-        call = Call._make((dtype, *numbers, tuned_generation()))
+        call = Call(dtype, *numbers, **_tuning(backend))
     return [tensor.clone() for tensor in _kept(mask, backend, call) if tensor is not None]
 
 
 def _fake_plan(*arguments: Any) -> list[Tensor]:
     source = MaskSource(*arguments[:_FIELDS])
-    seqlen_q, _, device, backend, _, _, _, _, heads_k, _, backward, deterministic = arguments[_FIELDS:]
+    seqlen_q, _, device, backend, _, _, _, _, heads_k, _, backward, deterministic, _ = arguments[_FIELDS:]
     size = size_that_a_mask_decides
 
     def integers(*shape: int | torch.SymInt) -> Tensor:
@@ -147,11 +162,13 @@ def _fake_plan(*arguments: Any) -> list[Tensor]:
     layers: int | torch.SymInt
     if source.kind in ("intervals", "chosen") and source.first is not None:
         layers = source.first.shape[1]
+    elif source.kind == "thinned" and source.first is not None:
+        layers = source.first.shape[2]
     else:
         layers = size()
     tensors = [integers(planes, layers, seqlen_q) for _ in range(2)]
     on_kernels = backend != "reference"
-    tensors.append(torch.empty(1 + (FORM if on_kernels else 0), dtype=torch.int64, device="cpu"))
+    tensors.append(torch.empty(FORM if on_kernels else 1, dtype=torch.int64, device="cpu"))
     if on_kernels:
         tensors += [integers(size(), 7), integers(size(), 4), integers(planes, size(), 32)]
     if backward:

@@ -3,7 +3,7 @@
 A thread holds two rows of a 64 x n accumulator, and of each row the columns 8j + q (q = 0, 1) beyond its own first one,
 2 * (lane % 4). Bit 2j + q of word w stands for column 128w + 8j + q. An interval is two shifts and an AND, further
 layers are ORs, and the compiler turns the bits into predicates, seven an instruction: a layer more costs no more
-selects.
+selects. What thins the intervals is asked for each element, and meets the bit of its word.
 """
 
 from dataclasses import dataclass, replace
@@ -15,12 +15,17 @@ from cutlass import Boolean, Float32, Int32, Uint32, const_expr, range_constexpr
 
 from cute_attn.spec.mask import MaskForm
 
-from .ptx import shift_left
+from .ptx import keep_where, shift_left
 
-__all__ = ["RowBounds"]
+__all__ = ["WORD", "RowBounds", "bit_of"]
 
 WORD = 128  # columns of a tile that one word stands for
 ONES = 0xFFFFFFFF
+
+
+def bit_of(column: int) -> int:
+    """Which bit of its word stands for one of a thread's columns, 8j + q."""
+    return 2 * (column % WORD // 8) + column % 2
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class RowBounds:
     """The intervals of this thread's two rows.
 
     columns: n of the tile. first_column: of this thread within a tile.
-    has_lower, has_upper: which of the two tests to make.
+    has_lower, has_upper: which of the two tests to make. has_certain: whether intervals are marked, by the sign of lo.
     fixed: for each row the (lo, hi) of its layers, relative to first_column; None with many layers, whose bounds are
         read again for every tile from lo, hi: (layers, seqlen_q) at `rows`.
     """
@@ -41,6 +46,7 @@ class RowBounds:
     lo: Any = None
     hi: Any = None
     rows: Any = None
+    has_certain: bool = False
 
     @classmethod
     def dense(cls, columns: int, seqlen_k: Int32) -> "RowBounds":
@@ -56,7 +62,7 @@ class RowBounds:
         """
         rows = [cutlass.min(row + 8 * h, lo.shape[1] - 1) for h in range(2)]
         first_column = 2 * (cute.arch.lane_idx() % 4)
-        bounds = cls(columns, form.has_lower, form.has_upper, first_column, None, lo, hi, rows)
+        bounds = cls(columns, form.has_lower, form.has_upper, first_column, None, lo, hi, rows, form.has_certain)
         if form.is_many:
             return bounds
         return replace(bounds, fixed=[[bounds._read(h, y) for y in range(form.fixed_layers)] for h in range(2)])
@@ -67,25 +73,46 @@ class RowBounds:
         hi = self.hi[layer, self.rows[h]] - self.first_column if self.has_upper else None
         return lo, hi
 
+    def _read_marked(self, h, layer):
+        """The bounds of row h in a layer, and all bits or none, whether they are marked."""
+        lo, hi = (ends[layer, self.rows[h]] for ends in (self.lo, self.hi))
+        return (lo & 0x7FFFFFFF) - self.first_column, hi - self.first_column, Uint32(lo >> 31)
+
     @cute.jit
-    def apply(self, scores, place):
+    def apply(self, scores, place, predicate=None):
         """scores = -inf outside the intervals, in the tile at a Place.
 
         With many layers only those that meet the tile are looked at; none means all is kept.
+        predicate: None, or what thins the intervals: see `cute_attn.mods.device.rows.RowPredicate`.
         """
         if const_expr(self.fixed is None):
-            bits = self._bits_of_many(place.first, place.layer_begin, place.layer_end)
+            bits, certain = self._bits_of_many(place.first, place.layer_begin, place.layer_end)
         else:
-            bits = self._bits(place.first)
-        for h in range_constexpr(2):
-            for j in range_constexpr(self.columns // 8):
-                word = bits[h, j // 16]
-                for q in range_constexpr(2):
-                    k = 4 * j + 2 * h + q
-                    keep = Boolean(word & (Uint32(1) << (2 * (j % 16) + q)))
-                    scores[k] = scores[k] if keep else -Float32.inf
+            bits, certain = self.bits(place.first), None
+        if const_expr(predicate is None):
+            for h in range_constexpr(2):
+                for j in range_constexpr(self.columns // 8):
+                    word = bits[h, j // 16]
+                    for q in range_constexpr(2):
+                        k = 4 * j + 2 * h + q
+                        keep = Boolean(word & (Uint32(1) << (2 * (j % 16) + q)))
+                        scores[k] = scores[k] if keep else -Float32.inf
+        else:
+            self._ask(scores, place, bits, certain, predicate)
 
-    def _bits(self, first):
+    def _ask(self, scores, place, bits, certain, predicate) -> None:
+        """scores = -inf outside the intervals, and where a predicate does not hold."""
+        for c, column in enumerate(predicate.columns(place, self.columns, False)):
+            w, bit = 8 * (c // 2) // WORD, Uint32(1) << bit_of(8 * (c // 2) + c % 2)
+            for h in range(2):
+                k = 4 * (c // 2) + 2 * h + c % 2
+                keep = predicate.holds(h, column, Boolean(bits[h, w] & bit))
+                if certain is not None:
+                    keep = keep | Boolean(certain[h, w] & bit)
+                scores[k] = keep_where(scores[k], keep)
+
+    def bits(self, first):
+        """The words of a tile at a first column, of bounds that are the same in every tile: (2, words)."""
         words = -(-self.columns // WORD)
         bits = cute.make_rmem_tensor((2, words), Uint32)
         for h in range(2):
@@ -98,15 +125,27 @@ class RowBounds:
 
     @cute.jit
     def _bits_of_many(self, first, layer_begin, layer_end):
+        """The words of all intervals, and of the marked ones; None for these where there are no marks."""
         words = -(-self.columns // WORD)
         bits = cute.make_rmem_tensor((2, words), Uint32)
         bits.fill(Uint32(ONES) if layer_begin == layer_end else Uint32(0))
+        certain: Any = None
+        if const_expr(self.has_certain):
+            certain = cute.make_rmem_tensor((2, words), Uint32)
+            certain.store(bits.load())
         for layer in cutlass.range(layer_begin, layer_end, unroll=1):
             for h in range_constexpr(2):
-                lo, hi = self._read(h, layer)
-                for w in range_constexpr(words):
-                    bits[h, w] = bits[h, w] | self._interval(lo, hi, first + w * WORD)
-        return bits
+                if const_expr(self.has_certain):
+                    lo, hi, mark = self._read_marked(h, layer)
+                    for w in range_constexpr(words):
+                        word = self._interval(lo, hi, first + w * WORD)
+                        bits[h, w] = bits[h, w] | word
+                        certain[h, w] = certain[h, w] | (word & mark)
+                else:
+                    lo, hi = self._read(h, layer)
+                    for w in range_constexpr(words):
+                        bits[h, w] = bits[h, w] | self._interval(lo, hi, first + w * WORD)
+        return bits, certain
 
     def _interval(self, lo, hi, first) -> Uint32:
         """The word of the 128 columns from `first` on that lie in [lo, hi)."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from cutlass import Float32, Int32, Uint32
+from cutlass import Boolean, Float32, Int32, Uint32
 from cutlass._mlir.dialects import llvm
 from cutlass.cutlass_dsl import T, dsl_user_op
 
@@ -12,6 +12,7 @@ __all__ = [
     "exp2",
     "fma",
     "keep_inside",
+    "keep_where",
     "not_before",
     "opaque_zero",
     "pack",
@@ -99,6 +100,13 @@ def keep_inside(x: Float32, key: Int32, intervals: Any, *, loc: Any = None, ip: 
     values = [Float32(x).ir_value(loc=loc, ip=ip)] + [Int32(v).ir_value(loc=loc, ip=ip) for v in operands[1:]]
     text = "{ .reg .pred p, q; " + " ".join(lines) + " selp.f32 $0, $1, 0fFF800000, q; }"
     return Float32(asm(T.f32(), values, text, ",".join(["=f", "f"] + ["r"] * (len(operands) - 1)), loc, ip))
+
+
+@dsl_user_op
+def keep_where(x: Float32, keep: Boolean, *, loc: Any = None, ip: Any = None) -> Float32:
+    """x or -inf, with one select: the compiler, left to itself, makes one of each part of a condition."""
+    operands = [Float32(x).ir_value(loc=loc, ip=ip), Boolean(keep).ir_value(loc=loc, ip=ip)]
+    return Float32(asm(T.f32(), operands, "selp.f32 $0, $1, 0fFF800000, $2;", "=f,f,b", loc, ip))
 
 
 def _float_instruction(text: str, operands: int) -> Callable[..., Float32]:

@@ -29,6 +29,7 @@ CHANGES = {
         "score": {"score": ScoreForm("softcap")},
         "sink": {"sink": True},
         "max_logits": {"max_logits": True, "softmax": "exact"},
+        "max_scores": {"max_scores": True, "softmax": "exact"},
         "softmax": {"softmax": "exact"},
         "fp32_out": {"fp32_out": True},
         "tile": {"tile": TileConfig(n=112)},
@@ -52,6 +53,10 @@ CHANGES = {
 GRAPH = '[[["score",[],"f32"],["neg",[0],"f32"]],[1],[],[]]'
 
 
+PREDICATE = '[[["q",[],"i32"],["kv",[],"i32"],["lt",[0,1],"bool"]],[2],[],[]]'
+MANY = {"layers": "many", "has_lower": True, "has_upper": True}
+
+
 def _each(**changes):
     return {name: {name: value} for name, value in changes.items()}
 
@@ -60,7 +65,13 @@ def _each(**changes):
 PARTS = {
     TileConfig(): (ForwardSpec(softmax="exact"), _each(m=192, n=112, stages=4, ping_pong=False)),
     BackwardTile(): (BackwardSpec(), _each(n=64, q_stages=4, do_stages=1, dq_chunks=2)),
-    MaskForm(1, True): (BackwardSpec(), _each(layers=2, has_lower=False, has_upper=False)),
+    MaskForm(1, True): (
+        ForwardSpec(),
+        {
+            **_each(layers=2, has_lower=False, has_upper=False, predicate=PREDICATE),
+            "has_certain": {**MANY, "predicate": PREDICATE, "has_certain": True},
+        },
+    ),
     ScoreForm(): (ForwardSpec(), {"kind": {"kind": "scaled"}, "graph": {"kind": "graph", "graph": GRAPH}}),
 }
 
@@ -131,6 +142,7 @@ def test_the_fingerprint_covers_the_sources_of_the_operation_and_no_launcher(mon
     specs = {FORWARD: plain["fwd"], BACKWARD: plain["bwd"]}
     of_graphs = dataclasses.replace(FORWARD, score=ScoreForm("graph", GRAPH))
     specs[of_graphs] = [*plain["fwd"], "mods/graph.py", "mods/device/evaluator.py"]
+    specs[dataclasses.replace(FORWARD, mask=MaskForm(predicate=PREDICATE))] = specs[of_graphs]
     backwards = dataclasses.replace(BACKWARD, score=ScoreForm("graph", GRAPH))
     specs[backwards] = [*plain["bwd"], "mods/graph.py", "mods/device/evaluator.py", "mods/scatters.py"]
     names = sorted({"launch/forward.py", "launch/operations.py", "mods/recognise.py"}.union(*specs.values()))

@@ -102,6 +102,26 @@ def test_a_ratio_of_heads_that_is_none(heads):
             r"kernel_options\['softmax'\] must be 'stale' or 'exact', got 'fast'",
             {"kernel_options": {"softmax": "fast"}},
         ),
+        (
+            TypeError,
+            r"kernel_options\['tile'\] must be a TileConfig or a dict of its fields, m, n, .*, got 64",
+            {"kernel_options": {"tile": 64}},
+        ),
+        (
+            TypeError,
+            r"kernel_options\['tile'\] must have no fields but m, n, .*, got 'rows'",
+            {"kernel_options": {"tile": {"rows": 64}}},
+        ),
+        (
+            ValueError,
+            r"kernel_options\['tile'\] must be a tile .*\.n must be a multiple of 16 in \[16, 256\], got 24",
+            {"kernel_options": {"tile": {"n": 24}}},
+        ),
+        (
+            ValueError,
+            r"kernel_options\['backward_tile'\] must be a tile .*\.n must be one of 64, 128, got 32",
+            {"kernel_options": {"backward_tile": {"n": 32}}},
+        ),
     ],
 )
 def test_arguments_that_are_wrong(error, match, arguments):
@@ -137,23 +157,12 @@ def test_a_captured_tensor_on_another_device():
 
 
 def test_options_for_our_kernels_change_nothing_on_the_reference():
-    for options in (None, {}, {"softmax": "exact"}):
+    for options in (None, {}, {"softmax": "exact"}, {"tile": {"n": 32}, "backward_tile": {"n": 64}}):
         assert torch.equal(flex_attention(Q, K, K, kernel_options=options), flex_attention(Q, K, K))
 
 
 def no_mod(score, b, h, q, k):
     return score
-
-
-@pytest.mark.parametrize(
-    ("match", "arguments"),
-    [
-        ("max_scores", {"return_aux": AuxRequest(max_scores=True)}),
-    ],
-)
-def test_a_backend_without_kernels_for_it_says_which_backend_serves_it(match, arguments):
-    with backend("sim"):
-        refused(NotImplementedError, rf"backend 'sim' has no kernels for {match}.*backend\('reference'\)", **arguments)
 
 
 def test_tensors_that_kernels_do_not_take_are_refused_before_anything_else_happens():

@@ -72,6 +72,7 @@ def test_specs_print_what_they_are():
         ({"sink": 1}, TypeError, "sink must be a bool, got 1"),
         ({"tile": (128, 128)}, TypeError, r"tile must be a TileConfig, got \(128, 128\)"),
         ({"max_logits": True}, ValueError, "max_logits needs softmax='exact', got softmax='stale'"),
+        ({"max_scores": True}, ValueError, "max_scores needs softmax='exact', got softmax='stale'"),
         ({"tile": TileConfig(192, 128)}, ValueError, "two register sets for P.*got tile.m = 192"),
     ],
 )

@@ -17,7 +17,7 @@ from cute_attn.sm90.ptx import asm, exp2, fma, tanh
 
 from ..graph import Node
 
-__all__ = ["STORED", "VALUES", "chosen", "computed", "constant", "read", "smaller"]
+__all__ = ["STORED", "VALUES", "chosen", "compared", "computed", "constant", "read", "read_at", "smaller"]
 
 VALUES: dict[str, Any] = {"f32": Float32, "i32": Int32, "i64": Int64, "bool": Boolean}
 STORED: dict[str, Any] = {
@@ -105,6 +105,32 @@ def read(pointer: Any, stored: str, *, loc: Any = None, ip: Any = None) -> Any:
         asm(result, [pointer.toint(loc=loc, ip=ip).ir_value(loc=loc, ip=ip)], text, f"={constraint},l", loc, ip)
     )
     return found != kind(0) if stored == "bool" else found
+
+
+@dsl_user_op
+def read_at(pointer: Any, offset: int, guard: Any, stored: str, *, loc: Any = None, ip: Any = None) -> Any:
+    """The same, so many elements behind a pointer. guard: None, or where alone; elsewhere it is anything."""
+    text, kind, constraint = _READ[stored]
+    text = text.replace("[$1]", f"[$1+{offset * STORED[stored].width // 8}]")
+    operands, constraints = [pointer.toint(loc=loc, ip=ip).ir_value(loc=loc, ip=ip)], f"={constraint},l"
+    if guard is not None:
+        operands.append(guard.ir_value(loc=loc, ip=ip))
+        text, constraints = text.replace("ld.global", "@$2 ld.global"), f"{constraints},b"
+    result = {"f": T.f32, "l": T.i64, "r": T.i32}[constraint]()
+    found = kind(asm(result, operands, text, constraints, loc, ip))
+    return found != kind(0) if stored == "bool" else found
+
+
+_COMPARED = {"eq": ("eq", "eq"), "ne": ("ne", "neu"), "lt": ("lt", "lt"), "le": ("le", "le")}  # of i32, of f32
+
+
+@dsl_user_op
+def compared(op: str, x: Any, y: Any, also: Any, *, loc: Any = None, ip: Any = None) -> Boolean:
+    """`x op y and also` of Int32 or Float32 values, in one instruction."""
+    is_float = isinstance(x, Float32)
+    operands = [v.ir_value(loc=loc, ip=ip) for v in (x, y, also)]
+    text = f"setp.{_COMPARED[op][is_float]}.and.{'f32' if is_float else 's32'} $0, $1, $2, $3;"
+    return Boolean(asm(T.bool(), operands, text, "=b,f,f,b" if is_float else "=b,r,r,b", loc, ip))
 
 
 def _exp(x: Any) -> Any:
