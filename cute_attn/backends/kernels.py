@@ -12,7 +12,7 @@ import torch
 from ..caches import KVCache
 from ..mask import IntervalMask
 from ..mods.blockwise import Thinned
-from ..mods.distance import by_table, served_graph
+from ..mods.distance import by_table, served_graph, table_gradients
 from ..mods.lowered import without_code
 from ..mods.trace import Traced
 from ..reference import Gradients, sink_gradient
@@ -197,9 +197,16 @@ class Kernels:
                 "with cute_attn.backend('reference') they run in plain PyTorch"
             )
 
-    def check_mods(self, thinned: Thinned | None, score: Traced | None, *, gradients: bool, max_scores: bool) -> None:
-        if gradients and (thinned is not None or score is not None):
-            raise self._lacks(thinned)
+    def check_mods(
+        self,
+        thinned: Thinned | None,
+        score: Traced | None,
+        *,
+        gradients: bool,
+        wanted: Sequence[bool],
+        deterministic: bool,
+        max_scores: bool,
+    ) -> None:
         graphs = {} if score is None else {"score_mod": served_graph(score.graph)}
         graphs |= {} if thinned is None else {"mask_mod": thinned.predicate.graph}
         for name, graph in graphs.items():
@@ -207,12 +214,16 @@ class Kernels:
                 raise NotImplementedError(
                     f"backend {self.name!r} has no machine code for {lacking} in a {name}; {_ELSEWHERE}"
                 )
+        if deterministic and gradients and score is not None:
+            self._check_order(score, wanted)
 
-    def _lacks(self, thinned: Thinned | None) -> NotImplementedError:
-        what = "gradients of a score_mod other than c * tanh(score / c)"
-        if thinned is not None:
-            what = "gradients under a block_mask that cannot be read as intervals"
-        return NotImplementedError(f"backend {self.name!r} has no kernels for {what}; {_ELSEWHERE}")
+    def _check_order(self, score: Traced, wanted: Sequence[bool]) -> None:
+        for number in _added_in_no_order(score, wanted):
+            raise NotImplementedError(
+                f"backend {self.name!r} adds up the gradient of a tensor of shape {tuple(score.tensors[number].shape)} "
+                f"that score_mod reads at an index of the query in no fixed order, and "
+                f"torch.use_deterministic_algorithms(True) asks for one; {_ELSEWHERE}"
+            )
 
     def mods_forward(
         self,
@@ -261,29 +272,51 @@ class Kernels:
         needs: Sequence[bool],
         wanted: Sequence[bool],
     ) -> ModGradients:
-        if thinned is not None or score is not None:
-            raise self._lacks(thinned)
-        grads = self.backward(
-            dout,
-            dlse,
+        from ..launch.backward import backward
+        from ..launch.captured import CapturedGradients
+
+        if deterministic and score is not None:
+            self._check_order(score, wanted)
+        served, lengths = score, (q.shape[1], k.shape[1])
+        if score is not None and (not any(wanted) or _added_in_no_order(score, wanted)):
+            served = by_table(score, q.shape[2], *lengths, q.device)
+        wanted_of_served = wanted if served is score else [any(wanted)]
+        captured = None if served is None else CapturedGradients(served, wanted_of_served, q.device)
+        dq, dk, dv, _ = backward(
+            torch.zeros_like(out) if dout is None else dout,
             q,
             k,
             v,
             out,
             lse,
-            mask,
-            None,
+            backward_plan(mask) if isinstance(mask, Plan) else mask,
             softmax_scale=softmax_scale,
-            softcap=0.0,
+            dlse=dlse,
+            needs=(needs[0], needs[1], needs[2]),
+            captured=captured,
+            predicate=None if thinned is None else thinned.predicate,
             deterministic=deterministic,
-            sm_margin=0,
-            needs=(*needs, False),
+            backend=self.name,
+            order=self._order,
         )
-        return ModGradients(grads.q, grads.k, grads.v, [])
+        found = [] if captured is None else captured.gathered(lse, dlse)
+        if score is not None and served is not score:
+            found = table_gradients(score, found[0], wanted, *lengths)
+        return ModGradients(dq, dk, dv, found)
 
     @functools.cached_property
     def _order(self) -> Order | None:
         return (self.mode, self.seed) if self.name == "sim" else None
+
+
+def _added_in_no_order(score: Traced, wanted: Sequence[bool]) -> list[int]:
+    """The numbers of the captured tensors to whose gradients a backward adds by atomics: what kernels read through a
+    table of distances is one of them."""
+    from ..launch.captured import in_no_order
+
+    if without_code(score.graph):
+        return [number for number, need in enumerate(wanted) if need]
+    return in_no_order(score, wanted)
 
 
 @functools.cache

@@ -106,7 +106,7 @@ def make_plan(mask: IntervalMask, call: Call) -> Plan:
     if call.backward:
         backward_tile = read_tile("backward_tile", call.backward_tile)
         backward = plan_backward(mask, *arguments, call.deterministic, backward_tile)
-        numbers, tables = [*numbers, *astuple(backward.tile), *backward[1:4]], (*tables, *backward[7:])
+        numbers, tables = [*numbers, *astuple(backward.tile), *backward[1:4]], (*tables, *backward[8:])
     numbers += [0] * (FORM - len(numbers))
     return Plan(forward.lo, forward.hi, torch.tensor(numbers, dtype=torch.int64, device="cpu"), *tables)
 
@@ -124,7 +124,7 @@ def backward_plan(plan: Plan) -> BackwardPlan:
     from ..launch.backward import BackwardPlan
 
     form = tuple(plan.form.tolist())
-    return BackwardPlan(*_backward_form(form), form[0], plan.lo, plan.hi, *plan[6:13])  # type: ignore[arg-type]
+    return BackwardPlan(*_backward_form(form), plan.is_marked, form[0], plan.lo, plan.hi, *plan[6:13])  # type: ignore[arg-type]
 
 
 @functools.lru_cache

@@ -10,12 +10,14 @@ import torch
 from cute_attn.bwd.config import default_tile
 from cute_attn.columns import ItemRow
 from cute_attn.mask import IntervalMask, TileSchedule
+from cute_attn.mods.trace import Traced
 from cute_attn.spec.backward import BackwardSpec, backward_forms
 from cute_attn.spec.mask import MaskForm
 from cute_attn.spec.score import ScoreForm
 from cute_attn.spec.tiles import BackwardTile
 
 from .by_head import by_place, idle_for_all, items_of_key_heads
+from .captured import NOTHING_CAPTURED, CapturedGradients, captured_by, text_of
 from .dims import kernel_dims
 from .order import in_turns
 from .rows import pack_bounds, unpack_rows
@@ -43,7 +45,7 @@ class KernelGradients(NamedTuple):
 class BackwardPlan(NamedTuple):
     """What a backward reads of its mask, for one tile.
 
-    heads: of the mask. lo, hi: its intervals.
+    heads: of the mask. is_marked, lo, hi: the intervals as they are tested, see `cute_attn.mask.thinned`.
     items, runs: the transposed table of the mask's schedule, whose layers, has_lower, has_upper, idle_rows and
         idle_keys these are; in the order of turns where dQ has turns (see `cute_attn.launch.order`). Where heads have
         planes of their own, items and idle_keys are of key heads (see `cute_attn.launch.by_head`).
@@ -56,6 +58,7 @@ class BackwardPlan(NamedTuple):
     layers: int
     has_lower: bool
     has_upper: bool
+    is_marked: bool
     heads: int
     lo: torch.Tensor
     hi: torch.Tensor
@@ -96,8 +99,11 @@ def _planned(
     mask: IntervalMask, schedule: TileSchedule, tile: BackwardTile, has_turns: bool, heads_per_key: int
 ) -> BackwardPlan:
     """heads_per_key: how many query heads with planes of their own share a key head."""
-    facts = schedule.layers, schedule.has_lower, schedule.has_upper, mask.heads
-    ends, idle_keys = (mask.lo, mask.hi), schedule.idle_keys
+    thinning = mask._thinning
+    is_marked = thinning is not None and thinning.is_marked
+    facts = schedule.layers, schedule.has_lower, schedule.has_upper, is_marked, mask.heads
+    lo, hi = (mask.lo, mask.hi) if thinning is None else (thinning.lo, thinning.tested.hi)
+    idle_keys = schedule.idle_keys
     table = in_turns(schedule) if has_turns else schedule.backward
     items = table.items
     if mask.heads > 1:
@@ -105,13 +111,13 @@ def _planned(
         idle_keys = idle_for_all(idle_keys, heads_per_key)
     bounds = mask._derived.get(("bounds", tile.m))
     if bounds is None:
-        bounds = mask._derived["bounds", tile.m] = pack_bounds(mask, tile.m)
+        bounds = mask._derived["bounds", tile.m] = pack_bounds(lo, hi, tile.m)
     turns: tuple[torch.Tensor | None, torch.Tensor | None] = None, None
     if has_turns:
         walks = ItemRow(*by_place(schedule.forward, schedule.q_tiles).unbind(1))
         ranges = torch.stack([walks.partial_begin, walks.end], 1)
         turns = ranges.view(schedule.planes, schedule.q_tiles, 2), schedule.forward.runs
-    return BackwardPlan(tile, *facts, *ends, items, table.runs, bounds, schedule.idle_rows, idle_keys, *turns)
+    return BackwardPlan(tile, *facts, lo, hi, items, table.runs, bounds, schedule.idle_rows, idle_keys, *turns)
 
 
 def backward(
@@ -127,6 +133,8 @@ def backward(
     softcap: float = 0.0,
     dlse: torch.Tensor | None = None,
     needs: tuple[bool, bool, bool] = (True, True, True),
+    captured: CapturedGradients | None = None,
+    predicate: Traced | None = None,
     deterministic: bool = False,
     sm_margin: int = 0,
     fp32_gradients: bool = False,
@@ -140,8 +148,10 @@ def backward(
         q, k, v, mask, softmax_scale, softcap: as for `launch.forward.forward`, whose results out and lse are,
             with the sinks in them if there are any. A plan has turns where `deterministic` says so.
         dout: gradient of out, like it. dlse: of lse, (batch, heads_q, seqlen_q) fp32, or None for zero.
-        needs: which of dq, dk and dv are wanted; at least one.
-        deterministic: whether two runs give the same bits.
+        needs: which of dq, dk and dv are wanted; at least one, or one of `captured`.
+        captured: the score_mod of the forward; afterwards has the gradients of what it captured.
+        predicate: as for the forward.
+        deterministic: whether two runs give the same bits. What `cute_attn.launch.captured.in_no_order` names does not.
         sm_margin: how many multiprocessors the main kernel leaves free.
         fp32_gradients: whether dq, dk and dv are fp32, unrounded, to be added to what other keys and queries
             contribute.
@@ -149,7 +159,8 @@ def backward(
         tile: as in plan_backward, where mask is an IntervalMask.
 
     Allocates, beside the results, 4 bytes for every element of q (none without dq) and 8 bytes for every row of every
-    head, rounded up to whole tiles.
+    head, rounded up to whole tiles; 4 for every element of a wanted captured tensor, and for each read of one that does
+    not depend on the row 4 for every key of every query head (8 with 64 keys a tile).
     """
     batch, seqlen_q, heads_q, head_dim = q.shape
     dims = kernel_dims(head_dim, v.shape[3])
@@ -165,9 +176,14 @@ def backward(
             if gradient is not None:
                 gradient.zero_()
         return KernelGradients(dq, dk, dv, row_terms(dout, out, lse, without_keys(plan.lo, plan.hi, plan.heads), dlse))
-    form, score = backward_forms(
-        MaskForm.of(plan.layers, plan.has_lower, plan.has_upper), ScoreForm.of(softmax_scale, softcap)
-    )
+    score, of_mod = ScoreForm.of(softmax_scale, softcap), NOTHING_CAPTURED
+    sizes = batch, heads_q, -(-seqlen_q // tile.m) * tile.m, k.shape[1]  # kernels ask of rows past the end too
+    if captured is not None:
+        score = ScoreForm("graph", captured.text(sizes))
+        of_mod = captured.targets(batch, heads_q, k.shape[1], tile)
+    asked = "" if predicate is None else text_of(predicate, sizes)
+    mask_form = MaskForm.of(plan.layers, plan.has_lower, plan.has_upper, asked, plan.is_marked)
+    form, score = backward_forms(mask_form, score)
     spec = spec_of(
         BackwardSpec,
         dtype=DTYPE_NAMES[q.dtype],
@@ -191,7 +207,7 @@ def backward(
     dq_sum = q.new_empty(batch, heads_q, tiles, tile.m * dims[0], dtype=torch.float32) if spec.dq else None
     turns = q.new_empty(batch, heads_q, tiles, 2, dtype=torch.int32) if spec.deterministic else None
     bounds = plan.bounds if form.is_bounded else None
-    tensors = (*inputs, lse, dlse, bounds, statistics, dq_sum, turns, dq, dk, dv)
+    tensors = (*inputs, lse, dlse, bounds, statistics, dq_sum, turns, dq, dk, dv, *of_mod, *captured_by(predicate))
     ordered = (plan.turn_ranges, plan.turn_runs) if spec.deterministic else (None, None)
     scalars = (
         *score.factors(softmax_scale, softcap),

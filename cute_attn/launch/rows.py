@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from ..mask import IntervalMask
-
 __all__ = ["pack_bounds", "unpack_rows"]
 
 
-def pack_bounds(mask: IntervalMask, m: int) -> torch.Tensor:
-    """The intervals of a mask for tiles of m rows: int32 `(planes, q_tiles, layers, 2, m)`, lo and then hi.
+def pack_bounds(lo: torch.Tensor, hi: torch.Tensor, m: int) -> torch.Tensor:
+    """Intervals `(planes, layers, seqlen_q)` for tiles of m rows: int32 `(planes, q_tiles, layers, 2, m)`, lo, then hi.
 
     Rows past the end have none.
     """
-    tiles = -(-mask.seqlen_q // m)
-    both = torch.stack([mask.lo, mask.hi], 2)  # (planes, layers, 2, seqlen_q)
-    both = torch.nn.functional.pad(both, (0, tiles * m - mask.seqlen_q))
-    both = both.view(mask.planes, mask.layers, 2, tiles, m // 16, 2, 4, 2).transpose(5, 6)
-    return both.permute(0, 3, 1, 2, 4, 5, 6, 7).reshape(mask.planes, tiles, mask.layers, 2, m)
+    planes, layers, seqlen_q = lo.shape
+    tiles = -(-seqlen_q // m)
+    both = torch.stack([lo, hi], 2)  # (planes, layers, 2, seqlen_q)
+    both = torch.nn.functional.pad(both, (0, tiles * m - seqlen_q))
+    both = both.view(planes, layers, 2, tiles, m // 16, 2, 4, 2).transpose(5, 6)
+    return both.permute(0, 3, 1, 2, 4, 5, 6, 7).reshape(planes, tiles, layers, 2, m)
 
 
 def unpack_rows(packed: torch.Tensor, seqlen_q: int) -> torch.Tensor:

@@ -143,6 +143,8 @@ def test_the_fingerprint_covers_the_sources_of_the_operation_and_no_launcher(mon
     of_graphs = dataclasses.replace(FORWARD, score=ScoreForm("graph", GRAPH))
     specs[of_graphs] = [*plain["fwd"], "mods/graph.py", "mods/device/evaluator.py"]
     specs[dataclasses.replace(FORWARD, mask=MaskForm(predicate=PREDICATE))] = specs[of_graphs]
+    backwards = dataclasses.replace(BACKWARD, score=ScoreForm("graph", GRAPH))
+    specs[backwards] = [*plain["bwd"], "mods/graph.py", "mods/device/evaluator.py", "mods/scatters.py"]
     names = sorted({"launch/forward.py", "launch/operations.py", "mods/recognise.py"}.union(*specs.values()))
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,49 +1,78 @@
-"""Which reads of captured tensors need no guard: those whose indices lie inside at all pairs of a call."""
+"""Which reads of captured tensors need no guard, against all places that there are."""
+
+import itertools
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from cute_attn.launch.captured import text_of
+from cute_attn.mods.evaluate import evaluate
 from cute_attn.mods.graph import Graph
+from cute_attn.mods.ranges import with_reads_inside
 from cute_attn.mods.trace import trace
 
-TABLE = torch.randn(4, 250)
-WHOLE = torch.zeros(150, dtype=torch.int32)
+TABLE, DOCUMENTS, SIZES = torch.arange(40.0), torch.zeros(9, dtype=torch.int32), (2, 3, 6, 9)
 
 
-def loads(score_mod, rows=100, keys=150):
-    """Of the loads in order, whether each is known to lie inside, for 2 batch elements and 4 heads."""
-    graph = Graph.parse(text_of(trace(score_mod, "score_mod"), (2, 4, rows, keys)))
-    return [node.op == "load_inside" for node in graph.nodes if node.action == "load"]
+def is_inside(index, table=TABLE, sizes=SIZES):
+    traced = trace(lambda s, b, h, q, k: s + table[index(b, h, q, k)], "score_mod")
+    shapes = [x.shape for x in traced.tensors]
+    marked = with_reads_inside(traced.graph, sizes, shapes, traced.scalars)
+    assert Graph.parse(marked.text) == marked
+    return marked.reads("load_inside") and not marked.reads("load")
 
 
 @pytest.mark.parametrize(
-    ("score_mod", "inside"),
+    ("index", "wanted"),
     [
-        (lambda s, b, h, q, k: s + TABLE[h, q - k + 149], [True]),
-        (lambda s, b, h, q, k: s + TABLE[h, q - k + 148], [False]),
-        (lambda s, b, h, q, k: s + TABLE[h, q - k], [False]),
-        (lambda s, b, h, q, k: s + TABLE[h, -1 - k], [False]),
-        (lambda s, b, h, q, k: s + TABLE[3 - h, (k - q).abs()], [True]),
-        (lambda s, b, h, q, k: s + TABLE[b * 2 + 1, k % 50 + q // 2 + 49], [True]),
-        (lambda s, b, h, q, k: s + TABLE[b * 2 + 2, k], [False]),
-        (lambda s, b, h, q, k: s + TABLE[h, torch.minimum(k * k, 249 - q)], [True]),
-        (lambda s, b, h, q, k: s + TABLE[h, k * 2000000000], [False]),
-        (lambda s, b, h, q, k: s + TABLE[h, WHOLE[k]], [True, False]),
+        (lambda b, h, q, k: q - k + 8, True),
+        (lambda b, h, q, k: q - k + 7, False),
+        (lambda b, h, q, k: q * 7 + b, True),
+        (lambda b, h, q, k: q * 7 + k, False),
+        (lambda b, h, q, k: torch.clamp(q - k, -3, 4) + 3, True),
+        (lambda b, h, q, k: torch.clamp(k - q, 0, 90), True),
+        (lambda b, h, q, k: (q + k) % 40, True),
+        (lambda b, h, q, k: (q - k).abs() // 2, True),
+        (lambda b, h, q, k: torch.where(q >= k, q - k, 0), False),  # each branch by itself
+        (lambda b, h, q, k: DOCUMENTS[k], False),  # nobody looks at values
+        (lambda b, h, q, k: q * (1 << 30), False),
     ],
 )
-def test_indices_are_known_by_the_ranges_of_what_they_are_made_of(score_mod, inside):
-    assert loads(score_mod) == inside
+def test_a_read_is_inside_where_the_ranges_of_its_index_say_so(index, wanted):
+    assert is_inside(index) == wanted
 
 
-def test_lengths_matter_only_where_a_tensor_is_too_short():
-    def score_mod(s, b, h, q, k):
-        return s + TABLE[h, q - k + 149]
-
-    assert loads(score_mod, rows=1, keys=1) == [True]
-    assert loads(score_mod, rows=102) == [False]
+def test_lengths_and_shapes_decide_and_nothing_else_changes():
+    assert is_inside(lambda b, h, q, k: q, torch.zeros(6))
+    assert not is_inside(lambda b, h, q, k: q, torch.zeros(5))
+    assert not is_inside(lambda b, h, q, k: q, torch.zeros(0))
 
 
-def test_everything_else_of_the_graph_stays():
-    traced = trace(lambda s, b, h, q, k: s * 2 + TABLE[h, k] - 0.5 * (q - k), "score_mod")
-    assert text_of(traced, (2, 4, 100, 150)).replace("load_inside", "load") == traced.text
+indices = st.recursive(
+    st.sampled_from(["b", "h", "q", "k", "3", "5"]),
+    lambda inner: (
+        st.builds("({} {} {})".format, inner, st.sampled_from(["+", "-", "*", "//", "%"]), inner)
+        | st.builds("torch.{}({}, {})".format, st.sampled_from(["minimum", "maximum"]), inner, inner).filter(
+            lambda text: not text.endswith((" 3)", " 5)")) and "(3" not in text and "(5" not in text
+        )
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(indices)
+def test_no_index_that_is_called_inside_is_outside_anywhere(text):
+    index = eval(f"lambda b, h, q, k: {text}")
+    try:
+        traced = trace(lambda s, b, h, q, k: s + TABLE[index(b, h, q, k)], "score_mod")
+    except (ValueError, ZeroDivisionError, TypeError):
+        return
+    marked = with_reads_inside(traced.graph, SIZES, [TABLE.shape], traced.scalars)
+    for load in (node for node in marked.nodes if node.op == "load_inside" and node.operands):
+        places = torch.tensor(list(itertools.product(*map(range, SIZES))), dtype=torch.int32)
+        inputs = dict(zip(("b", "h", "q", "kv"), places.T, strict=True))
+        part = marked.only(load.operands)
+        (at,) = evaluate(part, inputs, traced.tensors, traced.scalars, torch.float32, clamps=True)
+        assert 0 <= int(at.min()) <= int(at.max()) < len(TABLE)

@@ -165,12 +165,6 @@ def no_mod(score, b, h, q, k):
     return score
 
 
-def test_a_backend_without_kernels_for_it_says_which_backend_serves_it():
-    match = r"backend 'sim' has no kernels for gradients of a score_mod other than c.*backend\('reference'\)"
-    with backend("sim"):
-        refused(NotImplementedError, match, Q.clone().requires_grad_(), score_mod=lambda s, b, h, q, k: s * 2)
-
-
 def test_tensors_that_kernels_do_not_take_are_refused_before_anything_else_happens():
     with backend("sim"):
         refused(NotImplementedError, "bfloat16 and float16, got torch.float32", Q.float(), K.float(), score_mod=no_mod)
