@@ -81,4 +81,4 @@ def graph_tile(head_dim: int, head_dim_v: int) -> TileConfig:
     return TileConfig(128, _KEYS_OF_GRAPHS[head_dim, head_dim_v])
 
 
-_KEYS_OF_GRAPHS = {(64, 64): 128, (96, 96): 112, (128, 128): 96, (192, 128): 96, (192, 192): 64, (256, 256): 32}
+_KEYS_OF_GRAPHS = {(64, 64): 128, (96, 96): 96, (128, 128): 96, (192, 128): 96, (192, 192): 48, (256, 256): 32}
