@@ -384,17 +384,17 @@ class ForwardKernel:
             return None, None
         from cute_attn.mods.device.rows import RowPredicate, RowScores  # other kernels are not made from it
 
-        ends = tensors.lse.shape[2], RowBounds.dense(self.n, tensors.k.shape[1])
+        lengths = tensors.lse.shape[2], tensors.k.shape[1]
         return (
-            RowScores.of(score, tensors.captured, tensors.numbers, where, *ends) if score else None,
-            RowPredicate.of(predicate, tensors.asked, tensors.asked_numbers, where, *ends) if predicate else None,
+            RowScores.of(score, tensors.captured, tensors.numbers, where, *lengths) if score else None,
+            RowPredicate.of(predicate, tensors.asked, tensors.asked_numbers, where, *lengths) if predicate else None,
         )
 
     @cute.jit
     def change(self, c, scores, rows, place, is_inside: cutlass.Constexpr):
         """What the spec does to scores before they are masked. is_inside: whether the tile ends before the keys do."""
         if const_expr(rows.mod is not None):
-            rows.mod.change(scores, place, c.score.factor, is_inside)
+            rows.mod.change(scores, rows.where.column + place.first, c.score.factor, is_inside)
         elif const_expr(self.spec.score.is_changed):
             where = rows.where.moved(0, place.first)
             for k in range_constexpr(cute.size(scores)):

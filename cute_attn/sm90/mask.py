@@ -17,15 +17,10 @@ from cute_attn.spec.mask import MaskForm
 
 from .ptx import keep_where, shift_left
 
-__all__ = ["WORD", "RowBounds", "bit_of"]
+__all__ = ["RowBounds"]
 
 WORD = 128  # columns of a tile that one word stands for
 ONES = 0xFFFFFFFF
-
-
-def bit_of(column: int) -> int:
-    """Which bit of its word stands for one of a thread's columns, 8j + q."""
-    return 2 * (column % WORD // 8) + column % 2
 
 
 @dataclass(frozen=True)
@@ -95,7 +90,7 @@ class RowBounds:
         if const_expr(self.fixed is None):
             bits, certain = self._bits_of_many(place.first, place.layer_begin, place.layer_end)
         else:
-            bits, certain = self.bits(place.first), None
+            bits, certain = self._bits(place.first), None
         if const_expr(predicate is None):
             for h in range_constexpr(2):
                 for j in range_constexpr(self.columns // 8):
@@ -105,12 +100,12 @@ class RowBounds:
                         keep = Boolean(word & (Uint32(1) << (2 * (j % 16) + q)))
                         scores[k] = scores[k] if keep else -Float32.inf
         else:
-            self._ask(scores, place, bits, certain, predicate)
+            self._ask(scores, place.first + self.first_column, bits, certain, predicate)
 
-    def _ask(self, scores, place, bits, certain, predicate) -> None:
-        """scores = -inf outside the intervals, and where a predicate does not hold."""
-        for c, column in enumerate(predicate.columns(place, self.columns, False)):
-            w, bit = 8 * (c // 2) // WORD, Uint32(1) << bit_of(8 * (c // 2) + c % 2)
+    def _ask(self, scores, first, bits, certain, predicate) -> None:
+        """scores = -inf outside the intervals, and where a predicate does not hold. first: of the thread's columns."""
+        for c, column in enumerate(predicate.columns(first, self.columns, False)):
+            w, bit = c // 32, Uint32(1) << (c % 32)
             for h in range(2):
                 k = 4 * (c // 2) + 2 * h + c % 2
                 keep = predicate.holds(h, column, Boolean(bits[h, w] & bit))
@@ -118,8 +113,7 @@ class RowBounds:
                     keep = keep | Boolean(certain[h, w] & bit)
                 scores[k] = keep_where(scores[k], keep)
 
-    def bits(self, first):
-        """The words of a tile at a first column, of bounds that are the same in every tile: (2, words)."""
+    def _bits(self, first):
         words = -(-self.columns // WORD)
         bits = cute.make_rmem_tensor((2, words), Uint32)
         for h in range(2):

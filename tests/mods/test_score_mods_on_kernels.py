@@ -13,6 +13,7 @@ from cute_attn.mask import IntervalMask, causal, full, sliding_window
 from cute_attn.mods.evaluate import evaluate
 from cute_attn.mods.lowered import without_code
 from cute_attn.mods.trace import trace
+from cute_attn.spec.tiles import TileConfig
 
 SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.0625])
 BIAS = torch.randn(4, 600, generator=torch.Generator().manual_seed(1))
@@ -109,7 +110,8 @@ def test_batches_groups_of_heads_and_ragged_lengths(heads, softmax):
 @pytest.mark.parametrize("part", range(3))
 def test_every_operator_in_the_kernel_is_what_it_is_in_its_graph(part):
     names = sorted(OPERATORS.keys() - APART)[part::3]
-    check(Problem(full(40, 70), heads=(2, 2)), together(names), approximation=0.1 * len(names) * 2**-10)
+    error = 0.1 * len(names) * 2**-10
+    check(Problem(full(40, 70), heads=(2, 2)), together(names), approximation=error, tile=TileConfig(128, 16))
 
 
 @pytest.mark.slow

@@ -171,6 +171,22 @@ def test_values_and_lengths_compile_nothing_new(specs):
     assert len(set(specs)) == 1
 
 
+@pytest.mark.parametrize(
+    "mask", [lambda: made(signs, (130, 150))[0], lambda: lists(130, 150)[0]], ids=["made", "lists"]
+)
+def test_a_compiled_call_plans_what_an_eager_one_does(specs, mask):
+    torch._dynamo.reset()
+    qkv, block_mask = tensors((130, 150)), mask()
+    compiled = torch.compile(
+        lambda *qkv: flex_attention(*qkv, None, block_mask, enable_gqa=True), fullgraph=True, backend="aot_eager"
+    )
+    with backend("sim"):
+        flex_attention(*qkv, None, block_mask, enable_gqa=True)
+        compiled(*qkv)
+    assert len(specs) == 2
+    assert specs[0] == specs[1]
+
+
 def test_a_tile_that_a_call_names_is_the_kernels(specs):
     q, k, v = (x.requires_grad_() for x in tensors((40, 40), (1, 1)))
     options = {"tile": TileConfig(128, 32), "backward_tile": {"n": 64}}

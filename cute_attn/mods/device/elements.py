@@ -9,13 +9,11 @@ from cutlass import Float32, Int32
 
 from cute_attn.sm90.ptx import fma
 
-from ..graph import ELEMENT, ROW, Graph, Node
+from ..graph import ELEMENT, ROW, Node
 from .evaluator import Evaluator, Values, address
 from .operations import VALUES, compared, read_at
 
-__all__ = ["ElementEvaluator", "Moved"]
-
-GUARD = -1  # beside the nodes of a column: whether there is one, None where it is known to be
+__all__ = ["ElementEvaluator", "Moved", "plain"]
 
 
 class Moved(NamedTuple):
@@ -35,24 +33,14 @@ class Scaled(NamedTuple):
 
 
 class ElementEvaluator(Evaluator):
-    """See Evaluator."""
-
-    def __init__(self, graph: Graph, tensors: Any, scalars: Any) -> None:
-        super().__init__(graph, tensors, scalars)
-        self._guard: Any = None  # of the column that is looked at
-
-    def of_column(self, column: Moved, guard: Any = None) -> Values:
-        """A place for what the elements of a column share. guard: see GUARD."""
-        return {GUARD: guard, **super().of_column(column)}
+    """See Evaluator; a column may be Moved."""
 
     def output(self, row: Values, column: Values, score: Any) -> Any:
         """The output at an element. score: what a score_mod is given, as the product of two."""
-        self._guard = column[GUARD]
         return plain(super().output(row, column, Scaled(*score)))
 
     def holds(self, row: Values, column: Values, also: Any) -> Any:
         """Whether the output of a predicate, and `also`, hold at an element."""
-        self._guard = column[GUARD]
         return self._all_of(self.graph.outputs[0], row, column, {}, also)
 
     def _all_of(self, number: int, known: Values, column: Values, element: Values, also: Any) -> Any:
@@ -76,14 +64,14 @@ class ElementEvaluator(Evaluator):
         return super()._computed(number, [plain(x) for x in operands]) if apart is None else apart
 
     def _loaded(self, node: Node, indices: list[Any]) -> Any:
-        """An element of a captured tensor. What needs no guard inside of the keys has one past their end."""
+        """An element of a captured tensor."""
         if node.op == node.action or not indices:
             return super()._loaded(node, [plain(x) for x in indices])
         tensor = int(node.args[0])
         *outer, last = indices
         base, offset = (last.base, last.offset) if isinstance(last, Moved) else (last, 0)
         pointer = address(self.tensors[tensor], self.place(node, [*(plain(x) for x in outer), base]))
-        return read_at(pointer, offset, self._guard, self.graph.tensors[tensor][0])
+        return read_at(pointer, offset, self.graph.tensors[tensor][0])
 
 
 def plain(x: Any) -> Any:

@@ -108,16 +108,13 @@ def read(pointer: Any, stored: str, *, loc: Any = None, ip: Any = None) -> Any:
 
 
 @dsl_user_op
-def read_at(pointer: Any, offset: int, guard: Any, stored: str, *, loc: Any = None, ip: Any = None) -> Any:
-    """The same, so many elements behind a pointer. guard: None, or where alone; elsewhere it is anything."""
+def read_at(pointer: Any, offset: int, stored: str, *, loc: Any = None, ip: Any = None) -> Any:
+    """The same, so many elements behind a pointer."""
     text, kind, constraint = _READ[stored]
     text = text.replace("[$1]", f"[$1+{offset * STORED[stored].width // 8}]")
-    operands, constraints = [pointer.toint(loc=loc, ip=ip).ir_value(loc=loc, ip=ip)], f"={constraint},l"
-    if guard is not None:
-        operands.append(guard.ir_value(loc=loc, ip=ip))
-        text, constraints = text.replace("ld.global", "@$2 ld.global"), f"{constraints},b"
     result = {"f": T.f32, "l": T.i64, "r": T.i32}[constraint]()
-    found = kind(asm(result, operands, text, constraints, loc, ip))
+    operands = [pointer.toint(loc=loc, ip=ip).ir_value(loc=loc, ip=ip)]
+    found = kind(asm(result, operands, text, f"={constraint},l", loc, ip))
     return found != kind(0) if stored == "bool" else found
 
 

@@ -1,17 +1,17 @@
 """A score_mod and a predicate on the accumulator fragments of the forward."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Boolean, Uint32
+from cutlass import Boolean
 
-from cute_attn.sm90.mask import WORD, RowBounds, bit_of
 from cute_attn.sm90.score import Where
 
 from ..graph import Graph
-from .elements import ElementEvaluator, Moved
+from .elements import ElementEvaluator, Moved, plain
 from .evaluator import Values
 
 __all__ = ["RowPredicate", "RowScores"]
@@ -23,43 +23,41 @@ AnyRows = TypeVar("AnyRows", bound="_Rows")
 class _Rows:
     """A graph on the two rows of a thread in an item, `row` and `row + 8`.
 
-    rows: what the graph computes once for each. ends: the keys that there are.
+    rows: what the graph computes once for each. last_key: the last one that there is.
     """
 
     evaluator: ElementEvaluator
     rows: list[Values]
-    ends: RowBounds
+    last_key: Any
 
     @classmethod
     def of(
-        cls: type[AnyRows], graph: str, tensors: Any, scalars: Any, where: Where, seqlen_q: Any, ends: RowBounds
+        cls: type[AnyRows], graph: str, tensors: Any, scalars: Any, where: Where, seqlen_q: Any, seqlen_k: Any
     ) -> AnyRows:
         """where: the first of the two rows. Rows past the end repeat the last one: nothing of them is stored."""
         evaluator = ElementEvaluator(Graph.parse(graph), tensors, scalars)
         item = evaluator.of_item(where.batch, where.head)
         rows = [evaluator.of_row(item, cutlass.min(where.row + 8 * h, seqlen_q - 1)) for h in range(2)]
-        return cls(evaluator, rows, ends)
+        return cls(evaluator, rows, seqlen_k - 1)
 
-    def columns(self, place: Any, n: int, is_inside: bool) -> list[Values]:
-        """What both rows share of each of the thread's columns in the n of a tile at a Place, in their order.
+    def columns(self, first: Any, n: int, is_inside: bool) -> Iterator[Values]:
+        """What both rows share of each of the thread's columns in a tile of n, in their order.
 
-        is_inside: whether all of them are columns of keys.
+        first: the first of them. is_inside: whether all columns of the tile are those of keys; else those past the end
+        repeat the last one.
         """
-        first = place.first + self.ends.first_column
-        found = []
-        bits = None if is_inside else self.ends.bits(place.first)
-        for offset in (8 * j + q for j in range(n // 8) for q in range(2)):
-            guard = None if bits is None else Boolean(bits[0, offset // WORD] & (Uint32(1) << bit_of(offset)))
-            found.append(self.evaluator.of_column(Moved(first, offset), guard))
-        return found
+        for j in range(n // 8):
+            for q in range(2):
+                at = Moved(first, 8 * j + q)
+                yield self.evaluator.of_column(at if is_inside else cutlass.min(plain(at), self.last_key))
 
 
 class RowScores(_Rows):
     """A score_mod."""
 
-    def change(self, scores: cute.Tensor, place: Any, scale: Any, is_inside: bool) -> None:
-        """scores = the score_mod of scale * scores, in the tile at a Place. is_inside: as in `columns`."""
-        for c, column in enumerate(self.columns(place, cute.size(scores) * 2, is_inside)):
+    def change(self, scores: cute.Tensor, first: Any, scale: Any, is_inside: bool) -> None:
+        """scores = the score_mod of scale * scores. first, is_inside: as in `columns`."""
+        for c, column in enumerate(self.columns(first, cute.size(scores) * 2, is_inside)):
             for h in range(2):
                 k = 4 * (c // 2) + 2 * h + c % 2
                 scores[k] = self.evaluator.output(self.rows[h], column, (scores[k], scale))
