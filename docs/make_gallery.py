@@ -1,5 +1,5 @@
-"""Writes docs/gallery.md, docs/functions.md and their pictures: `python docs/make_gallery.py`. A test regenerates the
-texts and compares."""
+"""Writes docs/gallery.md, docs/functions.md, docs/scores.md and their pictures: `python docs/make_gallery.py`. A test
+regenerates the texts and compares."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from typing import Any
 from cute_attn import create_block_mask, create_mask
 from cute_attn.mask import BUILDERS, IntervalMask, from_spec
 from cute_attn.mask.draw import draw_png
+from cute_attn.mods.distance import bias_of
+from cute_attn.mods.graph import COLUMN, ELEMENT, INPUTS, ITEM, ROW
+from cute_attn.mods.softcap import softcap_of
+from cute_attn.mods.trace import trace
 
 DOCS = Path(__file__).parent
 LENGTH = 1024
@@ -115,13 +119,22 @@ BATCH, HEADS = 2, 4  # of which the functions may speak
 DRAWN = {"window_by_head": (0, 2)}  # batch element and head, else the first
 
 
-def functions() -> dict[str, Callable[..., Any]]:
-    """The functions of mask_mods.py."""
-    path = Path(__file__).parent / "mask_mods.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return {name: x for name, x in vars(module).items() if inspect.isfunction(x)}
+def module(name: str) -> Any:
+    """A module of this folder."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def functions(name: str = "mask_mods") -> dict[str, Callable[..., Any]]:
+    """The functions of a module of mods."""
+    return {name: x for name, x in vars(module(name)).items() if inspect.isfunction(x)}
+
+
+def code(mod: Callable[..., Any]) -> str:
+    """What a function is, as a block of a page."""
+    return "```python\n" + inspect.getsource(mod).replace(f'    """{mod.__doc__}"""\n', "").rstrip() + "\n```"
 
 
 def plane(name: str, mod: Callable[..., Any]) -> IntervalMask:
@@ -152,9 +165,46 @@ def functions_text() -> str:
         "[mask_mods.py](mask_mods.py); `cute-attn show --mod docs/mask_mods.py:causal` draws one, and any of yours.",
     ]
     for name, mod in functions().items():
-        code = inspect.getsource(mod).replace(f'    """{mod.__doc__}"""\n', "").rstrip()
-        parts += [f"## {name}", str(mod.__doc__), f"```python\n{code}\n```", reading(mod), facts(plane(name, mod))]
+        parts += [f"## {name}", str(mod.__doc__), code(mod), reading(mod), facts(plane(name, mod))]
         parts += [f"![{name}](images/function_{name}.png)"]
+    return "\n\n".join(parts) + "\n"
+
+
+# ---------------------------------------------------------------- scores as functions
+
+
+def serving(mod: Callable[..., Any]) -> str:
+    """How kernels compute a score_mod."""
+    traced = trace(mod, "score_mod")
+    if softcap_of(traced):
+        return f"Recognised: the softcap that kernels have built in, {softcap_of(traced):g}."
+    if bias_of(traced.graph) is not None:
+        return "A bias of the distance: a table, in the one kernel that all such share."
+    graph = traced.graph
+    said = []
+    for stage, where in ((ELEMENT, "element"), (COLUMN, "column"), (ROW, "row"), (ITEM, "batch element and head")):
+        ops = [
+            node.op
+            for node, at in zip(graph.nodes, graph.stages(), strict=True)
+            if at == stage and node.op not in (*INPUTS, "const", "scalar")
+        ]
+        said += [f"of an {where} {', '.join(ops)}" if where[0] == "e" else f"of a {where} {', '.join(ops)}"] * bool(ops)
+    return f"Evaluated in the kernel: {'; '.join(said)}."
+
+
+def scores_text() -> str:
+    """The page of score_mods, without drawing anything."""
+    parts = [
+        "# Scores as functions",
+        "What the field adds to scores, as `score_mod(score, b, h, q_idx, kv_idx)`, which flex_attention takes, over "
+        f"{LENGTH} queries and keys: pictures show what each adds to a score, or multiplies it with, at every pair, or "
+        "what it makes of a score where the pair does not matter. Each says how kernels compute it "
+        "([flex_attention.md](flex_attention.md)). The functions and their tensors are in "
+        "[score_mods.py](score_mods.py); `python docs/make_gallery.py` writes this page. "
+        "[functions.md](functions.md) has masks as functions.",
+    ]
+    for name, mod in functions("score_mods").items():
+        parts += [f"## {name}", str(mod.__doc__), code(mod), serving(mod), f"![{name}](images/score_{name}.png)"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -164,8 +214,13 @@ def main() -> None:
         draw_png(from_spec(spec, LENGTH), DOCS / "images" / file_name(title), title=short(spec))
     for name, mod in functions().items():
         draw_png(plane(name, mod), DOCS / "images" / f"function_{name}.png", title=name)
+    scores = module("score_mods")
+    for name, mod in functions("score_mods").items():
+        picture = DOCS / "images" / f"score_{name}.png"
+        module("draw_scores").draw_scores(mod, picture, name, scores.HEADS, scores.LENGTH)
     (DOCS / "gallery.md").write_text(text())
     (DOCS / "functions.md").write_text(functions_text())
+    (DOCS / "scores.md").write_text(scores_text())
 
 
 if __name__ == "__main__":

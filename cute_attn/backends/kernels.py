@@ -12,6 +12,7 @@ import torch
 from ..caches import KVCache
 from ..mask import IntervalMask
 from ..mods.blockwise import Thinned
+from ..mods.distance import by_table, served_graph
 from ..mods.lowered import without_code
 from ..mods.trace import Traced
 from ..reference import Gradients, sink_gradient
@@ -182,7 +183,7 @@ class Kernels:
     def check_mods(self, thinned: Thinned | None, score: Traced | None, *, gradients: bool, max_scores: bool) -> None:
         if score is None or thinned is not None or max_scores or gradients:
             raise self._lacks(thinned, score if gradients else None)
-        if lacking := without_code(score.graph):
+        if lacking := without_code(served_graph(score.graph)):
             raise NotImplementedError(
                 f"backend {self.name!r} has no machine code for {lacking} in a score_mod; {_ELSEWHERE}"
             )
@@ -216,7 +217,7 @@ class Kernels:
             v,
             plan,
             softmax_scale=softmax_scale,
-            score_mod=score,
+            score_mod=by_table(score, q.shape[2], q.shape[1], k.shape[1], q.device),
             backend=self.name,
             order=self._order,
             softmax=self.softmax,

@@ -103,6 +103,28 @@ class Graph:
             found.append(ELEMENT if ELEMENT in below or {ROW, COLUMN} <= below else max(below))
         return found
 
+    def inputs(self) -> list[frozenset[str]]:
+        """Which of INPUTS each node depends on."""
+        found: list[frozenset[str]] = []
+        for node in self.nodes:
+            own = frozenset({node.op} & set(INPUTS))
+            found.append(own.union(*(found[i] for i in node.operands)))
+        return found
+
+    def only(self, outputs: tuple[int, ...]) -> Graph:
+        """The graph of some nodes, in which they are the outputs. Tensors and scalars keep their numbers."""
+        wanted = set(outputs)
+        for i in range(len(self.nodes) - 1, -1, -1):
+            if i in wanted:
+                wanted.update(self.nodes[i].operands)
+        place = {number: i for i, number in enumerate(sorted(wanted))}
+        nodes = []
+        for number in place:
+            node = self.nodes[number]
+            own = node.args[: len(node.args) - len(node.operands)]
+            nodes.append(Node(node.op, (*own, *(place[i] for i in node.operands)), node.dtype))
+        return Graph(tuple(nodes), tuple(place[i] for i in outputs), self.tensors, self.scalars)
+
     def uses(self) -> list[int]:
         """How often each node is read, by nodes or as an output."""
         count = [0] * len(self.nodes)
