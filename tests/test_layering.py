@@ -23,7 +23,7 @@ ALLOWED = {
     "launch": "jit fwd bwd decode sim mask mods spec",
     "jit": "spec",
     "fwd": "sm90 mods spec",
-    "bwd": "sm90 spec",
+    "bwd": "sm90 mods spec",
     "decode": "sm90 spec",
     "sm90": "spec",
     "sim": "",

@@ -12,7 +12,7 @@ import torch
 from ..caches import KVCache
 from ..mask import IntervalMask
 from ..mods.blockwise import Thinned
-from ..mods.distance import by_table, served_graph
+from ..mods.distance import by_table, served_graph, table_gradients
 from ..mods.lowered import without_code
 from ..mods.trace import Traced
 from ..reference import Gradients, sink_gradient
@@ -180,21 +180,36 @@ class Kernels:
                 "with cute_attn.backend('reference') they run in plain PyTorch"
             )
 
-    def check_mods(self, thinned: Thinned | None, score: Traced | None, *, gradients: bool, max_scores: bool) -> None:
-        if score is None or thinned is not None or max_scores or gradients:
-            raise self._lacks(thinned, score if gradients else None)
-        if lacking := without_code(served_graph(score.graph)):
+    def check_mods(
+        self,
+        thinned: Thinned | None,
+        score: Traced | None,
+        *,
+        gradients: bool,
+        wanted: Sequence[bool],
+        deterministic: bool,
+        max_scores: bool,
+    ) -> None:
+        if score is None or thinned is not None or max_scores:
+            what = "max_scores" if thinned is None else "a block_mask that cannot be read as intervals"
+            raise NotImplementedError(f"backend {self.name!r} has no kernels for {what}; {_ELSEWHERE}")
+        in_order = deterministic and gradients and any(wanted)
+        if lacking := without_code(score.graph if in_order else served_graph(score.graph)):
             raise NotImplementedError(
                 f"backend {self.name!r} has no machine code for {lacking} in a score_mod; {_ELSEWHERE}"
             )
+        if deterministic and gradients:
+            self._check_order(score, wanted)
 
-    def _lacks(self, thinned: Thinned | None, score: Traced | None) -> NotImplementedError:
-        what = "max_scores"
-        if thinned is not None:
-            what = "a block_mask that cannot be read as intervals"
-        elif score is not None:
-            what = "gradients of a score_mod other than c * tanh(score / c)"
-        return NotImplementedError(f"backend {self.name!r} has no kernels for {what}; {_ELSEWHERE}")
+    def _check_order(self, score: Traced, wanted: Sequence[bool]) -> None:
+        from ..launch.captured import in_no_order
+
+        for number in in_no_order(score, wanted):
+            raise NotImplementedError(
+                f"backend {self.name!r} adds up the gradient of a tensor of shape {tuple(score.tensors[number].shape)} "
+                f"that score_mod reads at an index of the query in no fixed order, and "
+                f"torch.use_deterministic_algorithms(True) asks for one; {_ELSEWHERE}"
+            )
 
     def mods_forward(
         self,
@@ -242,7 +257,36 @@ class Kernels:
         needs: Sequence[bool],
         wanted: Sequence[bool],
     ) -> ModGradients:
-        raise self._lacks(thinned, score)
+        from ..launch.backward import backward
+        from ..launch.captured import CapturedGradients
+
+        if deterministic and score is not None:
+            self._check_order(score, wanted)
+        # additions to a table have no order, those to what it is made of may have one
+        in_order = deterministic and any(wanted)
+        served = score if in_order else by_table(score, q.shape[2], q.shape[1], k.shape[1], q.device)
+        of_served = wanted if served is score else [any(wanted)]
+        captured = None if served is None else CapturedGradients(served, of_served, q.device)
+        dq, dk, dv, _ = backward(
+            torch.zeros_like(out) if dout is None else dout,
+            q,
+            k,
+            v,
+            out,
+            lse,
+            backward_plan(mask) if isinstance(mask, Plan) else mask,
+            softmax_scale=softmax_scale,
+            dlse=dlse,
+            needs=(needs[0], needs[1], needs[2]),
+            captured=captured,
+            deterministic=deterministic,
+            backend=self.name,
+            order=self._order,
+        )
+        by_captured = [] if captured is None else captured.gathered(lse, dlse)
+        if score is not None and served is not score:
+            by_captured = table_gradients(score, by_captured[0], wanted, q.shape[1], k.shape[1])
+        return ModGradients(dq, dk, dv, by_captured)
 
     @functools.cached_property
     def _order(self) -> Order | None:

@@ -92,7 +92,16 @@ class Reference:
     ) -> tuple[Tensor, Tensor]:
         return decode_reference(q, cache, sink, tree, softmax_scale, softcap, window)
 
-    def check_mods(self, thinned: Thinned | None, score: Traced | None, *, gradients: bool, max_scores: bool) -> None:
+    def check_mods(
+        self,
+        thinned: Thinned | None,
+        score: Traced | None,
+        *,
+        gradients: bool,
+        wanted: Sequence[bool],
+        deterministic: bool,
+        max_scores: bool,
+    ) -> None:
         pass
 
     def mods_forward(

@@ -34,6 +34,11 @@ class Tensors:
     dq: cute.Tensor | None  # like q, or fp32
     dk: cute.Tensor | None  # like k, or fp32
     dv: cute.Tensor | None  # like v, or fp32
+    captured: Any  # tensors that the score_mod captured, as its graph has them; 0-d ones as (1,); None for none
+    numbers: Any  # its run-time numbers
+    scattered: Any  # fp32, what flows to captured tensors: see `cute_attn.mods.device.keys.Flow`
+    asked: Any  # tensors and numbers that the predicate of the mask captured
+    asked_numbers: Any
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,7 @@ def fake_arguments(spec: BackwardSpec) -> tuple[Any, ...]:
         dq=activation(seqlen_q, heads_q, dims[0], gradient) if spec.dq else None,
         dk=activation(seqlen_k, heads_k, dims[0], gradient) if spec.dk else None,
         dv=activation(seqlen_k, heads_k, dims[1], gradient) if spec.dv else None,
+        **_captured(spec),
     )
     schedule = Schedule(
         items=array(Int32, cute.sym_int(), cute.sym_int())
@@ -147,3 +153,13 @@ def fake_arguments(spec: BackwardSpec) -> tuple[Any, ...]:
     )
     scalars = Scalars(Float32(1.0), Float32(1.0), Float32(1.0), Int32(1), Int32(1), Int32(1))
     return tensors, schedule, scalars, cute.runtime.make_fake_stream(use_tvm_ffi_env_stream=True)
+
+
+def _captured(spec: BackwardSpec) -> dict[str, Any]:
+    names = "captured", "numbers", "scattered", "asked", "asked_numbers"
+    if not (spec.score.graph or spec.mask.predicate):
+        return dict.fromkeys(names)
+    from cute_attn.mods.device.arguments import fake_captured, fake_scattered
+
+    score, predicate = spec.score.graph, spec.mask.predicate
+    return dict(zip(names, (*fake_captured(score), fake_scattered(score), *fake_captured(predicate)), strict=True))

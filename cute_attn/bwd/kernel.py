@@ -61,6 +61,7 @@ class Consumer:
     mma_dv: cute.TiledMma
     mma_dq: cute.TiledMma
     math: TileMath
+    graphs: Any  # of the spec, on this thread's keys; None without
     p_address: Any  # where this thread writes P^T, dS^T
     ds_address: Any
     where: Where  # the first of this thread's scores would be in a tile of the first queries
@@ -211,7 +212,7 @@ class MainKernel:
             mma_dk=mma_dk,
             mma_dv=mma_dv,
             mma_dq=mma_dq,
-            math=TileMath(
+            math=self.math_of_spec()(
                 spec=self.spec,
                 queries=p.queries,
                 staged_layers=p.staged_layers,
@@ -221,6 +222,7 @@ class MainKernel:
                 score=Score(self.spec.score, scalars.score_factor),
                 exp2_factor=scalars.exp2_factor,
             ),
+            graphs=self.graphs(tensors, item, (first_key, first_key + 8), group),
             p_address=row_address(shared.p_data, *place, thread) if p.share_p else None,
             ds_address=row_address(shared.ds_data, *place, thread),
             where=Where(item.batch, Int32(0), others * p.queries + thread % 4 * 2, first_key),
@@ -229,6 +231,25 @@ class MainKernel:
             group=group,
             thread=thread,
         )
+
+    @property
+    def has_graph(self) -> bool:
+        return bool(self.spec.score.graph or self.spec.mask.predicate)
+
+    def math_of_spec(self) -> Any:
+        if not self.has_graph:
+            return TileMath
+        from .graph_math import GraphMath  # other kernels are not made from it
+
+        return GraphMath
+
+    def graphs(self, tensors, item, keys, group) -> Any:
+        if not self.has_graph:
+            return None
+        from .graph_math import Graphs
+
+        part = 0 if self.products.split_keys else group
+        return Graphs.of(self.spec, tensors, item.batch, keys, part)
 
     def bounds_of_many(self, tensors, item):
         """The bounds that the tiles of an item are looked up in: from the plane of the first head on."""
@@ -249,15 +270,20 @@ class MainKernel:
         )
         self.issue_scores(c, use)
         c.shared.grads.wait_full(use)
-        if const_expr(self.products.needs_ds):
+        dp: Any = None
+        if const_expr(self.products.needs_dp):
             dp = cute.make_rmem_tensor_like(c.scores)
             v, do = c.dp_operands
             gemm(c.mma_s.op, dp, v, do[None, None, None, do_slot], True)
-        warpgroup.wait_group(1 if const_expr(self.products.needs_ds) else 0)
-        place = Place.read(c.shared.places, q_slot)
-        where = c.where._replace(head=place.head, row=c.where.row + place.first)
-        bounds, layers = self.bounds(c, q_slot, place, masked)
-        c.math.probabilities(c.scores, c.p_packed, c.shared.shift[None, q_slot], bounds, layers, where, masked)
+        fused = bool(self.spec.score.graph) or (masked and self.has_graph)
+        if const_expr(fused):
+            self.ask_graphs(c, dp, q_slot, do_slot, masked)
+        else:
+            warpgroup.wait_group(1 if const_expr(self.products.needs_dp) else 0)
+            place = Place.read(c.shared.places, q_slot)
+            where = c.where._replace(head=place.head, row=c.where.row + place.first)
+            bounds, layers = self.bounds(c, q_slot, place, masked)
+            c.math.probabilities(c.scores, c.p_packed, c.shared.shift[None, q_slot], bounds, layers, where, masked)
         if const_expr(self.products.share_p):
             write_rows(c.p_address, c.p_packed)
             cute.arch.fence_view_async_shared()
@@ -267,8 +293,9 @@ class MainKernel:
             p = p[None, None, None, 0] if const_expr(self.products.share_p) else p
             gemm(c.mma_dv.op, c.dv, p, do_t[None, None, None, do_slot], False)
         if const_expr(self.products.needs_ds):
-            warpgroup.wait_group(1 if const_expr(self.spec.dv) else 0)
-            c.math.score_gradients(dp, c.scores, c.ds_packed, c.shared.delta[None, do_slot])
+            if const_expr(not fused):
+                warpgroup.wait_group(1 if const_expr(self.spec.dv) else 0)
+                c.math.score_gradients(dp, c.scores, c.ds_packed, c.shared.delta[None, do_slot])
             self.accumulate_dk_dq(c, use, q_slot, ds_slot)
         warpgroup.wait_group(0)
         if const_expr(self.products.share_p and not self.products.needs_ds):
@@ -277,6 +304,17 @@ class MainKernel:
             cute.arch.mbarrier_arrive(c.shared.queries.empty + q_slot)
             if const_expr(not self.products.retire_dv_early):
                 cute.arch.mbarrier_arrive(c.shared.grads.empty + do_slot)
+
+    def ask_graphs(self, c, dp, q_slot, do_slot, masked) -> None:
+        """P and dS of a tile in which graphs have a say, when both products are there."""
+        place = Place.read(c.shared.places, q_slot)
+        graphs = c.graphs.in_tile(place.head, masked)  # what it loads comes under the products
+        warpgroup.wait_group(0)
+        where = c.where._replace(head=place.head, row=c.where.row + place.first)
+        statistics = c.shared.shift[None, q_slot], c.shared.delta[None, do_slot]
+        packed = c.p_packed, c.ds_packed
+        bounds = self.bounds(c, q_slot, place, masked)
+        c.math.gradients(c.scores, dp, packed, statistics, *bounds, graphs, where, masked)
 
     @cute.jit
     def accumulate_dk_dq(self, c, use, q_slot, ds_slot):

@@ -63,6 +63,11 @@ class Products:
         return self.spec.dq or self.spec.dk
 
     @property
+    def needs_dp(self) -> bool:
+        """Whether dP is computed: also where nothing but captured tensors have gradients."""
+        return self.needs_ds or '"scatter"' in self.spec.score.graph
+
+    @property
     def share_p(self) -> bool:
         """Whether P goes through shared memory."""
         return self.spec.dv and not self.split_keys

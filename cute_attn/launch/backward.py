@@ -16,6 +16,7 @@ from cute_attn.spec.score import ScoreForm
 from cute_attn.spec.tiles import BackwardTile
 
 from .by_head import by_place, idle_for_all, items_of_key_heads
+from .captured import NOTHING_CAPTURED, CapturedGradients
 from .dims import kernel_dims
 from .order import in_turns
 from .rows import pack_bounds, unpack_rows
@@ -127,6 +128,7 @@ def backward(
     softcap: float = 0.0,
     dlse: torch.Tensor | None = None,
     needs: tuple[bool, bool, bool] = (True, True, True),
+    captured: CapturedGradients | None = None,
     deterministic: bool = False,
     sm_margin: int = 0,
     fp32_gradients: bool = False,
@@ -140,8 +142,9 @@ def backward(
         q, k, v, mask, softmax_scale, softcap: as for `launch.forward.forward`, whose results out and lse are,
             with the sinks in them if there are any. A plan has turns where `deterministic` says so.
         dout: gradient of out, like it. dlse: of lse, (batch, heads_q, seqlen_q) fp32, or None for zero.
-        needs: which of dq, dk and dv are wanted; at least one.
-        deterministic: whether two runs give the same bits.
+        needs: which of dq, dk and dv are wanted; at least one, or one of `captured`.
+        captured: the score_mod of the forward; afterwards has the gradients of what it captured.
+        deterministic: whether two runs give the same bits. What `cute_attn.launch.captured.in_no_order` names does not.
         sm_margin: how many multiprocessors the main kernel leaves free.
         fp32_gradients: whether dq, dk and dv are fp32, unrounded, to be added to what other keys and queries
             contribute.
@@ -149,7 +152,8 @@ def backward(
         tile: as in plan_backward, where mask is an IntervalMask.
 
     Allocates, beside the results, 4 bytes for every element of q (none without dq) and 8 bytes for every row of every
-    head, rounded up to whole tiles.
+    head, rounded up to whole tiles; 4 for every element of a wanted captured tensor, and for each read of one that does
+    not depend on the row 4 for every key of every query head (8 with 64 keys a tile).
     """
     batch, seqlen_q, heads_q, head_dim = q.shape
     dims = kernel_dims(head_dim, v.shape[3])
@@ -165,9 +169,10 @@ def backward(
             if gradient is not None:
                 gradient.zero_()
         return KernelGradients(dq, dk, dv, row_terms(dout, out, lse, without_keys(plan.lo, plan.hi, plan.heads), dlse))
-    form, score = backward_forms(
-        MaskForm.of(plan.layers, plan.has_lower, plan.has_upper), ScoreForm.of(softmax_scale, softcap)
-    )
+    score, of_mod = ScoreForm.of(softmax_scale, softcap), NOTHING_CAPTURED
+    if captured is not None:
+        score, of_mod = ScoreForm("graph", captured.graph), captured.targets(batch, heads_q, k.shape[1], tile)
+    form, score = backward_forms(MaskForm.of(plan.layers, plan.has_lower, plan.has_upper), score)
     spec = spec_of(
         BackwardSpec,
         dtype=DTYPE_NAMES[q.dtype],
@@ -191,7 +196,7 @@ def backward(
     dq_sum = q.new_empty(batch, heads_q, tiles, tile.m * dims[0], dtype=torch.float32) if spec.dq else None
     turns = q.new_empty(batch, heads_q, tiles, 2, dtype=torch.int32) if spec.deterministic else None
     bounds = plan.bounds if form.is_bounded else None
-    tensors = (*inputs, lse, dlse, bounds, statistics, dq_sum, turns, dq, dk, dv)
+    tensors = (*inputs, lse, dlse, bounds, statistics, dq_sum, turns, dq, dk, dv, *of_mod, None, None)
     ordered = (plan.turn_ranges, plan.turn_runs) if spec.deterministic else (None, None)
     scalars = (
         *score.factors(softmax_scale, softcap),

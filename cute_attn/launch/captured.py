@@ -1,12 +1,21 @@
-"""What a score_mod captured, as kernels take it."""
+"""What a score_mod captured, as kernels take it, and its gradients."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
+from ..mods.derivative import derivative
+from ..mods.gather import gather_from
+from ..mods.graph import Graph
+from ..mods.scatters import kind_of
 from ..mods.trace import Traced
+from ..spec.tiles import BackwardTile
 
-__all__ = ["captured_by"]
+__all__ = ["NOTHING_CAPTURED", "CapturedGradients", "captured_by", "in_no_order"]
 
 
 def captured_by(function: Traced) -> tuple[tuple[torch.Tensor, ...] | None, tuple[int | float, ...] | None]:
@@ -15,6 +24,72 @@ def captured_by(function: Traced) -> tuple[tuple[torch.Tensor, ...] | None, tupl
 
 
 def _stored(x: torch.Tensor) -> torch.Tensor:
-    x = x.detach()
+    x = x.detach() if x.numel() else x.new_zeros((1,) * x.ndim)  # nobody attended reads it, but others may
     x = x.view(torch.uint8) if x.dtype == torch.bool else x
     return x if x.ndim else x.view(1)
+
+
+NOTHING_CAPTURED: tuple[Any, ...] = (None, None, None)  # as `CapturedGradients.targets` gives it
+
+
+class CapturedGradients:
+    """Of one backward: where its kernels leave what flows to captured tensors, and what becomes of it.
+
+    wanted: of each tensor that score_mod captured whether it has a gradient. device: of the call.
+
+    graph: the text for a BackwardSpec.
+    """
+
+    def __init__(self, score_mod: Traced, wanted: Sequence[bool], device: torch.device) -> None:
+        self._function = score_mod
+        self._joint, self.graph, self._scatters = _split(score_mod.text, tuple(wanted))
+        self._gradients = [
+            torch.zeros(x.shape, dtype=torch.float32, device=device) if needs else None
+            for x, needs in zip(score_mod.tensors, wanted, strict=True)
+        ]
+        self._sums: dict[int, torch.Tensor] = {}  # by scatter
+
+    def targets(self, batch: int, heads: int, keys: int, tile: BackwardTile) -> tuple[Any, ...]:
+        """captured, numbers and scattered of `cute_attn.bwd.arguments.Tensors`. heads: of queries."""
+        parts = 1 if tile.n == 128 else 2  # warpgroups that share a key, each with queries of its own
+        found = []
+        for scatter, tensor, kind in self._scatters:
+            gradient = self._gradients[tensor]
+            assert gradient is not None
+            if kind == "key":
+                self._sums[scatter] = gradient.new_zeros(batch, heads, parts, keys)
+                found.append(self._sums[scatter])
+            elif kind == "anywhere":  # with room where there is none, as in what kernels read
+                found.append(gradient if gradient.numel() else gradient.new_zeros((1,) * gradient.ndim))
+        return *captured_by(self._function), tuple(found) or None
+
+    def gathered(self, lse: torch.Tensor, dlse: torch.Tensor | None) -> list[torch.Tensor | None]:
+        """The gradients in the dtypes of the tensors, when the kernels are done; dlse: None for zero."""
+        for scatter, tensor, kind in self._scatters:
+            gradient = self._gradients[tensor]
+            assert gradient is not None
+            if kind == "row" and dlse is not None:
+                share = dlse.float().masked_fill(lse == -torch.inf, 0.0)
+                gather_from(gradient, self._function, self._joint, scatter, share, "q", weighs=True)
+            elif scatter in self._sums:
+                share = self._sums[scatter].sum(2)
+                gather_from(gradient, self._function, self._joint, scatter, share, "kv", weighs=False)
+        return [
+            None if gradient is None else gradient.to(x.device, x.dtype)
+            for gradient, x in zip(self._gradients, self._function.tensors, strict=True)
+        ]
+
+
+@functools.lru_cache(maxsize=1024)
+def _split(text: str, wanted: tuple[bool, ...]) -> tuple[Graph, str, tuple[tuple[int, int, str], ...]]:
+    """The joint graph of a score_mod; the text of what kernels compute; of each scatter number, tensor and kind."""
+    joint = derivative(Graph.parse(text), wanted)
+    score, slope, *scatters = joint.outputs
+    kinds = tuple((i, int(joint.nodes[i].args[0]), kind_of(joint, i)) for i in scatters)
+    return joint, joint.only((score, slope, *(i for i, _, kind in kinds if kind != "row"))).text, kinds
+
+
+def in_no_order(function: Traced, wanted: Sequence[bool]) -> list[int]:
+    """The numbers of the tensors whose gradients kernels add up in no fixed order."""
+    _, _, scatters = _split(function.text, tuple(wanted))
+    return sorted({tensor for _, tensor, kind in scatters if kind == "anywhere"})

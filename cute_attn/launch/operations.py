@@ -13,20 +13,36 @@ from ..bwd import config as bwd
 from ..decode import config as decode
 from ..fwd import config as fwd
 from ..mask import IntervalMask
+from ..mods.derivative import derivative
+from ..mods.graph import Graph
 from ..spec.attention import AttentionSpec
 from ..spec.backward import BackwardSpec, backward_forms
 from ..spec.decode import DecodeSpec, DecodeTile
 from ..spec.forward import ForwardSpec
 from ..spec.mask import MaskForm
 from ..spec.operation import Operation, register
+from ..spec.score import ScoreForm
 from ..spec.tiles import BackwardTile, Tile, TileConfig
 
 __all__ = ["BACKWARD", "DECODE", "FORWARD"]
 
 
 def _of_graphs(spec: AttentionSpec) -> tuple[str, ...]:
-    """What makes machine code of the graph that a spec carries, if it carries one."""
-    return ("mods/graph.py", "mods/device") if spec.score.graph else ()
+    """What makes machine code of the graphs that a spec carries, if it carries any."""
+    return ("mods/graph.py", "mods/device") if spec.score.graph or spec.mask.predicate else ()
+
+
+def _backward_sources(spec: BackwardSpec) -> tuple[str, ...]:
+    of_graphs = _of_graphs(spec)
+    return ("bwd", *of_graphs, *["mods/scatters.py"] * bool(of_graphs))
+
+
+def _backward_forms(mask: MaskForm, score: ScoreForm) -> tuple[MaskForm, ScoreForm]:
+    """Of a score_mod without gradients of what it captured."""
+    if score.graph:
+        graph = Graph.parse(score.graph)
+        score = ScoreForm("graph", derivative(graph, (False,) * len(graph.tensors)).text)
+    return backward_forms(mask, score)
 
 
 def _forward_program(spec: ForwardSpec) -> tuple[Any, tuple[Any, ...]]:
@@ -112,13 +128,13 @@ FORWARD = Operation(
 BACKWARD = Operation(
     name="bwd",
     title="backward",
-    sources=lambda spec: ("bwd",),
+    sources=_backward_sources,
     spec=BackwardSpec,
     parse=BackwardSpec.from_canonical,
     check=bwd.check,
     program=_backward_program,
     shared_memory_bytes=bwd.shared_memory_bytes,
-    forms=backward_forms,
+    forms=_backward_forms,
     table=lambda schedule: schedule.backward,
     depth=lambda d, dv: 3 * d + 2 * dv,  # S, dQ and dK; dP and dV
     call=_backward_call,

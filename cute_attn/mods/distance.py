@@ -44,13 +44,15 @@ def by_table(score: Traced | None, heads: int, seqlen_q: int, seqlen_k: int, dev
 
 
 def table_gradients(
-    score: Traced, gradient: Tensor, wanted: Sequence[bool], seqlen_q: int, seqlen_k: int
+    score: Traced, gradient: Tensor | None, wanted: Sequence[bool], seqlen_q: int, seqlen_k: int
 ) -> list[Tensor | None]:
     """What flows through the table of `by_table` to the tensors that the score_mod captured.
 
-    gradient: fp32, of the table. wanted: which of the tensors need one. What a distance has no gradient for gives none,
-    whatever the function is there.
+    gradient: fp32, of the table; None where nothing is wanted. wanted: which of the tensors need one. What a distance
+    has no gradient for gives none, whatever the function is there.
     """
+    if gradient is None:
+        return [None] * len(wanted)
     bias = bias_of(score.graph)
     assert bias is not None
     scatters: list[Scatter] = []

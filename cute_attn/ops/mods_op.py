@@ -42,7 +42,8 @@ def attention_with_mods(
     Returns out `(b, sq, heads_q, dv)`, lse and max_scores `(b, heads_q, sq)`, the last empty if not asked for.
     Gradients flow through out and lse, to q, k, v and to the tensors that the score_mod captured.
     """
-    plan = plan_of(mask, q, k, v, backend, deterministic, return_max_scores)
+    captured = () if score is None else tuple(score.tensors)
+    plan = plan_of(mask, q, k, v, backend, deterministic, return_max_scores, captured)
     predicate, full = (None, None) if thinned is None else thinned
     bounds = (None, None, 1) if full is None else (full.lo, full.hi, full.heads)
     functions = *_written(predicate), *bounds, *_written(score)

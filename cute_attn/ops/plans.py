@@ -33,9 +33,10 @@ def plan_of(
     backend: str,
     deterministic: bool,
     return_max_logits: bool,
+    captured: tuple[Tensor, ...] = (),
 ) -> Plan:
-    """The plan of a call on checked tensors `(b, s, heads, d)`."""
-    needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    """The plan of a call on checked tensors `(b, s, heads, d)`. captured: what else may need a gradient."""
+    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *captured))
     call = _call(q, k, v, backend, return_max_logits, needs_grad, deterministic and needs_grad)
     if isinstance(mask, IntervalMask):
         return _kept(mask, backend, call)

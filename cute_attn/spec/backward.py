@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from .attention import AttentionSpec
@@ -19,8 +19,9 @@ class BackwardSpec(AttentionSpec):
     fields.
 
     dtype: also of the output and, without fp32_gradients, the gradients.
-    mask, score: such as `backward_forms` gives.
-    dq, dk, dv: which gradients are computed; at least one.
+    mask, score: such as `backward_forms` gives. A graph is one of `cute_attn.mods.derivative`: beside the new score and
+        its derivative it says what flows to captured tensors.
+    dq, dk, dv: which gradients are computed; at least one, where there are no captured tensors.
     dlse: whether the log-sum-exp has a gradient.
     planes_by_head: whether query heads that share a key head have masks, and so runs of tiles, of their own.
     deterministic: whether the sums of dQ have a fixed order.
@@ -41,18 +42,17 @@ class BackwardSpec(AttentionSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (self.dq or self.dk or self.dv):
+        if not (self.dq or self.dk or self.dv or self.score.graph):
             raise ValueError("BackwardSpec with dq, dk and dv all False computes nothing")
         if self.deterministic and not self.dq:
             raise ValueError(
                 "BackwardSpec.deterministic orders the sums of dQ, got dq=False: dK and dV have one order anyway"
             )
-        if self.score.graph:
-            raise ValueError("BackwardSpec.score must be plain or softcap: there is no machine code for a score_mod")
         mask, score = backward_forms(self.mask, self.score)
         if score != self.score:
             raise ValueError(
-                f"BackwardSpec.score must be plain or softcap, got {self.score}: its plain exponential takes any scale"
+                f"BackwardSpec.score must be plain, softcap or a graph, got {self.score}: its plain exponential "
+                "takes any scale"
             )
         if mask != self.mask:
             raise ValueError(
@@ -71,5 +71,5 @@ def backward_forms(mask: MaskForm, score: ScoreForm) -> tuple[MaskForm, ScoreFor
     if score.kind == "scaled":  # its shift is no maximum, so that the exponential may carry any finite scale
         score = ScoreForm("plain")
     if score.kind == "softcap" and mask.is_bounded:  # its arithmetic leaves registers for one way to test bounds only
-        mask = MaskForm("many", True, True)
+        mask = replace(mask, layers="many", has_lower=True, has_upper=True)
     return mask, score

@@ -37,6 +37,8 @@ class ForwardSpec(AttentionSpec):
         super().__post_init__()
         if self.max_logits and self.softmax != "exact":
             raise ValueError(f"ForwardSpec.max_logits needs softmax='exact', got softmax={self.softmax!r}")
+        if self.mask.predicate:
+            raise ValueError("ForwardSpec.mask must have no predicate: there is no machine code for one")
         if self.softmax == "stale" and self.tile.consumers != 2:
             raise ValueError(
                 "ForwardSpec.softmax='stale' keeps two register sets for P, which fit two consumer warpgroups "

@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass
 from typing import Literal
 
+from .canonical import digest
 from .checks import check_fields
 
 __all__ = ["Layers", "MaskForm"]
@@ -20,6 +21,10 @@ class MaskForm:
     layers: intervals of a row; 0 if rows attend every key, so that only the end of the keys is tested; "many" for three
         and more, of which a tile reads those that meet it.
     has_lower, has_upper: whether `lo <= key`, `key < hi` are tested.
+    predicate: the text of a graph, see `cute_attn.mods.graph`, that thins the intervals: of their pairs those are
+        attended where it holds. "" for none.
+    has_certain: whether some intervals are marked, all of whose pairs are attended whatever the predicate says; layers
+        is then "many".
 
     Raises TypeError or ValueError for a combination that no kernel serves.
     """
@@ -27,6 +32,8 @@ class MaskForm:
     layers: Layers = 0
     has_lower: bool = False
     has_upper: bool = True
+    predicate: str = ""
+    has_certain: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -37,19 +44,28 @@ class MaskForm:
             raise ValueError(f"MaskForm with layers=1 needs a bound to test, {bounds}; a mask without is layers=0")
         if self.layers in (2, "many") and not (self.has_lower and self.has_upper):
             raise ValueError(f"MaskForm with layers={self.layers!r} tests both bounds, {bounds}")
+        if self.has_certain and not (self.predicate and self.layers == "many"):
+            raise ValueError(
+                "MaskForm.has_certain marks intervals where a predicate is not asked, and needs one and layers='many', "
+                f"got layers={self.layers!r}, {'a' if self.predicate else 'no'} predicate"
+            )
 
     @classmethod
     @functools.cache
-    def of(cls, layers: int, has_lower: bool, has_upper: bool) -> MaskForm:
+    def of(
+        cls, layers: int, has_lower: bool, has_upper: bool, predicate: str = "", has_certain: bool = False
+    ) -> MaskForm:
         """That of a mask with so many intervals a row.
 
         has_lower, has_upper: whether some of them begin behind the first key, end before the last.
         """
+        if has_certain:
+            return cls("many", True, True, predicate, True)
         if layers == 0 or not (has_lower or has_upper):
-            return cls()
+            return cls(predicate=predicate)
         if layers == 1:
-            return cls(1, has_lower, has_upper)
-        return cls(2 if layers == 2 else "many", True, True)
+            return cls(1, has_lower, has_upper, predicate)
+        return cls(2 if layers == 2 else "many", True, True, predicate)
 
     @property
     def is_bounded(self) -> bool:
@@ -68,4 +84,5 @@ class MaskForm:
 
     def __str__(self) -> str:
         bounds = "+".join(["lower"] * self.has_lower + ["upper"] * self.has_upper)
-        return f"layers {self.layers} ({bounds})"
+        thinned = f" thinned by {digest(self.predicate)}" if self.predicate else ""
+        return f"layers {self.layers} ({bounds}){thinned}{' unless certain' * self.has_certain}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import Literal
 
+from .canonical import digest
 from .checks import check_fields
 
 __all__ = ["LN_2", "LOG2_E", "ScoreForm", "ScoreKind"]
@@ -64,5 +64,4 @@ class ScoreForm:
         return NO_KEY[self.kind]
 
     def __str__(self) -> str:
-        digest = hashlib.sha256(self.graph.encode()).hexdigest()[:8]
-        return f"score_mod {digest}" if self.graph else self.kind
+        return f"score_mod {digest(self.graph)}" if self.graph else self.kind

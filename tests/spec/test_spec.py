@@ -51,6 +51,11 @@ def test_the_text_is_the_same_in_another_process():
     assert there.strip() == ForwardSpec(mask=MaskForm(1)).canonical()
 
 
+def test_predicates_are_told_from_each_other():
+    thinned = [MaskForm(1, predicate=text) for text in ("[]", "[0]")]
+    assert len({str(form) for form in [MaskForm(1), *thinned]}) == 3
+
+
 def test_specs_print_what_they_are():
     spec = ForwardSpec(head_dim=192, mask=MaskForm(1, True), sink=True)
     assert str(spec) == ("fwd bf16 head_dim 192/128, layers 1 (lower+upper), sink, stale; 128x128, 2 stages, ping-pong")
@@ -84,6 +89,9 @@ def test_a_spec_refuses_what_no_kernel_serves(fields, error, message):
         ({"has_lower": True}, ValueError, "layers=0 tests the end of the keys and nothing else, got has_lower=True"),
         ({"layers": 1, "has_upper": False}, ValueError, "layers=1 needs a bound to test"),
         ({"layers": 2}, ValueError, "layers=2 tests both bounds, got has_lower=False"),
+        ({"predicate": None}, TypeError, "predicate must be a str, got None"),
+        ({"layers": "many", "has_lower": True, "has_certain": True}, ValueError, "layers='many', no predicate"),
+        ({"predicate": "[]", "has_certain": True}, ValueError, "got layers=0, a predicate"),
     ],
 )
 def test_the_form_of_a_mask_refuses_what_no_kernel_serves(fields, error, message):
@@ -99,6 +107,9 @@ def test_the_form_of_a_mask_refuses_what_no_kernel_serves(fields, error, message
         ((1, True, False), MaskForm(1, True, False)),
         ((2, False, True), MaskForm(2, True, True)),
         ((20, True, False), MaskForm("many", True, True)),
+        ((0, False, True, "[]"), MaskForm(predicate="[]")),
+        ((1, False, True, "[]"), MaskForm(1, predicate="[]")),
+        ((1, False, True, "[]", True), MaskForm("many", True, True, "[]", True)),
     ],
 )
 def test_the_facts_of_a_mask_say_which_bounds_are_tested(facts, form):

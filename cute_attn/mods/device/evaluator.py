@@ -79,15 +79,20 @@ class Evaluator:
         return computed(node, [n.dtype for n in of], operands, constants)
 
     def _loaded(self, number: int, kind: str, indices: list[Any]) -> Any:
-        """An element of a captured tensor. Negative indices wrap; what lies outside reads the nearest element, since
-        elements outside the mask may index anywhere."""
+        """An element of a captured tensor."""
         tensor = self.tensors[number]
+        place = self._place(number, indices)
+        x = tensor[tuple(place) if place else 0]
+        return x != tensor.element_type(0) if kind == "bool" else x.to(VALUES[kind])
+
+    def _place(self, number: int, indices: list[Any]) -> list[Any]:
+        """Where in a captured tensor indices point. Negative ones wrap; one that lies outside becomes that of the
+        nearest element, since elements outside the mask may index anywhere."""
         place = []
-        for index, size in zip(indices, tensor.shape, strict=False):
+        for index, size in zip(indices, self.tensors[number].shape, strict=False):
             kind_of_index = type(index)
             end, zero, one = (kind_of_index(n) for n in (size, 0, 1))
             index = chosen(index < zero, index + end, index)
             index = chosen(index < zero, zero, chosen(index < end, index, end - one))
             place.append(index.to(cutlass.Int32))
-        x = tensor[tuple(place) if place else 0]
-        return x != tensor.element_type(0) if kind == "bool" else x.to(VALUES[kind])
+        return place

@@ -17,7 +17,7 @@ from cute_attn.sm90.ptx import exp2, fma, tanh
 
 from ..graph import Node
 
-__all__ = ["STORED", "VALUES", "chosen", "computed", "constant"]
+__all__ = ["STORED", "VALUES", "chosen", "computed", "constant", "smaller"]
 
 VALUES: dict[str, Any] = {"f32": Float32, "i32": Int32, "i64": Int64, "bool": Boolean}
 STORED: dict[str, Any] = {
@@ -63,6 +63,7 @@ _quotient = _instruction("div.full.f32 $0, $1, $2;", 2)
 _sqrt = _instruction("sqrt.approx.f32 $0, $1;", 1)
 _rsqrt = _instruction("rsqrt.approx.f32 $0, $1;", 1)
 _minimum = _instruction("min.NaN.f32 $0, $1, $2;", 2)
+smaller = _instruction("min.f32 $0, $1, $2;", 2)  # of a number and NaN, the number
 _maximum = _instruction("max.NaN.f32 $0, $1, $2;", 2)
 _abs = _instruction("abs.f32 $0, $1;", 1)
 _floor = _instruction("cvt.rmi.f32.f32 $0, $1;", 1)

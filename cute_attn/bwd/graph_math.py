@@ -1,0 +1,146 @@
+"""The arithmetic of a tile whose scores or mask a graph has a say in: see `tile_math`, whose fragments these are.
+
+P and dS of an element are computed together, once both products are there: what was computed of a place serves the
+score, its derivative and what flows to captured tensors.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Boolean, Float32, Int32, Uint32, range_constexpr
+
+from cute_attn.mods.device.keys import Flow, KeyGraph, TilePredicate, TileScores
+from cute_attn.mods.device.operations import chosen
+from cute_attn.sm90.ptx import exp2, fma, keep_inside, pack
+from cute_attn.sm90.score import Where
+from cute_attn.spec.backward import BackwardSpec
+
+from .arguments import Tensors
+from .tile_math import TileMath
+
+__all__ = ["GraphMath", "Graphs"]
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """Those of a spec on a thread's keys in an item; None for none."""
+
+    scores: KeyGraph | None
+    predicate: KeyGraph | None
+    flow: Flow
+
+    @classmethod
+    def of(cls, spec: BackwardSpec, tensors: Tensors, batch: Any, keys: Any, part: Any) -> "Graphs":
+        """part: as of Flow."""
+        lengths = tensors.lse.shape[2], tensors.k.shape[1]
+        captured = (tensors.captured, tensors.numbers), (tensors.asked, tensors.asked_numbers)
+        scores, predicate = (
+            KeyGraph.of(text, *of_text, batch, keys, lengths) if text else None
+            for text, of_text in zip((spec.score.graph, spec.mask.predicate), captured, strict=True)
+        )
+        return cls(scores, predicate, Flow(tensors.scattered, batch, part, keys, lengths[1]))
+
+    def in_tile(self, head: Any, masked: bool) -> tuple[TileScores | None, TilePredicate | None]:
+        scores = None if self.scores is None else TileScores(self.scores, head, self.flow)
+        return scores, TilePredicate(self.predicate, head) if self.predicate is not None and masked else None
+
+
+class GraphMath(TileMath):
+    """Of a spec that carries a graph."""
+
+    def gradients(
+        self,
+        scores: cute.Tensor,
+        dp: cute.Tensor | None,
+        packed: tuple[cute.Tensor, cute.Tensor],
+        statistics: tuple[cute.Tensor, cute.Tensor],
+        bounds: Any,
+        layers: Any,
+        graphs: tuple[TileScores | None, TilePredicate | None],
+        where: Where,
+        masked: bool,
+    ) -> None:
+        """packed = P^T and dS^T = P^T (dP^T - delta) times the derivative of the score; both zero outside the mask.
+
+        dp: dP^T; None if nothing but P is asked for. statistics: shift and delta; bounds, layers, where, masked: as in
+        `probabilities`. graphs: of the tile.
+        """
+        p_packed, ds_packed = (cute.recast_tensor(x, Int32) for x in packed)
+        of_scores, predicate = graphs
+        flags: Any = None
+        certain: Any = None
+        if masked and self.spec.mask.has_certain:
+            flags, certain = self.flags_of_marked(bounds, layers)
+        elif masked and self.spec.mask.is_many:
+            flags = self.flags_of_many(bounds, layers)
+        for i in range(self.queries // 16):
+            shifts, deltas = (self.of_thread(x, i) for x in statistics)
+            limits = []
+            if masked and self.staged_layers > 0:
+                limits = [[self.of_thread(bounds[None, y, z], i) for y in range(2)] for z in range(self.staged_layers)]
+            for b in range(2):
+                rows = [where.row + (16 * i + 8 * b + e) for e in range(2)]
+                columns = [None if of_scores is None else of_scores.column(row) for row in rows]
+                asked: list[Any] = [None if predicate is None else predicate.column(row) for row in rows]
+                for h in range(2):
+                    p, ds = [], []
+                    for e in range(2):
+                        k, row = 8 * i + 4 * b + 2 * h + e, 2 * b + e
+                        x, slope, element = self.changed(of_scores, scores[k], h, columns[e], self.at(where, k))
+                        exponent = fma(x, self.exp2_factor, shifts[row])
+                        keep: Any = None
+                        if predicate is not None:
+                            keep = predicate.holds(h, asked[e])
+                        if flags is not None:
+                            bit = Uint32(1) << (k % 32)
+                            inside = Boolean(flags[i // 4] & bit)
+                            if certain is not None:
+                                keep = keep | Boolean(certain[i // 4] & bit)
+                            keep = inside if keep is None else inside & keep
+                        elif masked:
+                            exponent = keep_inside(exponent, self.keys[h], self.intervals(limits, row))
+                        if keep is not None:
+                            exponent = chosen(keep, exponent, Float32(-math.inf))
+                        p.append(exp2(exponent))
+                        if dp is not None:
+                            gradient = p[e] * (dp[k] - deltas[row])
+                            if of_scores is not None:
+                                of_scores.scatter(h, element, gradient)
+                            ds.append(gradient if slope is None else slope(gradient))
+                    place = 4 * i + 2 * b + h
+                    p_packed[place] = pack(*p, self.spec.dtype == "bf16")
+                    if ds:
+                        ds_packed[place] = pack(*ds, self.spec.dtype == "bf16")
+        if of_scores is not None:
+            of_scores.finish()
+
+    def changed(
+        self, graph: TileScores | None, score: Any, key: int, column: Any, where: Where
+    ) -> tuple[Any, Any, Any]:
+        """The new score; from its gradient that of the old one, None for the same; and, of a graph, its element."""
+        if graph is None:
+            x = self.score.changed(score, where)
+            derivative = self.score.derivative(x, where)
+            return x, None if derivative is None else lambda gradient: gradient * derivative, None
+        element = graph.element(key, column, score * self.score.factor)
+        return element.score, lambda gradient: graph.by_score(element, gradient), element
+
+    @cute.jit
+    def flags_of_marked(self, bounds, layers):
+        """As `flags_of_many`, and a bit for every register inside one of the layers that are marked by their sign."""
+        flags, certain = (cute.make_rmem_tensor(-(-self.queries // 64), Uint32) for _ in range(2))
+        flags.fill(0)
+        certain.fill(0)
+        for layer in cutlass.range(layers[0], layers[1], unroll=1):
+            for i in range_constexpr(self.queries // 16):
+                lo, hi = (self.of_thread(bounds[None, y, layer], i) for y in range(2))
+                for row in range_constexpr(4):
+                    for h in range_constexpr(2):
+                        inside = ((lo[row] & 0x7FFFFFFF) <= self.keys[h]) & (self.keys[h] < hi[row])
+                        bit = Uint32(1 << (8 * (i % 4) + 4 * (row // 2) + 2 * h + row % 2))
+                        flags[i // 4] = flags[i // 4] | (bit if inside else Uint32(0))
+                        certain[i // 4] = certain[i // 4] | (bit if inside & (lo[row] < 0) else Uint32(0))
+        return flags, certain

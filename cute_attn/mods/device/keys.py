@@ -1,0 +1,216 @@
+"""The graph of a backward on transposed fragments: new scores, their derivatives, and what flows to captured tensors.
+
+A thread has two keys and walks query rows, of one query head a tile. What depends on the batch element and on a key is
+computed once an item, what depends on the head, and on the head and a key, once a tile; on the row, once for both keys.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Boolean, Float32, Int32
+from cutlass.cutlass_dsl import dsl_user_op
+
+from cute_attn.sm90.ptx import asm
+
+from ..graph import INPUTS, Graph
+from ..scatters import kind_of
+from .evaluator import Evaluator, Values
+from .operations import chosen, constant, smaller
+
+__all__ = ["Element", "Flow", "KeyGraph", "TilePredicate", "TileScores"]
+
+ITEM, KEY, TILE, KEY_OF_TILE, COLUMN, ELEMENT = range(6)
+# What is known in each scope, from what changes most seldom; a value belongs to the first that knows all it depends on.
+_KNOWN = [{"b"}, {"b", "kv"}, {"b", "h"}, {"b", "h", "kv"}, {"b", "h", "q"}, set(INPUTS)]
+FINITE = 1.0e30  # beyond every score; what lies outside the mask may be NaN
+
+Scopes = dict[int, Values]
+
+
+class KeyEvaluator(Evaluator):
+    """Of a graph whose scopes are these."""
+
+    def __init__(self, graph: Graph, tensors: Any, scalars: Any) -> None:
+        super().__init__(graph, tensors, scalars)
+        self.inputs = graph.inputs()
+        self.scopes = [next(s for s, known in enumerate(_KNOWN) if found <= known) for found in self.inputs]
+        later: set[int] = {i for i in graph.outputs if graph.nodes[i].op != "scatter"}
+        for number, node in enumerate(graph.nodes):
+            other = node.op == "scatter"
+            later |= {i for i in node.operands if other or self.scopes[i] != self.scopes[number]}
+        self.kept = {scope: [i for i in sorted(later) if self.scopes[i] == scope] for scope in range(COLUMN)}
+
+    def filled(self, scope: int, known: Scopes, **inputs: Any) -> Scopes:
+        """The scopes known, and another one with all in it that others read."""
+        scopes = known | {scope: self.given(**inputs)}
+        for number in self.kept[scope]:
+            self.value(number, scopes)
+        return scopes
+
+    def given(self, **inputs: Any) -> Values:
+        return {i: inputs[node.op] for i, node in enumerate(self.graph.nodes) if node.op in inputs}
+
+    def value(self, number: int, scopes: Scopes) -> Any:
+        """Of a node; it is noted in its scope."""
+        node = self.graph.nodes[number]
+        if node.op == "const":
+            return constant(node)
+        own = scopes[self.scopes[number]]
+        if number not in own:
+            own[number] = self._computed(number, [self.value(i, scopes) for i in node.operands])
+        return own[number]
+
+    def is_const(self, number: int, value: float) -> bool:
+        node = self.graph.nodes[number]
+        return node.op == "const" and node.args[0] == value
+
+
+@dataclass(frozen=True)
+class KeyGraph:
+    """A graph on the two keys of a thread in an item. of_keys: for each the scopes that last for the item. last_row:
+    the last one that there is."""
+
+    evaluator: KeyEvaluator
+    of_keys: list[Scopes]
+    last_row: Any
+
+    @classmethod
+    def of(cls, graph: str, tensors: Any, scalars: Any, batch: Any, keys: Any, lengths: Any) -> "KeyGraph":
+        """keys: the two; such as lie past the end repeat the last one. lengths: of queries and keys."""
+        evaluator = KeyEvaluator(Graph.parse(graph), tensors, scalars)
+        item = evaluator.filled(ITEM, {}, b=batch)
+        of_keys = [evaluator.filled(KEY, item, kv=cutlass.min(key, lengths[1] - 1)) for key in keys]
+        return cls(evaluator, of_keys, lengths[0] - 1)
+
+    def in_tile(self, head: Any) -> list[Scopes]:
+        """Of both keys, on rows of a query head."""
+        tile = self.evaluator.filled(TILE, self.of_keys[0], h=head)[TILE]
+        return [self.evaluator.filled(KEY_OF_TILE, of_key | {TILE: tile}) for of_key in self.of_keys]
+
+    def column(self, row: Any) -> Values:
+        """A place for what the keys share of a row. Rows past the end repeat the last one."""
+        return self.evaluator.given(q=cutlass.min(row, self.last_row))
+
+
+class TilePredicate:
+    """What thins a mask, in one tile."""
+
+    def __init__(self, graph: KeyGraph, head: Any) -> None:
+        self.graph, self.scopes = graph, graph.in_tile(head)
+
+    def column(self, row: Any) -> Values:
+        return self.graph.column(row)
+
+    def holds(self, key: int, column: Values) -> Any:
+        """Whether a row attends a key, 0 or 1, as far as it goes."""
+        e = self.graph.evaluator
+        return e.value(e.graph.outputs[0], self.scopes[key] | {COLUMN: column, ELEMENT: {}})
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Where what flows to captured tensors goes.
+
+    targets: fp32, for each scatter of the graph the gradient of its tensor, or, of the kind "key", sums (batch, query
+        heads, parts, keys), of which this thread writes those of `part` at its keys, if they are less than seqlen_k.
+    """
+
+    targets: Any
+    batch: Any
+    part: Any
+    keys: Any
+    seqlen_k: Any
+
+
+@dataclass(frozen=True)
+class Element:
+    """score: the new one. slope: its derivative by the old one, None for 1. scopes: for `TileScores.scatter`."""
+
+    score: Any
+    slope: Any
+    scopes: Scopes
+
+
+class TileScores:
+    """A graph of `cute_attn.mods.derivative` in one tile. Made, used and finished in one stretch of code without
+    branches."""
+
+    def __init__(self, scores: KeyGraph, head: Any, flow: Flow) -> None:
+        self.graph, self.evaluator, self.head, self.flow = scores, scores.evaluator, head, flow
+        self.scopes = scores.in_tile(head)
+        graph = scores.evaluator.graph
+        self.scatters = [(i, kind_of(graph, i)) for i in graph.outputs if graph.nodes[i].op == "scatter"]
+        self.sums = [[Float32(0.0), Float32(0.0)] for _ in self.scatters]
+
+    def column(self, row: Any) -> Values:
+        return self.graph.column(row)
+
+    def element(self, key: int, column: Values, score: Any) -> Element:
+        """key: 0 or 1, which of the two. score: scaled."""
+        e = self.evaluator
+        scopes = self.scopes[key] | {COLUMN: column, ELEMENT: e.given(score=score)}
+        new, slope = e.graph.outputs[:2]
+        value = e.value(new, scopes)
+        if "score" in e.inputs[slope]:  # past the end scores are 0, where such a function may have no value
+            value = smaller(value, Float32(FINITE))
+        return Element(value, None if e.is_const(slope, 1.0) else e.value(slope, scopes), scopes)
+
+    def by_score(self, element: Element, gradient: Any) -> Any:
+        """The gradient of the old score; 0 where that of the new one is."""
+        if element.slope is None:
+            return gradient
+        return chosen(gradient != Float32(0.0), gradient * element.slope, Float32(0.0))
+
+    def scatter(self, key: int, element: Element, gradient: Any) -> None:
+        """Adds what flows to captured tensors. gradient: of the new score; 0 outside the mask."""
+        e = self.evaluator
+        for place, (number, kind) in enumerate(self.scatters):
+            node = e.graph.nodes[number]
+            *indices, weight = node.operands
+            if kind == "key" and e.scopes[weight] < COLUMN:  # the sum is weighed
+                self.sums[place][key] = self.sums[place][key] + gradient
+                continue
+            share = self._weighed(gradient, weight, element.scopes)
+            if kind == "key":
+                self.sums[place][key] = self.sums[place][key] + share
+            else:
+                target = self.flow.targets[place]
+                at = e._place(int(node.args[0]), [e.value(i, element.scopes) for i in indices])
+                add_at(target.iterator + cute.crd2idx(tuple(at), target.layout), share, gradient != Float32(0.0))
+
+    def finish(self) -> None:
+        """Adds the sums of the tile to those of its keys: a key of a head is one warp's alone, which has one order."""
+        e, flow = self.evaluator, self.flow
+        lane = cute.arch.lane_idx()
+        for place, (number, kind) in enumerate(self.scatters):
+            if kind != "key":
+                continue
+            weight = e.graph.nodes[number].operands[-1]
+            target = flow.targets[place]
+            for key in range(2):
+                total = self.sums[place][key]
+                for offset in (1, 2):
+                    total = total + cute.arch.shuffle_sync_bfly(total, offset=offset)
+                if e.scopes[weight] < COLUMN:
+                    total = self._weighed(total, weight, self.scopes[key])
+                at = (flow.batch, self.head, flow.part, flow.keys[key])
+                there = (lane % 4 == key) & (flow.keys[key] < flow.seqlen_k)
+                add_at(target.iterator + cute.crd2idx(at, target.layout), total, there)
+
+    def _weighed(self, gradient: Any, weight: int, scopes: Scopes) -> Any:
+        """0 where the gradient is, whatever the weight: outside the mask it may be infinite."""
+        e = self.evaluator
+        if e.is_const(weight, 1.0):
+            return gradient
+        return chosen(gradient != Float32(0.0), gradient * e.value(weight, scopes), Float32(0.0))
+
+
+@dsl_user_op
+def add_at(target: Any, value: Any, condition: Any, *, loc: Any = None, ip: Any = None) -> None:
+    """Adds to a float in global memory where a condition holds, without a branch."""
+    flag = chosen(Boolean(condition), Int32(1), Int32(0))
+    operands = [x.ir_value(loc=loc, ip=ip) for x in (target.toint(loc=loc, ip=ip), Float32(value), flag)]
+    text = "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p red.global.add.f32 [$0], $1; }"
+    asm(None, operands, text, "l,f,r", loc, ip, has_side_effects=True)
