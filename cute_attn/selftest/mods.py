@@ -12,7 +12,7 @@ from cute_attn.mods.graph import Graph
 from cute_attn.mods.tape import CAPTURED
 from cute_attn.mods.trace import Traced, trace
 
-__all__ = ["ANY", "SCORE_MODS", "Drawn", "score_mod_of"]
+__all__ = ["ANY", "SCORE_MODS", "Drawn", "score_mod_of", "wanted_of"]
 
 ANY = "any"  # the name of what the graph of a spec says
 _DTYPES = {name: dtype for dtype, (name, _) in CAPTURED.items()}
@@ -68,14 +68,24 @@ SCORE_MODS = {"distance": NamedMod(_distance), "stages": NamedMod(_stages, 2**-1
 
 
 def score_mod_of(name: str, graph: str, drawn: Drawn) -> Traced:
-    """A score_mod of the table, or the one that has a graph, with tensors and numbers that keep most graphs finite."""
+    """A score_mod of the table, or the one that has a graph, or whose backward has it, with tensors and numbers that
+    keep most graphs finite."""
     if name != ANY:
         return SCORE_MODS[name].made(drawn)
     function = Graph.parse(graph)
+    function = function.only(function.outputs[:1])
     tensors = []
     for dtype, rank in function.tensors:
         shape = (_SIZES.get(rank, 8),) * rank
         is_float = CAPTURED[_DTYPES[dtype]][1] == "f32"
         of_dtype = {"dtype": _DTYPES[dtype]}
         tensors.append(drawn.floats(*shape, **of_dtype) if is_float else drawn.integers(2, *shape, **of_dtype))
-    return Traced(graph, tensors, [0.5 if dtype == "f32" else 3 for dtype in function.scalars])
+    return Traced(function.text, tensors, [0.5 if dtype == "f32" else 3 for dtype in function.scalars])
+
+
+def wanted_of(name: str, graph: str, score_mod: Traced) -> list[bool]:
+    """Of each captured tensor whether its gradient is tested: of all floats, or of what the graph of a backward has."""
+    if name != ANY:
+        return [x.is_floating_point() for x in score_mod.tensors]
+    scattered = {node.args[0] for node in Graph.parse(graph).nodes if node.op == "scatter"}
+    return [i in scattered for i in range(len(score_mod.tensors))]
