@@ -16,7 +16,7 @@ def leaves_of(dtype):
     numbers = torch.Generator().manual_seed(0)
 
     def made(*shape, of=dtype):
-        return torch.randn(*shape, generator=numbers, dtype=torch.float64).to(of).requires_grad_()
+        return torch.randn(shape, generator=numbers, dtype=torch.float64).to(of).requires_grad_()
 
     query, key, value = made(1, HEADS, ROWS, 64), made(1, 2, KEYS, 64), made(1, 2, KEYS, 64)
     return [query, key, value, *(made(*shape, of=torch.float32) for shape in ((HEADS, ROWS + KEYS), (HEADS,), ()))]
