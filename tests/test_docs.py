@@ -4,12 +4,19 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import json
 import re
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from cute_attn import mask
+from cute_attn.launch.shapes import spec_for
+from cute_attn.mods.distance import TABLED
+from cute_attn.spec.score import ScoreForm
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -70,6 +77,19 @@ def test_the_galleries_are_what_their_script_writes(tmp_path, monkeypatch):
     }
     wanted = {*drawn, *(f"score_{name}.png" for name in scores), *(f"function_{name}.png" for name in functions)}
     assert wanted <= {path.name for path in (ROOT / "docs" / "images").iterdir()}
+
+
+@pytest.mark.slow
+def test_the_costs_in_the_galleries_are_those_of_the_kernels(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    costs = importlib.import_module("make_costs")
+    told = json.loads(costs.COSTS.read_text())
+    kernels = {str(spec): spec for spec in costs.priced()}
+    assert told.keys() == kernels.keys()
+    causal = spec_for("fwd", "bf16", 128, 128, mask.causal(1024))
+    table = replace(causal, score=ScoreForm("graph", TABLED))
+    for name in map(str, (causal, table)):
+        assert told[name] == costs.slots(kernels[name]), f"run python docs/make_costs.py: {name}"
 
 
 def test_the_readme_names_commands_that_exist():
