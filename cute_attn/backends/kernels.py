@@ -260,6 +260,11 @@ class Kernels:
         from ..launch.backward import backward
         from ..launch.captured import CapturedGradients
 
+        if thinned is not None:
+            raise NotImplementedError(
+                f"backend {self.name!r} has no kernels for gradients under a block_mask that cannot be read as "
+                f"intervals; {_ELSEWHERE}"
+            )
         if deterministic and score is not None:
             self._check_order(score, wanted)
         # additions to a table have no order, those to what it is made of may have one

@@ -4,6 +4,7 @@ P and dS of an element are computed together, once both products are there: what
 score, its derivative and what flows to captured tensors.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -43,9 +44,13 @@ class Graphs:
         )
         return cls(scores, predicate, Flow(tensors.scattered, batch, part, keys, lengths[1]))
 
-    def in_tile(self, head: Any, masked: bool) -> tuple[TileScores | None, TilePredicate | None]:
-        scores = None if self.scores is None else TileScores(self.scores, head, self.flow)
-        return scores, TilePredicate(self.predicate, head) if self.predicate is not None and masked else None
+    def in_tile(self, where: Where, masked: bool) -> tuple[TileScores | None, TilePredicate | None]:
+        """where: the first of the thread's scores is."""
+        scores, predicate = self.scores, self.predicate if masked else None
+        return (
+            None if scores is None else TileScores(scores, where.head, where.row, self.flow),
+            None if predicate is None else TilePredicate(predicate, where.head, where.row),
+        )
 
 
 class GraphMath(TileMath):
@@ -76,20 +81,20 @@ class GraphMath(TileMath):
             flags, certain = self.flags_of_marked(bounds, layers)
         elif masked and self.spec.mask.is_many:
             flags = self.flags_of_many(bounds, layers)
+        ahead = self.changed(of_scores, scores, where, 0)
         for i in range(self.queries // 16):
             shifts, deltas = (self.of_thread(x, i) for x in statistics)
             limits = []
             if masked and self.staged_layers > 0:
                 limits = [[self.of_thread(bounds[None, y, z], i) for y in range(2)] for z in range(self.staged_layers)]
             for b in range(2):
-                rows = [where.row + (16 * i + 8 * b + e) for e in range(2)]
-                columns = [None if of_scores is None else of_scores.column(row) for row in rows]
-                asked: list[Any] = [None if predicate is None else predicate.column(row) for row in rows]
+                changed, ahead = ahead, self.changed(of_scores, scores, where, 8 * i + 4 * b + 4)
+                asked: list[Any] = [predicate and predicate.column(16 * i + 8 * b + e) for e in range(2)]
                 for h in range(2):
                     p, ds = [], []
                     for e in range(2):
                         k, row = 8 * i + 4 * b + 2 * h + e, 2 * b + e
-                        x, slope, element = self.changed(of_scores, scores[k], h, columns[e], self.at(where, k))
+                        x, slope, element = changed[k % 4]
                         exponent = fma(x, self.exp2_factor, shifts[row])
                         keep: Any = None
                         if predicate is not None:
@@ -117,16 +122,24 @@ class GraphMath(TileMath):
         if of_scores is not None:
             of_scores.finish()
 
-    def changed(
-        self, graph: TileScores | None, score: Any, key: int, column: Any, where: Where
-    ) -> tuple[Any, Any, Any]:
-        """The new score; from its gradient that of the old one, None for the same; and, of a graph, its element."""
-        if graph is None:
-            x = self.score.changed(score, where)
-            derivative = self.score.derivative(x, where)
-            return x, None if derivative is None else lambda gradient: gradient * derivative, None
-        element = graph.element(key, column, score * self.score.factor)
-        return element.score, lambda gradient: graph.by_score(element, gradient), element
+    def changed(self, graph: TileScores | None, scores: cute.Tensor, where: Where, first: int) -> list[Any]:
+        """Of four registers, if there are: the new score; from its gradient that of the old one, None for the same; and
+        of a graph, its element. They are begun before those before are done, so that what is read is there in time."""
+        found: list[Any] = []
+        columns: dict[int, Any] = {}
+        for k in range(first, min(first + 4, cute.size(scores))):
+            at = self.at(where, k)
+            if graph is None:
+                x = self.score.changed(scores[k], at)
+                derivative = self.score.derivative(x, at)
+                found.append((x, None if derivative is None else functools.partial(_times, derivative), None))
+                continue
+            offset, key = 16 * (k // 8) + 8 * (k // 4 % 2) + k % 2, k // 2 % 2
+            if offset not in columns:
+                columns[offset] = graph.column(offset)
+            element = graph.element(key, columns[offset], scores[k] * self.score.factor)
+            found.append((element.score, functools.partial(graph.by_score, element), element))
+        return found
 
     @cute.jit
     def flags_of_marked(self, bounds, layers):
@@ -144,3 +157,7 @@ class GraphMath(TileMath):
                         flags[i // 4] = flags[i // 4] | (bit if inside else Uint32(0))
                         certain[i // 4] = certain[i // 4] | (bit if inside & (lo[row] < 0) else Uint32(0))
         return flags, certain
+
+
+def _times(derivative: Any, gradient: Any) -> Any:
+    return gradient * derivative

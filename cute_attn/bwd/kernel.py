@@ -308,9 +308,9 @@ class MainKernel:
     def ask_graphs(self, c, dp, q_slot, do_slot, masked) -> None:
         """P and dS of a tile in which graphs have a say, when both products are there."""
         place = Place.read(c.shared.places, q_slot)
-        graphs = c.graphs.in_tile(place.head, masked)  # what it loads comes under the products
-        warpgroup.wait_group(0)
         where = c.where._replace(head=place.head, row=c.where.row + place.first)
+        graphs = c.graphs.in_tile(where, masked)  # what it loads comes under the products
+        warpgroup.wait_group(0)
         statistics = c.shared.shift[None, q_slot], c.shared.delta[None, do_slot]
         packed = c.p_packed, c.ds_packed
         bounds = self.bounds(c, q_slot, place, masked)

@@ -65,7 +65,7 @@ class Products:
     @property
     def needs_dp(self) -> bool:
         """Whether dP is computed: also where nothing but captured tensors have gradients."""
-        return self.needs_ds or '"scatter"' in self.spec.score.graph
+        return self.needs_ds or "scatter" in self.spec.score.graph
 
     @property
     def share_p(self) -> bool:

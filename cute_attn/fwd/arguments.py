@@ -117,14 +117,6 @@ def fake_arguments(spec: ForwardSpec) -> tuple[Any, ...]:
 def _captured(spec: ForwardSpec) -> dict[str, Any]:
     if not spec.score.graph:
         return {"captured": None, "numbers": None}
-    from cute_attn.mods.device.operations import STORED, VALUES
-    from cute_attn.mods.graph import Graph
+    from cute_attn.mods.device.arguments import fake_captured
 
-    def fake(dtype, rank):
-        shape, strides = (tuple(make() for _ in range(max(1, rank))) for make in (cute.sym_int, cute.sym_int64))
-        return cute.runtime.make_fake_tensor(STORED[dtype], shape, strides)
-
-    graph = Graph.parse(spec.score.graph)
-    captured = tuple(fake(*tensor) for tensor in graph.tensors)
-    numbers = tuple(VALUES[dtype](1) for dtype in graph.scalars)
-    return {"captured": captured or None, "numbers": numbers or None}
+    return dict(zip(("captured", "numbers"), fake_captured(spec.score.graph), strict=True))

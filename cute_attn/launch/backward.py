@@ -171,7 +171,9 @@ def backward(
         return KernelGradients(dq, dk, dv, row_terms(dout, out, lse, without_keys(plan.lo, plan.hi, plan.heads), dlse))
     score, of_mod = ScoreForm.of(softmax_scale, softcap), NOTHING_CAPTURED
     if captured is not None:
-        score, of_mod = ScoreForm("graph", captured.graph), captured.targets(batch, heads_q, k.shape[1], tile)
+        in_tiles = -(-seqlen_q // tile.m) * tile.m  # kernels ask of rows past the end too
+        score = ScoreForm("graph", captured.text((batch, heads_q, in_tiles, k.shape[1])))
+        of_mod = captured.targets(batch, heads_q, k.shape[1], tile)
     form, score = backward_forms(MaskForm.of(plan.layers, plan.has_lower, plan.has_upper), score)
     spec = spec_of(
         BackwardSpec,

@@ -11,22 +11,31 @@ import torch
 from ..mods.derivative import derivative
 from ..mods.gather import gather_from
 from ..mods.graph import Graph
+from ..mods.ranges import with_reads_inside
 from ..mods.scatters import kind_of
 from ..mods.trace import Traced
 from ..spec.tiles import BackwardTile
+from .tensors import rows_contiguous
 
-__all__ = ["NOTHING_CAPTURED", "CapturedGradients", "captured_by", "in_no_order"]
+__all__ = ["NOTHING_CAPTURED", "CapturedGradients", "captured_by", "in_no_order", "text_of"]
 
 
 def captured_by(function: Traced) -> tuple[tuple[torch.Tensor, ...] | None, tuple[int | float, ...] | None]:
-    """Its tensors, 0-d ones as (1,), and its numbers; None for none."""
+    """Its tensors, 0-d ones as (1,), with a last stride of 1, and its numbers; None for none."""
     return tuple(map(_stored, function.tensors)) or None, tuple(function.scalars) or None
+
+
+def text_of(function: Traced, sizes: tuple[int, int, int, int], graph: Graph | None = None) -> str:
+    """The graph of a spec. sizes: batch elements, query heads, rows and keys of the call. graph: in place of the
+    function's own, with the same tensors and numbers."""
+    shapes = [x.shape for x in function.tensors]
+    return with_reads_inside(graph or function.graph, sizes, shapes, function.scalars).text
 
 
 def _stored(x: torch.Tensor) -> torch.Tensor:
     x = x.detach() if x.numel() else x.new_zeros((1,) * x.ndim)  # nobody attended reads it, but others may
     x = x.view(torch.uint8) if x.dtype == torch.bool else x
-    return x if x.ndim else x.view(1)
+    return rows_contiguous(x) if x.ndim else x.view(1)
 
 
 NOTHING_CAPTURED: tuple[Any, ...] = (None, None, None)  # as `CapturedGradients.targets` gives it
@@ -36,18 +45,20 @@ class CapturedGradients:
     """Of one backward: where its kernels leave what flows to captured tensors, and what becomes of it.
 
     wanted: of each tensor that score_mod captured whether it has a gradient. device: of the call.
-
-    graph: the text for a BackwardSpec.
     """
 
     def __init__(self, score_mod: Traced, wanted: Sequence[bool], device: torch.device) -> None:
         self._function = score_mod
-        self._joint, self.graph, self._scatters = _split(score_mod.text, tuple(wanted))
+        self._joint, self._asked, self._scatters = _split(score_mod.text, tuple(wanted))
         self._gradients = [
             torch.zeros(x.shape, dtype=torch.float32, device=device) if needs else None
             for x, needs in zip(score_mod.tensors, wanted, strict=True)
         ]
         self._sums: dict[int, torch.Tensor] = {}  # by scatter
+
+    def text(self, sizes: tuple[int, int, int, int]) -> str:
+        """The graph of a BackwardSpec; sizes: as of `text_of`."""
+        return text_of(self._function, sizes, self._asked)
 
     def targets(self, batch: int, heads: int, keys: int, tile: BackwardTile) -> tuple[Any, ...]:
         """captured, numbers and scattered of `cute_attn.bwd.arguments.Tensors`. heads: of queries."""
@@ -81,12 +92,12 @@ class CapturedGradients:
 
 
 @functools.lru_cache(maxsize=1024)
-def _split(text: str, wanted: tuple[bool, ...]) -> tuple[Graph, str, tuple[tuple[int, int, str], ...]]:
-    """The joint graph of a score_mod; the text of what kernels compute; of each scatter number, tensor and kind."""
+def _split(text: str, wanted: tuple[bool, ...]) -> tuple[Graph, Graph, tuple[tuple[int, int, str], ...]]:
+    """The joint graph of a score_mod; what kernels compute of it; of each scatter number, tensor and kind."""
     joint = derivative(Graph.parse(text), wanted)
     score, slope, *scatters = joint.outputs
     kinds = tuple((i, int(joint.nodes[i].args[0]), kind_of(joint, i)) for i in scatters)
-    return joint, joint.only((score, slope, *(i for i, _, kind in kinds if kind != "row"))).text, kinds
+    return joint, joint.only((score, slope, *(i for i, _, kind in kinds if kind != "row"))), kinds
 
 
 def in_no_order(function: Traced, wanted: Sequence[bool]) -> list[int]:

@@ -15,7 +15,7 @@ from cute_attn.spec.mask import MaskForm
 from cute_attn.spec.score import ScoreForm
 from cute_attn.spec.tiles import TileConfig
 
-from .captured import captured_by
+from .captured import captured_by, text_of
 from .dims import kernel_dims
 from .run import KernelBackend, Order, run
 from .shapes import spec_of
@@ -126,7 +126,10 @@ def forward(
     form, score = MaskForm.of(plan.layers, plan.has_lower, plan.has_upper), ScoreForm.of(softmax_scale, softcap)
     captured: tuple[Any, Any] = None, None
     if score_mod is not None:
-        score, captured = ScoreForm("graph", score_mod.text), captured_by(score_mod)
+        score, captured = (
+            ScoreForm("graph", text_of(score_mod, (batch, heads_q, seqlen_q, seqlen_k))),
+            captured_by(score_mod),
+        )
     spec = spec_of(
         ForwardSpec,
         dtype=DTYPE_NAMES[q.dtype],

@@ -38,7 +38,7 @@ def derivative(graph: Graph, wanted: tuple[bool, ...]) -> Graph:
         node, adjoint = graph.nodes[i], adjoints.get(i)
         if adjoint is None or not depends[i] or node.op == "score":
             continue
-        if node.op == "load":
+        if node.action == "load":
             scatters.append(tape.add("scatter", (*node.args, adjoint.node), "f32").node)
             continue
         if node.op not in _RULES:
@@ -57,8 +57,8 @@ def _dependent(graph: Graph, wanted: tuple[bool, ...]) -> list[bool]:
     """Whether each node is a float that depends on the score or on a wanted tensor."""
     found: list[bool] = []
     for node in graph.nodes:
-        own = node.op == "score" or (node.op == "load" and wanted[int(node.args[0])])
-        found.append(node.dtype == "f32" and (own or (node.op != "load" and any(found[i] for i in node.operands))))
+        own = node.op == "score" or (node.action == "load" and wanted[int(node.args[0])])
+        found.append(node.dtype == "f32" and (own or (node.action != "load" and any(found[i] for i in node.operands))))
     return found
 
 

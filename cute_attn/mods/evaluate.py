@@ -61,10 +61,10 @@ def evaluate(
             value = torch.full((), _number(node), dtype=_torch_dtype(node, dtype), device=device)
         elif node.op == "scalar":
             value = torch.full((), scalars[int(node.args[0])], dtype=_torch_dtype(node, dtype), device=device)
-        elif node.op == "load":
+        elif node.action == "load":
             tensor = tensors[int(node.args[0])]
             value = _loaded(tensor, operands, attended, name, clamps).to(_torch_dtype(node, dtype))
-        elif node.op == "scatter":
+        elif node.action == "scatter":
             *indices, value = operands
             if scatters is not None:
                 number = int(node.args[0])

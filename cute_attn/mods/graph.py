@@ -12,6 +12,7 @@ scalar                                   which of the run-time scalars
 load                                     which of the captured tensors; then its indices, one a dimension; a
                                          negative index counts from the end
 scatter                                  the same, then a value: adds it to the tensor's gradient there
+load_inside scatter_inside               the same, where every index is known to lie in the tensor (see `ranges`)
 convert                                  x, to the node's dtype; a float to an integer truncates
 round_bf16 round_fp16                    x, rounded to such a float and back
 add sub mul floor_divide remainder       x, y of the node's dtype; // and % as Python has them
@@ -36,12 +37,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["COLUMN", "ELEMENT", "INPUTS", "ITEM", "ROW", "Graph", "Node", "Written", "canonical", "operands"]
+__all__ = ["COLUMN", "ELEMENT", "INPUTS", "INSIDE", "ITEM", "ROW", "Graph", "Node", "Written", "canonical", "operands"]
 
+INSIDE = "_inside"  # ends the names of operations on captured tensors that need no guard
 INPUTS = ("score", "b", "h", "q", "kv")
 # What a value depends on, from what changes most seldom to what changes with every element of a tile.
 ITEM, ROW, COLUMN, ELEMENT = range(4)
-_OWN_STAGE = {"score": ELEMENT, "scatter": ELEMENT, "q": ROW, "kv": COLUMN}
+_OWN_STAGE = {"score": ELEMENT, "scatter": ELEMENT, "scatter_inside": ELEMENT, "q": ROW, "kv": COLUMN}
 
 Argument = int | float | str
 Written = tuple[str, tuple[Argument, ...], str]  # op, args and dtype of a node
@@ -51,7 +53,7 @@ def operands(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Those arguments of an operation that are numbers of nodes; they are the last ones."""
     if op in ("const", "scalar"):
         return ()
-    return args[1:] if op in ("load", "scatter") else args
+    return args[1:] if op.removesuffix(INSIDE) in ("load", "scatter") else args
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,11 @@ class Node:
     op: str
     args: tuple[Argument, ...]
     dtype: str
+
+    @property
+    def action(self) -> str:
+        """The operation, whether or not it needs a guard."""
+        return self.op.removesuffix(INSIDE)
 
     @property
     def operands(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from cute_attn.launch.captured import CapturedGradients
+from cute_attn.launch.captured import CapturedGradients, text_of
 from cute_attn.launch.shapes import spec_for
 from cute_attn.mask import IntervalMask
 from cute_attn.spec.attention import HEAD_DIMS
@@ -175,12 +175,10 @@ def _mask(name: str) -> IntervalMask:
 @functools.cache
 def _text_of(score_mod: str, op: str) -> str:
     """The graph of a score_mod of the table, or of its backward, which problems of all sizes share."""
-    made = score_mod_of(score_mod, "", Drawn(1, 1, 1, torch.Generator(), torch.device("cpu")))
-    return (
-        made.text
-        if op == "fwd"
-        else CapturedGradients(made, wanted_of(score_mod, "", made), made.tensors[0].device).graph
-    )
+    made, sizes = score_mod_of(score_mod, "", Drawn(1, 1, 1, torch.Generator(), torch.device("cpu"))), (1, 1, 1, 1)
+    if op == "fwd":
+        return text_of(made, sizes)
+    return CapturedGradients(made, wanted_of(score_mod, "", made), torch.device("cpu")).text(sizes)
 
 
 # ---------------------------------------------------------------- the cases

@@ -131,6 +131,8 @@ def test_the_fingerprint_covers_the_sources_of_the_operation_and_no_launcher(mon
     specs = {FORWARD: plain["fwd"], BACKWARD: plain["bwd"]}
     of_graphs = dataclasses.replace(FORWARD, score=ScoreForm("graph", GRAPH))
     specs[of_graphs] = [*plain["fwd"], "mods/graph.py", "mods/device/evaluator.py"]
+    backwards = dataclasses.replace(BACKWARD, score=ScoreForm("graph", GRAPH))
+    specs[backwards] = [*plain["bwd"], "mods/graph.py", "mods/device/evaluator.py", "mods/scatters.py"]
     names = sorted({"launch/forward.py", "launch/operations.py", "mods/recognise.py"}.union(*specs.values()))
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

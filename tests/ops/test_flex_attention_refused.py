@@ -148,7 +148,6 @@ def no_mod(score, b, h, q, k):
 @pytest.mark.parametrize(
     ("match", "arguments"),
     [
-        ("a score_mod other than c", {"score_mod": lambda s, b, h, q, k: s * 2}),
         ("max_scores", {"return_aux": AuxRequest(max_scores=True)}),
     ],
 )

@@ -13,7 +13,7 @@ __all__ = ["fake_captured", "fake_scattered"]
 
 
 def fake_captured(text: str) -> tuple[Any, Any]:
-    """Tensors with any strides, and numbers, of the graph with this text; None for none."""
+    """Tensors whose last stride is 1, and numbers, of the graph with this text; None for none."""
     if not text:
         return None, None
     graph = Graph.parse(text)
@@ -28,12 +28,12 @@ def fake_scattered(text: str) -> tuple[Any, ...] | None:
         return None
     graph, ranks = Graph.parse(text), []
     for number in graph.outputs:
-        if graph.nodes[number].op == "scatter":
+        if graph.nodes[number].action == "scatter":
             rank = graph.tensors[int(graph.nodes[number].args[0])][1]
             ranks.append(4 if kind_of(graph, number) == "key" else rank)
     return tuple(_fake(Float32, rank) for rank in ranks) or None
 
 
 def _fake(of: Any, rank: int) -> Any:
-    shape, strides = (tuple(make() for _ in range(rank)) for make in (cute.sym_int, cute.sym_int64))
-    return cute.runtime.make_fake_tensor(of, shape, strides)
+    shape, strides = tuple(cute.sym_int() for _ in range(rank)), tuple(cute.sym_int64() for _ in range(rank - 1))
+    return cute.runtime.make_fake_tensor(of, shape, (*strides, 1))

@@ -7,12 +7,13 @@ once an item and row; the rest with the elements of a tile.
 from typing import Any
 
 import cutlass
-from cutlass import Float32
+import cutlass.cute as cute
+from cutlass import Float32, Int32
 
-from ..graph import COLUMN, ELEMENT, ITEM, ROW, Graph
-from .operations import VALUES, chosen, computed, constant
+from ..graph import COLUMN, ELEMENT, ITEM, ROW, Graph, Node
+from .operations import VALUES, chosen, computed, constant, read
 
-__all__ = ["Evaluator", "Values"]
+__all__ = ["Evaluator", "Values", "address"]
 
 Values = dict[int, Any]  # of nodes, by their numbers
 
@@ -72,27 +73,35 @@ class Evaluator:
         node = self.graph.nodes[number]
         if node.op == "scalar":
             return VALUES[node.dtype](self.scalars[int(node.args[0])])
-        if node.op == "load":
-            return self._loaded(int(node.args[0]), node.dtype, operands)
+        if node.action == "load":
+            return self._loaded(node, operands)
         of = [self.graph.nodes[i] for i in node.operands]
         constants = [float(n.args[0]) if n.op == "const" else None for n in of]
         return computed(node, [n.dtype for n in of], operands, constants)
 
-    def _loaded(self, number: int, kind: str, indices: list[Any]) -> Any:
+    def _loaded(self, node: Node, indices: list[Any]) -> Any:
         """An element of a captured tensor."""
-        tensor = self.tensors[number]
-        place = self._place(number, indices)
-        x = tensor[tuple(place) if place else 0]
-        return x != tensor.element_type(0) if kind == "bool" else x.to(VALUES[kind])
+        number = int(node.args[0])
+        return read(address(self.tensors[number], self.place(node, indices)), self.graph.tensors[number][0])
 
-    def _place(self, number: int, indices: list[Any]) -> list[Any]:
-        """Where in a captured tensor indices point. Negative ones wrap; one that lies outside becomes that of the
-        nearest element, since elements outside the mask may index anywhere."""
-        place = []
-        for index, size in zip(indices, self.tensors[number].shape, strict=False):
-            kind_of_index = type(index)
-            end, zero, one = (kind_of_index(n) for n in (size, 0, 1))
+    def place(self, node: Node, indices: list[Any]) -> list[Any]:
+        """Where in a captured tensor the indices of a load or a scatter point. Without a mark that all lie inside,
+        negative ones wrap, and one that lies outside becomes that of the nearest element, since elements outside the
+        mask may index anywhere."""
+        if node.op != node.action:
+            return [index.to(Int32) for index in indices]
+        found = []
+        for index, size in zip(indices, self.tensors[int(node.args[0])].shape, strict=False):
+            kind = type(index)
+            end, zero = kind(size), kind(0)
             index = chosen(index < zero, index + end, index)
-            index = chosen(index < zero, zero, chosen(index < end, index, end - one))
-            place.append(index.to(cutlass.Int32))
-        return place
+            found.append(cutlass.max(cutlass.min(index, end - kind(1)), zero).to(Int32))
+        return found
+
+
+def address(tensor: Any, place: list[Any]) -> Any:
+    """Of an element of a tensor whose last stride is 1; what elements share of it is computed once for them."""
+    if not place:
+        return tensor.iterator
+    *outer, last = place
+    return tensor.iterator + cute.crd2idx((*outer, 0), tensor.layout) + last

@@ -16,17 +16,20 @@ from cute_attn.sm90.ptx import asm
 
 from ..graph import INPUTS, Graph
 from ..scatters import kind_of
-from .evaluator import Evaluator, Values
-from .operations import chosen, constant, smaller
+from .evaluator import Evaluator, Values, address
+from .operations import chosen, constant, read, smaller
 
 __all__ = ["Element", "Flow", "KeyGraph", "TilePredicate", "TileScores"]
 
 ITEM, KEY, TILE, KEY_OF_TILE, COLUMN, ELEMENT = range(6)
+ORIGIN, POINTERS, DISTANCE = range(6, 9)  # beside scopes: those of a row, with addresses of it, and how far it is away
 # What is known in each scope, from what changes most seldom; a value belongs to the first that knows all it depends on.
 _KNOWN = [{"b"}, {"b", "kv"}, {"b", "h"}, {"b", "h", "kv"}, {"b", "h", "q"}, set(INPUTS)]
 FINITE = 1.0e30  # beyond every score; what lies outside the mask may be NaN
+# Of floats, those that make no NaN and no infinity of numbers: they may be asked of rows past the end.
+TAME = {"score", "const", "scalar", "load_inside", "scatter_inside", "add", "sub", "mul", "neg", "where", "convert"}
 
-Scopes = dict[int, Values]
+Scopes = dict[int, Any]
 
 
 class KeyEvaluator(Evaluator):
@@ -36,9 +39,12 @@ class KeyEvaluator(Evaluator):
         super().__init__(graph, tensors, scalars)
         self.inputs = graph.inputs()
         self.scopes = [next(s for s, known in enumerate(_KNOWN) if found <= known) for found in self.inputs]
-        later: set[int] = {i for i in graph.outputs if graph.nodes[i].op != "scatter"}
+        self.steps = self._steps()
+        self.is_tame = all(node.op in TAME for node in graph.nodes if node.dtype == "f32")
+        self.is_tame = self.is_tame and all(node.op != "load" for node in graph.nodes)
+        later: set[int] = {i for i in graph.outputs if graph.nodes[i].action != "scatter"}
         for number, node in enumerate(graph.nodes):
-            other = node.op == "scatter"
+            other = node.action == "scatter"
             later |= {i for i in node.operands if other or self.scopes[i] != self.scopes[number]}
         self.kept = {scope: [i for i in sorted(later) if self.scopes[i] == scope] for scope in range(COLUMN)}
 
@@ -59,8 +65,42 @@ class KeyEvaluator(Evaluator):
             return constant(node)
         own = scopes[self.scopes[number]]
         if number not in own:
-            own[number] = self._computed(number, [self.value(i, scopes) for i in node.operands])
+            if node.action == "load":
+                tensor = int(node.args[0])
+                own[number] = read(self.pointer(number, self.tensors[tensor], scopes), self.graph.tensors[tensor][0])
+            else:
+                own[number] = self._computed(number, [self.value(i, scopes) for i in node.operands])
         return own[number]
+
+    def pointer(self, number: int, tensor: Any, scopes: Scopes) -> Any:
+        """To where a load or a scatter points in a tensor. In one that needs no guard, and whose last index goes with
+        the row, it is so far from where it points at the origin."""
+        node = self.graph.nodes[number]
+        indices = node.operands[: self.graph.tensors[int(node.args[0])][1]]
+        steps = [self.steps[i] for i in indices]
+        goes_with_the_row = steps[-1:] in ([1], [-1]) and not any(step != 0 for step in steps[:-1])
+        if node.op == node.action or not goes_with_the_row:
+            return address(tensor, self.place(node, [self.value(i, scopes) for i in indices]))
+        pointers = scopes[ORIGIN][POINTERS]
+        if number not in pointers:
+            pointers[number] = address(tensor, self.place(node, [self.value(i, scopes[ORIGIN]) for i in indices]))
+        return pointers[number] + steps[-1] * scopes[DISTANCE]
+
+    def _steps(self) -> list[int | None]:
+        """By how much each integer grows from row to row; None if that is no fixed number."""
+        found: list[int | None] = []
+        for node, inputs in zip(self.graph.nodes, self.inputs, strict=True):
+            of = [found[i] for i in node.operands]
+            step: int | None = None
+            if node.op == "q":
+                step = 1
+            elif not inputs & {"q", "score"}:
+                step = 0
+            elif node.op in ("add", "sub") and node.dtype == "i32" and None not in of:
+                x, y = (int(x or 0) for x in of)
+                step = x + y if node.op == "add" else x - y
+            found.append(step)
+        return found
 
     def is_const(self, number: int, value: float) -> bool:
         node = self.graph.nodes[number]
@@ -89,24 +129,37 @@ class KeyGraph:
         tile = self.evaluator.filled(TILE, self.of_keys[0], h=head)[TILE]
         return [self.evaluator.filled(KEY_OF_TILE, of_key | {TILE: tile}) for of_key in self.of_keys]
 
-    def column(self, row: Any) -> Values:
-        """A place for what the keys share of a row. Rows past the end repeat the last one."""
-        return self.evaluator.given(q=cutlass.min(row, self.last_row))
+
+class TileGraph:
+    """A graph in one tile. Made, used and finished in one stretch of code without branches.
+
+    scopes: of both keys. first_row: of this thread in the tile.
+    """
+
+    def __init__(self, graph: KeyGraph, head: Any, first_row: Any) -> None:
+        self.graph, self.evaluator, self.head, self.first_row = graph, graph.evaluator, head, first_row
+        e = graph.evaluator
+        self.scopes = graph.in_tile(head)
+        origin = e.given(q=first_row if e.is_tame else Int32(0))
+        for scopes in self.scopes:
+            scopes[ORIGIN] = {**scopes, COLUMN: origin, ELEMENT: {}, POINTERS: {}}
+
+    def column(self, offset: int) -> Scopes:
+        """Scopes of a row so far behind the first, which the keys share. Rows past the end repeat the last one, where
+        that makes a difference."""
+        row = self.first_row + offset
+        if self.evaluator.is_tame:
+            return {COLUMN: self.evaluator.given(q=row), DISTANCE: offset}
+        row = cutlass.min(row, self.graph.last_row)
+        return {COLUMN: self.evaluator.given(q=row), DISTANCE: row}
 
 
-class TilePredicate:
-    """What thins a mask, in one tile."""
+class TilePredicate(TileGraph):
+    """What thins a mask."""
 
-    def __init__(self, graph: KeyGraph, head: Any) -> None:
-        self.graph, self.scopes = graph, graph.in_tile(head)
-
-    def column(self, row: Any) -> Values:
-        return self.graph.column(row)
-
-    def holds(self, key: int, column: Values) -> Any:
+    def holds(self, key: int, column: Scopes) -> Any:
         """Whether a row attends a key, 0 or 1, as far as it goes."""
-        e = self.graph.evaluator
-        return e.value(e.graph.outputs[0], self.scopes[key] | {COLUMN: column, ELEMENT: {}})
+        return self.evaluator.value(self.evaluator.graph.outputs[0], self.scopes[key] | column | {ELEMENT: {}})
 
 
 @dataclass(frozen=True)
@@ -133,27 +186,26 @@ class Element:
     scopes: Scopes
 
 
-class TileScores:
-    """A graph of `cute_attn.mods.derivative` in one tile. Made, used and finished in one stretch of code without
-    branches."""
+class TileScores(TileGraph):
+    """A graph of `cute_attn.mods.derivative`."""
 
-    def __init__(self, scores: KeyGraph, head: Any, flow: Flow) -> None:
-        self.graph, self.evaluator, self.head, self.flow = scores, scores.evaluator, head, flow
-        self.scopes = scores.in_tile(head)
-        graph = scores.evaluator.graph
-        self.scatters = [(i, kind_of(graph, i)) for i in graph.outputs if graph.nodes[i].op == "scatter"]
+    def __init__(self, scores: KeyGraph, head: Any, first_row: Any, flow: Flow) -> None:
+        super().__init__(scores, head, first_row)
+        self.flow = flow
+        graph, inputs = scores.evaluator.graph, scores.evaluator.inputs
+        # Whether there may be no number past the end: of a score of 0, or where a table is read that no row asks for.
+        reads = any(node.action == "load" and "q" in of for node, of in zip(graph.nodes, inputs, strict=True))
+        self.may_be_none = "score" in inputs[graph.outputs[1]] or (scores.evaluator.is_tame and reads)
+        self.scatters = [(i, kind_of(graph, i)) for i in graph.outputs if graph.nodes[i].action == "scatter"]
         self.sums = [[Float32(0.0), Float32(0.0)] for _ in self.scatters]
 
-    def column(self, row: Any) -> Values:
-        return self.graph.column(row)
-
-    def element(self, key: int, column: Values, score: Any) -> Element:
+    def element(self, key: int, column: Scopes, score: Any) -> Element:
         """key: 0 or 1, which of the two. score: scaled."""
         e = self.evaluator
-        scopes = self.scopes[key] | {COLUMN: column, ELEMENT: e.given(score=score)}
+        scopes = self.scopes[key] | column | {ELEMENT: e.given(score=score)}
         new, slope = e.graph.outputs[:2]
         value = e.value(new, scopes)
-        if "score" in e.inputs[slope]:  # past the end scores are 0, where such a function may have no value
+        if self.may_be_none:
             value = smaller(value, Float32(FINITE))
         return Element(value, None if e.is_const(slope, 1.0) else e.value(slope, scopes), scopes)
 
@@ -168,7 +220,7 @@ class TileScores:
         e = self.evaluator
         for place, (number, kind) in enumerate(self.scatters):
             node = e.graph.nodes[number]
-            *indices, weight = node.operands
+            weight = node.operands[-1]
             if kind == "key" and e.scopes[weight] < COLUMN:  # the sum is weighed
                 self.sums[place][key] = self.sums[place][key] + gradient
                 continue
@@ -176,9 +228,9 @@ class TileScores:
             if kind == "key":
                 self.sums[place][key] = self.sums[place][key] + share
             else:
-                target = self.flow.targets[place]
-                at = e._place(int(node.args[0]), [e.value(i, element.scopes) for i in indices])
-                add_at(target.iterator + cute.crd2idx(tuple(at), target.layout), share, gradient != Float32(0.0))
+                inside = node.op != node.action  # then elements outside the mask have places of their own, to add 0 to
+                pointer = e.pointer(number, self.flow.targets[place], element.scopes)
+                add_at(pointer, share, None if inside else gradient != Float32(0.0))
 
     def finish(self) -> None:
         """Adds the sums of the tile to those of its keys: a key of a head is one warp's alone, which has one order."""
@@ -195,9 +247,8 @@ class TileScores:
                     total = total + cute.arch.shuffle_sync_bfly(total, offset=offset)
                 if e.scopes[weight] < COLUMN:
                     total = self._weighed(total, weight, self.scopes[key])
-                at = (flow.batch, self.head, flow.part, flow.keys[key])
-                there = (lane % 4 == key) & (flow.keys[key] < flow.seqlen_k)
-                add_at(target.iterator + cute.crd2idx(at, target.layout), total, there)
+                at = [flow.batch, self.head, flow.part, flow.keys[key]]
+                add_at(address(target, at), total, (lane % 4 == key) & (flow.keys[key] < flow.seqlen_k))
 
     def _weighed(self, gradient: Any, weight: int, scopes: Scopes) -> Any:
         """0 where the gradient is, whatever the weight: outside the mask it may be infinite."""
@@ -209,8 +260,10 @@ class TileScores:
 
 @dsl_user_op
 def add_at(target: Any, value: Any, condition: Any, *, loc: Any = None, ip: Any = None) -> None:
-    """Adds to a float in global memory where a condition holds, without a branch."""
-    flag = chosen(Boolean(condition), Int32(1), Int32(0))
-    operands = [x.ir_value(loc=loc, ip=ip) for x in (target.toint(loc=loc, ip=ip), Float32(value), flag)]
-    text = "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p red.global.add.f32 [$0], $1; }"
-    asm(None, operands, text, "l,f,r", loc, ip, has_side_effects=True)
+    """Adds to a float in global memory; condition: None, or where alone."""
+    operands = [x.ir_value(loc=loc, ip=ip) for x in (target.toint(loc=loc, ip=ip), Float32(value))]
+    text, constraints = "red.global.add.f32 [$0], $1;", "l,f"
+    if condition is not None:
+        operands.append(Boolean(condition).ir_value(loc=loc, ip=ip))
+        text, constraints = f"@$2 {text}", "l,f,b"
+    asm(None, operands, text, constraints, loc, ip, has_side_effects=True)

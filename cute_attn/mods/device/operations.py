@@ -13,11 +13,11 @@ from cutlass import Boolean, Float32, Int32, Int64
 from cutlass._mlir.dialects import llvm
 from cutlass.cutlass_dsl import T, dsl_user_op, select_
 
-from cute_attn.sm90.ptx import exp2, fma, tanh
+from cute_attn.sm90.ptx import asm, exp2, fma, tanh
 
 from ..graph import Node
 
-__all__ = ["STORED", "VALUES", "chosen", "computed", "constant", "smaller"]
+__all__ = ["STORED", "VALUES", "chosen", "computed", "constant", "read", "smaller"]
 
 VALUES: dict[str, Any] = {"f32": Float32, "i32": Int32, "i64": Int64, "bool": Boolean}
 STORED: dict[str, Any] = {
@@ -78,6 +78,33 @@ _cosine = _instruction("cos.approx.f32 $0, $1;", 1)
 def chosen(condition: Any, x: Any, y: Any) -> Any:
     """x or y, values of one type, without a branch."""
     return type(x)(select_(condition, x, y))
+
+
+# dtype of a captured tensor -> how an element is read as a value: PTX, result and its constraint. Such reads keep their
+# order
+_READ: dict[str, tuple[str, Any, str]] = {
+    "f64": ("{ .reg .f64 x; ld.global.f64 x, [$1]; cvt.rn.f32.f64 $0, x; }", Float32, "f"),
+    "f32": ("ld.global.f32 $0, [$1];", Float32, "f"),
+    "bf16": ("{ .reg .b32 x; ld.global.u16 x, [$1]; shl.b32 x, x, 16; mov.b32 $0, x; }", Float32, "f"),
+    "fp16": ("{ .reg .b16 x; ld.global.b16 x, [$1]; cvt.f32.f16 $0, x; }", Float32, "f"),
+    "i64": ("ld.global.s64 $0, [$1];", Int64, "l"),
+    "i32": ("ld.global.s32 $0, [$1];", Int32, "r"),
+    "i16": ("ld.global.s16 $0, [$1];", Int32, "r"),
+    "i8": ("ld.global.s8 $0, [$1];", Int32, "r"),
+    "u8": ("ld.global.u8 $0, [$1];", Int32, "r"),
+    "bool": ("ld.global.u8 $0, [$1];", Int32, "r"),
+}
+
+
+@dsl_user_op
+def read(pointer: Any, stored: str, *, loc: Any = None, ip: Any = None) -> Any:
+    """An element of a captured tensor of a dtype, as a value."""
+    text, kind, constraint = _READ[stored]
+    result = {"f": T.f32, "l": T.i64, "r": T.i32}[constraint]()
+    found = kind(
+        asm(result, [pointer.toint(loc=loc, ip=ip).ir_value(loc=loc, ip=ip)], text, f"={constraint},l", loc, ip)
+    )
+    return found != kind(0) if stored == "bool" else found
 
 
 def _exp(x: Any) -> Any:
