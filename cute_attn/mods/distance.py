@@ -1,7 +1,7 @@
 """score_mods that add a function of query head and distance, q - kv: ALiBi, T5's buckets, any relative bias.
 
 The function is evaluated once for each distance, in PyTorch, into a table, so that kernels know one score_mod for all
-of them: score + table[h, q - kv + seqlen_k - 1], whose index is in range at every pair.
+of them: score + table[h, q - kv + seqlen_k - 1].
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from .graph import ELEMENT, Graph, Node
 from .tape import Tape
 from .trace import Traced, trace
 
-__all__ = ["TABLED", "bias_of", "by_table", "served_graph", "table_gradients"]
+__all__ = ["ROOM", "TABLED", "bias_of", "by_table", "served_graph", "table_gradients"]
 
 Tensor = torch.Tensor
 
+ROOM = 128  # rows past the end that a kernel may evaluate, for nothing: at most a tile of them
 _ANY = torch.empty(0, 0, device="cpu")
-# The text of every such function: it captured the table, fp32 (heads_q, seqlen_q + seqlen_k - 1), and seqlen_k - 1.
+# The text of every such function: it captured the table, fp32 (heads_q, seqlen_q + ROOM + seqlen_k - 1), and
+# seqlen_k - 1, so that the index is in range at every pair, and at rows that fill a tile.
 TABLED = trace(lambda score, b, h, q, kv: score + _ANY[h, q - kv + 2], "score_mod").text
 
 
@@ -40,7 +42,7 @@ def by_table(score: Traced | None, heads: int, seqlen_q: int, seqlen_k: int, dev
         return score
     inputs = _distances(bias, heads, seqlen_q, seqlen_k, device)
     (table,) = evaluate(bias, inputs, score.tensors, score.scalars, torch.float32, clamps=True)
-    return Traced(TABLED, [table.expand(heads, seqlen_q + seqlen_k - 1)], [seqlen_k - 1])
+    return Traced(TABLED, [table.expand(heads, seqlen_q + ROOM + seqlen_k - 1)], [seqlen_k - 1])
 
 
 def table_gradients(
@@ -74,7 +76,7 @@ def table_gradients(
 
 def _distances(bias: Graph, heads: int, seqlen_q: int, seqlen_k: int, device: torch.device) -> dict[str, Tensor]:
     """Inputs of a bias: for every distance a pair that has it."""
-    distance = torch.arange(1 - seqlen_k, seqlen_q, dtype=torch.int32, device=device)
+    distance = torch.arange(1 - seqlen_k, seqlen_q + ROOM, dtype=torch.int32, device=device)
     inputs = {
         "h": torch.arange(heads, dtype=torch.int32, device=device)[:, None],
         "q": distance.clamp(min=0),

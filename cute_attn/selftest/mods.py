@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cute_attn.mods.distance import TABLED
+from cute_attn.mods.distance import ROOM, TABLED
 from cute_attn.mods.graph import Graph
 from cute_attn.mods.ranges import with_reads_inside
 from cute_attn.mods.tape import CAPTURED
@@ -46,15 +46,15 @@ class NamedMod:
 
 
 def _distance(drawn: Drawn) -> Traced:
-    table = drawn.floats(drawn.heads, drawn.rows + drawn.keys - 1)
+    table = drawn.floats(drawn.heads, drawn.rows + ROOM + drawn.keys - 1)
     return Traced(TABLED, [table], [drawn.keys - 1])
 
 
 def _stages(drawn: Drawn) -> Traced:
     """Something to compute once a head, a row and a column, and for every element; floats of 16 bits and integers."""
     gain, by_key = drawn.floats(drawn.heads), drawn.floats(drawn.heads, drawn.keys, dtype=torch.bfloat16)
-    document = drawn.integers(3, max(drawn.rows, drawn.keys), dtype=torch.uint8)
-    by_row = drawn.floats(drawn.rows)
+    document = drawn.integers(3, max(drawn.rows, drawn.keys) + ROOM, dtype=torch.uint8)
+    by_row = drawn.floats(drawn.rows + ROOM)
 
     def score_mod(
         score: torch.Tensor, b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, kv: torch.Tensor

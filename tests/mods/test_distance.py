@@ -6,7 +6,7 @@ import pytest
 import torch
 from mods_case import places
 
-from cute_attn.mods.distance import TABLED, bias_of, by_table, table_gradients
+from cute_attn.mods.distance import ROOM, TABLED, bias_of, by_table, table_gradients
 from cute_attn.mods.evaluate import evaluate
 from cute_attn.mods.trace import trace
 
@@ -72,7 +72,7 @@ def test_a_bias_of_the_distance_is_one_graph_with_a_table_that_says_the_same(nam
     tabled = by_table(traced, HEADS, ROWS, KEYS, torch.device("cpu"))
     assert tabled.text == TABLED
     (table,), (offset,) = tabled.tensors, tabled.scalars
-    assert (table.shape, table.dtype, offset) == ((HEADS, ROWS + KEYS - 1), torch.float32, KEYS - 1)
+    assert (table.shape, table.dtype, offset) == ((HEADS, ROWS + ROOM + KEYS - 1), torch.float32, KEYS - 1)
     at = torch.arange(ROWS)[:, None] - torch.arange(KEYS) + offset
     assert torch.equal(table[:, at], dense(TABLES[name], torch.zeros(1, HEADS, ROWS, KEYS)))
 
@@ -147,8 +147,10 @@ def test_distances_that_nobody_attends_may_index_outside_and_be_nan_and_give_no_
     at = torch.arange(ROWS)[:, None] - torch.arange(KEYS) + tabled.scalars[0]
     scores = dense(bias, torch.zeros(1, HEADS, ROWS, KEYS), attended).detach()
     assert torch.equal(tabled.tensors[0][:, at][:, attended], scores[:, attended])
-    gradient = torch.zeros(HEADS, ROWS + KEYS - 1).index_put(
-        (torch.arange(HEADS)[:, None, None], at), dscores, accumulate=True
+    gradient = (
+        torch.zeros_like(tabled.tensors[0])
+        .contiguous()
+        .index_put((torch.arange(HEADS)[:, None, None], at), dscores, accumulate=True)
     )
     found = table_gradients(traced, gradient, [True, True, True], ROWS, KEYS)
     assert [x.dtype for x in found] == [x.dtype for x in traced.tensors]
@@ -165,7 +167,7 @@ def test_distances_that_nobody_attends_may_index_outside_and_be_nan_and_give_no_
 
 def test_only_what_is_wanted_gets_a_gradient():
     traced = trace(lambda s, b, h, q, k: s + SLOPES[h] * (k - q) + BIAS[h, q - k], "score_mod")
-    found = table_gradients(traced, torch.ones(HEADS, ROWS + KEYS - 1), [False, True], ROWS, KEYS)
+    found = table_gradients(traced, torch.ones(HEADS, ROWS + ROOM + KEYS - 1), [False, True], ROWS, KEYS)
     assert found[0] is None
     assert found[1].shape == BIAS.shape
 

@@ -10,7 +10,7 @@ from cute_attn.mods.distance import TABLED
 
 ROWS, KEYS, HEADS = 100, 150, 2
 SLOPES = torch.tensor([0.5, 0.0625])
-LEARNED = torch.randn(HEADS, ROWS, generator=torch.Generator().manual_seed(0))
+LEARNED = torch.randn(HEADS, KEYS, generator=torch.Generator().manual_seed(0))
 BY_DISTANCE = torch.randn(2 * KEYS, generator=torch.Generator().manual_seed(1))
 BIASES = {
     "alibi": lambda s, b, h, q, k: s + SLOPES[h] * (k - q),
