@@ -5,10 +5,12 @@ import os
 from typing import TYPE_CHECKING
 
 from .backend import backend
+from .elsewhere import INSTEAD
 from .launch import operations as _operations  # noqa: F401  (fills the table of operations)
 from .mask import AttnMaskType, AttnRange, AttnRanges, IntervalMask, TileSchedule
 from .mods.block_mask import BlockMask, noop_mask
 from .mods.masks import and_masks, create_block_mask, create_mask, or_masks
+from .ops import chosen as _chosen  # noqa: F401  (registers an op that exported graphs name)
 from .ops.flex_attention import AuxOutput, AuxRequest, flex_attention
 from .ops.flex_flash import flex_flash_attn_func
 from .ops.kvcache import flash_attn_with_kvcache
@@ -107,6 +109,8 @@ if os.environ.get("CUTE_ATTN_LOG"):
 
 
 def __getattr__(name: str) -> object:
+    if name in INSTEAD:  # of an AttributeError `from cute_attn import ...` would not show the sentence
+        raise ImportError(f"cute_attn has no {name}: {INSTEAD[name]}")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

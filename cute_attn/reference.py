@@ -224,17 +224,17 @@ def _blocks(
     lo: torch.Tensor, hi: torch.Tensor, mask_heads: int, batch: int, heads_q: int, heads_k: int
 ) -> Iterator[Block]:
     """The blocks that attend any key. What batch elements and heads share of a mask is expanded once for all."""
-    group = heads_q // heads_k
-    shared = [(head, slice(head * group, (head + 1) * group)) for head in range(heads_k)]
+    heads_per_key = heads_q // heads_k
+    shared = [(head, slice(head * heads_per_key, (head + 1) * heads_per_key)) for head in range(heads_k)]
     filled = lo < hi
-    first = torch.where(filled, lo, torch.iinfo(torch.int32).max).amin(1)
-    last = torch.where(filled, hi, 0).amax(1)
+    begins = torch.where(filled, lo, torch.iinfo(torch.int32).max).amin(1)
+    ends = torch.where(filled, hi, 0).amax(1)
     for plane in range(lo.shape[0]):
         own, head = divmod(plane, mask_heads)
-        heads = shared if mask_heads == 1 else [(head // group, slice(head, head + 1))]
+        heads = shared if mask_heads == 1 else [(head // heads_per_key, slice(head, head + 1))]
         for begin in range(0, lo.shape[2], BLOCK_ROWS):
             rows = slice(begin, min(begin + BLOCK_ROWS, lo.shape[2]))
-            keys = slice(int(first[plane, rows].amin()), int(last[plane, rows].amax()))
+            keys = slice(int(begins[plane, rows].amin()), int(ends[plane, rows].amax()))
             if keys.start >= keys.stop:
                 continue
             column = torch.arange(keys.start, keys.stop, dtype=torch.int32, device=lo.device)

@@ -1,8 +1,8 @@
 """Inference with a paged cache: prefill, then decoding with speculation, sequences of different lengths in one batch.
 
-One layer of attention stands for a model. The prompts are attended by `flex_flash_attn_func` and their keys and values
-put into pages. Each step a draft guesses four tokens a sequence; all of them are attended at once, appended to the
-cache, and some are accepted: the length says how many, and what lies beyond it is never read again.
+One layer of attention stands for a model. The prompts come in chunks: each chunk is appended to the pages of its
+sequence and attends all that is there. Each step a draft guesses four tokens a sequence; all of them are appended and
+attended at once, and some are accepted: the length says how many, and what lies beyond it is never read again.
 
     python examples/serve_with_a_cache.py [--steps N] [--page-size N]
 
@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 import torch
 
-from cute_attn import flash_attn_with_kvcache, flex_flash_attn_func, mask
+from cute_attn import flash_attn_with_kvcache
 
 HEADS_Q, HEADS_K, HEAD_DIM = 8, 2, 64
-PROMPTS = (5, 33, 64)
+PROMPTS = (5, 33, 150)
+CHUNK = 96  # tokens of a prompt that are attended at once
 GUESSES = 4
 DTYPE = torch.bfloat16
 
@@ -59,15 +60,16 @@ def main(arguments: list[str] | None = None) -> None:
     lengths = torch.zeros(batch, dtype=torch.int32, device=device)
 
     worst = 0.0
-    for i, prompt in enumerate(PROMPTS):  # prefill: attention as in training, then its keys and values into pages
-        own = slice(0, prompt)
-        out, _ = flex_flash_attn_func(q[i, own], k[i, own], v[i, own], mask.causal(prompt, device=device))
-        worst = max(worst, off(out, q[i, own], k[i, own], v[i, own]))
+    for i, prompt in enumerate(PROMPTS):
         pages.reserve(i, prompt)
         row = slice(i, i + 1)
         places = {"cache_seqlens": lengths[row], "page_table": pages.table[row]}
-        flash_attn_with_kvcache(q[row, prompt - 1 : prompt], pages.k, pages.v, k[row, own], v[row, own], **places)
-        lengths[i] = prompt
+        for begin in range(0, prompt, CHUNK):
+            end = min(begin + CHUNK, prompt)
+            new = [x[row, begin:end] for x in (q, k, v)]
+            out = flash_attn_with_kvcache(new[0], pages.k, pages.v, *new[1:], **places, causal=True)
+            worst = max(worst, off(out[0], q[i, begin:end], k[i, :end], v[i, :end]))
+            lengths[i] = end
     print(f"prefill of {batch} prompts, {', '.join(map(str, PROMPTS))} tokens: off by {worst:.1e}")
 
     for step in range(options.steps):

@@ -125,7 +125,7 @@ def plainly(case: Case, p: Problem, dtype: torch.dtype) -> dict[str, torch.Tenso
     leaves = {name: x.detach().to(dtype).requires_grad_(p.dout is not None) for name, x in given.items()}
     inputs = *(leaves[name] for name in "qkv"), case.mask.to_dense(), leaves.get("sink")
     out, lse, max_logits = plain_attention(*inputs, case.softmax_scale, case.softcap)
-    found = {"out": out.detach(), "lse": lse.detach(), "max_logits": max_logits.detach()}
+    found = {"out": out.detach(), "lse": lse.detach(), "max_logits": max_logits.amax(0)}
     if p.dout is not None:
         loss = (out * p.dout.to(dtype)).sum()
         if p.dlse is not None:
@@ -138,9 +138,14 @@ def plainly(case: Case, p: Problem, dtype: torch.dtype) -> dict[str, torch.Tenso
 # ---------------------------------------------------------------- masks
 
 
-def stacked(*each: IntervalMask) -> IntervalMask:
-    """A mask for each batch."""
-    return IntervalMask(*(torch.cat([getattr(m, side) for m in each]) for side in ("lo", "hi")), each[0].seqlen_k)
+def stacked(*each: IntervalMask, heads: int = 1) -> IntervalMask:
+    """A mask for each batch element, or for each of its heads, heads fastest."""
+    layers = max(mask.layers for mask in each)
+    ends = []
+    for side in ("lo", "hi"):
+        planes = [torch.nn.functional.pad(getattr(m, side), (0, 0, 0, layers - m.layers)) for m in each]
+        ends.append(torch.cat(planes).unflatten(0, (-1, heads)))
+    return IntervalMask.from_intervals(*ends, each[0].seqlen_k)
 
 
 def block_sparse(blocks: torch.Tensor) -> IntervalMask:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 # What a machine with a GPU may lack: a file of tests that imports one of them is skipped there.
-OPTIONAL = {"click", "cuda", "cutlass", "hypothesis"}
+OPTIONAL = {"click", "cuda", "cutlass", "hypothesis", "transformers"}
 
 
 @pytest.hookimpl(wrapper=True)

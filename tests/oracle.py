@@ -4,21 +4,26 @@ import torch
 
 
 def dense_attention(q, k, v, mask, sink=None, sink_layout="sh", softmax_scale=None, softcap=0.0):
-    """`plain_attention` in fp64. sink: "sh" `(n, heads_q)` or "ssh" `([b,] sq, n, heads_q)`."""
+    """`plain_attention` in fp64, with max_logits `(heads_q,)`.
+
+    sink: "sh" `(n, heads_q)` or "ssh" `([b,] sq, n, heads_q)`.
+    """
     q, k, v = (x.double() for x in (q, k, v))
     if sink is not None:
         sink = sink[None, None] if sink_layout == "sh" else sink if sink.ndim == 4 else sink[None]
-    return plain_attention(q, k, v, mask, sink, q.shape[3] ** -0.5 if softmax_scale is None else softmax_scale, softcap)
+    scale = q.shape[3] ** -0.5 if softmax_scale is None else softmax_scale
+    out, lse, max_logits = plain_attention(q, k, v, mask, sink, scale, softcap)
+    return out, lse, max_logits.amax(0)
 
 
 def plain_attention(q, k, v, mask, sink, softmax_scale, softcap):
-    """out `(b, sq, heads_q, dv)`, lse `(b, heads_q, sq)` and max_logits `(heads_q,)` of q, k, v `(b, s, heads, d)`.
+    """out `(b, sq, heads_q, dv)`, lse `(b, heads_q, sq)` and max_logits `(b, heads_q)` of q, k, v `(b, s, heads, d)`.
 
-    mask: bool `(b or 1, sq, sk)`. sink: `(1 or b, 1 or sq, n, heads_q)`. Every tensor in the dtype of q, but for lse,
-    which is fp32 at least.
+    mask: bool `(b or 1[, heads_q or 1], sq, sk)`. sink: `(1 or b, 1 or sq, n, heads_q)`. Every tensor in the dtype
+    of q, but for lse, which is fp32 at least.
     """
     logits = plain_logits(q, k, mask, softmax_scale, softcap)
-    max_logits = torch.cat([logits, logits.new_full((*logits.shape[:3], 1), -torch.inf)], 3).amax((0, 2, 3))
+    max_logits = torch.cat([logits, logits.new_full((*logits.shape[:3], 1), -torch.inf)], 3).amax((2, 3)).detach()
     if sink is not None:
         extra = sink.to(q.dtype).permute(0, 3, 1, 2)
         logits = torch.cat([logits, extra.expand(*logits.shape[:3], sink.shape[2])], 3)
@@ -36,7 +41,27 @@ def plain_logits(q, k, mask, softmax_scale, softcap):
     logits = torch.einsum("bqhd,bkhd->bhqk", q, k.repeat_interleave(q.shape[2] // k.shape[2], 2)) * softmax_scale
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)
-    return logits.masked_fill(~mask[:, None], -torch.inf)
+    return logits.masked_fill(~(mask if mask.ndim == 4 else mask[:, None]), -torch.inf)
+
+
+def results(attend, leaves, dout, dlse):
+    """out, lse and, where leaves ask for them, their gradients, of `attend(*leaves)`; of rows whose lse is finite."""
+    out, lse = attend(*leaves)
+    if not leaves[0].requires_grad:
+        return [out, lse]
+    seen = lse > -torch.inf
+    loss = (out * dout.to(out.dtype)).sum() + (lse[seen] * dlse.to(lse.dtype)[seen]).sum()
+    return [out.detach(), lse.detach(), *torch.autograd.grad(loss, leaves)]
+
+
+def assert_no_worse(names, got, exact, rough, lse_error=0.0):
+    """Each result is at most twice as far from the exact one as that of plain PyTorch in the inputs' dtype; lse, which
+    is kept in fp32, as far as sums in fp32 are, and lse_error."""
+    for name, mine, wanted, low in zip(names, got, exact, rough, strict=False):
+        tolerance = 2 * (low.double() - wanted).masked_fill(wanted.isinf(), 0.0).abs().max().item() + 1e-6
+        if name == "lse":
+            tolerance = 1e-5 * max(1.0, wanted[wanted.isfinite()].abs().max().item()) + lse_error
+        assert_close(name, mine, wanted, tolerance)
 
 
 def assert_close(name, got, wanted, tolerance):

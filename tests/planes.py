@@ -1,8 +1,9 @@
 """Masks with planes: one for each query head, for each batch element or for both, no two alike."""
 
 import torch
+from cases import stacked
 from forward_case import TANH_ERROR
-from oracle import assert_close
+from oracle import assert_no_worse, plain_attention, results
 
 from cute_attn.mask import IntervalMask, causal, full, sliding_window
 from cute_attn.ops.attention_op import attention
@@ -33,41 +34,15 @@ def gaps(rows, keys, layers):
     return pieces & IntervalMask.from_intervals(lo, torch.tensor([[100], [keys]]).expand(2, rows), keys)
 
 
-def stacked(masks, batch, heads, keys):
-    """One mask of planes that are masks of batch 1 and heads 1, heads fastest."""
-    layers = max(m.layers for m in masks)
-    ends = []
-    for side in ("lo", "hi"):
-        planes = [torch.nn.functional.pad(getattr(m, side), (0, 0, 0, layers - m.layers)) for m in masks]
-        ends.append(torch.cat(planes).unflatten(0, (batch, heads)))
-    return IntervalMask.from_intervals(*ends, keys)
-
-
 def mask_of(share, batch, heads, rows, keys, first=0):
     batch, heads = batch if share != "heads" else 1, heads if share != "batch" else 1
-    return stacked([plane(first + i, rows, keys) for i in range(batch * heads)], batch, heads, keys)
+    return stacked(*(plane(first + i, rows, keys) for i in range(batch * heads)), heads=heads)
 
 
 def dense(mask):
     """bool `(batch, heads, rows, keys)`."""
     pairs = mask.to_dense()
     return pairs if pairs.ndim == 4 else pairs[:, None]
-
-
-def formula(q, k, v, pairs, scale, softcap=0.0, sink=None):
-    """out and lse of attention over a dense mask, in the dtype of the inputs, for autograd."""
-    k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], 2) for x in (k, v))
-    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * scale
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~pairs, -torch.inf)
-    keys = scores.shape[3]
-    if sink is not None:
-        scores = torch.cat([scores, sink.to(q.dtype).permute(0, 3, 1, 2).expand(*scores.shape[:3], -1)], 3)
-    empty = (scores == -torch.inf).all(3, keepdim=True)
-    filled = scores.masked_fill(empty, 0.0)
-    weights = filled.softmax(3).masked_fill(empty, 0.0)[..., :keys]
-    return torch.einsum("bhqk,bkhd->bqhd", weights, v), filled.logsumexp(3).masked_fill(empty[..., 0], -torch.inf)
 
 
 def inputs(mask, batch, heads, dim, dtype, sink=False):
@@ -82,32 +57,21 @@ def check(mask, batch, heads, dim=64, dtype=torch.bfloat16, softcap=0.0, sink=Fa
     """The attention op, under the backend that is asked for here, against the formula in fp64: at most twice as far off
     as the formula in the inputs' dtype. Returns out and the gradients."""
     q, k, v, dout, dlse, sinks = inputs(mask, batch, heads, dim, dtype, sink)
-    scale, pairs = dim**-0.5, dense(mask)
+    scale, pairs = dim**-0.5, mask.to_dense()
 
-    def results(attend, kind):
-        leaves = [x.detach().to(kind).requires_grad_(grads) for x in (q, k, v)]
-        extra = (
-            None if sinks is None else sinks.detach().to(torch.float32 if kind == dtype else kind).requires_grad_(grads)
-        )
-        out, lse = attend(*leaves, extra)
-        if not grads:
-            return [out, lse]
-        seen = lse > -torch.inf
-        loss = (out * dout.to(out.dtype)).sum() + (lse[seen] * dlse.to(lse.dtype)[seen]).sum()
-        leaves += [] if extra is None else [extra]
-        return [out.detach(), lse.detach(), *torch.autograd.grad(loss, leaves)]
+    def leaves(kind):
+        given = [x.to(kind) for x in (q, k, v)]
+        given += [] if sinks is None else [sinks.to(torch.float32 if kind == dtype else kind)]
+        return [x.detach().requires_grad_(grads) for x in given]
 
-    def op(q, k, v, extra):
+    def op(q, k, v, extra=None):
         return attention(q, k, v, extra, mask, scale, softcap, deterministic, 0, False)[:2]
 
-    def plain(q, k, v, extra):
-        return formula(q, k, v, pairs, scale, softcap, extra)
+    def plain(q, k, v, extra=None):
+        return plain_attention(q, k, v, pairs, extra, scale, softcap)[:2]
 
-    got, exact, rough = results(op, dtype), results(plain, torch.float64), results(plain, dtype)
-    for name, mine, wanted, low in zip(("out", "lse", "dq", "dk", "dv", "dsink"), got, exact, rough, strict=False):
-        error = (low.double() - wanted).masked_fill(wanted.isinf(), 0.0).abs().max().item()
-        tolerance = 2 * error + 1e-6
-        if name == "lse":  # kept in fp32, whatever the inputs are; no score is above the softcap
-            tolerance = 1e-5 * max(1.0, wanted[wanted.isfinite()].abs().max().item()) + TANH_ERROR * softcap
-        assert_close(name, mine, wanted, tolerance)
+    got = results(op, leaves(dtype), dout, dlse)
+    exact, rough = (results(plain, leaves(kind), dout, dlse) for kind in (torch.float64, dtype))
+    names = ("out", "lse", "dq", "dk", "dv", "dsink")
+    assert_no_worse(names, got, exact, rough, TANH_ERROR * softcap)  # no score is above the softcap
     return got

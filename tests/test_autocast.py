@@ -106,7 +106,7 @@ def test_every_function_that_multiplies_matrices_of_torch_is_known():
             is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in products
             if is_operator or is_call:
                 found.add(str(path.relative_to(root)))
-    without = {"reference.py", "modules/chosen.py"}
+    without = {"reference.py", "ops/chosen.py"}
     formulas = {"commands/demo.py", "selftest/plain.py", "selftest/decode.py"}
     numpy_only = {"dist/placing/spread.py", "dist/placing/locality.py"}
     found = {name for name in found if not name.startswith(("sim/", "fwd/", "bwd/", "sm90/"))}

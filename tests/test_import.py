@@ -1,5 +1,6 @@
 """`import cute_attn` is cheap, and it and collecting the tests need torch, NumPy and pytest alone."""
 
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
@@ -55,6 +56,15 @@ def test_importing_brings_in_nothing_but_torch_and_numpy():
     strangers = set(result.stdout.split()) - set(sys.stdlib_module_names)
     assert strangers <= with_dependencies("torch", "numpy")
     assert not strangers & {"cutlass", "cuda", "matplotlib", "click", "rich", "tvm_ffi"}
+
+
+def test_importing_registers_every_op_of_the_library_for_graphs_that_were_exported():
+    package = TESTS.parent / "cute_attn"
+    texts = [file.read_text() for file in package.rglob("*.py")]
+    ops = {name for text in texts for name in re.findall(r'^register\("(\w+)"', text, re.M)}
+    assert {"attention", "chosen_mask", "decode", "mods", "plan"} <= ops
+    result = run("import sys, cute_attn, torch; print(*(hasattr(torch.ops.cute_attn, x) for x in sys.argv[1:]))", *ops)
+    assert result.stdout.split() == ["True"] * len(ops), (result.stdout, result.stderr)
 
 
 BLOCK = """

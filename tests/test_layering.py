@@ -11,10 +11,11 @@ ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "cute_attn": "modules ops launch jit mods mask",
     "cli": "",
-    "commands": "cute_attn cli selftest dist ops profile launch jit mods mask spec",
+    "commands": "cute_attn cli selftest dist ops profile launch jit sim mods mask spec",
     "selftest": "cute_attn ops launch jit mods mask spec decode_reference reference",
     "autotune": "cli profile launch jit mask spec",
     "profile": "launch jit mask spec",
+    "integrations": "ops checks mods mask",
     "modules": "ops checks mask reference",
     "ops": "backends checks mask mods reference",
     "dist": "backends checks mask reference",
@@ -39,6 +40,7 @@ LEAVES = {
     "caches",
     "columns",
     "directories",
+    "elsewhere",
     "errors",
     "kinds",
     "loadable",
@@ -47,8 +49,10 @@ LEAVES = {
     "packages",
     "strict_json",
 }
-WINGS = ["host", "schedules", "code", "state"]  # folders of the simulator: each imports itself and those behind it
-DOORS = {"sim": {"cute_attn.launch.run"}}  # the only modules through which a package is entered
+# Folders of the simulator: each imports itself and those behind it.
+WINGS = ["host", "skeleton", "schedules", "code", "state"]
+# The only modules through which a package is entered.
+DOORS = {"sim": {"cute_attn.launch.run", "cute_attn.commands.verify"}}
 
 Graph = dict[str, set[str]]
 

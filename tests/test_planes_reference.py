@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from planes import SHARES, check, mask_of, stacked
+from cases import stacked
+from planes import SHARES, check, mask_of
 
 from cute_attn.mask import full
 
@@ -17,7 +18,7 @@ def test_every_plane_is_attended_by_its_own_rows(share, heads, softcap):
 
 def test_equal_planes_of_heads_give_what_one_for_all_heads_gives():
     mask = mask_of("batch", 2, 4, 150, 300, first=1)
-    by_head = mask | stacked([~full(150, 300)] * 8, 2, 4, 300)
+    by_head = mask | stacked(*[~full(150, 300)] * 8, heads=4)
     assert (by_head.batch, by_head.heads) == (2, 4)
     results = []
     for m in (mask, by_head):

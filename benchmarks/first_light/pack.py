@@ -26,7 +26,6 @@ from pathlib import Path
 HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[2]
 LIMIT = 64 << 20  # bytes of the whole folder: what one transfer may take on a machine that is hard to reach
 LEFT_OUT = {".png", ".ipynb"}  # of the tree
-GPU_TESTS = ("tests/fwd", "tests/bwd", "tests/ops/test_kernel_dispatch.py")
 WHEELS = ("nvidia-cutlass-dsl", "nvidia-cutlass-dsl-libs-base", "nvidia-cutlass-dsl-libs-core", "apache-tvm-ffi")
 # One wheel, for a CUDA, with the runtime library and, ten times as large, the compiler: the one that is installed here.
 LIBRARIES = ("nvidia-cutlass-dsl-libs-cu13", "nvidia-cutlass-dsl-libs-cu12")
@@ -100,6 +99,7 @@ def pack_bundle(folder: Path, specs: Sequence, workers: int) -> int:
 
 def all_specs() -> list:
     import measurements
+    from run import GPU_TESTS
 
     from cute_attn.selftest.cases import profiled
     from cute_attn.selftest.cases import specs as of_selftest

@@ -5,13 +5,14 @@ python3 FOLDER/tree/benchmarks/first_light/run.py [--budget SECONDS] [--steps en
 FOLDER is what pack.py made. Each step is a process; none stops the next. Findings go to OUT/findings.jsonl at once,
 what a step writes besides to OUT/STEP.log, and a table comes last and into OUT/table.txt. Needs Python with PyTorch,
 NumPy and, for some steps, pytest, click and rich; what is not there costs its step alone. Exits with 1 if anything was
-wrong, hung or crashed, with 2 if the budget let nothing run.
+wrong, hung or crashed, with 2 if nothing ran.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import selectors
@@ -32,7 +33,10 @@ PACKED = TREE.parent
 SPARE = 12.0  # seconds at the end, for what is written last
 LEAST = 15.0  # a step is not begun with less
 GRACE = 5.0  # between being asked to end and being ended
-GPU_TESTS = ("tests/fwd", "tests/bwd", "tests/ops/test_kernel_dispatch.py")
+GPU_TESTS = (
+    *("tests/fwd", "tests/bwd", "tests/ops/test_kernel_dispatch.py", "tests/decode"),
+    *("tests/ops/test_flex_attention_kernels.py", "tests/launch/test_backward_order.py"),
+)
 UNTIL = "{until}"  # in a command: the seconds that its step has, less what it takes to end
 
 
@@ -156,6 +160,18 @@ def _ended(process: subprocess.Popen, late: bool) -> bool:
     return stuck
 
 
+def misfit() -> str:
+    """Why no step can run with this Python, "" if it can: else each would fail in a way of its own."""
+    here, made_for = "{}.{}".format(*sys.version_info), PACKED / "runtime" / "made_for"
+    wanted = made_for.read_text().split()[0] if made_for.exists() else here
+    if wanted != here:
+        return (
+            f"this is Python {here}, and {PACKED} was packed for {wanted}: use that one, or pack with --python {here}"
+        )
+    missing = [name for name in ("torch", "numpy") if importlib.util.find_spec(name) is None]
+    return f"{sys.executable} has no {' and no '.join(missing)}" if missing else ""
+
+
 def unpack_runtime(site: Path) -> str:
     """Makes the runtime half of the DSL importable from `site`; what went wrong, "" if nothing."""
     packed, mark = PACKED / "runtime", site / "made_for"
@@ -205,6 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = options.steps.split(",") if options.steps else list(known)
     if unknown := set(wanted) - set(known):
         parser.error(f"--steps: there is no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if problem := misfit():
+        parser.error(problem)
     for folder in (options.out, options.work):
         folder.mkdir(parents=True, exist_ok=True)
     runner = Runner(options.out, options.budget, options.patience)

@@ -82,7 +82,7 @@ class Backend(Protocol):
         """Gradients of a forward whose inputs and results these are; out may be rounded. dout, dlse: None for zero.
         needs: which of q, k, v and sink need one. unrounded: those of q, k and v in the compute dtype."""
 
-    def check_decode_served(self, q: Tensor, cache: KVCache) -> None:
+    def check_decode_served(self, q: Tensor, cache: KVCache, tree: Tensor | None) -> None:
         """Raises for a `decode` of such tensors that it does not take: NotImplementedError naming what does serve them,
         ValueError naming the stride of a cache that does not fit."""
 

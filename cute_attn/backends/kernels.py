@@ -134,10 +134,10 @@ class Kernels:
         dsink = sink_gradient(sink, lse, delta) if needs[3] and sink is not None else None
         return Gradients(dq, dk, dv, dsink)
 
-    def check_decode_served(self, q: Tensor, cache: KVCache) -> None:
+    def check_decode_served(self, q: Tensor, cache: KVCache, tree: Tensor | None) -> None:
         from ..launch.decode import why_not_served
 
-        if why := why_not_served(q, cache):
+        if why := why_not_served(q, cache, tree):
             raise NotImplementedError(
                 f"backend {self.name!r} has {why}; with cute_attn.backend('reference') it runs in plain PyTorch"
             )
@@ -157,7 +157,21 @@ class Kernels:
         sm_margin: int,
     ) -> tuple[Tensor, Tensor]:
         from ..launch.decode import decode
+        from ..launch.prefill import is_prefill, prefill
 
+        if is_prefill(q, cache):
+            return prefill(
+                q,
+                cache,
+                sink,
+                softmax_scale=softmax_scale,
+                softcap=softcap,
+                window=window,
+                sm_margin=sm_margin,
+                softmax=self.softmax,
+                backend=self.name,
+                order=self._order,
+            )
         return decode(
             q,
             cache,

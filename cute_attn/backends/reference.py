@@ -74,7 +74,7 @@ class Reference:
             dout, dlse, q, k, v, out, lse, mask.lo, mask.hi, sink, softmax_scale, softcap, needs, mask_heads=mask.heads
         )
 
-    def check_decode_served(self, q: Tensor, cache: KVCache) -> None:
+    def check_decode_served(self, q: Tensor, cache: KVCache, tree: Tensor | None) -> None:
         pass
 
     def decode(

@@ -57,7 +57,13 @@ def progress(console: Console) -> Progress:
     "--spec", "texts", multiple=True, metavar="JSON", help="One spec, as the error of a missing kernel has it."
 )
 @click.option("--selftest", "for_selftest", is_flag=True, help="Every kernel that `cute-attn selftest` runs.")
-@click.option("--mask", "masks", multiple=True, metavar="NAME[:key=value,...]", help="Kernels for this kind of mask.")
+@click.option(
+    "--mask",
+    "masks",
+    multiple=True,
+    metavar="NAME[:key=value,...]",
+    help="Kernels for this kind of mask; one of decode takes any.",
+)
 @click.option("--seqlen", type=click.IntRange(1), default=8192, show_default=True, help="Of the masks.")
 @click.option("--op", "ops", type=OperationName(), multiple=True, default=["fwd", "bwd"], show_default=True)
 @click.option(

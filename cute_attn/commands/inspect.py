@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,24 +22,12 @@ from ..spec.operation import Operation, operation
 from ..spec.tiles import Tile
 from .build import json_object
 from .files import NewFolder
-from .options import given
+from .options import TileSize, given
 from .specs import OperationName, SpecField, check_goes_with, has, spec_under
 
 __all__ = ["command"]
 
 _OF_SPECS = ("softmax", "sink", "max_logits")  # options that are fields of the specs of some operations
-
-
-class TileSize(click.ParamType):
-    """ROWSxKEYS."""
-
-    name = "tile"
-
-    def convert(self, value, param, ctx):
-        found = re.fullmatch(r"(\d+)x(\d+)", value) if isinstance(value, str) else None
-        if found is None:
-            self.fail(f"expected ROWSxKEYS such as 128x128, got {value!r}", param, ctx)
-        return int(found[1]), int(found[2])
 
 
 @click.command("inspect")

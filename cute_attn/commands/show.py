@@ -19,26 +19,13 @@ from ..mods.recognise import Recognised, recognise
 from ..mods.trace import trace
 from .files import Picture
 from .functions import MaskMod
+from .options import TileSize
 from .terminal import drawn
 
 __all__ = ["command", "facts"]
 
 DEFAULT_LENGTH = 1024
 _MOST_PAIRS = 1 << 28  # of a mask that must be evaluated pair by pair to be drawn
-
-
-class TileSize(click.ParamType):
-    """ROWSxKEYS."""
-
-    name = "tile"
-
-    def convert(self, value, param, ctx):
-        if isinstance(value, tuple):
-            return value
-        parts = value.lower().split("x")
-        if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-            self.fail(f"expected ROWSxKEYS such as 128x128, got {value!r}", param, ctx)
-        return int(parts[0]), int(parts[1])
 
 
 class Slice(click.ParamType):

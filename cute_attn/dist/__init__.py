@@ -1,5 +1,6 @@
 """Context parallelism: one sequence on many ranks, for any mask."""
 
+from ..elsewhere import INSTEAD_IN_DIST
 from .api import (
     calc_attn,
     clear_cache,
@@ -27,6 +28,7 @@ from .cost import CostModel
 from .functional import (
     apply_padding,
     compute_pad_size,
+    infer_attn_mask_from_cu_seqlens,
     infer_attn_mask_from_sliding_window,
     infer_varlen_mask_from_batch,
     pad_at_dim,
@@ -72,6 +74,7 @@ __all__ = [
     "dispatch",
     "get_most_recent_key",
     "get_position_ids",
+    "infer_attn_mask_from_cu_seqlens",
     "infer_attn_mask_from_sliding_window",
     "infer_varlen_mask_from_batch",
     "magi_attn_flex_dispatch",
@@ -90,3 +93,9 @@ __all__ = [
     "undispatch",
     "unpad_at_dim",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name in INSTEAD_IN_DIST:  # of an AttributeError `from cute_attn.dist import ...` would not show the sentence
+        raise ImportError(f"cute_attn.dist has no {name}: {INSTEAD_IN_DIST[name]}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

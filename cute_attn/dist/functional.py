@@ -9,12 +9,14 @@ from itertools import pairwise
 import torch
 
 from ..mask import AttnMaskType, AttnRange, AttnRanges
+from ..mask.checks import Integers, check_cumulative, check_flag, check_integers
 from ..mask.ranges import RangesLike, ranges_tensor
 from .checks import END, as_list, check_finite, check_int, check_kind, check_tensor
 
 __all__ = [
     "apply_padding",
     "compute_pad_size",
+    "infer_attn_mask_from_cu_seqlens",
     "infer_attn_mask_from_sliding_window",
     "infer_varlen_mask_from_batch",
     "pad_at_dim",
@@ -117,12 +119,7 @@ def infer_attn_mask_from_sliding_window(
     """
     for name, value in (("q_range", q_range), ("k_range", k_range)):
         check_kind(name, value, AttnRange)
-    window = as_list("window_size", window_size)
-    if len(window) != 2:
-        raise ValueError(f"window_size must be (left, right), got {window}")
-    left, right = (
-        check_int(f"window_size ({side})", size, -1) for side, size in zip(("left", "right"), window, strict=True)
-    )
+    left, right = _window(window_size)
     shift = k_range.end - q_range.end  # row i stands at key i + shift
     # Row from which the window's left edge is inside the keys, and first row whose right edge passes their end.
     opens = q_range.end if left == -1 else k_range.start + left - shift
@@ -141,6 +138,86 @@ def infer_attn_mask_from_sliding_window(
         k_ranges.append(AttnRange(low, high))
         types.append(AttnMaskType.from_int_type(2 * low_moves + high_moves))
     return q_ranges, k_ranges, types
+
+
+def infer_attn_mask_from_cu_seqlens(
+    cu_seqlens_q: Integers,
+    cu_seqlens_k: Integers,
+    causal: bool = False,
+    window_size: Sequence[int] = (-1, -1),
+    global_window_size: int = 0,
+) -> tuple[AttnRanges, AttnRanges, list[AttnMaskType], int, int]:
+    """Packed documents as slices, each with a window if there is one.
+
+    Args:
+        cu_seqlens_q, cu_seqlens_k: cumulative lengths `(documents + 1,)`.
+        causal: aligned bottom right; with the window (-1, -1) alone.
+        window_size: of each document, as `infer_attn_mask_from_sliding_window` takes it.
+        global_window_size: the first keys of each document that all its rows see besides their window, but no key
+            further ahead than the window sees. Without a window it changes nothing; otherwise queries and keys must
+            have the same documents.
+
+    Returns `(q_ranges, k_ranges, types, total_seqlen_q, total_seqlen_k)`. Slices may overlap: a pair counts once.
+    Raises TypeError or ValueError naming the argument.
+    """
+    check_flag("causal", causal)
+    leading = check_int("global_window_size", global_window_size, 0, END)
+    documents_q = _documents("cu_seqlens_q", cu_seqlens_q)
+    documents_k = _documents("cu_seqlens_k", cu_seqlens_k)
+    if len(documents_q) != len(documents_k):
+        raise ValueError(
+            f"cu_seqlens_q and cu_seqlens_k must have one length, got {len(documents_q) + 1} and {len(documents_k) + 1}"
+        )
+    left, right = _window(window_size)
+    totals = documents_q.end, documents_k.end
+    if (left, right) == (-1, -1):
+        kind = AttnMaskType.CAUSAL if causal else AttnMaskType.FULL
+        return documents_q, documents_k, [kind] * len(documents_q), *totals
+    if causal:
+        raise ValueError(f"causal must be False with a window, whose right bound says it, as in ({left}, 0); got True")
+    if leading and documents_q != documents_k:
+        raise ValueError(
+            "global_window_size must be 0 where cu_seqlens_q and cu_seqlens_k differ, got "
+            f"{leading}: give the mask as mask.documents(...) & (mask.sliding_window(...) | ...)"
+        )
+    q_ranges, k_ranges, types = AttnRanges(), AttnRanges(), []
+    for rows, keys in zip(documents_q, documents_k, strict=True):
+        slices = list(zip(*infer_attn_mask_from_sliding_window(rows, keys, (left, right)), strict=True))
+        for q_range, k_range, kind in slices + _leading_keys(rows, leading, right):
+            q_ranges.append(q_range)
+            k_ranges.append(k_range)
+            types.append(kind)
+    return q_ranges, k_ranges, types, *totals
+
+
+def _window(window_size: Sequence[int]) -> tuple[int, int]:
+    window = as_list("window_size", window_size)
+    if len(window) != 2:
+        raise ValueError(f"window_size must be (left, right), got {window}")
+    left, right = window
+    return check_int("window_size (left)", left, -1), check_int("window_size (right)", right, -1)
+
+
+def _documents(name: str, cu_seqlens: Integers) -> AttnRanges:
+    ends = check_integers(name, cu_seqlens)
+    if ends.ndim != 1 or len(ends) < 1:
+        raise ValueError(f"{name} must have shape (documents + 1,), got {tuple(ends.shape)}")
+    check_cumulative(name, ends, int(ends[-1]))
+    return AttnRanges.from_cu_seqlens(ends)
+
+
+def _leading_keys(document: AttnRange, leading: int, right: int) -> list[tuple[AttnRange, AttnRange, AttnMaskType]]:
+    """Slices by which all rows see the first keys of their document, up to `right` after their own (-1: all)."""
+    leading = min(leading, document.seqlen)
+    if not leading:
+        return []
+    start, end = document
+    rising = 0 if right == -1 else min(max(0, leading - right - 1), document.seqlen)  # rows that do not see all of them
+    parts = [
+        (AttnRange(start, start + rising), AttnRange(start, start + rising + max(0, right)), AttnMaskType.CAUSAL),
+        (AttnRange(start + rising, end), AttnRange(start, start + leading), AttnMaskType.FULL),
+    ]
+    return [part for part in parts if not part[0].is_empty()]
 
 
 def _checked_dim(x: torch.Tensor, dim: int) -> int:

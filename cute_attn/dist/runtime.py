@@ -70,7 +70,29 @@ class _Attention(torch.autograd.Function):
         compared: Mapping[str, object],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         with route.guard.exchange(CALL, compared):
-            return _forward(ctx, q, k, v, sink, route, settings, return_max_logits)
+            head_dim, exchange = q.shape[2], route.exchange
+            kv = torch.cat([k, v], 2)
+            kv[route.keys :] = 0
+            if exchange is not None:
+                q, kv = exchange.enter(q, kv)
+            merger = Merger(q.shape[0], q.shape[1], kv.shape[2] - head_dim, compute_dtype(q.dtype), q.device)
+            for block in route.mover.forward(kv):
+                if block.mask is not None:
+                    keys, values = block.kv[..., :head_dim], block.kv[..., head_dim:]
+                    merger.add(*attend(q, keys, values, block.mask, settings, return_max_logits))
+            if sink is not None:
+                merger.add_sinks(_own(sink, exchange))
+            here = merger.out.to(q.dtype), merger.lse
+            out, lse = here if exchange is None else exchange.leave(*here)
+            max_logits = lse.new_empty(0)
+            if return_max_logits:
+                max_logits = max_over_ranks(
+                    _for_all_heads(merger.max_logits, -torch.inf, lse.shape[0], exchange), route.group
+                )
+            ctx.save_for_backward(q, kv, sink, *here)
+            ctx.route, ctx.settings, ctx.head_dim, ctx.number = route, settings, head_dim, route.guard.number()
+            ctx.mark_non_differentiable(max_logits)
+            return out, lse, max_logits
 
     @staticmethod
     @once_differentiable
@@ -78,39 +100,6 @@ class _Attention(torch.autograd.Function):
         compared = {"the number of the call": ctx.number, "requires_grad": ctx.needs_input_grad[:4]}
         with ctx.route.guard.exchange(f"the backward of {CALL}", compared):
             return *_backward(ctx, dout, dlse), None, None, None, None
-
-
-def _forward(
-    ctx: Any,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    sink: torch.Tensor | None,
-    route: Route,
-    settings: AttentionSettings,
-    return_max_logits: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    head_dim, exchange = q.shape[2], route.exchange
-    kv = torch.cat([k, v], 2)
-    kv[route.keys :] = 0
-    if exchange is not None:
-        q, kv = exchange.enter(q, kv)
-    merger = Merger(q.shape[0], q.shape[1], kv.shape[2] - head_dim, compute_dtype(q.dtype), q.device)
-    for block in route.mover.forward(kv):
-        if block.mask is not None:
-            keys, values = block.kv[..., :head_dim], block.kv[..., head_dim:]
-            merger.add(*attend(q, keys, values, block.mask, settings, return_max_logits))
-    if sink is not None:
-        merger.add_sinks(_own(sink, exchange))
-    here = merger.out.to(q.dtype), merger.lse
-    out, lse = here if exchange is None else exchange.leave(*here)
-    max_logits = lse.new_empty(0)
-    if return_max_logits:
-        max_logits = max_over_ranks(_for_all_heads(merger.max_logits, -torch.inf, lse.shape[0], exchange), route.group)
-    ctx.save_for_backward(q, kv, sink, *here)
-    ctx.route, ctx.settings, ctx.head_dim, ctx.number = route, settings, head_dim, route.guard.number()
-    ctx.mark_non_differentiable(max_logits)
-    return out, lse, max_logits
 
 
 def _backward(ctx: Any, dout: torch.Tensor, dlse: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

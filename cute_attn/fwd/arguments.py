@@ -28,6 +28,7 @@ class Tensors:
     max_logits: Any  # (batch, heads_q), fp32, -inf beforehand
     captured: Any  # tensors that the score_mod captured, as its graph has them; 0-d ones as (1,); None for none
     numbers: Any  # its run-time numbers
+    table: Any  # (batch, max_pages), int32: where k and v are pools (pages, page_size, heads_k, head_dim); None else
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,11 @@ class TmaTensors:
 
 def fake_arguments(spec: ForwardSpec) -> tuple[Any, ...]:
     """Stand-ins to compile with: dtypes, ranks and alignments, with every length and outer stride symbolic."""
-    batch, seqlen_q, seqlen_k, heads_q, heads_k = (cute.sym_int() for _ in range(5))
+    batch, seqlen_q, seqlen_k, heads_q, heads_k, max_pages = (cute.sym_int() for _ in range(6))
     dims = [cute.sym_int(divisibility=8) for _ in range(2)]
     dtype = DTYPES[spec.dtype]
 
-    def activation(seqlen, heads, dim, dtype=dtype):
+    def activation(seqlen, heads, dim, dtype=dtype, batch=batch):
         strides = [cute.sym_int64(divisibility=8) for _ in range(3)]
         return cute.runtime.make_fake_tensor(dtype, (batch, seqlen, heads, dim), (*strides, 1), assumed_align=16)
 
@@ -95,10 +96,11 @@ def fake_arguments(spec: ForwardSpec) -> tuple[Any, ...]:
     if spec.sink:
         strides = tuple(cute.sym_int64() for _ in range(3))
         sink = cute.runtime.make_fake_tensor(Float32, (batch, heads_q, seqlen_q), strides)
+    rows = cute.sym_int() if spec.piece else batch  # of k and v
     tensors = Tensors(
         q=activation(seqlen_q, heads_q, dims[0]),
-        k=activation(seqlen_k, heads_k, dims[0]),
-        v=activation(seqlen_k, heads_k, dims[1]),
+        k=activation(seqlen_k, heads_k, dims[0], batch=rows),
+        v=activation(seqlen_k, heads_k, dims[1], batch=rows),
         out=activation(seqlen_q, heads_q, dims[1], Float32 if spec.fp32_out else dtype),
         lse=array(Float32, batch, heads_q, seqlen_q),
         lo=intervals[0],
@@ -106,6 +108,7 @@ def fake_arguments(spec: ForwardSpec) -> tuple[Any, ...]:
         sink=sink,
         max_logits=array(Float32, batch, heads_q) if spec.max_logits else None,
         **_captured(spec),
+        table=array(Int32, batch, max_pages) if spec.piece else None,
     )
     idle_keys = array(Int32, cute.sym_int(), cute.sym_int(), 32)
     items, runs = (array(Int32, cute.sym_int(), len(row._fields)) for row in (ItemRow, RunRow))

@@ -20,8 +20,8 @@ from cutlass.cute.nvgpu import OperandMajorMode, warpgroup
 from cute_attn.sm90.barriers import BARRIER_EPILOGUE, Turns
 from cute_attn.sm90.dtypes import DTYPES
 from cute_attn.sm90.fragments import pack_fragment
-from cute_attn.sm90.idle import clear_idle, idle_of_lane
-from cute_attn.sm90.keys import KeyTiles
+from cute_attn.sm90.idle import clear_idle, idle_of_lane, idle_outside
+from cute_attn.sm90.keys import KeyTiles, PagedKeyTiles, Pages
 from cute_attn.sm90.mask import RowBounds
 from cute_attn.sm90.place import Place
 from cute_attn.sm90.ptx import thread_here
@@ -91,8 +91,8 @@ class ForwardKernel:
         layouts = Layouts.of(self.spec)
         tma = TmaTensors(
             *load_atom(q, layouts.q, (ROWS, self.dim)),
-            *load_atom(k, layouts.k, (self.n, self.dim)),
-            *load_atom(v, layouts.v, (self.n, self.dim_v)),
+            *load_atom(k, layouts.k, (self.spec.piece or self.n, self.dim)),
+            *load_atom(v, layouts.v, (self.spec.piece or self.n, self.dim_v)),
             *((None, None) if self.spec.fp32_out else store_atom(out, layouts.out, (ROWS, self.dim_v))),
         )
         arguments = Arguments(tma, tensors, schedule, scalars)
@@ -135,7 +135,7 @@ class ForwardKernel:
             item = arguments.item(index)
             q = cute.local_tile(tma.q[None, None, item.head, item.batch], (ROWS, self.dim), (None, 0))
             to_q, from_q = partition(tma.q_atom, shared.q, q)
-            keys = KeyTiles.of(tma.k_atom, tma.k, item.batch, item.head_k, shared.k)
+            keys = self.key_tiles(arguments, item, tma.k_atom, tma.k, shared.k)
             shared.queries.wait_empty(item_count)
             barrier = shared.queries.expect(item_count, self.consumers * ROWS * self.dim * self.spec.element_bytes)
             for group in range_constexpr(self.consumers):
@@ -146,11 +146,12 @@ class ForwardKernel:
                 run = read_run(runs, number)
                 for tile in cutlass.range(run.begin, run.end, unroll=1):
                     slot = shared.keys.slot(tile_count)
+                    found = keys.find(tile)
                     shared.keys.wait_empty(tile_count)
                     with cute.arch.elect_one():
                         Place(tile * self.n, run.layer_begin, run.layer_end, item.head).publish(shared.places, slot)
                     barrier = shared.keys.expect(tile_count, keys.n_bytes)
-                    keys.load(tile, barrier, slot)
+                    keys.load(found, barrier, slot)
                     tile_count += 1
 
     @cute.jit
@@ -160,22 +161,36 @@ class ForwardKernel:
         tile_count = Int32(0)
         for index in cutlass.range(begin, end, step, unroll=1):
             item = arguments.item(index)
-            tiles = KeyTiles.of(tma.v_atom, tma.v, item.batch, item.head_k, shared.v)
+            tiles = self.key_tiles(arguments, item, tma.v_atom, tma.v, shared.v)
             for number in cutlass.range(item.first_run, item.end_run, unroll=1):
                 run = read_run(runs, number)
                 for tile in cutlass.range(run.begin, run.end, unroll=1):
                     slot = values.slot(tile_count)
+                    found = tiles.find(tile)
                     idle, any_idle = Int32(0), Boolean(False)
                     if number < item.full_run:  # the weights of idle keys are zero, but zero times NaN would be NaN
-                        idle, any_idle = idle_of_lane(arguments.schedule.idle_keys, item.plane, tile)
+                        idle, any_idle = self.idle_keys(arguments, item, tiles, tile)
                     values.wait_empty(tile_count)
                     barrier = values.expect(tile_count, tiles.n_bytes, any_idle)
-                    tiles.load(tile, barrier, slot)
+                    tiles.load(found, barrier, slot)
                     if any_idle:
                         values.wait_landed()
                         clear_idle(idle, shared.v[None, None, slot])
                         values.hand_over(tile_count)
                     tile_count += 1
+
+    def key_tiles(self, arguments: Arguments, item: Item, atom: Any, tensor: Any, shared: Any) -> Any:
+        """Where the tiles of K, or of V, of an item come from."""
+        if not self.spec.piece:
+            return KeyTiles.of(atom, tensor, item.batch, item.head_k, shared)
+        pages = Pages(arguments.tensors.table, item.batch, *arguments.attended(item))
+        return PagedKeyTiles.of(self.spec.piece, atom, tensor, item.head_k, pages, shared)
+
+    def idle_keys(self, arguments: Arguments, item: Item, tiles: Any, tile: Int32) -> tuple[Int32, Boolean]:
+        """Those of a tile, as this lane of a warp clears them, and whether there are any."""
+        if not self.spec.piece:
+            return idle_of_lane(arguments.schedule.idle_keys, item.plane, tile)
+        return idle_outside(tiles.pages.begin, tiles.pages.end, tile * self.n, self.n)
 
     # ------------------------------------------------------------------ consumer
 

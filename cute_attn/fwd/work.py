@@ -45,6 +45,11 @@ class Arguments:
         """Begin, end and step of the items of this CTA."""
         return cute.arch.block_idx()[0], self.work(), cute.arch.grid_dim()[0]
 
+    def attended(self, item: Item) -> tuple[Int32, Int32]:
+        """The keys [begin, end) that rows of an item's plane attend; the bounds of rows never fall."""
+        lo, hi = self.tensors.lo, self.tensors.hi
+        return lo[item.plane, 0, 0], hi[item.plane, 0, hi.shape[2] - 1]
+
     def item(self, index: Int32) -> Item:
         """Item number `index`: heads fastest, so that neighbours read the same keys; then batches."""
         scalars, items = self.scalars, self.schedule.items

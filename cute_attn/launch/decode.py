@@ -18,12 +18,22 @@ from .run import KernelBackend, Order, run
 from .shapes import spec_of
 from .tensors import DTYPE_NAMES, in_kernel_form, multiprocessors
 
-__all__ = ["choose_splits", "decode", "decode_spec", "why_not_served"]
+__all__ = [
+    "CACHE_NAMES",
+    "MOST_TOKENS",
+    "choose_splits",
+    "decode",
+    "decode_spec",
+    "in_pool_form",
+    "limited",
+    "pages_of",
+    "results",
+    "why_not_served",
+]
 
-MOST_TOKENS = 64  # new tokens a sequence: more are a prefill
+MOST_TOKENS = 64  # new tokens a sequence that one kernel is made for: more are a prefill, and no tree
 MOST_SEQUENCES = 65535  # of a grid's third dimension
 CACHE_NAMES = {torch.int8: "int8", torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}
-LEFTMOST = 2**31 - 256  # a position less this is no less than int32 holds
 LEAST_TILES = 4  # of keys, that a part of a sequence is worth having
 
 Tensor = torch.Tensor
@@ -48,19 +58,17 @@ def decode(
     Nothing of the device is read, so that a CUDA graph replays this with other lengths and pages.
     """
     batch, tokens, heads_q, _ = q.shape
-    out = q.new_empty(batch, tokens, heads_q, cache.values.shape[3])
-    lse = q.new_empty(batch, heads_q, tokens, dtype=torch.float32)
     sink_lse = None if sink is None else sink.float().logsumexp(0)
-    if out.numel() == 0 or cache.keys.numel() == 0 or cache.capacity == 0:
-        lse.copy_(sink_lse[:, None].expand_as(lse)) if sink_lse is not None else lse.fill_(-math.inf)
-        return out.zero_(), lse
+    out, lse, is_empty = results(q, cache, sink_lse)
+    if is_empty:
+        return out, lse
     heads_k, page_size = cache.keys.shape[2], cache.keys.shape[1]
     eight = cache.keys.dtype in CACHE_NAMES
     score = ScoreForm.of(softmax_scale, softcap)
     if eight and not score.is_changed:
         score = ScoreForm("scaled")  # the scales of keys have the scores changed anyway
     scales, of_tokens = _scales(cache, batch) if eight else ((None, None), False)
-    keys, values = (_in_pool_form(x.view(torch.uint8) if eight else x) for x in (cache.keys, cache.values))
+    keys, values = (in_pool_form(x.view(torch.uint8) if eight else x) for x in (cache.keys, cache.values))
     spec = decode_spec(
         DTYPE_NAMES[q.dtype],
         (q.shape[3], cache.values.shape[3]),
@@ -80,13 +88,12 @@ def decode(
         spec = _with_split(spec)
         parts = q.new_empty(splits, batch, tokens, heads_q, out.shape[3], dtype=torch.float32)
         logs = q.new_empty(splits, batch, heads_q, tokens, dtype=torch.float32)
-    table = cache.table if cache.table is not None else _rows_as_pages(cache)
     words = None if tree is None else _words(tree)
     tensors = (
-        *(in_kernel_form("q", q), keys, values, table, cache.lengths, out, lse),
+        *(in_kernel_form("q", q), keys, values, pages_of(cache), cache.lengths, out, lse),
         *(sink_lse, words, *scales, parts, logs),
     )
-    scalars = (*score.factors(softmax_scale, softcap), *_limited(window, tokens))
+    scalars = (*score.factors(softmax_scale, softcap), *limited(window, tokens))
     run(spec, (tensors, scalars), backend, (out, lse, parts, logs), order)
     return out, lse
 
@@ -106,7 +113,7 @@ def choose_splits(ctas: int, capacity: int, slots: int, keys: int) -> int:
     return max(1, min(slots // max(1, ctas), capacity // (LEAST_TILES * keys)))
 
 
-def why_not_served(q: Tensor, cache: KVCache) -> str | None:
+def why_not_served(q: Tensor, cache: KVCache, tree: Tensor | None) -> str | None:
     """What of a call no kernel serves, if anything. Raises ValueError for a cache whose strides do not fit."""
     if q.dtype not in DTYPE_NAMES:
         return f"kernels for bfloat16 and float16, got {q.dtype}"
@@ -121,8 +128,8 @@ def why_not_served(q: Tensor, cache: KVCache) -> str | None:
             return f"kernels for a {name} that is a multiple of 8 up to 256, got {dim}"
         if eight and dim % 16:
             return f"kernels for a {name} of 8-bit caches that is a multiple of 16, got {dim}"
-    if q.shape[1] > MOST_TOKENS:
-        return f"decode kernels for up to {MOST_TOKENS} new tokens, got {q.shape[1]}"
+    if tree is not None and q.shape[1] > MOST_TOKENS:
+        return f"kernels for a mask of up to {MOST_TOKENS} new tokens, got {q.shape[1]}"
     if q.shape[0] > MOST_SEQUENCES:
         return f"decode kernels for up to {MOST_SEQUENCES} sequences, got {q.shape[0]}"
     for name, x in (("k_cache", cache.keys), ("v_cache", cache.values)):
@@ -130,7 +137,22 @@ def why_not_served(q: Tensor, cache: KVCache) -> str | None:
     return None
 
 
-def _in_pool_form(x: Tensor) -> Tensor:
+def results(q: Tensor, cache: KVCache, sink_lse: Tensor | None) -> tuple[Tensor, Tensor, bool]:
+    """out and lse to be written, and whether no sequence can have a key: then they are written.
+
+    sink_lse: (heads_q,), logsumexp of the sinks; None without.
+    """
+    batch, tokens, heads_q, _ = q.shape
+    out = q.new_empty(batch, tokens, heads_q, cache.values.shape[3])
+    lse = q.new_empty(batch, heads_q, tokens, dtype=torch.float32)
+    is_empty = out.numel() == 0 or cache.keys.numel() == 0 or cache.capacity == 0
+    if is_empty:
+        lse.copy_(sink_lse[:, None].expand_as(lse)) if sink_lse is not None else lse.fill_(-math.inf)
+        out.zero_()
+    return out, lse, is_empty
+
+
+def in_pool_form(x: Tensor) -> Tensor:
     """The same memory; strides of dimensions of size 1 never matter, and become what TMA takes."""
     unit = 16 // x.itemsize
     strides = [unit if size == 1 else stride for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True)]
@@ -165,14 +187,17 @@ def _scales(cache: KVCache, batch: int) -> tuple[tuple[Tensor, Tensor], bool]:
     return (found[0], found[1]), of_tokens
 
 
-def _limited(window: tuple[int, int], tokens: int) -> tuple[int, int]:
+def limited(window: tuple[int, int], tokens: int) -> tuple[int, int]:
     """A window whose ends no sum overflows by: to the left as far as positions go, to the right as far as tokens do."""
     left, right = window
-    return LEFTMOST if left < 0 else min(left, LEFTMOST), tokens if right < 0 else min(right, tokens)
+    leftmost = 2**31 - 1 - tokens  # a position less this is no less than int32 holds
+    return leftmost if left < 0 else min(left, leftmost), tokens if right < 0 else min(right, tokens)
 
 
-def _rows_as_pages(cache: KVCache) -> Tensor:
-    """A contiguous cache as one page a sequence."""
+def pages_of(cache: KVCache) -> Tensor:
+    """The table of pages; that of a contiguous cache has one page a sequence."""
+    if cache.table is not None:
+        return cache.table
     if cache.rows is not None:
         return cache.rows[:, None]
     return torch.arange(len(cache.lengths), dtype=torch.int32, device=cache.lengths.device)[:, None]

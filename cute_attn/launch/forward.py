@@ -145,7 +145,7 @@ def forward(
     )
     q, k, v = (in_kernel_form(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     bounds = (plan.lo, plan.hi) if form.is_bounded else (None, None)
-    tensors = (q, k, v, out, lse, *bounds, sink_lse, max_logits, *captured)
+    tensors = (q, k, v, out, lse, *bounds, sink_lse, max_logits, *captured, None)
     sharing = batch if plan.lo.shape[0] == plan.heads else 1, heads_q if plan.heads == 1 else 1
     ctas = max(1, multiprocessors(q.device) - sm_margin)
     scalars = (*score.factors(softmax_scale, softcap), *sharing, plan.heads, ctas)

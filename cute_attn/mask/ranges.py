@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from ..kinds import is_int
-from .checks import Integers, check_device, check_integer_tensor, check_integers, shown
+from .checks import Integers, check_device, check_integer_tensor, check_integers, check_number, shown
+from .range_arithmetic import chunks, differences, overlaps, united
 
 __all__ = ["AttnMaskType", "AttnRange", "AttnRanges", "RangesLike", "ranges_tensor", "types_tensor"]
 
@@ -40,10 +41,12 @@ class AttnRange:
             raise ValueError(f"AttnRange: end must be below 2^31, got {self.end}")
 
     @classmethod
-    def from_range(cls, pair: AttnRange | Sequence[int]) -> AttnRange:
-        """From `[start, end]` or another AttnRange."""
+    def from_range(cls, pair: Any) -> AttnRange:
+        """From `[start, end]` or another AttnRange, MagiAttention's own too."""
         if isinstance(pair, AttnRange):
             return pair
+        if hasattr(pair, "start") and hasattr(pair, "end"):
+            pair = [pair.start, pair.end]
         if isinstance(pair, (torch.Tensor, np.ndarray)):
             pair = check_integers("AttnRange: [start, end]", pair).tolist()
         if not isinstance(pair, Sequence) or isinstance(pair, (str, bytes)):
@@ -56,6 +59,46 @@ class AttnRange:
     @property
     def seqlen(self) -> int:
         return self.end - self.start
+
+    def is_empty(self) -> bool:
+        return self.start == self.end
+
+    def is_subrange_of(self, other: AttnRange) -> bool:
+        return other.start <= self.start and self.end <= other.end
+
+    def is_overlap_with(self, other: AttnRange) -> bool:
+        return self.start < other.end and other.start < self.end
+
+    def clone(self) -> AttnRange:
+        """The range itself, which never changes."""
+        return self
+
+    def to_naive_range(self) -> tuple[int, int]:
+        return self.start, self.end
+
+    def offset(self, offset: int) -> AttnRange:
+        return AttnRange(self.start + offset, self.end + offset)
+
+    def truncate(self, start: int | None = None, end: int | None = None) -> AttnRange:
+        """The part in [start, end), None for no bound."""
+        first = self.start if start is None else max(self.start, start)
+        return AttnRange(first, max(first, self.end if end is None else min(self.end, end)))
+
+    def intersect(self, other: AttnRange) -> AttnRange:
+        """The positions of both; an empty range if there are none."""
+        end = min(self.end, other.end)
+        return AttnRange(min(end, max(self.start, other.start)), end)
+
+    def union(self, other: AttnRange) -> list[AttnRange]:
+        """One range where they overlap or one lies in the other, else both."""
+        if self.is_empty() or other.is_empty() or not self.is_overlap_with(other):
+            return [self, other]
+        return [AttnRange(min(self.start, other.start), max(self.end, other.end))]
+
+    def diff_by(self, other: AttnRange) -> list[AttnRange]:
+        """The positions of other that are not in this range, as ranges that are not empty."""
+        left = differences(united([other.to_naive_range()]), united([self.to_naive_range()]))
+        return [AttnRange(*pair) for pair in left]
 
     def __len__(self) -> int:
         return self.end - self.start
@@ -79,11 +122,13 @@ class AttnRanges(Sequence[AttnRange]):
         return cls(ranges)
 
     @classmethod
-    def from_cu_seqlens(cls, cu_seqlens: Integers) -> AttnRanges:
-        """From cumulative lengths `[0, a, a + b, ...]`: one range for each sequence."""
+    def from_cu_seqlens(cls, cu_seqlens: Integers, seq_len: int | None = None) -> AttnRanges:
+        """From cumulative lengths `[0, a, a + b, ...]`: one range for each sequence. seq_len: where they must end."""
         ends = check_integers("cu_seqlens", cu_seqlens)
         if ends.ndim != 1:
             raise ValueError(f"cu_seqlens must have shape (documents + 1,), got {tuple(ends.shape)}")
+        if seq_len is not None and (last := int(ends[-1]) if len(ends) else 0) != seq_len:
+            raise ValueError(f"cu_seqlens must end at seq_len, {seq_len}, got {last}")
         return _read("cu_seqlens", list(pairwise(ends.tolist())), cls)
 
     def append(self, item: AttnRange | Sequence[int]) -> None:
@@ -91,6 +136,69 @@ class AttnRanges(Sequence[AttnRange]):
 
     def extend(self, items: Iterable[AttnRange | Sequence[int]]) -> None:
         self._ranges.extend(_pairs("items", items))
+
+    def insert(self, index: int, item: AttnRange | Sequence[int]) -> None:
+        self._ranges.insert(index, AttnRange.from_range(item))
+
+    def pop(self, index: int = -1) -> AttnRange:
+        return self._ranges.pop(index)
+
+    def clone(self) -> AttnRanges:
+        return AttnRanges(self._ranges)
+
+    # ---------------------------------------------------------------- as sets of positions
+
+    def sort(self) -> AttnRanges:
+        """By where they start; equal ones stay in their order."""
+        in_order = sorted(self._ranges, key=lambda r: r.start)
+        return AttnRanges(in_order)
+
+    def merge(self) -> AttnRanges:
+        """The same positions as ascending ranges that neither overlap nor touch, none of them empty."""
+        return AttnRanges(united(self.to_naive_ranges()))
+
+    def truncate(self, start: int | None = None, end: int | None = None) -> AttnRanges:
+        """The parts in [start, end), None for no bound, without the empty ones."""
+        return AttnRanges(part for r in self._ranges if not (part := r.truncate(start, end)).is_empty())
+
+    def chunk(self, chunk_size: int) -> list[AttnRanges]:
+        """Pieces of chunk_size positions each, in the order of the ranges; the last one may be shorter. Raises
+        ValueError for ranges that overlap."""
+        size = check_number("chunk_size", chunk_size, 1)
+        if self.intersect_size():
+            raise ValueError(f"ranges must not overlap to be cut into chunks, got {self}")
+        return [AttnRanges(piece) for piece in chunks(self.to_naive_ranges(), size)]
+
+    def find_overlap_ranges(self, other: AttnRanges) -> AttnRanges:
+        """The positions of both, merged."""
+        return AttnRanges(overlaps(*(united(ranges.to_naive_ranges()) for ranges in (self, other))))
+
+    def find_hole_ranges(self, other: AttnRanges) -> AttnRanges:
+        """The positions that other has not, merged."""
+        return AttnRanges(differences(*(united(ranges.to_naive_ranges()) for ranges in (self, other))))
+
+    def intersect_size(self) -> int:
+        """How many positions come again: n - 1 for one that n ranges hold."""
+        return self.total_seqlen - self.merge().total_seqlen
+
+    def make_range_local(self, other: AttnRange) -> tuple[AttnRange, AttnRange]:
+        """Where a range lies among the positions of the merged ranges, counted one after another; and the merged range
+        that holds it. Raises ValueError where none does."""
+        before = 0
+        for r in self.merge():
+            if other.is_subrange_of(r):
+                return other.offset(before - r.start), r
+            before += r.seqlen
+        raise ValueError(f"the range must lie in one of {self.merge()}, got {other}")
+
+    def to_cu_seqlens(self, seq_len: int) -> list[int]:
+        """`[0, a, a + b, ...]`. Raises ValueError for ranges that do not follow one another from 0 to seq_len."""
+        ends = [0, *(r.end for r in self._ranges)]
+        if [r.start for r in self._ranges] != ends[:-1] or ends[-1] != seq_len:
+            raise ValueError(f"ranges must follow one another from 0 to {seq_len} to be cumulative lengths, got {self}")
+        return ends
+
+    # ---------------------------------------------------------------- looking
 
     def to_naive_ranges(self) -> list[tuple[int, int]]:
         return [(r.start, r.end) for r in self._ranges]
@@ -101,9 +209,23 @@ class AttnRanges(Sequence[AttnRange]):
         return torch.tensor(self.to_naive_ranges(), dtype=torch.int32, device=place).reshape(-1, 2)
 
     @property
+    def size(self) -> int:
+        """How many ranges there are."""
+        return len(self._ranges)
+
+    def is_empty(self) -> bool:
+        """Whether there is no range."""
+        return not self._ranges
+
+    @property
     def total_seqlen(self) -> int:
         """Sum of the lengths."""
         return sum(r.seqlen for r in self._ranges)
+
+    @property
+    def max_seqlen(self) -> int:
+        """The longest length; 0 without ranges."""
+        return max((r.seqlen for r in self._ranges), default=0)
 
     @property
     def start(self) -> int:
@@ -122,6 +244,9 @@ class AttnRanges(Sequence[AttnRange]):
     def __getitem__(self, index: slice) -> AttnRanges: ...
     def __getitem__(self, index: int | slice) -> AttnRange | AttnRanges:
         return AttnRanges(self._ranges[index]) if isinstance(index, slice) else self._ranges[index]
+
+    def __setitem__(self, index: int, item: AttnRange | Sequence[int]) -> None:
+        self._ranges[operator.index(index)] = AttnRange.from_range(item)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, AttnRanges) and self._ranges == other._ranges
@@ -154,9 +279,11 @@ class AttnMaskType(Enum):
 
     @classmethod
     def parse(cls, value: AttnMaskType | str | int | np.integer) -> AttnMaskType:
-        """From an AttnMaskType, one of its names, or 0..3."""
+        """From an AttnMaskType, MagiAttention's own too, one of its names, or 0..3."""
         if isinstance(value, cls):
             return value
+        if isinstance(value, Enum):
+            value = value.value
         if isinstance(value, str):
             try:
                 return cls(value.lower())
@@ -175,6 +302,8 @@ RangesLike = torch.Tensor | np.ndarray | AttnRanges | Sequence[Sequence[int]]
 
 def ranges_tensor(name: str, ranges: RangesLike, device: torch.device | str | None = None) -> torch.Tensor:
     """Ranges in any accepted form as an int64 tensor `(n, 2)`; `name` is the argument that errors speak of."""
+    if not isinstance(ranges, AttnRanges) and hasattr(ranges, "to_naive_ranges"):  # MagiAttention's own
+        ranges = AttnRanges(ranges.to_naive_ranges())
     if isinstance(ranges, AttnRanges):
         ranges = ranges.to_tensor()
     elif isinstance(ranges, np.ndarray):
@@ -199,7 +328,7 @@ def types_tensor(name: str, types: object, count: int, device: torch.device | st
     if isinstance(types, torch.Tensor):
         check_integer_tensor(name, types)
         tensor = types
-    elif isinstance(types, (str, int, np.integer, AttnMaskType)):
+    elif isinstance(types, (str, int, np.integer, Enum)):
         tensor = torch.full((count,), _read(name, types, AttnMaskType.parse).to_int_type(), device="cpu")
     elif isinstance(types, Sequence):
         kinds = _each(name, types, AttnMaskType.parse)

@@ -11,9 +11,9 @@ from ..kinds import is_number
 from ..mask.checks import check_number, shown
 from ..mask.source import MaskSource
 from ..ops.attention_op import attention
+from ..ops.chosen import chosen_mask
 from . import checks
 from .attention_type import AUTOREGRESSIVE, PREFILL, TRAIN, AttentionType, check_mode, check_type, reach_of
-from .chosen import chosen_mask
 from .normalize import normalize_attention, normalize_cudnn_attention
 from .paged import attend_pages, check_pages
 from .quantize import KVQuant, KVTensor

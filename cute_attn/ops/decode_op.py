@@ -20,10 +20,10 @@ __all__ = ["attend_cache", "check_cache_served"]
 Tensor = torch.Tensor
 
 
-def check_cache_served(q: Tensor, cache: KVCache) -> None:
+def check_cache_served(q: Tensor, cache: KVCache, tree: Tensor | None) -> None:
     """Raises NotImplementedError or ValueError where the backend of q's device cannot serve such a call."""
     if not torch.compiler.is_compiling():
-        find(resolve(q.device)).check_decode_served(q, cache)
+        find(resolve(q.device)).check_decode_served(q, cache, tree)
 
 
 def attend_cache(

@@ -1,4 +1,4 @@
-"""Attention of a few new tokens over caches of keys and values, as FlashAttention-3 names and orders the arguments."""
+"""Attention of new tokens over caches of keys and values, as FlashAttention-3 names and orders the arguments."""
 
 from __future__ import annotations
 
@@ -85,11 +85,12 @@ def flash_attn_with_kvcache(
         causal, window_size: aligned to the last token and the last key; a window is inclusive, -1 or None unlimited.
         mask: bool `(t, t)` or `(b, t, t)`, or an IntervalMask of t queries and keys, in the place of causality among
             the new tokens, such as a tree of guesses; all earlier keys are attended. A window holds besides, by index.
-            Tokens before position 0 attend nothing.
+            Tokens before position 0 attend nothing. On kernels for t up to 64.
         sink: `(heads_q,)` or `(s_sink, heads_q)`, logits without a value that join every row.
         num_splits: parts in which the keys of a sequence are attended side by side; 0 chooses from shapes alone. With 1
-            a sequence has the same bits whatever shares its batch; every number has the same bits from run to run.
-        sm_margin: streaming multiprocessors that num_splits=0 leaves out of account.
+            a sequence has the same bits whatever shares its batch; every number has the same bits from run to run. A
+            prefill, of more than 64 tokens over a cache of 16 bits, is never divided.
+        sm_margin: streaming multiprocessors that num_splits=0 leaves out of account, and a prefill leaves alone.
         rotary_interleaved, pack_gqa: hints that change nothing.
         qv, rotary_cos, rotary_sin, rotary_seqlens, cache_leftpad, cu_seqlens_q, cu_seqlens_k_new, max_seqlen_q,
             q_descale, attention_chunk, scheduler_metadata: not supported, they only complete the signature.
@@ -148,7 +149,7 @@ def flash_attn_with_kvcache(
     lengths = check_seqlens(cache_seqlens, q, capacity, "k" if appends else "page_table" if paged else "")
     cache = KVCache(k_cache, v_cache, lengths, cache_batch_idx, page_table, key_scales, value_scales)
     check_positions(cache, k.shape[1] if k is not None else 0, cache_seqlens)
-    check_cache_served(q, cache)
+    check_cache_served(q, cache, tree)
     out, lse = attend_cache(q, cache, k, v, sinks, tree, scale, cap, window, splits, margin)
     return (out, lse) if return_softmax_lse else out
 

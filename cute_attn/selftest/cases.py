@@ -20,7 +20,7 @@ from cute_attn.spec.forward import ForwardSpec
 from cute_attn.spec.operation import operation, parse_spec
 from cute_attn.spec.score import ScoreForm
 
-from .decode import DecodeCase, decode_case_for, decode_cases
+from .decode import DecodeCase, decode_case_for, decode_cases, prefill_case_for
 from .masks import MASKS, kind_of_mask
 from .mods import ANY, SCORE_MODS, Drawn, score_mod_of, wanted_of
 
@@ -30,7 +30,7 @@ SIMULATED_TOKENS = 300  # at most: a simulated case takes seconds
 # By name, what each is for. A group's cases come in the order of their work, smallest first.
 GROUPS = {
     "smoke": "the smallest forward, backward and decode",
-    "matrix": "every head_dim, kind of mask and of score, small",
+    "matrix": "every head_dim, kind of mask and of score, small; caches",
     "long": "long loops, more work than multiprocessors; not simulated",
     "tools": "few and tiny, for tools that make kernels slow; only when named",
 }
@@ -112,7 +112,7 @@ TestedSpec = ForwardSpec | BackwardSpec | DecodeSpec
 
 def case_of(fields: dict[str, Any]) -> AnyCase:
     """The case whose `to_json` this is."""
-    return DecodeCase.from_json(fields) if fields["spec"]["op"] == "decode" else Case.from_json(fields)
+    return DecodeCase.from_json(fields) if "lengths" in fields else Case.from_json(fields)
 
 
 def cases(groups: Iterable[str], simulated: bool = False) -> list[AnyCase]:
@@ -142,6 +142,8 @@ def case_for(spec: TestedSpec) -> AnyCase:
     """A small case of the matrix's size for any kernel, such as those of a user's bundle."""
     if isinstance(spec, DecodeSpec):
         return decode_case_for(spec)
+    if isinstance(spec, ForwardSpec) and spec.piece:
+        return prefill_case_for(spec)
     kinds: dict[str, dict[str, Any]] = {
         "plain": {},
         "scaled": {"scale": -0.1},

@@ -3,6 +3,7 @@
 from cute_attn.sim.errors import SimError
 from cute_attn.sim.host.calls import load, run, simulated
 from cute_attn.sim.host.strict import ScheduleDependence, strict
+from cute_attn.sim.host.verify import Verified, verify
 from cute_attn.sim.launch import Report
 
-__all__ = ["Report", "ScheduleDependence", "SimError", "load", "run", "simulated", "strict"]
+__all__ = ["Report", "ScheduleDependence", "SimError", "Verified", "load", "run", "simulated", "strict", "verify"]

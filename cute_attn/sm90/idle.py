@@ -3,10 +3,11 @@
 Tables are those of `cute_attn.mask.tiles.by_lane`: (planes, tiles, 32), bit w of lane l for the row 32w + l of a tile.
 """
 
+import cutlass
 import cutlass.cute as cute
 from cutlass import Boolean, Int32, range_constexpr
 
-__all__ = ["clear_idle", "idle_of_lane", "is_idle"]
+__all__ = ["clear_idle", "idle_of_lane", "idle_outside", "is_idle"]
 
 VECTOR = 8  # elements of 16 bytes
 
@@ -17,6 +18,17 @@ def idle_of_lane(table, plane, tile):
     word = Int32(0)
     if tile < table.shape[1]:
         word = table[plane, tile, cute.arch.lane_idx()]
+    return word, cute.arch.vote_any_sync(word != 0)
+
+
+@cute.jit
+def idle_outside(begin, end, first, rows: cutlass.Constexpr):
+    """The same of a tile of `rows` keys from `first` on, where those outside of [begin, end) are idle."""
+    word = Int32(0)
+    for w in range_constexpr(-(-rows // 32)):
+        row = 32 * w + cute.arch.lane_idx()
+        if row < rows and (first + row < begin or first + row >= end):
+            word = word | (1 << w)
     return word, cute.arch.vote_any_sync(word != 0)
 
 

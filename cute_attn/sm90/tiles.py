@@ -23,9 +23,16 @@ def tile_layout(dtype: Any, rows: int, columns: int, stages: int, slice_columns:
 
 
 def load_atom(tensor: cute.Tensor, layout: cute.ComposedLayout, tile: tuple[int, int]) -> tuple[Any, Any]:
-    """TMA load of `tile` = (rows, columns) from a tensor (seq, dim, head, batch); what lies outside reads as zero."""
-    op = cpasync.CopyBulkTensorTileG2SOp()
-    return cpasync.make_tiled_tma_atom(op, tensor, cute.select(layout, mode=[0, 1]), tile)
+    """TMA load of `tile` = (rows, columns) from a tensor (seq, dim, head, batch); what lies outside reads as zero.
+
+    layout: of what it lands in: a tile, or one of more rows, in which it lies.
+    """
+    op, whole = cpasync.CopyBulkTensorTileG2SOp(), cute.select(layout, mode=[0, 1])
+    if tile[0] < cute.size(whole, mode=[0]):
+        whole = cute.make_composed_layout(
+            layout.inner, 0, cute.composition(cute.select(layout.outer, mode=[0, 1]), tile)
+        )
+    return cpasync.make_tiled_tma_atom(op, tensor, whole, tile)
 
 
 def store_atom(tensor: cute.Tensor, layout: cute.ComposedLayout, tile: tuple[int, int]) -> tuple[Any, Any]:

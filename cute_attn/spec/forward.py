@@ -22,6 +22,8 @@ class ForwardSpec(AttentionSpec):
     max_logits: whether the largest score of each head is returned; needs softmax="exact".
     softmax: "stale" keeps an old row maximum while it serves; "exact" looks for the maximum in every tile.
     fp32_out: whether the output is left in fp32, to be merged with that over other keys.
+    piece: keys that one TMA box brings of a page, where K and V lie in a cache; 0 where they are tensors of their own.
+        The bounds of rows, one layer, never fall from row to row.
     tile: see TileConfig.
     """
 
@@ -31,6 +33,7 @@ class ForwardSpec(AttentionSpec):
     max_logits: bool = False
     softmax: Softmax = "stale"
     fp32_out: bool = False
+    piece: int = 0
     tile: TileConfig = field(default_factory=TileConfig)
 
     def __post_init__(self) -> None:
@@ -44,7 +47,17 @@ class ForwardSpec(AttentionSpec):
                 "ForwardSpec.softmax='stale' keeps two register sets for P, which fit two consumer warpgroups "
                 f"(tile.m = 128), got tile.m = {self.tile.m}"
             )
+        if self.piece and (self.piece < 8 or self.piece % 8 or self.tile.n % self.piece):
+            raise ValueError(
+                f"ForwardSpec.piece must be 0 or a multiple of 8 that divides tile.n, {self.tile.n}, got {self.piece}"
+            )
+        if self.piece and (self.mask.layers != 1 or not self.mask.has_upper or self.score.graph):
+            raise ValueError(
+                "ForwardSpec.piece needs a mask of one layer with upper bounds, and a score without a graph, got "
+                f"{self.mask} and {self.score}"
+            )
 
     def __str__(self) -> str:
-        parts = [*self._begun(), *self._set("sink", "max_logits", "fp32_out"), self.softmax]
+        paged = [f"pieces of {self.piece}"] * bool(self.piece)
+        parts = [*self._begun(), *self._set("sink", "max_logits", "fp32_out"), *paged, self.softmax]
         return f"{', '.join(parts)}; {self.tile}"

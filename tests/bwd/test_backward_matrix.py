@@ -8,65 +8,30 @@ from backward_case import check, check_same_bits, make_problem, run
 from cases import (
     BUILDERS,
     DIMS,
-    HEADS,
-    LENGTHS,
     NEEDS_ONE,
-    ODD_DIMS,
     SCHEDULES,
-    SLICES,
     Case,
     huge,
     one_hot,
-    random_blocks,
     with_gaps,
 )
-from oracle import random_slices
+from matrix import *  # noqa: F403
 
 from cute_attn import mask as masks
-from cute_attn.mask import IntervalMask, causal, full
+from cute_attn.mask import causal, full
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", BUILDERS)
-def test_every_mask_builder(name, backend):
-    check(Case(BUILDERS[name]), backend)
-
-
-@pytest.mark.parametrize(("n", "rows", "keys"), SLICES)
-def test_random_slices_of_mixed_types(n, rows, keys, backend):
-    check(Case(IntervalMask.from_slices(*random_slices(n, rows, keys), rows, keys)), backend)
+@pytest.fixture(name="check")
+def check_of_matrix():
+    return check
 
 
 @pytest.mark.parametrize("layers", [2, 3, 4, 20])
 @pytest.mark.parametrize("softcap", [0.0, 3.0])
 def test_any_number_of_layers(layers, softcap, backend):
     check(Case(with_gaps(260, 500, layers), softcap=softcap), backend)
-
-
-@pytest.mark.parametrize("density", [0.2, 0.6])
-def test_block_sparse_masks_whose_tiles_are_all_full(density, backend):
-    check(Case(random_blocks(density)), backend)
-
-
-@pytest.mark.parametrize("rows", LENGTHS)
-@pytest.mark.parametrize("keys", LENGTHS)
-@pytest.mark.parametrize("builder", [causal, full])
-def test_every_pair_of_lengths(builder, rows, keys, backend):
-    check(Case(builder(rows, keys)), backend)
-
-
-@pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("batch", [1, 3])
-def test_grouped_queries_and_batches(heads, batch, backend):
-    check(Case(causal(200), batch=batch, heads=heads, mode="random", seed=batch), backend)
-
-
-@pytest.mark.parametrize("dims", DIMS + ODD_DIMS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_every_head_dim_and_dtype(dims, dtype, backend):
-    check(Case(causal(300), dims=dims, dtype=dtype), backend)
-    check(Case(causal(140, 300), dims=dims, dtype=dtype, mode="late"), backend)
 
 
 @pytest.mark.parametrize("dims", DIMS)

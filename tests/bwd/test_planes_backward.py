@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from planes import SHARES, check, dense, gaps, inputs, mask_of, plane, stacked
+from cases import stacked
+from planes import SHARES, check, dense, gaps, inputs, mask_of, plane
 
 import cute_attn
 from cute_attn.mask import causal, sliding_window
@@ -18,7 +19,7 @@ def test_every_plane_has_its_own_gradients(share, backend):
 def test_heads_of_one_layer_keep_their_bounds_in_shared_memory(backend):
     masks = [causal(200), sliding_window(200, left=30, right=0), causal(200), sliding_window(200, left=-1, right=70)]
     with cute_attn.backend(backend):
-        check(stacked(masks, 1, 4, 200), 1, (4, 2), deterministic=True)
+        check(stacked(*masks, heads=4), 1, (4, 2), deterministic=True)
 
 
 @pytest.mark.slow
@@ -57,7 +58,7 @@ def test_deterministic_gradients_of_heads_have_the_same_bits_in_every_schedule()
 
 def test_what_no_head_of_a_key_head_attends_may_hold_anything(backend):
     """And rows without keys in one head alone."""
-    mask = stacked([gaps(150, 300, 3), gaps(150, 300, 2), plane(3, 150, 300), causal(150, 300)], 1, 4, 300)
+    mask = stacked(gaps(150, 300, 3), gaps(150, 300, 2), plane(3, 150, 300), causal(150, 300), heads=4)
     q, k, v, dout, *_ = inputs(mask, 1, (4, 2), 64, torch.bfloat16)
     pairs = dense(mask)[0]
     idle_keys = ~pairs.view(2, 2, 150, 300).any(1).any(1)  # of each key head
@@ -76,7 +77,7 @@ def test_what_no_head_of_a_key_head_attends_may_hold_anything(backend):
 
 def test_a_key_that_one_head_alone_attends_keeps_its_values_for_it(backend):
     """The other head of the key head has it idle, and K and V are loaded once for both."""
-    mask = stacked([gaps(150, 300, 3), causal(150, 300)], 1, 2, 300)
+    mask = stacked(gaps(150, 300, 3), causal(150, 300), heads=2)
     idle = ~dense(mask)[0, 0].any(0)
     assert dense(mask)[0, 1][:, idle].any()
     with cute_attn.backend(backend):

@@ -28,7 +28,8 @@ def test_what_no_kernel_serves_is_refused_before_anything_is_written():
     refused(
         call(dims=(24, 64), cached=torch.int8), NotImplementedError, "of 8-bit caches that is a multiple of 16, got 24"
     )
-    refused(call(tokens=65), NotImplementedError, "decode kernels for up to 64 new tokens, got 65")
+    tree = torch.ones(65, 65, dtype=torch.bool)
+    refused(call(tokens=65), NotImplementedError, "kernels for a mask of up to 64 new tokens, got 65", mask=tree)
     many = make(lengths=(0,), page_size=64, dtype=BF16)
     many.cache["page_table"], many.cache["cache_seqlens"] = (
         many.cache[name].expand(65536, *shape) for name, shape in (("page_table", (-1,)), ("cache_seqlens", ()))

@@ -28,7 +28,7 @@ class LowPrecision(Problem):
         sink = None if sink is None else sink[None, None]
         scale = self.head_dim**-0.5
         out, lse, largest = plain_attention(q, k, v, self.mask.to_dense(), sink, scale, self.softcap)
-        return out[0], lse[0], largest
+        return out[0], lse[0], largest[0]
 
 
 def on_kernels(rank, problem, settings, options=None, backend="sim"):

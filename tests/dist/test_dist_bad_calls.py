@@ -95,6 +95,9 @@ def good_calls(group):
         "infer_attn_mask_from_sliding_window": {
             "q_range": AttnRange(0, 8), "k_range": AttnRange(0, 8), "window_size": (1, 0),
         },
+        "infer_attn_mask_from_cu_seqlens": {
+            "cu_seqlens_q": ends, "cu_seqlens_k": ends, "causal": False, "window_size": (1, 0), "global_window_size": 1,
+        },
         "DistAttnConfig": {
             "dispatch_config": api.DispatchConfig(), "overlap_config": api.OverlapConfig(), "mover": "ring",
             "check_ranks": True,

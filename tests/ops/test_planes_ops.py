@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from planes import dense, formula, mask_of
+from oracle import dense_attention
+from planes import mask_of
 
 from cute_attn import flex_flash_attn_func
 from cute_attn.mask import IntervalMask, causal
@@ -24,7 +25,7 @@ def leaves():
 def test_flex_flash_takes_a_mask_for_each_head():
     mask, (q, k, v) = mask_of("heads", 1, HEADS, ROWS, KEYS), leaves()
     out, lse = flex_flash_attn_func(q, k, v, mask.prepare(q, k, v))
-    wanted, wanted_lse = formula(q[None], k[None], v[None], dense(mask), 8**-0.5)
+    wanted, wanted_lse, _ = dense_attention(q[None], k[None], v[None], mask.to_dense())
     torch.testing.assert_close(out, wanted[0])
     torch.testing.assert_close(lse, wanted_lse[0])
 
@@ -52,7 +53,7 @@ def test_equal_numbers_of_heads_and_batch_elements_are_told_apart():
     for share in ("heads", "batch"):
         mask = mask_of(share, 2, 2, ROWS, KEYS)
         out, _, _ = attention(q, k, v, None, mask, 0.3, 0.0, False, 0, False)
-        torch.testing.assert_close(out, formula(q, k, v, dense(mask), 0.3)[0])
+        torch.testing.assert_close(out, dense_attention(q, k, v, mask.to_dense(), softmax_scale=0.3)[0])
 
 
 # ---------------------------------------------------------------- ops

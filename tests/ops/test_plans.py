@@ -130,6 +130,16 @@ def test_inference_mode_sees_writes(function):
     assert torch.equal(second, attend(q, after))
 
 
+def test_a_mask_first_seen_in_inference_mode_serves_training(function):
+    (described, _), attend = function
+    q = randn(ROWS, 1, 8).requires_grad_()
+    with torch.inference_mode():
+        expected = attend(q, described).clone()
+    out = attend(q, described)
+    assert torch.equal(out, expected)
+    out.sum().backward()
+
+
 def test_several_masks_alternate(function):
     _, attend = function
     q = randn(ROWS, 1, 8)

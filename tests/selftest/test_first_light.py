@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -18,6 +19,7 @@ import stand_ins
 from run import Runner, Step
 
 PYTHON = sys.executable
+TESTS = Path(__file__).parents[1]
 ALL = ["env", "smoke", "matrix", "core", "ncu", "long", "tiles", "memcheck", "tests", "rest", "racecheck"]
 
 
@@ -45,6 +47,18 @@ def main(tmp_path, monkeypatch):
     return run
 
 
+def test_a_python_that_no_step_can_run_with_is_refused_before_the_first(main, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(first_light.importlib.util, "find_spec", lambda name: None if name == "torch" else name)
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert f"{PYTHON} has no torch" in capsys.readouterr().err
+    (tmp_path / "packed" / "runtime").mkdir(parents=True)
+    (tmp_path / "packed" / "runtime" / "made_for").write_text("2.7 {'torch': '1'}")
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "was packed for 2.7: use that one, or pack with --python 3." in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- steps
 
 
@@ -58,6 +72,16 @@ def test_steps_come_in_the_order_of_their_worth_and_fit_a_first_and_a_second_com
         assert Path(step.command[0]).exists()
         scripts = [word for word in step.command if word.endswith(".py") and "/" in word and "tests/" not in word]
         assert all(Path(script).exists() for script in scripts)
+
+
+def test_every_test_of_the_kernels_that_runs_on_a_gpu_too_is_among_those_of_the_step():
+    """Others marked gpu need no kernel of the bundle, or compile and measure by themselves."""
+    of_kernels = re.compile(r"^def test_\w+\((?:.*[ (])?backend[,)]", re.MULTILINE)
+    texts = {file: file.read_text() for file in TESTS.rglob("test_*.py")}
+    files = [file for file, text in texts.items() if of_kernels.search(text) and 'parametrize("backend"' not in text]
+    chosen = [TESTS.parent / path for path in first_light.GPU_TESTS]
+    assert [file.name for file in files if not any(file.is_relative_to(path) for path in chosen)] == []
+    assert len(files) > 10
 
 
 def test_a_step_that_fails_hangs_or_is_not_there_costs_itself_alone(runner):

@@ -19,6 +19,7 @@ from cute_attn.spec.decode import DECODE_HEAD_DIMS, GATHER, DecodeSpec, DecodeTi
 from cute_attn.spec.forward import ForwardSpec
 from cute_attn.spec.mask import MaskForm
 from cute_attn.spec.score import ScoreForm
+from cute_attn.spec.tiles import TileConfig
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_every_case_launches_the_kernel_that_it_names_and_no_other(launched):
 
 
 def test_a_case_has_one_kernel_at_every_size():
-    shrunk = {case.simulated() for case in cases(GROUPS) if case.op != "decode"}
+    shrunk = {case.simulated() for case in cases(GROUPS) if case.op in ("fwd", "bwd")}
     for case in shrunk:
         schedule = MASKS[case.mask](case.tokens).schedule((case.spec.tile.m, case.spec.tile.n))
         layers = case.spec.mask.layers
@@ -95,7 +96,11 @@ def test_the_matrix_covers_what_kernels_differ_in():
     assert {s.score.kind for s in mine} == {"plain", "scaled", "softcap"}
     assert all(any(getattr(s, name) for s in mine) for name in ("tree", "sink", "split", "token_scales"))
     assert any(s.spec.deterministic for s in found if s.op == "bwd")
-    assert any(s.sink for s in found if s.op != "decode")
+    assert any(s.sink for s in found if s.op == "fwd")
+    mine = [case.spec for case in found if case.op == "prefill"]
+    assert {(s.head_dim, s.head_dim_v) for s in mine} == set(HEAD_DIMS)
+    assert {16, 64, 128} <= {s.piece for s in mine}
+    assert {s.mask.has_lower for s in mine} == {False, True}
 
 
 def test_a_kernel_that_writes_nothing_or_is_another_one_is_wrong(launched):
@@ -173,6 +178,10 @@ def of_a_users_backward():
         ForwardSpec(mask=MaskForm(2, True), score=ScoreForm("softcap"), sink=True),
         ForwardSpec(mask=MaskForm("many", True), score=ScoreForm("scaled"), fp32_out=True, dtype="fp16"),
         ForwardSpec(softmax="exact", max_logits=True),
+        ForwardSpec(mask=MaskForm(1, True), score=ScoreForm("softcap"), sink=True, piece=16),
+        ForwardSpec(
+            mask=MaskForm(1), head_dim=192, head_dim_v=192, softmax="exact", piece=112, tile=TileConfig(128, 112)
+        ),
         BackwardSpec(mask=MaskForm(1), dlse=True, dq=False),
         BackwardSpec(mask=MaskForm("many", True), score=ScoreForm("softcap"), deterministic=True, fp32_gradients=True),
         BackwardSpec(head_dim=192, head_dim_v=128, mask=MaskForm(1, True, has_upper=False), dk=False, dv=False),

@@ -35,6 +35,10 @@ def test_every_field_is_part_of_the_text(field):
     assert ForwardSpec(**fields).canonical() != ForwardSpec().canonical()
 
 
+def test_pages_are_part_of_the_text():
+    assert len({ForwardSpec(mask=MaskForm(1), piece=piece).canonical() for piece in (0, 16, 128)}) == 3
+
+
 def test_the_text_gives_the_spec_back():
     spec = ForwardSpec(mask=MaskForm("many", True), tile=TileConfig(128, 64, stages=4))
     assert ForwardSpec.from_canonical(spec.canonical()) == spec
@@ -59,6 +63,7 @@ def test_predicates_are_told_from_each_other():
 def test_specs_print_what_they_are():
     spec = ForwardSpec(head_dim=192, mask=MaskForm(1, True), sink=True)
     assert str(spec) == ("fwd bf16 head_dim 192/128, layers 1 (lower+upper), sink, stale; 128x128, 2 stages, ping-pong")
+    assert ", pieces of 32, stale; " in str(ForwardSpec(mask=MaskForm(1), piece=32))
 
 
 @pytest.mark.parametrize(
@@ -73,6 +78,9 @@ def test_specs_print_what_they_are():
         ({"tile": (128, 128)}, TypeError, r"tile must be a TileConfig, got \(128, 128\)"),
         ({"max_logits": True}, ValueError, "max_logits needs softmax='exact', got softmax='stale'"),
         ({"tile": TileConfig(192, 128)}, ValueError, "two register sets for P.*got tile.m = 192"),
+        ({"piece": 4, "mask": MaskForm(1)}, ValueError, "piece must be 0 or a multiple of 8 that divides .*128, got 4"),
+        ({"piece": 96, "mask": MaskForm(1)}, ValueError, "piece must be 0 or a multiple of 8 .*, got 96"),
+        ({"piece": 16}, ValueError, r"piece needs a mask of one layer with upper bounds.*got layers 0 \(upper\)"),
     ],
 )
 def test_a_spec_refuses_what_no_kernel_serves(fields, error, message):

@@ -73,19 +73,19 @@ class LocalSearch:
         self.held = None if key_owner is None else key_owner.numpy()[self.key_chunk]
         runs = np.bincount(group, minlength=chunks)
         slot = np.arange(len(group)) - (runs.cumsum() - runs)[group]
-        # Chunk c needs segments [first[c, j], last[c, j]) for each j; missing runs are [0, 0).
-        self.first = np.zeros((chunks, max(1, int(runs.max(initial=0)))), np.int64)
-        self.last = np.zeros_like(self.first)
-        self.first[group, slot] = np.searchsorted(edges, lo)
-        self.last[group, slot] = np.searchsorted(edges, hi)
+        # Chunk c needs segments [begin[c, j], end[c, j]) for each j; missing runs are [0, 0).
+        self.begin = np.zeros((chunks, max(1, int(runs.max(initial=0)))), np.int64)
+        self.end = np.zeros_like(self.begin)
+        self.begin[group, slot] = np.searchsorted(edges, lo)
+        self.end[group, slot] = np.searchsorted(edges, hi)
         self.count = np.zeros((world, len(self.length)), np.int32)
         # missing[r, s]: rows of the segments before s that no chunk of rank r needs.
         self.missing = np.zeros((world, len(edges)), np.int32)
         self.saving = np.zeros(chunks, np.int64)  # rows that only this chunk of its rank needs
         for rank in range(world):
             row = np.zeros(len(edges), np.int32)
-            np.add.at(row, self.first[self.members[rank]], 1)
-            np.add.at(row, self.last[self.members[rank]], -1)
+            np.add.at(row, self.begin[self.members[rank]], 1)
+            np.add.at(row, self.end[self.members[rank]], -1)
             self.count[rank] = row.cumsum()[:-1]
             self._refresh(rank)
 
@@ -189,9 +189,9 @@ class LocalSearch:
 
     def _added(self, ranks: np.ndarray, chunks: np.ndarray) -> np.ndarray:
         """Rows that a rank would need besides if it got a chunk; the two index arrays broadcast."""
-        added = self.missing[ranks, self.last[chunks, 0]] - self.missing[ranks, self.first[chunks, 0]]
-        for run in range(1, self.first.shape[1]):
-            added += self.missing[ranks, self.last[chunks, run]] - self.missing[ranks, self.first[chunks, run]]
+        added = self.missing[ranks, self.end[chunks, 0]] - self.missing[ranks, self.begin[chunks, 0]]
+        for run in range(1, self.begin.shape[1]):
+            added += self.missing[ranks, self.end[chunks, run]] - self.missing[ranks, self.begin[chunks, run]]
         return added
 
     def _extra_rows(self, a: int, b: int) -> int:
@@ -217,8 +217,8 @@ class LocalSearch:
 
     def _move(self, row: np.ndarray, leaves: int, comes: int) -> None:
         for chunk, step in ((leaves, -1), (comes, 1)):
-            for first, last in zip(self.first[chunk], self.last[chunk], strict=True):
-                row[first:last] += step
+            for begin, end in zip(self.begin[chunk], self.end[chunk], strict=True):
+                row[begin:end] += step
 
     def _refresh(self, rank: int) -> None:
         """Recomputes what depends on the needs of one rank."""
@@ -226,7 +226,7 @@ class LocalSearch:
         np.cumsum(lengths * (count == 0), out=self.missing[rank, 1:])
         alone = np.concatenate([[0], (lengths * (count == 1)).cumsum()])
         members = self.members[rank]
-        self.saving[members] = (alone[self.last[members]] - alone[self.first[members]]).sum(1)
+        self.saving[members] = (alone[self.end[members]] - alone[self.begin[members]]).sum(1)
 
     def _lengths(self, rank: int) -> np.ndarray:
         return self.length if self.held is None else self.length * (self.held != rank)

@@ -30,8 +30,8 @@ class Spans(NamedTuple):
         return torch.zeros(groups, dtype=torch.int64, device="cpu").index_add_(0, self.group, self.hi - self.lo)
 
     def of(self, group: int) -> Spans:
-        first, last = torch.searchsorted(self.group, torch.tensor([group, group + 1], device="cpu")).tolist()
-        return Spans(*[x[first:last] for x in self])
+        begin, end = torch.searchsorted(self.group, torch.tensor([group, group + 1], device="cpu")).tolist()
+        return Spans(*[x[begin:end] for x in self])
 
     def clip(self, low: torch.Tensor, high: torch.Tensor) -> Spans:
         """The parts inside `[low[group], high[group])`."""
@@ -99,9 +99,9 @@ def _overlaps(
     a_lo: torch.Tensor, a_hi: torch.Tensor, b_lo: torch.Tensor, b_hi: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """For spans a and ascending disjoint spans b: `(lo, hi, index in a, index in b)` of all non-empty overlaps."""
-    first = torch.searchsorted(b_hi, a_lo, right=True)
-    last = torch.searchsorted(b_lo, a_hi)
-    count = (last - first).clamp(min=0)
+    begin = torch.searchsorted(b_hi, a_lo, right=True)
+    end = torch.searchsorted(b_lo, a_hi)
+    count = (end - begin).clamp(min=0)
     which = torch.repeat_interleave(torch.arange(len(a_lo), device="cpu"), count)
-    other = expand(first, first + count)
+    other = expand(begin, begin + count)
     return torch.maximum(a_lo[which], b_lo[other]), torch.minimum(a_hi[which], b_hi[other]), which, other

@@ -39,9 +39,9 @@ def ring_reach(needs: Spans, key: Placement) -> Travel:
     edges = torch.cat([chunk_edges, needs.lo, needs.hi]).unique()
     owner = key.owner()[edges[:-1] // key.chunk_size]
     distance = torch.zeros(len(edges) - 1, dtype=torch.int64, device="cpu")
-    first, last = torch.searchsorted(edges, needs.lo), torch.searchsorted(edges, needs.hi)
+    begins, ends = torch.searchsorted(edges, needs.lo), torch.searchsorted(edges, needs.hi)
     for rank in range(key.world):
         begin, end = torch.searchsorted(needs.group, torch.tensor([rank, rank + 1], device="cpu")).tolist()
-        index = expand(first[begin:end], last[begin:end])
+        index = expand(begins[begin:end], ends[begin:end])
         distance[index] = torch.maximum(distance[index], (rank - owner[index]) % key.world)
     return Travel(edges, distance)

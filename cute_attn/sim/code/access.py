@@ -57,18 +57,24 @@ def _items(operand: Operand) -> tuple[Operand, ...]:
     return operand.items if isinstance(operand, Vec) else (operand,)
 
 
+def _transfer(r: Reader, operand: int, what: str) -> tuple[str, str, tuple[Operand, ...]]:
+    """Of a load or a store: space, type, and the registers of an operand, as many as the instruction names."""
+    space, kind = _space(r), r.need(*_TYPES)
+    vector = r.take("v2", "v4", "v8")
+    r.done(*_IGNORED)
+    items = _items(r.operands[operand])
+    if len(items) != int(vector[1:] if vector else 1):
+        raise r.fail(f"{len(items)} {what}")
+    return space, kind, items
+
+
 def _numpy(kind: str) -> str:
     """NumPy's code of a memory type; floating-point numbers travel as bits."""
     return ("i" if kind[0] == "s" else "u") + str(max(WIDTH[kind] // 8, 1))
 
 
 def _load(r: Reader) -> Template:
-    space, kind = _space(r), r.need(*_TYPES)
-    vector = r.take("v2", "v4", "v8")
-    r.done(*_IGNORED)
-    items = _items(r.operands[0])
-    if len(items) != int(vector[1:] if vector else 1):
-        raise r.fail(f"{len(items)} destinations")
+    space, kind, items = _transfer(r, 0, "destinations")
     base, offset = address(r, r.operands[1])
     named = space == "param" and isinstance(base.operand, Sym)
     if named:
@@ -90,12 +96,7 @@ def _load(r: Reader) -> Template:
 
 
 def _store(r: Reader) -> Template:
-    space, kind = _space(r), r.need(*_TYPES)
-    vector = r.take("v2", "v4", "v8")
-    r.done(*_IGNORED)
-    items = _items(r.operands[1])
-    if len(items) != int(vector[1:] if vector else 1):
-        raise r.fail(f"{len(items)} sources")
+    space, kind, items = _transfer(r, 1, "sources")
     base, offset = address(r, r.operands[0])
     values = [Typed(o, f"b{KIND_WIDTH[o.kind] if isinstance(o, Reg) else max(WIDTH[kind], 16)}") for o in items]
     places = "".join(f"{{{i + 1}}}, " for i in range(len(values)))

@@ -88,7 +88,7 @@ def _fails_back(nodes: Sequence[Node], rows: Rows, start: int, row: int) -> bool
         if node.kind == BRANCH and node.row == row:
             work.append(node.target if node.negated else node.next)
             tested = True
-        elif _is_idle(node) and not (node.kind == SEGMENT and _writes(node, rows, row)):
+        elif is_idle(node) and not (node.kind == SEGMENT and _writes(node, rows, row)):
             work.extend(successors(nodes, index))
         elif node.operation is not system.trap:
             return False if tested else None
@@ -100,7 +100,7 @@ def _writes(node: Node, rows: Rows, row: int) -> bool:
     return any(r.kind == "p" and rows.row.get(r) == row for r in written)
 
 
-def _is_idle(node: Node) -> bool:
+def is_idle(node: Node) -> bool:
     """Whether a node changes nothing but registers."""
     if node.kind == SEGMENT:
         return not any(t.statement for t in node.detail)
@@ -117,6 +117,6 @@ def _may_return(nodes: Sequence[Node], start: int) -> bool:
             return True
         if index not in seen:
             seen.add(index)
-            if _is_idle(nodes[index]):
+            if is_idle(nodes[index]):
                 work.extend(successors(nodes, index))
     return False

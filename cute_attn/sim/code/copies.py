@@ -14,6 +14,7 @@ from ..state.fault import Fault
 from ..state.groups import Group
 from ..state.order import Accessor
 from ..state.shared_memory import IN_FLIGHT, granules
+from ..state.steps import COPY, Thing
 from ..state.tensor_map import Box, Span, TensorMap, decode_map
 from ..state.transfers import Load, SharedSource, Store, Target
 from .layout import Layout
@@ -21,6 +22,7 @@ from .node import Node
 from .operands import fetcher, mbarrier_at, node_of, nothing
 from .ptx import Imm, Mem
 from .template import Reader
+from .tensor_maps import check_acquired
 
 _REDUCTIONS = ("add", "min", "max", "inc", "dec", "and", "or", "xor")
 _TYPES = {
@@ -119,6 +121,7 @@ def tensor_map(c: CTA, address: int) -> TensorMap:
     if offset >= 0 and offset + 128 <= c.world.parameters.size:
         raw = c.world.parameters[offset : offset + 128].tobytes()
     else:
+        check_acquired(c, address)
         raw = b"".join(int(x).to_bytes(8, "little") for x in c.world.memory.load(address + 8 * np.arange(16), 8))
     if address % 64:
         raise Fault(UnsupportedDescriptor, f"a tensor map at {address:#x}, not a multiple of 64")
@@ -177,6 +180,9 @@ def _start_load(
         peer = c.peer(rank, to & OFFSET_MASK)
         home = rank if multicast else barrier >> RANK_SHIFT
         accessor = Accessor(c.cluster.order, [g.wg.number + warp], rank)
+        if c.world.recorder:
+            thing = Thing("mbarrier", c.cluster.ctas[home].index, offset)
+            c.world.recorder.take(c, 4 * g.wg.index + warp, site, COPY, thing, size)
         targets.append(Target(peer.shared, to & OFFSET_MASK, mbarrier_at(c, home << RANK_SHIFT | offset)[1], accessor))
     place = c.translation.place(site, c.cluster.ctas[ranks[0]].index)
     c.world.start(Load(what, size, swizzle, targets, place, f"PTX line {place.line}, warp {g.warps[0]}"))
@@ -460,7 +466,12 @@ def classic_arrive(c: CTA, g: Group, node: Node) -> bool:
             queue = c.classic.get((g.wg.index, lane), Queue())
             for copy in [x for group in queue.groups for x in group] + queue.open:
                 _finish_classic(c, copy)
-            _, barrier = mbarrier_at(c, one)
+            peer, barrier = mbarrier_at(c, one)
+            if c.world.recorder:
+                thing = Thing("mbarrier", peer.index, barrier.address)
+                c.world.recorder.take(c, 4 * g.wg.index + lane // 32, site, COPY, thing, 0, 1)
+                if not no_increment:
+                    c.world.recorder.refuse("cp.async.mbarrier.arrive without .noinc changes what a phase takes")
             barrier.told.tell(c.cluster.order.release([g.wg.number + lane // 32]))
             if not no_increment:
                 barrier.pending += 1

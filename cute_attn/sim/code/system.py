@@ -19,7 +19,8 @@ from ..state.cta import CTA
 from ..state.fault import Fault
 from ..state.groups import Group
 from ..state.shared_memory import BARRIER, UNWRITTEN
-from . import copies
+from ..state.steps import ARRIVE, EXPECT, INIT, LOOK, MEET, PASS, WAIT, Thing
+from . import async_stores, copies, tensor_maps
 from .layout import Layout
 from .node import Node
 from .operands import fetcher, mbarrier_at, node_of, nothing, one_by_one, uniform
@@ -95,6 +96,9 @@ def barrier_sync(c: CTA, g: Group, node: Node) -> bool:
     barrier = c.barriers[operands[0]]
     barrier.everyone = node.detail[1][1] is None
     barrier.told.tell(c.cluster.order.release(g.numbers))
+    if c.world.recorder:
+        _note_meeting(c, g, node, operands)
+        c.world.recorder.note(c, g, node.detail[0], PASS, Thing("barrier", c.index, operands[0]))
     g.pc = node.next  # it goes on behind the barrier when it is woken
     try:
         woken = barrier.arrive(32 * g.lanes.warps, operands[1])
@@ -116,6 +120,8 @@ def barrier_arrive(c: CTA, g: Group, node: Node) -> bool:
         return False
     barrier = c.barriers[operands[0]]
     barrier.told.tell(c.cluster.order.release(g.numbers))
+    if c.world.recorder:
+        _note_meeting(c, g, node, operands)
     try:
         woken = barrier.arrive(32 * g.lanes.warps, operands[1])
     except Fault as fault:
@@ -124,6 +130,13 @@ def barrier_arrive(c: CTA, g: Group, node: Node) -> bool:
     if woken:
         c.world.wake(woken)
     return True
+
+
+def _note_meeting(c: CTA, g: Group, node: Node, operands: tuple[int, int]) -> None:
+    site, (_, count) = node.detail
+    expected = 0 if count is None else operands[1]
+    assert c.world.recorder is not None
+    c.world.recorder.note(c, g, site, MEET, Thing("barrier", c.index, operands[0]), 32, expected)
 
 
 # ---------------------------------------------------------------------- the barrier of a cluster
@@ -139,6 +152,8 @@ def _cluster_barrier(layout: Layout, r: Reader) -> Node:
 def cluster_arrive(c: CTA, g: Group, node: Node) -> bool:
     site, relaxed = node.detail
     cluster = c.cluster
+    if c.world.recorder:
+        c.world.recorder.note(c, g, site, MEET, Thing("cluster barrier", cluster.ctas[0].index), 32)
     if not relaxed:
         cluster.told.tell(cluster.order.release(g.numbers))
     for warp in g.warps:
@@ -158,6 +173,8 @@ def cluster_wait(c: CTA, g: Group, node: Node) -> bool:
         c.fail(Deadlock, "barrier.cluster.wait without an arrive", site, g, "cluster barrier")
     if all(p is not None and p < c.cluster.phase for p in phases):
         c.cluster.told.to(g)
+        if c.world.recorder:
+            c.world.recorder.note(c, g, site, PASS, Thing("cluster barrier", c.cluster.ctas[0].index))
         return True
     g.waits = ("the cluster barrier", node)
     c.cluster.waiters.append(g)
@@ -211,6 +228,8 @@ def mbarrier_init(c: CTA, g: Group, node: Node) -> bool:
                 raise Fault(OutOfBounds, f"an mbarrier of {expected} arrivals", f"mbarrier {offset:#x}")
             c.shared.check_writable(offset, offset + 8)
             c.mbarriers[offset] = MBarrier(offset, expected)
+            if c.world.recorder:
+                c.world.recorder.note(c, g, site, INIT, Thing("mbarrier", c.index, offset), expected)
             c.shared.code[offset : offset + 8] = BARRIER
     except Fault as fault:
         c.raise_fault(fault, site, g)
@@ -220,6 +239,8 @@ def mbarrier_init(c: CTA, g: Group, node: Node) -> bool:
 
 def mbarrier_inval(c: CTA, g: Group, node: Node) -> bool:
     site, address = node.detail
+    if c.world.recorder:
+        c.world.recorder.refuse("mbarriers are invalidated")
     try:
         for one in set(address(c, g).tolist()):
             peer, barrier = mbarrier_at(c, one)
@@ -237,8 +258,12 @@ def mbarrier_arrive(c: CTA, g: Group, node: Node) -> bool:
     woken: list[Any] = []
     try:
         for one in np.unique(where).tolist():
-            _, barrier = mbarrier_at(c, one)
+            peer, barrier = mbarrier_at(c, one)
             here = where == one
+            if c.world.recorder:
+                what = EXPECT if action == "expect_tx" else ARRIVE
+                thing = Thing("mbarrier", peer.index, barrier.address)
+                c.world.recorder.by_lanes(c, g, site, what, thing, here, numbers, action == "bytes")
             if action != "expect_tx" and not relaxed:
                 barrier.told.tell(c.cluster.order.release(_numbers(g, here)))
             lanes, total = int(np.count_nonzero(here)), int(numbers[here].sum())
@@ -293,6 +318,9 @@ def try_wait(c: CTA, g: Group, node: Node) -> bool:
     if first_waiting is None and not relaxed:
         for barrier in set(barriers):
             barrier.told.to(g)
+    if first_waiting is None and done is not False and c.world.recorder:
+        c.world.recorder.waits(c, g, site, WAIT if node.spins else LOOK, where & OFFSET_MASK, wanted & 1)
+        g.denied = -1  # the next look, however often it comes by here, is told no once more
     g.wg.files["p"][row][g.lanes.index] = done
     if first_waiting is not None and not c.world.poll(g):
         return False
@@ -330,8 +358,10 @@ def _fence(layout: Layout, r: Reader) -> Node:
             space = r.take("shared::cta", "shared::cluster", "global")
             r.done()
             return node_of(layout, r, proxy_fence, space)
-        r.need("alias", "tensormap::generic")
-        r.done("acquire", "release", "gpu", "sys", "cta", "cluster")
+        if "tensormap::generic" in r.modifiers:
+            return tensor_maps.fence(layout, r)
+        r.need("alias")
+        r.done()
         return node_of(layout, r, nothing)
     r.done(*_FENCE_MODIFIERS)
     return node_of(layout, r, nothing)
@@ -396,7 +426,13 @@ def _cp(layout: Layout, r: Reader) -> Node:
     return copies.build(layout, r)
 
 
+def _st(layout: Layout, r: Reader) -> Node | None:
+    return async_stores.build(layout, r) if "async" in r.modifiers else None
+
+
 _HANDLERS: dict[str, Callable[[Any, Reader], Any]] = {
+    "st": _st,
+    "tensormap": tensor_maps.build,
     "bar": _bar,
     "barrier": _bar,
     "mbarrier": _mbarrier,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import ctypes
 import functools
+import math
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +19,7 @@ from ..code.program import program_of
 from ..errors import SimError
 from ..launch import Buffer, Launch, Report, Schedule
 from ..schedules.engine import execute
+from ..state.steps import Recorder
 from . import stub
 from .arguments import buffers_of, converted
 
@@ -38,6 +41,9 @@ class _Call:
 
 _current: contextvars.ContextVar[_Call | None] = contextvars.ContextVar("cute_attn_sim_call", default=None)
 collected: contextvars.ContextVar[list[Report] | None] = contextvars.ContextVar("cute_attn_sim_reports", default=None)
+_recording: contextvars.ContextVar[list[tuple[Launch, Recorder]] | None] = contextvars.ContextVar(
+    "cute_attn_sim_recording", default=None
+)
 
 
 def simulate(
@@ -66,6 +72,17 @@ def simulate(
     if reports is not None:
         reports.append(report)
     return report
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[tuple[Launch, Recorder]]]:
+    """Within it, what the warps of every launch do to synchronise is recorded into the list."""
+    records: list[tuple[Launch, Recorder]] = []
+    token = _recording.set(records)
+    try:
+        yield records
+    finally:
+        _recording.reset(token)
 
 
 def _checked_fresh(fresh: Sequence[torch.Tensor | None], tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
@@ -130,7 +147,11 @@ def _on_launch(kernel: bytes, image: int, config_address: int, arguments: Any) -
     if call.error is None:
         try:
             launch = _launch(kernel.decode(), call.ptx, stub.LaunchConfig.from_address(config_address), arguments)
-            call.reports.append(execute(launch, call.buffers, call.schedule, warned=call.warned))
+            recorder, records = None, _recording.get()
+            if records is not None:
+                recorder = Recorder(launch.cluster, math.prod(launch.block))
+                records.append((launch, recorder))
+            call.reports.append(execute(launch, call.buffers, call.schedule, warned=call.warned, recorder=recorder))
         except BaseException as error:  # KeyboardInterrupt too: none may cross the C frames
             call.error = error
     return 0

@@ -13,6 +13,7 @@ from ..errors import Place, SharedMemoryExceeded, SimError
 from ..launch import Buffer, Launch, Report, Schedule
 from ..state.findings import Findings
 from ..state.global_memory import GlobalMemory
+from ..state.steps import Recorder
 from . import blas, side_by_side
 from .batches import cut
 from .scheduler import Scheduler
@@ -27,11 +28,13 @@ def execute(
     schedule: Schedule,
     workers: int | None = None,
     warned: Collection[type[SimError]] = (),
+    recorder: Recorder | None = None,
 ) -> Report:
     """Runs one launch on the CPU; writes the buffers.
 
     Uses up to `workers` processes where that pays, which changes no result; None: as many as PyTorch uses threads.
-    Findings of the classes `warned` are warnings of the report, after which the kernel goes on.
+    Findings of the classes `warned` are warnings of the report, after which the kernel goes on. A recorder is told what
+    every warp does to synchronise; the launch then runs in this process.
 
     Raises:
         SimError: for everything that the kernel does wrong, or that is not modelled.
@@ -41,9 +44,13 @@ def execute(
     program = program_of(launch.ptx, launch.kernel)
     with np.errstate(all="ignore"), blas.one_thread():
         scheduler = Scheduler(launch, program, GlobalMemory(buffers, Findings(warned)), schedule)
-        side_by_side.run(
-            scheduler, cut(launch, program, schedule.mode), torch.get_num_threads() if workers is None else workers
-        )
+        if recorder:
+            recorder.begin(scheduler.machine.memory)
+            scheduler.machine.recorder = recorder
+        most = torch.get_num_threads() if workers is None else workers
+        side_by_side.run(scheduler, cut(launch, program, schedule.mode), 1 if recorder else most)
+        if recorder:
+            recorder.finished = True
         return scheduler.machine.report()
 
 

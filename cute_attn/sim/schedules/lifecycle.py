@@ -21,6 +21,8 @@ def start_cluster(machine: Machine) -> None:
         index = (first[0] + rank % cx, first[1] + rank // cx % cy, first[2] + rank // (cx * cy))
         cta = CTA(machine, machine.program, machine.spares, cluster, index, rank)
         cluster.ctas.append(cta)
+        if machine.recorder:
+            machine.recorder.start(cta)
         for wg in cta.warpgroups:
             cta.ready.append(Group(cta, wg, wg.everyone, 0, None))
     machine.resident.append(cluster)

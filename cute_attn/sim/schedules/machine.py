@@ -14,6 +14,7 @@ from ..state.cta import Cluster
 from ..state.global_memory import GlobalMemory
 from ..state.groups import Group
 from ..state.spares import Spares
+from ..state.steps import Recorder
 from ..state.transfers import Load, Store
 from .batches import Batch
 
@@ -25,6 +26,7 @@ class Machine:
         self.findings = memory.findings
         self.launch, self.program, self.memory, self.mode = launch, program, memory, schedule.mode
         self.random = random.Random()
+        self.recorder: Recorder | None = None
         self.parameters = self._parameters()
         self.spares = Spares(program.dynamic_start + launch.smem_bytes, program.registers, self.findings)
         self.resident: list[Cluster] = []
@@ -32,6 +34,7 @@ class Machine:
         self.pending: list[Load] = []
         self.stalled: list[Group] = []  # polls that wait for any progress
         self.progress = 0
+        self.maps: dict[int, int] = {}
         self.woken = 0  # groups woken by the operation that runs
         self.statistics = dict.fromkeys(("ctas", "segments", "lane_instructions", "wgmmas", "copies"), 0)
         self.warnings: dict[tuple[str, int | None], str] = {}  # by kind and PTX line
@@ -83,7 +86,8 @@ class Machine:
             store.write(self.memory)
 
     def look_away(self, g: Group) -> bool:
-        if self.mode == "eager" or (self.mode == "random" and self.random.random() < 0.5):
+        told_at_once = self.mode == "eager" or (self.mode == "random" and self.random.random() < 0.5)
+        if told_at_once and self.recorder is None:  # what a look finds may not steer what is recorded
             return False
         again = g.denied == g.pc
         g.denied = -1 if again else g.pc

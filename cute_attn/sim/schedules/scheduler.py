@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..code.node import BRANCH, EXIT, SEGMENT, Node
+from ..code.polls import Poll, note_poll, poll_of
 from ..code.program import Program
 from ..code.template import registers_read, registers_written
 from ..errors import AccumulatorInFlight
@@ -203,6 +204,11 @@ class Scheduler:
         if node.touched:
             self._check_locks(g, node)
         function = node.function or self.program.compile(node)
+        if node.warpgroup and self.machine.recorder:
+            site = self.program.sites[id(node.instruction)]
+            self.machine.recorder.multiply(g.cta, g, site)
+        poll = poll_of(self.program, g.pc) if node.polls and self.machine.recorder else None
+        address = poll.address(g.cta, g) if isinstance(poll, Poll) else None
         views = wg.view(g.mask)
         if views is not None:
             function(views, g.cta, g)
@@ -211,6 +217,8 @@ class Scheduler:
             views = wg.gathered(g.mask, touched)
             function(views, g.cta, g)
             wg.put_back(views, written)
+        if poll:
+            note_poll(g.cta, g, poll, address)
         if node.polls and "global" not in node.instruction.modifiers:  # a flag in shared memory may tell anything
             g.cta.cluster.order.acquire_all(g.numbers)
         self.machine.statistics["segments"] += 1

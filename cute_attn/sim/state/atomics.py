@@ -36,6 +36,8 @@ def atomic(
     total = wide(address, offset, g)
     if space == "generic":
         space, total = resolve(total)
+    if c.world.recorder and space == "global":
+        c.world.recorder.atomic(c, g, site, operation, kind, total, values, where)
     try:
         old = _apply(c, g, space, operation, kind, total, values, returns, where)
     except Fault as fault:

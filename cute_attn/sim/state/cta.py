@@ -81,6 +81,7 @@ class CTA:
         self.bulk: dict[tuple[int, int], Any] = {}  # by (warpgroup, lane): bulk copies of that thread
         self.classic: dict[tuple[int, int], Any] = {}  # cp.async of that thread
         self.reductions: dict[tuple[Any, ...], tuple[int, Any]] = {}
+        self.maps: dict[int, int] = {}  # by the address of a tensor map: which of its changes the CTA has acquired
         self.cluster_phase: dict[int, int] = {}  # by warp: the cluster barrier's phase in which it arrived
         self.special = special_registers(world.launch, index, rank, self.shared.end - self.shared.start)
 

@@ -214,7 +214,11 @@ class SharedMemory:
 
     def mark_written(self, first: int, last: int) -> None:
         """The async proxy wrote these bytes."""
+        self.mark_stored(first, last)
+        self.writer[granules(first, last)] = NOBODY
+
+    def mark_stored(self, first: int, last: int) -> None:
+        """These bytes were written by an asynchronous store; who wrote the rest of their granules is kept."""
         self.code[first:last] = WRITTEN
-        self.writer[first >> 4 : (last + 15) >> 4] = NOBODY
         self.clock += 1
-        self.stamp[first >> 4 : (last + 15) >> 4] = self.clock
+        self.stamp[granules(first, last)] = self.clock

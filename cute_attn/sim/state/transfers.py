@@ -29,7 +29,7 @@ class Target(NamedTuple):
 class Load:
     """A copy into shared memory of one or several CTAs; reports its bytes to an mbarrier of each."""
 
-    source: Box | Span | SharedSource
+    source: Box | Span | SharedSource | Sent
     size: int
     swizzle: int
     targets: list[Target]
@@ -46,9 +46,7 @@ class Load:
         """Checks the destination; if the copy is held back, poisons it."""
         for shared, first, barrier, accessor in self.targets:
             last = first + self.size
-            shared.check_range(first, last, 16 if not self.swizzle else 128)
-            shared.check_writable(first, last)
-            shared.check_ordered(granules(first, last), accessor, "write")
+            self._check(shared, first, accessor)
             if hold:
                 shared.code[first:last] = IN_FLIGHT
                 shared.data[first:last] = 0xFF
@@ -56,28 +54,63 @@ class Load:
                 barrier.copies += 1
         self.spans = [(self.targets[0].first, self.targets[0].first + self.size)]
 
+    def _check(self, shared: SharedMemory, first: int, accessor: Accessor) -> None:
+        last = first + self.size
+        shared.check_range(first, last, 16 if not self.swizzle else 128)
+        shared.check_writable(first, last)
+        shared.check_ordered(granules(first, last), accessor, "write")
+
+    def _put(self, shared: SharedMemory, first: int, raw: np.ndarray) -> None:
+        words = raw.view(np.complex128)
+        if self.swizzle:
+            shared.words[16][swizzled(first, self.size // 16, self.swizzle)] = words
+        else:
+            shared.words[16][first >> 4 : (first + self.size) >> 4] = words
+        shared.mark_written(first, first + self.size)
+
     def needed(self) -> bool:
         return any(target.barrier.waiters for target in self.targets)
 
     def deliver(self, memory: GlobalMemory, *, held: bool) -> list[Any]:
         """Moves the bytes; returns the groups that the barriers wake."""
         try:
-            raw = self.source.read(memory).view(np.complex128)
+            raw = self.source.read(memory)
         except Fault as fault:  # where it is noticed tells little: the copy may have been issued long before
             raise fault.with_note(str(self)) from None
         woken = []
         for shared, first, barrier, _ in self.targets:
-            if self.swizzle:
-                shared.words[16][swizzled(first, self.size // 16, self.swizzle)] = raw
-            else:
-                shared.words[16][first >> 4 : (first + self.size) >> 4] = raw
-            shared.mark_written(first, first + self.size)
+            self._put(shared, first, raw)
             if held:
                 shared.pending.remove(self)
                 barrier.copies -= 1
         for target in self.targets:
             woken += target.barrier.complete(self.size)
         return woken
+
+
+class AsyncStore(Load):
+    """The `st.async` of one lane: an ordinary store to shared memory that happens later, and reports its bytes."""
+
+    def _check(self, shared: SharedMemory, first: int, accessor: Accessor) -> None:
+        shared.check_range(first, first + self.size, self.size)
+        shared.check_writable(first, first + self.size)
+
+    def _put(self, shared: SharedMemory, first: int, raw: np.ndarray) -> None:
+        shared.data[first : first + self.size] = raw
+        shared.mark_stored(first, first + self.size)
+
+
+@dataclass
+class Sent:
+    """The bytes that a lane sends from its registers."""
+
+    raw: np.ndarray
+
+    def __str__(self) -> str:
+        return f"{self.raw.size} bytes of registers"
+
+    def read(self, memory: GlobalMemory) -> np.ndarray:
+        return self.raw
 
 
 @dataclass

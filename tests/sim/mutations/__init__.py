@@ -20,7 +20,8 @@ class Mutation:
     Args:
         about: what a report must name, one of these: a region of the workload (a barrier or a piece of shared memory),
             a global tensor, "registers" for accumulators and fragments, "barrier N" for a named barrier, "beyond" for
-            shared memory beyond what was asked for, "ended CTA" for a CTA of the cluster that is gone.
+            shared memory beyond what was asked for, "ended CTA" for a CTA of the cluster that is gone, "tensor map" for
+            a map that the kernel made.
         edits: applied in order to the lines of the PTX.
     """
 

@@ -20,12 +20,15 @@ from cute_attn.sim.launch import Schedule
 from mutations import Mutation
 from mutations.attention import ATTENTION
 from mutations.gram import GRAM
+from mutations.grouped import GROUPED
 from mutations.matmul import CLUSTER, MATMUL, REGISTERS
 from mutations.sums import ELEMENTWISE, SUMS
 from mutations.warps import WARPS
 from mutations.workloads import WORKLOADS, Expected, Workload
 
-MUTATIONS = {m.name: m for m in (*ELEMENTWISE, *SUMS, *MATMUL, *REGISTERS, *CLUSTER, *ATTENTION, *GRAM, *WARPS)}
+MUTATIONS = {
+    m.name: m for m in (*ELEMENTWISE, *SUMS, *MATMUL, *REGISTERS, *CLUSTER, *ATTENTION, *GRAM, *WARPS, *GROUPED)
+}
 
 # Harmful mutations that no mode finds, and why not.
 MISSED: dict[str, str] = {}
@@ -87,6 +90,8 @@ def _names(what: str, error: Exception, workload: Workload) -> bool:
     text = str(error)
     if what == "registers":
         return isinstance(error, AccumulatorInFlight) and re.search(r"%r\d+", text) is not None
+    if what == "tensor map":
+        return re.search(r"\btensor map 0x", text) is not None
     if what == "descriptor":
         return isinstance(error, UnsupportedDescriptor)
     if what == "ended CTA":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import kernels
 import torch
 from kernels.attention import attention
 from kernels.gram import gram
+from kernels.grouped import grouped_copy
 from kernels.matmul import matmul
 from kernels.warps import warp_gram
 
@@ -73,6 +75,17 @@ def _warps() -> tuple[Arguments, Expected]:
     return (x, out, 1), {"out": (out, (tiles @ tiles.mT).flatten(0, 1), 1e-3)}
 
 
+def _grouped() -> tuple[Arguments, Expected]:
+    """Four groups, the last as long as a box."""
+    starts, x = torch.tensor([0, 5, 13, 37, 61], dtype=torch.int32), torch.randn(64, 64).bfloat16()
+    space, out = torch.zeros(6 * 16, dtype=torch.int64), _poisoned(4 * 24, 64, dtype=torch.bfloat16)
+    first = -space.data_ptr() % 128 // 8
+    maps = space[first : first + 4 * 16].view(4, 16)
+    groups = [x[a:b].float() for a, b in itertools.pairwise(starts.tolist())]
+    expected = torch.cat([torch.nn.functional.pad(rows, (0, 0, 0, 24 - len(rows))) for rows in groups])
+    return (x, starts, maps, out), {"out": (out, expected, 0.0)}
+
+
 MATMUL_REGIONS = {"full": (0, 24), "empty": (24, 24), "a": (1024, 49152), "b": (50176, 24576), "c": (74752, 16384)}
 ATTENTION_REGIONS = {
     "q_full": (0, 8), "q_empty": (8, 8), "k_full": (16, 16), "k_empty": (32, 16),
@@ -90,5 +103,6 @@ WORKLOADS = {
     "cluster": Workload(functools.partial(matmul, cluster=2), functools.partial(_matmul, 2), MATMUL_REGIONS, 91136),
     "attention": Workload(attention, _attention, ATTENTION_REGIONS, 66560),
     "gram": Workload(gram, _gram, {"x": (0, 8192)}, 8192),
+    "grouped": Workload(grouped_copy, _grouped),
     "warps": Workload(warp_gram, _warps, {"x": (0, 16384)}, 16384),
 }

@@ -14,10 +14,10 @@ from ..mask import IntervalMask
 from ..mask.dense import runs, runs_of_rows
 from ..mask.source import MaskSource
 from ..mask.union import stack_layers
-from ..ops.library import SOURCE_SCHEMA, register
-from ..ops.plan_cache import find_mask
-from ..ops.plans import is_traced, size_that_a_mask_decides
 from ..reference import compute_dtype
+from .library import SOURCE_SCHEMA, register
+from .plan_cache import find_mask
+from .plans import is_traced, size_that_a_mask_decides
 
 __all__ = ["chosen_mask"]
 

@@ -1,0 +1,151 @@
+"""From checked tensors and a cache to one launch of the forward kernel: for many new tokens a sequence.
+
+Nothing of the device is read: a schedule has its shape from those of the tensors, and its numbers from lengths that lie
+on the device, so that a CUDA graph replays with others.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+from typing import Any
+
+import torch
+
+from cute_attn.caches import EIGHT_BITS, KVCache
+from cute_attn.columns import ItemRow, RunRow
+from cute_attn.fwd.config import default_tile
+from cute_attn.spec.forward import ForwardSpec, Softmax
+from cute_attn.spec.mask import MaskForm
+from cute_attn.spec.score import ScoreForm
+
+from .decode import MOST_TOKENS, in_pool_form, limited, pages_of, results
+from .dims import kernel_dims
+from .run import KernelBackend, Order, run
+from .shapes import spec_of
+from .tensors import DTYPE_NAMES, in_kernel_form, multiprocessors
+
+__all__ = ["is_prefill", "prefill", "prefill_spec"]
+
+LEAST_PIECE = 8  # keys: rows of the swizzle of a tile in shared memory
+RUNS = 3  # of an item: partial tiles before its full ones, partial ones behind them, and these
+
+Tensor = torch.Tensor
+
+
+def is_prefill(q: Tensor, cache: KVCache) -> bool:
+    """Whether the forward kernel serves a call: it has many rows, and reads 16 bits, several keys at once.
+
+    What it does not serve is for decode kernels, which take such rows in blocks.
+    """
+    eight = cache.keys.dtype in EIGHT_BITS
+    return q.shape[1] > MOST_TOKENS and not eight and (cache.table is None or cache.keys.shape[1] % LEAST_PIECE == 0)
+
+
+def prefill(
+    q: Tensor,
+    cache: KVCache,
+    sink: Tensor | None,
+    *,
+    softmax_scale: float,
+    softcap: float,
+    window: tuple[int, int],
+    sm_margin: int,
+    softmax: Softmax = "stale",
+    backend: KernelBackend = "sm90",
+    order: Order | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `cute_attn.backends.interface.Backend.decode`; these tensors are those of a prefill, and `why_not_served` has
+    nothing against them. softmax: see `cute_attn.launch.forward.forward`."""
+    batch, tokens, heads_q, head_dim = q.shape
+    sink_lse = None if sink is None else sink.float().logsumexp(0)
+    out, lse, is_empty = results(q, cache, sink_lse)
+    if is_empty:
+        return out, lse
+    score = ScoreForm.of(softmax_scale, softcap)
+    spec = prefill_spec(
+        DTYPE_NAMES[q.dtype],
+        (head_dim, out.shape[3]),
+        None if cache.table is None else cache.keys.shape[1],
+        window=window[0] >= 0,
+        score=score,
+        sink=sink is not None,
+        softmax=softmax,
+    )
+    lo, hi = bounds(cache, tokens, window)
+    if sink_lse is not None:
+        sink_lse = sink_lse[:, None].expand_as(lse)
+    tensors = (
+        *(in_kernel_form("q", q), in_pool_form(cache.keys), in_pool_form(cache.values), out, lse, lo, hi, sink_lse),
+        *(None, None, None, pages_of(cache)),
+    )
+    no_idle_keys = lo.new_empty(batch, 0, 32)
+    ctas = max(1, multiprocessors(q.device) - sm_margin)
+    scalars = (*score.factors(softmax_scale, softcap), 1, heads_q, 1, ctas)
+    run(
+        spec,
+        (tensors, (*schedule(lo, hi, (spec.tile.m, spec.tile.n)), no_idle_keys), scalars),
+        backend,
+        (out, lse),
+        order,
+    )
+    return out, lse
+
+
+def prefill_spec(
+    dtype: str, head_dims: tuple[int, int], page_size: int | None, *, window: bool = False, **variant: Any
+) -> ForwardSpec:
+    """The spec of a call. page_size: None for a contiguous cache. window: whether rows do not reach back to key 0."""
+    dims = kernel_dims(*head_dims)
+    tile = default_tile(*dims)
+    return spec_of(
+        ForwardSpec,
+        dtype=dtype,
+        head_dim=dims[0],
+        head_dim_v=dims[1],
+        mask=MaskForm(1, window, True),
+        piece=tile.n if page_size is None else piece_of(page_size, tile.n),
+        tile=tile,
+        **variant,
+    )
+
+
+def piece_of(page_size: int, n: int) -> int:
+    """The largest power of two that divides a page and a tile of n keys."""
+    common = gcd(page_size, n)
+    return common & -common
+
+
+def bounds(cache: KVCache, tokens: int, window: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The keys [lo, hi) of each new token, int32 (batch, 1, tokens): they never fall from token to token."""
+    left, right = limited(window, tokens)
+    length = cache.lengths.clamp(0, cache.capacity)[:, None, None]
+    position = length - tokens + torch.arange(tokens, dtype=torch.int32, device=length.device)
+    return (position - left).clamp(min=0), torch.minimum(position + (right + 1), length).clamp(min=0)
+
+
+def schedule(lo: Tensor, hi: Tensor, tile: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The items and runs of a RunTable for such bounds, with empty runs where a tile of rows has none of a kind.
+
+    The intervals of neighbouring rows overlap or one of them is empty, so that the tiles of keys which a tile of rows
+    visits lie one behind another: full ones in the middle.
+    """
+    m, n = tile
+    tokens = lo.shape[2]
+    first_row = torch.arange(0, tokens, m, device=lo.device)
+    last_row = (first_row + (m - 1)).clamp(max=tokens - 1)
+    lo, hi = lo[:, 0], hi[:, 0]
+    begin, end = lo[:, first_row] // n, (hi[:, last_row] + (n - 1)) // n
+    full_begin = torch.minimum((lo[:, last_row] + (n - 1)) // n, end).maximum(begin)
+    full_end = torch.minimum(hi[:, first_row] // n, end).maximum(full_begin)
+    zero, one = torch.zeros_like(begin), torch.ones_like(begin)
+    runs = [
+        torch.stack(RunRow(*columns), 2)
+        for columns in ((begin, full_begin, zero, one), (full_end, end, zero, one), (full_begin, full_end, zero, zero))
+    ]
+    number = torch.arange(begin.numel(), dtype=torch.int32, device=lo.device).view_as(begin)
+    plane, of_rows, first_run = number // len(first_row), number % len(first_row), RUNS * number
+    n_full = full_end - full_begin
+    columns = ItemRow(plane, of_rows, first_run, first_run + 2, first_run + RUNS, end - begin - n_full, n_full)
+    items = torch.stack(columns, 2).flatten(0, 1)
+    longest_first = (end - begin).flatten().argsort(descending=True, stable=True)
+    return items[longest_first], torch.stack(runs, 2).flatten(0, 2)

@@ -1,0 +1,62 @@
+"""Models in bf16 on the kernels: as near to fp64 as eager attention in bf16 is, within a factor of two."""
+
+import pytest
+import torch
+from tiny_models import inputs, model
+
+from cute_attn import backend
+from cute_attn.integrations.transformers import register
+
+pytestmark = pytest.mark.slow
+ONE = {"num_hidden_layers": 1, "head_dim": 64}
+
+
+def gpt_oss(attention, dtype):
+    made = model("gpt_oss", attention, **ONE).to(dtype)
+    made.set_experts_implementation("eager")  # the other one has no fp64
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _registered():
+    with register():
+        yield
+
+
+def computed(attention, dtype, given, counts, weights):
+    """Logits, and gradients by parameter, in fp64."""
+    made = gpt_oss(attention, dtype)
+    logits = made(**given).logits[counts].double()
+    (logits * weights).sum(-1).mean().backward()
+    gradients = {name: x.grad.double() for name, x in made.named_parameters() if "self_attn" in name}
+    return {"logits": logits.detach(), **gradients}
+
+
+def test_a_layer_with_sinks_and_a_window_trains_on_kernels(runtime):
+    given, counts = inputs("left")
+    weights = torch.randn(int(counts.sum()), 64, dtype=torch.float64)
+    exact = computed("eager", torch.float64, given, counts, weights)
+    plain = computed("eager", torch.bfloat16, given, counts, weights)
+    with backend(runtime):
+        found = computed("cute_attn", torch.bfloat16, given, counts, weights)
+    for name, expected in exact.items():
+        allowed = 2 * (plain[name] - expected).abs().max().item() + 1e-6
+        assert (found[name] - expected).abs().max().item() <= allowed, name
+
+
+def test_a_token_is_decoded_on_kernels(runtime):
+    given, counts = inputs("left")
+    longer = {**given, "attention_mask": torch.nn.functional.pad(counts.long(), (0, 1), value=1)}
+    longer["input_ids"] = torch.nn.functional.pad(given["input_ids"], (0, 1), value=7)
+    logits = {}
+    for name, attention, dtype in (
+        ("exact", "eager", torch.float64), ("plain", "eager", torch.bfloat16), ("found", "cute_attn", torch.bfloat16)
+    ):  # fmt: skip
+        made = gpt_oss(attention, dtype).eval()
+        with torch.no_grad():
+            cache = made(**given).cache
+            token = {"input_ids": longer["input_ids"][:, -1:], "attention_mask": longer["attention_mask"]}
+            with backend(runtime if attention == "cute_attn" else "reference"):
+                logits[name] = made(**token, cache=cache).logits.double()
+    error = {name: (logits[name] - logits["exact"]).abs().max().item() for name in ("plain", "found")}
+    assert error["found"] <= 2 * error["plain"]

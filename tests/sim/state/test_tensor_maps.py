@@ -1,0 +1,143 @@
+"""Tensor maps made by the kernel itself: fields replaced in shared or global memory, published, acquired, used."""
+
+import numpy as np
+import pytest
+from snippet import run, tensor_map
+
+from cute_attn.sim.errors import MissingProxyFence, SimError, UnsupportedDescriptor, UnsupportedInstruction
+
+MODES = ["eager", "late", "random", "starve"]
+every_mode = pytest.mark.parametrize("mode", MODES)
+ROWS, COLUMNS = 8, 16
+COPY = "".join(
+    f"ld.param.v2.b64 {{%d20, %d21}}, [p3+{i}]; st.shared.v2.b64 [%r9+{256 + i}], {{%d20, %d21}};"
+    for i in (0, 16, 32, 48)
+)
+PUBLISH = """
+    bar.warp.sync -1;
+    tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned [%a2], [%r12], 128;"""
+ACQUIRE = "fence.proxy.tensormap::generic.acquire.gpu [%a2], 128;"
+LOAD = """
+    @!%p1 bra WAIT;
+    mbarrier.arrive.expect_tx.shared.b64 _, [%r9], {bytes};
+    cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%r9+512], [%a2, {{{x}, {y}}}], [%r9];
+    WAIT: mbarrier.try_wait.parity.shared.b64 %p2, [%r9], 0; @!%p2 bra WAIT;
+    shl.b32 %r13, %t, 4; add.u32 %r13, %r13, %r9; ld.shared.v4.b32 {{%r20, %r21, %r22, %r23}}, [%r13+512];
+    mul.wide.u32 %d9, %t, 16; add.u64 %d9, %d9, %a1; st.global.v4.b32 [%d9], {{%r20, %r21, %r22, %r23}};"""
+
+
+def fields(space, base, listed):
+    """Replaces fields: (name, dimension or None, PTX operand)."""
+    lines = []
+    for name, dimension, value in listed:
+        kind = "b64" if name in ("global_address", "global_stride") else "b32"
+        which = "" if dimension is None else f"{dimension}, "
+        lines.append(f"@%p1 tensormap.replace.tile.{name}.{space}.b1024.{kind} [{base}], {which}{value};")
+    return "".join(lines)
+
+
+def loaded(listed, mode="eager", *, publish=PUBLISH, acquire=ACQUIRE, x=0, y=0, size=512, swizzle=0):
+    """The box that a warp loads through the map of a tensor of zeros with these fields replaced."""
+    data = np.arange(64 * COLUMNS, dtype=np.float32).reshape(64, COLUMNS)
+    nothing, out = np.zeros((ROWS, COLUMNS), np.float32), np.zeros((ROWS, COLUMNS), np.float32)
+    workspace = np.zeros(32, np.uint64)
+    aligned = workspace[(-workspace.ctypes.data % 128) // 8 :][:16]
+    body = f"""
+    mov.u32 %r9, smem; add.u32 %r12, %r9, 256; setp.eq.u32 %p1, %t, 0; @!%p1 bra READY;
+    mbarrier.init.shared.b64 [%r9], 1; {COPY}
+    READY: bar.warp.sync -1; fence.proxy.async;
+    {fields("shared::cta", "%r12", listed)} {publish} {acquire} {LOAD.format(bytes=size, x=x, y=y)}"""
+    run(body, data, out, aligned, tensor_map(nothing, (ROWS, COLUMNS), swizzle=swizzle), smem=4096, mode=mode)
+    return data, out
+
+
+ANOTHER = [("global_address", None, "%a0"), ("global_dim", 1, 64)]
+
+
+@every_mode
+def test_a_map_of_another_tensor_is_made_published_acquired_and_used(mode):
+    data, out = loaded(ANOTHER, mode, y=40)
+    np.testing.assert_array_equal(out, data[40:48])
+
+
+def test_rows_behind_the_new_end_are_zero():
+    data, out = loaded([("global_address", None, "%a0"), ("global_dim", 1, 43)], y=40)
+    np.testing.assert_array_equal(out[:3], data[40:43])
+    assert not out[3:].any()
+
+
+def test_strides_are_bytes():
+    data, out = loaded([*ANOTHER, ("global_stride", 0, 2 * 4 * COLUMNS)], y=3)
+    np.testing.assert_array_equal(out, data[6:22:2])
+
+
+def test_boxes_ranks_types_and_swizzles_may_be_set():
+    data, out = loaded([*ANOTHER, ("swizzle_mode", None, 0), ("rank", None, 1), ("elemtype", None, 7)], swizzle=64)
+    np.testing.assert_array_equal(out, data[:8])
+    for name, value in (("element_stride", 1), ("interleave_layout", 0), ("fill_mode", 0)):
+        dimension = 0 if name == "element_stride" else None
+        data, out = loaded([*ANOTHER, (name, dimension, value)])
+        np.testing.assert_array_equal(out, data[:8])
+
+
+def test_a_smaller_box_brings_fewer_bytes():
+    with pytest.raises(SimError, match="transaction bytes"):
+        loaded([*ANOTHER, ("box_dim", 1, 4)])
+
+
+@every_mode
+def test_a_map_that_was_changed_must_be_acquired(mode):
+    with pytest.raises(MissingProxyFence, match=r"tensor map at 0x\w+ was changed, and no fence.proxy.tensormap"):
+        loaded(ANOTHER, mode, acquire="")
+    with pytest.raises(MissingProxyFence, match="was changed"):
+        loaded(ANOTHER, mode, acquire=ACQUIRE.replace("%a2", "%a1"))
+
+
+def test_fields_of_a_map_in_global_memory_are_replaced_there():
+    """The map is published first, and changed where it lies."""
+    again = fields("global", "%a2", ANOTHER) + "fence.proxy.tensormap::generic.release.gpu;"
+    data, out = loaded([], publish=PUBLISH + again, y=8)
+    np.testing.assert_array_equal(out, data[8:16])
+    with pytest.raises(MissingProxyFence):
+        loaded([], publish=PUBLISH + ACQUIRE + again, acquire="")
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        (("global_stride", 0, 24), "a stride of 24 bytes"),
+        (("box_dim", 0, 257), "a box of 257 elements"),
+        (("element_stride", 0, 2), "element_stride 2"),
+        (("fill_mode", None, 1), "fill_mode 1"),
+        (("swizzle_mode", None, 4), "4 in a field of 2 bits"),
+        (("elemtype", None, 11), "tensor map of type 11"),
+    ],
+)
+def test_fields_that_are_not_known_are_refused(field, said):
+    with pytest.raises(UnsupportedDescriptor, match=said):
+        loaded([*ANOTHER, field])
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "tensormap.replace.im2col.rank.global.b1024.b32 [%a0], 1;",
+        "tensormap.replace.tile.rank.global.b1024.b64 [%a0], 1;",
+        "tensormap.replace.tile.global_dim.global.b1024.b32 [%a0], 5, 1;",
+        "tensormap.replace.tile.global_stride.global.b1024.b64 [%a0], 4, 16;",
+        "tensormap.replace.tile.global_dim.global.b1024.b32 [%a0], 1;",
+        "tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned [%a0], [%r1], 64;",
+        "fence.proxy.tensormap::generic.acquire.gpu [%a0], 64;",
+        "fence.proxy.tensormap::generic.acquire.gpu;",
+        "fence.proxy.tensormap::generic.gpu;",
+    ],
+)
+def test_other_forms_are_refused(lines):
+    with pytest.raises(UnsupportedInstruction):
+        run(lines, np.zeros(16, np.uint64))
+
+
+def test_a_diverged_warp_publishes_nothing():
+    lines = PUBLISH.replace("bar.warp.sync -1;", "setp.ne.u32 %p3, %t, 0; @%p3 bra END;") + "END: bar.warp.sync -1;"
+    with pytest.raises(UnsupportedInstruction, match="diverged warp"):
+        loaded(ANOTHER, publish=lines)

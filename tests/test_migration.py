@@ -1,0 +1,98 @@
+"""What the migration page says: offered names are there, others are refused with a sentence, differences are real."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import cute_attn
+from cute_attn import AttnMaskType, AttnRange, AttnRanges, dist, fa3_func_with_sink, flex_flash_attn_func
+from cute_attn.elsewhere import INSTEAD, INSTEAD_IN_DIST
+
+PAGE = (Path(__file__).parent.parent / "docs" / "migration.md").read_text()
+METHODS = {
+    AttnRange: "clone diff_by intersect is_empty is_overlap_with is_subrange_of offset seqlen truncate union",
+    AttnRanges: "append chunk clone extend find_hole_ranges find_overlap_ranges from_cu_seqlens from_ranges insert "
+    "intersect_size is_empty make_range_local max_seqlen merge pop size sort to_cu_seqlens to_naive_ranges "
+    "total_seqlen truncate __setitem__",
+    AttnMaskType: "from_int_type to_int_type",
+}
+
+
+def test_every_name_that_the_page_offers_is_there():
+    offered = PAGE.split("Offered under their names:")[1].split("Ranges and types")[0]
+    names = re.findall(r"`(\w+)`", offered)
+    assert len(names) >= 9
+    for name in names:
+        assert hasattr(dist, name) if name in dist.__all__ else name in cute_attn.__all__, name
+    for kind, methods in METHODS.items():
+        for name in methods.split():
+            assert hasattr(kind, name), name
+
+
+def words_of(sentence):
+    return set(re.findall(r"[A-Za-z_]\w+", sentence))
+
+
+@pytest.mark.parametrize("name", INSTEAD)
+def test_other_names_are_refused_with_what_there_is_instead(name):
+    with pytest.raises(ImportError, match=f"^cute_attn has no {name}: "):
+        exec(f"from cute_attn import {name}")
+    is_in_dist = INSTEAD[name] == "it is in cute_attn.dist"
+    assert name in dist.__all__ if is_in_dist else words_of(INSTEAD[name]) & set(cute_attn.__all__)
+
+
+@pytest.mark.parametrize("name", INSTEAD_IN_DIST)
+def test_other_names_of_context_parallelism_are_refused_with_what_there_is_instead(name):
+    with pytest.raises(ImportError, match=rf"^cute_attn\.dist has no {name}: "):
+        exec(f"from cute_attn.dist import {name}")
+    is_in_package = INSTEAD_IN_DIST[name] == "it is in cute_attn itself"
+    assert name in cute_attn.__all__ if is_in_package else words_of(INSTEAD_IN_DIST[name]) & set(dist.__all__)
+
+
+@pytest.mark.parametrize("module", [cute_attn, dist])
+def test_names_that_nobody_has_are_no_attributes(module):
+    assert not hasattr(module, "no_such_name")
+    with pytest.raises(ImportError, match="cannot import name"):
+        exec(f"from {module.__name__} import no_such_name")
+
+
+def test_no_name_that_is_here_is_refused():
+    assert not INSTEAD.keys() & set(cute_attn.__all__)
+    assert not INSTEAD_IN_DIST.keys() & set(dist.__all__)
+
+
+def packed(tokens=6, heads=2):
+    return [torch.randn(tokens, heads, 8, dtype=torch.float64) for _ in range(3)]
+
+
+def test_lse_has_heads_first():
+    assert flex_flash_attn_func(*packed(), [[0, 6]], [[0, 6]])[1].shape == (2, 6)
+
+
+def test_a_pair_that_two_slices_cover_counts_once():
+    q, k, v = packed()
+    once, twice = (flex_flash_attn_func(q, k, v, [[0, 6]] * n, [[0, 6]] * n)[0] for n in (1, 2))
+    assert torch.equal(once, twice)
+
+
+def test_a_range_never_changes_and_lists_without_ranges_lie_at_0():
+    with pytest.raises(AttributeError):
+        AttnRange(0, 4).start = 1
+    assert (AttnRanges().start, AttnRanges().end) == (0, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_sinks_of_one_dimension_are_taken_in_any_floating_dtype(dtype):
+    q, k, v = (x[None] for x in packed())
+    sinks = torch.randn(2, dtype=dtype)
+    out = fa3_func_with_sink(q, k, v, sink=sinks, causal=True)
+    assert torch.equal(out, fa3_func_with_sink(q, k, v, sink=sinks.double()[None], causal=True))
+    out, _ = flex_flash_attn_func(q[0], k[0], v[0], [[0, 6]], [[0, 6]], sink=sinks)
+    assert torch.equal(out, flex_flash_attn_func(q[0], k[0], v[0], [[0, 6]], [[0, 6]], sink=sinks.double()[None])[0])
+
+
+def test_a_window_of_128_keys_reaches_127_back():
+    seen = cute_attn.IntervalMask.from_function(lambda b, h, q, kv: (kv <= q) & (q - kv < 128), 200)
+    assert torch.equal(seen.to_dense(), cute_attn.mask.sliding_window(200, left=127, right=0).to_dense())
