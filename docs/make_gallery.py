@@ -7,14 +7,18 @@ import importlib.util
 import inspect
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cute_attn import create_block_mask, create_mask
+from cute_attn.launch.captured import CapturedGradients, text_of
 from cute_attn.launch.shapes import spec_for
 from cute_attn.mask import BUILDERS, IntervalMask, from_spec
 from cute_attn.mask.draw import draw_png
-from cute_attn.mods.distance import bias_of, served_graph
+from cute_attn.mods.distance import bias_of, by_table
 from cute_attn.mods.graph import COLUMN, ELEMENT, INPUTS, ITEM, ROW
 from cute_attn.mods.reading import Reading
 from cute_attn.mods.softcap import softcap_of
@@ -109,14 +113,19 @@ def of_mask(mask: IntervalMask) -> tuple[Spec, ...]:
 
 
 def of_score(mod: Callable[..., Any]) -> tuple[Spec, ...]:
-    """The kernels of a score_mod under a causal mask; backward where it is the softcap that these have."""
+    """The kernels of a score_mod under a causal mask: forward, and backward with gradients of all floats captured."""
     traced, causal = trace(mod, "score_mod"), from_spec("causal", LENGTH)
+
+    def spec(op: str, score: ScoreForm) -> Spec:
+        return spec_for(op, "bf16", HEAD_DIM, HEAD_DIM, causal, score=score)
+
     if softcap_of(traced):
-        return tuple(
-            spec_for(op, "bf16", HEAD_DIM, HEAD_DIM, causal, score=ScoreForm("softcap")) for op in ("fwd", "bwd")
-        )
-    score = ScoreForm("graph", served_graph(traced.graph).text)
-    return (spec_for("fwd", "bf16", HEAD_DIM, HEAD_DIM, causal, score=score),)
+        return spec("fwd", ScoreForm("softcap")), spec("bwd", ScoreForm("softcap"))
+    device, sizes = torch.device("cpu"), (BATCH, HEADS, LENGTH, LENGTH)
+    served = by_table(traced, HEADS, LENGTH, LENGTH, device)
+    gradients = CapturedGradients(served, [x.is_floating_point() for x in served.tensors], device)
+    forward = spec("fwd", ScoreForm("graph", text_of(served, sizes)))
+    return forward, replace(spec("bwd", forward.score), score=ScoreForm("graph", gradients.text(sizes)))
 
 
 def priced() -> list[Spec]:

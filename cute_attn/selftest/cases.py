@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 
+from cute_attn.launch.captured import CapturedGradients, text_of
 from cute_attn.launch.shapes import spec_for
 from cute_attn.mask import IntervalMask
 from cute_attn.spec.attention import HEAD_DIMS
@@ -21,7 +22,7 @@ from cute_attn.spec.score import ScoreForm
 
 from .decode import DecodeCase, decode_case_for, decode_cases, prefill_case_for
 from .masks import MASKS, kind_of_mask
-from .mods import ANY, SCORE_MODS, Drawn, score_mod_of
+from .mods import ANY, SCORE_MODS, Drawn, score_mod_of, wanted_of
 
 __all__ = ["GROUPS", "AnyCase", "Case", "TestedSpec", "case_for", "case_of", "cases", "profiled", "specs"]
 
@@ -174,9 +175,12 @@ def _mask(name: str) -> IntervalMask:
 
 
 @functools.cache
-def _text_of(score_mod: str) -> str:
-    """The graph of a score_mod of the table, which problems of all sizes share."""
-    return score_mod_of(score_mod, "", Drawn(1, 1, 1, torch.Generator(), torch.device("cpu"))).text
+def _text_of(score_mod: str, op: str) -> str:
+    """The graph of a score_mod of the table, or of its backward, which problems of all sizes share."""
+    made, sizes = score_mod_of(score_mod, "", Drawn(1, 1, 1, torch.Generator(), torch.device("cpu"))), (1, 1, 1, 1)
+    if op == "fwd":
+        return text_of(made, sizes)
+    return CapturedGradients(made, wanted_of(score_mod, "", made), torch.device("cpu")).text(sizes)
 
 
 # ---------------------------------------------------------------- the cases
@@ -196,10 +200,13 @@ def _case(
     variant = {name: fields.pop(name) for name in VARIANTS if name in fields}
     variant["score"] = ScoreForm.of(1.0 if fields.get("scale") is None else fields["scale"], fields.get("softcap", 0.0))
     if fields.get("score_mod"):
-        variant["score"] = ScoreForm("graph", _text_of(fields["score_mod"]))
+        variant["score"] = ScoreForm("graph", _text_of(fields["score_mod"], "fwd"))
     if fields.get("sink") and op == "fwd":
         variant["sink"] = True
-    return Case(_spec_for(op, dtype, *dims, _mask(mask), **variant), mask, tokens, dims, **fields)
+    spec = _spec_for(op, dtype, *dims, _mask(mask), **variant)
+    if fields.get("score_mod"):  # `spec_for` knows of no gradients of what is captured
+        spec = replace(spec, score=ScoreForm("graph", _text_of(fields["score_mod"], op)))
+    return Case(spec, mask, tokens, dims, **fields)
 
 
 @functools.cache
@@ -226,7 +233,8 @@ def _matrix() -> list[Case]:
         for mask in ("causal", "full")
         for softmax in ("stale", "exact")
     ]
-    found += [_case("fwd", "causal", score_mod=name) for name in SCORE_MODS]
+    found += [_case(op, "causal", score_mod=name) for op in ("fwd", "bwd") for name in SCORE_MODS]
+    found += [_case("bwd", "slices", dims=(64, 64), score_mod="distance")]
     found += [_case("fwd", mask, dims=(64, 64), score_mod="distance") for mask in ("full", "packed", "slices")]
     found += [_case("bwd", mask, deterministic=True) for mask in ("full", "causal", "window", "prefix")]
     found += [_case("bwd", dims=dims, deterministic=True) for dims in ((64, 64), (192, 128), (256, 256))]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from cute_attn.backend import backend as chosen_backend
 from cute_attn.jit.record import record_specs
 from cute_attn.launch.backward import backward
+from cute_attn.launch.captured import CapturedGradients
 from cute_attn.launch.forward import forward
 from cute_attn.launch.run import KernelBackend
 from cute_attn.launch.tensors import NAMED_DTYPES
@@ -26,7 +27,7 @@ from cute_attn.spec.forward import ForwardSpec
 from .cases import AnyCase, Case
 from .decode import DecodeCase, DecodeProblem, make_decode_problem
 from .masks import MASKS
-from .mods import SCORE_MODS, Drawn, score_mod_of
+from .mods import SCORE_MODS, Drawn, score_mod_of, wanted_of
 from .plain import plain_attention
 
 __all__ = ["Verdict", "check", "launch", "make_problem"]
@@ -113,7 +114,11 @@ def make_problem(case: AnyCase, device: torch.device) -> AttentionProblem | Deco
         score_mod = score_mod_of(case.score_mod, case.spec.score.graph, drawn)
     if case.op == "bwd" and not case.public:
         factors = case.softmax_scale, case.softcap
-        out, lse, _ = attention_forward(q, k, v, mask.lo, mask.hi, sink, *factors)
+        if score_mod is None:
+            out, lse, _ = attention_forward(q, k, v, mask.lo, mask.hi, sink, *factors)
+        else:
+            out, lse = plain_attention(q.float(), k.float(), v.float(), mask, sink, *factors, score_mod)
+            out = out.to(dtype)
     return AttentionProblem(mask, q, k, v, dout, sink, dlse, out, lse, score_mod)
 
 
@@ -152,6 +157,10 @@ def _launched(case: Case, p: AttentionProblem, backend: KernelBackend) -> Tensor
         return {"out": out, "lse": lse} | ({} if max_logits is None else {"max_logits": max_logits[0]})
     assert p.out is not None
     assert p.lse is not None
+    captured = None
+    if p.score_mod is not None:
+        wanted = wanted_of(case.score_mod, spec.score.graph, p.score_mod)
+        captured = CapturedGradients(p.score_mod, wanted, p.q.device)
     gradients = backward(
         p.dout,
         p.q,
@@ -164,13 +173,21 @@ def _launched(case: Case, p: AttentionProblem, backend: KernelBackend) -> Tensor
         softcap=case.softcap,
         dlse=p.dlse,
         needs=(spec.dq, spec.dk, spec.dv),
+        captured=captured,
         deterministic=spec.deterministic,
         fp32_gradients=spec.fp32_gradients,
         tile=spec.tile,
         backend=backend,
     )
-    named = zip(("dq", "dk", "dv"), gradients, strict=False)
-    return {name: gradient for name, gradient in named if gradient is not None}
+    found = dict(zip(("dq", "dk", "dv"), gradients, strict=False))
+    if captured is not None:
+        found |= _captured(captured.gathered(p.lse, p.dlse))
+    return {name: gradient for name, gradient in found.items() if gradient is not None}
+
+
+def _captured(gradients: Sequence[torch.Tensor | None]) -> dict[str, torch.Tensor | None]:
+    """Gradients of what a score_mod captured, by name."""
+    return {f"dcaptured {i}": gradient for i, gradient in enumerate(gradients)}
 
 
 def _public(case: Case, p: AttentionProblem) -> Tensors:
@@ -215,8 +232,9 @@ def _exact(case: Case, p: AttentionProblem) -> Tensors:
     q, k, v, dout = (x.double() for x in (p.q, p.k, p.v, p.dout))
     sink, dlse = (x if x is None else x.double() for x in (p.sink, p.dlse))
     if p.score_mod is not None:
-        out, lse = plain_attention(q, k, v, p.mask, sink, case.softmax_scale, case.softcap, p.score_mod)
-        return {"out": out, "lse": lse}
+        captured = [x.double() if x.is_floating_point() else x for x in p.score_mod.tensors]
+        score_mod = p.score_mod._replace(tensors=captured)
+        return _plain(case, replace(p, q=q, k=k, v=v, dout=dout, dlse=dlse, score_mod=score_mod))
     bounds, factors = (p.mask.lo, p.mask.hi), (case.softmax_scale, case.softcap)
     out, lse, max_logits = attention_forward(q, k, v, *bounds, sink, *factors)
     found = {"out": out, "lse": lse, "max_logits": max_logits[0]}
@@ -233,7 +251,12 @@ def _plain(case: Case, p: AttentionProblem) -> Tensors:
     """By name, of plain PyTorch in the case's dtype."""
     q, k, v = leaves = tuple(x.detach().clone().requires_grad_(case.op == "bwd") for x in (p.q, p.k, p.v))
     sink = None if p.sink is None else p.sink.clone().requires_grad_(case.op == "bwd")
-    out, lse = plain_attention(q, k, v, p.mask, sink, case.softmax_scale, case.softcap, p.score_mod)
+    score_mod = p.score_mod
+    if score_mod is not None and case.op == "bwd":
+        wanted = wanted_of(case.score_mod, case.spec.score.graph, score_mod)
+        captured = [x.detach().clone().requires_grad_(need) for x, need in zip(score_mod.tensors, wanted, strict=True)]
+        score_mod = score_mod._replace(tensors=captured)
+    out, lse = plain_attention(q, k, v, p.mask, sink, case.softmax_scale, case.softcap, score_mod)
     found = {"out": out.detach(), "lse": lse.detach()}
     if case.op == "bwd":
         loss = (out * p.dout).sum()
@@ -243,6 +266,9 @@ def _plain(case: Case, p: AttentionProblem) -> Tensors:
         found |= {name: x.grad for name, x in zip(("dq", "dk", "dv"), leaves, strict=True) if x.grad is not None}
         if sink is not None and sink.grad is not None:
             found["dsink"] = sink.grad[0]
+        if score_mod is not None:
+            flowed = _captured([x.grad for x in score_mod.tensors])
+            found |= {name: gradient for name, gradient in flowed.items() if gradient is not None}
     return found
 
 

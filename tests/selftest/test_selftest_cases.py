@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cute_attn.jit.record import note
+from cute_attn.launch.captured import CapturedGradients, text_of
 from cute_attn.mods.trace import trace
 from cute_attn.selftest.cases import GROUPS, case_for, case_of, cases, profiled, specs
 from cute_attn.selftest.check import make_problem
@@ -86,7 +87,7 @@ def test_the_matrix_covers_what_kernels_differ_in():
         assert any(case.heads[0] > case.heads[1] for case in found if case.op == op)
         assert any(case.tokens % 128 for case in found if case.op == op)
     assert {s.spec.score.kind for s in found if s.op == "fwd"} == {"plain", "scaled", "softcap", "graph"}
-    assert {s.score_mod for s in found if s.op == "fwd"} == {"", *SCORE_MODS}
+    assert all({s.score_mod for s in found if s.op == op} == {"", *SCORE_MODS} for op in ("fwd", "bwd"))
     mine = [case.spec for case in found if case.op == "decode"]
     assert {(s.head_dim, s.head_dim_v) for s in mine} == set(DECODE_HEAD_DIMS)
     assert {s.cache for s in mine} == {"same", "int8", "e4m3", "e5m2"}
@@ -162,10 +163,17 @@ def of_a_user(score, b, h, q, k):
     return torch.where(TABLES[1][k], score * TABLES[2], score) + TABLES[0][h, q] * 2.5 + (q - k) // 7
 
 
+def of_a_users_backward():
+    """With a gradient of the 0-d tensor alone."""
+    traced = trace(of_a_user, "score_mod")
+    return CapturedGradients(traced, [x.ndim == 0 for x in traced.tensors], torch.device("cpu")).text((1, 4, 300, 300))
+
+
 @pytest.mark.parametrize(
     "spec",
     [
-        ForwardSpec(score=ScoreForm("graph", trace(of_a_user, "score_mod").text)),
+        ForwardSpec(score=ScoreForm("graph", text_of(trace(of_a_user, "score_mod"), (1, 4, 300, 300)))),
+        BackwardSpec(score=ScoreForm("graph", of_a_users_backward())),
         ForwardSpec(mask=MaskForm(1, True, has_upper=False)),
         ForwardSpec(mask=MaskForm(2, True), score=ScoreForm("softcap"), sink=True),
         ForwardSpec(mask=MaskForm("many", True), score=ScoreForm("scaled"), fp32_out=True, dtype="fp16"),
