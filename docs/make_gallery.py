@@ -1,17 +1,26 @@
-"""Writes docs/gallery.md, docs/functions.md and their pictures: `python docs/make_gallery.py`. A test regenerates the
-texts and compares."""
+"""Writes docs/gallery.md, docs/functions.md, docs/scores.md and their pictures: `python docs/make_gallery.py`. A test
+regenerates the texts and compares."""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cute_attn import create_block_mask, create_mask
+from cute_attn.launch.shapes import spec_for
 from cute_attn.mask import BUILDERS, IntervalMask, from_spec
 from cute_attn.mask.draw import draw_png
+from cute_attn.mods.distance import bias_of, served_graph
+from cute_attn.mods.graph import COLUMN, ELEMENT, INPUTS, ITEM, ROW
+from cute_attn.mods.reading import Reading
+from cute_attn.mods.softcap import softcap_of
+from cute_attn.mods.trace import trace
+from cute_attn.spec.operation import Spec
+from cute_attn.spec.score import ScoreForm
 
 DOCS = Path(__file__).parent
 LENGTH = 1024
@@ -89,6 +98,54 @@ def layers(mask: IntervalMask) -> str:
     return f", {mask.layers} interval{'s' * (mask.layers > 1)} a row at most"
 
 
+# ---------------------------------------------------------------- what kernels cost
+
+HEAD_DIM = 128
+
+
+def of_mask(mask: IntervalMask) -> tuple[Spec, ...]:
+    """The kernels of a mask: forward and backward."""
+    return tuple(spec_for(op, "bf16", HEAD_DIM, HEAD_DIM, mask) for op in ("fwd", "bwd"))
+
+
+def of_score(mod: Callable[..., Any]) -> tuple[Spec, ...]:
+    """The kernels of a score_mod under a causal mask; backward where it is the softcap that these have."""
+    traced, causal = trace(mod, "score_mod"), from_spec("causal", LENGTH)
+    if softcap_of(traced):
+        return tuple(
+            spec_for(op, "bf16", HEAD_DIM, HEAD_DIM, causal, score=ScoreForm("softcap")) for op in ("fwd", "bwd")
+        )
+    score = ScoreForm("graph", served_graph(traced.graph).text)
+    return (spec_for("fwd", "bf16", HEAD_DIM, HEAD_DIM, causal, score=score),)
+
+
+def priced() -> list[Spec]:
+    """The kernels whose costs the pages tell."""
+    masks = [from_spec(spec, LENGTH) for _, spec, _ in ENTRIES]
+    masks += [found.intervals for found in map(read, functions().values()) if found.predicate is None]
+    scores = functions("score_mods").values()
+    return list(dict.fromkeys(spec for specs in (*map(of_mask, masks), *map(of_score, scores)) for spec in specs))
+
+
+def costs(rows: dict[str, tuple[Spec, ...]], head: str) -> str:
+    """A table of what kernels cost, by what costs.json has."""
+    known = json.loads((Path(__file__).parent / "costs.json").read_text())
+
+    def cell(spec: Spec) -> str:
+        return " / ".join(map(str, known[str(spec)]))
+
+    lines = [f"| {head} | forward | backward |", "|---|---|---|"]
+    for name, specs in rows.items():
+        lines.append(f"| {name} | {' | '.join([*map(cell, specs), '', ''][:2])} |")
+    return "\n".join(lines)
+
+
+COST = (
+    f"What a tile costs at head_dim {HEAD_DIM}, in issue slots of a warp, partial tile / full tile, read off the "
+    "machine code (`python docs/make_costs.py`, `cute-attn inspect`):"
+)
+
+
 def text() -> str:
     """The page, without drawing anything."""
     missing = set(BUILDERS) - {spec.partition(":")[0] for _, spec, _ in ENTRIES}
@@ -102,6 +159,7 @@ def text() -> str:
         "`python docs/make_gallery.py` writes both pages; "
         "`cute-attn show --mask NAME[:key=value,...] --png FILE` draws any mask.",
     ]
+    parts += [COST, costs({title: of_mask(from_spec(spec, LENGTH)) for title, spec, _ in ENTRIES}, "mask")]
     for title, spec, what in ENTRIES:
         mask = from_spec(spec, LENGTH)
         said = facts(mask, layers(mask))
@@ -115,13 +173,22 @@ BATCH, HEADS = 2, 4  # of which the functions may speak
 DRAWN = {"window_by_head": (0, 2)}  # batch element and head, else the first
 
 
-def functions() -> dict[str, Callable[..., Any]]:
-    """The functions of mask_mods.py."""
-    path = Path(__file__).parent / "mask_mods.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return {name: x for name, x in vars(module).items() if inspect.isfunction(x)}
+def module(name: str) -> Any:
+    """A module of this folder."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def functions(name: str = "mask_mods") -> dict[str, Callable[..., Any]]:
+    """The functions of a module of mods."""
+    return {name: x for name, x in vars(module(name)).items() if inspect.isfunction(x)}
+
+
+def code(mod: Callable[..., Any]) -> str:
+    """What a function is, as a block of a page."""
+    return "```python\n" + inspect.getsource(mod).replace(f'    """{mod.__doc__}"""\n', "").rstrip() + "\n```"
 
 
 def plane(name: str, mod: Callable[..., Any]) -> IntervalMask:
@@ -130,9 +197,12 @@ def plane(name: str, mod: Callable[..., Any]) -> IntervalMask:
     return IntervalMask.from_dense(create_mask(mod, BATCH, HEADS, LENGTH, LENGTH, "cpu")[batch, head])
 
 
-def reading(mod: Callable[..., Any]) -> str:
+def read(mod: Callable[..., Any]) -> Reading:
+    return create_block_mask(mod, BATCH, HEADS, LENGTH, LENGTH, "cpu").reading()
+
+
+def said(found: Reading) -> str:
     """Whether a mask is intervals, how many, and whom they depend on."""
-    found = create_block_mask(mod, BATCH, HEADS, LENGTH, LENGTH, "cpu").reading()
     mask = found.intervals
     if found.predicate is None:
         planes = {(1, 1): "", (BATCH, 1): ", a mask a batch element", (1, HEADS): ", a mask a head"}
@@ -151,10 +221,52 @@ def functions_text() -> str:
         "intervals, which is then exact and costs what the intervals cost. The functions and their tensors are in "
         "[mask_mods.py](mask_mods.py); `cute-attn show --mod docs/mask_mods.py:causal` draws one, and any of yours.",
     ]
+    readings = {name: read(mod) for name, mod in functions().items()}
+    intervals = {name: of_mask(found.intervals) for name, found in readings.items() if found.predicate is None}
+    parts += [COST, costs(intervals, "mask_mod that is intervals")]
     for name, mod in functions().items():
-        code = inspect.getsource(mod).replace(f'    """{mod.__doc__}"""\n', "").rstrip()
-        parts += [f"## {name}", str(mod.__doc__), f"```python\n{code}\n```", reading(mod), facts(plane(name, mod))]
+        parts += [f"## {name}", str(mod.__doc__), code(mod), said(readings[name]), facts(plane(name, mod))]
         parts += [f"![{name}](images/function_{name}.png)"]
+    return "\n\n".join(parts) + "\n"
+
+
+# ---------------------------------------------------------------- scores as functions
+
+
+def serving(mod: Callable[..., Any]) -> str:
+    """How kernels compute a score_mod."""
+    traced = trace(mod, "score_mod")
+    if softcap_of(traced):
+        return f"Recognised: the softcap that kernels have built in, {softcap_of(traced):g}."
+    if bias_of(traced.graph) is not None:
+        return "A bias of the distance: a table, in the one kernel that all such share."
+    graph = traced.graph
+    said = []
+    for stage, where in ((ELEMENT, "element"), (COLUMN, "column"), (ROW, "row"), (ITEM, "batch element and head")):
+        ops = [
+            node.op
+            for node, at in zip(graph.nodes, graph.stages(), strict=True)
+            if at == stage and node.op not in (*INPUTS, "const", "scalar")
+        ]
+        said += [f"of an {where} {', '.join(ops)}" if where[0] == "e" else f"of a {where} {', '.join(ops)}"] * bool(ops)
+    return f"Evaluated in the kernel: {'; '.join(said)}."
+
+
+def scores_text() -> str:
+    """The page of score_mods, without drawing anything."""
+    parts = [
+        "# Scores as functions",
+        "What the field adds to scores, as `score_mod(score, b, h, q_idx, kv_idx)`, which flex_attention takes, over "
+        f"{LENGTH} queries and keys: pictures show what each adds to a score, or multiplies it with, at every pair, or "
+        "what it makes of a score where the pair does not matter. Each says how kernels compute it "
+        "([flex_attention.md](flex_attention.md)). The functions and their tensors are in "
+        "[score_mods.py](score_mods.py); `python docs/make_gallery.py` writes this page. "
+        "[functions.md](functions.md) has masks as functions.",
+    ]
+    parts += [COST.replace(", in issue", " under a causal mask, in issue")]
+    parts += [costs({name: of_score(mod) for name, mod in functions("score_mods").items()}, "score_mod")]
+    for name, mod in functions("score_mods").items():
+        parts += [f"## {name}", str(mod.__doc__), code(mod), serving(mod), f"![{name}](images/score_{name}.png)"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -164,8 +276,13 @@ def main() -> None:
         draw_png(from_spec(spec, LENGTH), DOCS / "images" / file_name(title), title=short(spec))
     for name, mod in functions().items():
         draw_png(plane(name, mod), DOCS / "images" / f"function_{name}.png", title=name)
+    scores = module("score_mods")
+    for name, mod in functions("score_mods").items():
+        picture = DOCS / "images" / f"score_{name}.png"
+        module("draw_scores").draw_scores(mod, picture, name, scores.HEADS, scores.LENGTH)
     (DOCS / "gallery.md").write_text(text())
     (DOCS / "functions.md").write_text(functions_text())
+    (DOCS / "scores.md").write_text(scores_text())
 
 
 if __name__ == "__main__":

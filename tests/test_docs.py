@@ -4,12 +4,19 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import json
 import re
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from cute_attn import mask
+from cute_attn.launch.shapes import spec_for
+from cute_attn.mods.distance import TABLED
+from cute_attn.spec.score import ScoreForm
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -47,22 +54,42 @@ def test_the_galleries_are_what_their_script_writes(tmp_path, monkeypatch):
     spec.loader.exec_module(gallery)
     assert (ROOT / "docs" / "gallery.md").read_text() == gallery.text(), f"run python {name(path)}"
     assert (ROOT / "docs" / "functions.md").read_text() == gallery.functions_text(), f"run python {name(path)}"
-    functions = gallery.functions()
+    assert (ROOT / "docs" / "scores.md").read_text() == gallery.scores_text(), f"run python {name(path)}"
+    functions, scores = gallery.functions(), gallery.functions("score_mods")
     assert len(functions) >= 20
+    assert len(scores) >= 10
     monkeypatch.setattr(gallery, "DOCS", tmp_path)
     monkeypatch.setattr(gallery, "ENTRIES", gallery.ENTRIES[:2])  # as many pictures as show that it draws
-    monkeypatch.setattr(gallery, "functions", lambda: dict(list(functions.items())[-2:]))
+    few = {"mask_mods": dict(list(functions.items())[-2:]), "score_mods": dict(list(scores.items())[2:5])}
+    monkeypatch.setattr(gallery, "functions", lambda module="mask_mods": few[module])
     monkeypatch.setattr(gallery, "text", lambda: "the page")
     monkeypatch.setattr(gallery, "functions_text", lambda: "the other page")
+    monkeypatch.setattr(gallery, "scores_text", lambda: "the third page")
     gallery.main()
     assert (tmp_path / "gallery.md").read_text() == "the page"
     assert (tmp_path / "functions.md").read_text() == "the other page"
+    assert (tmp_path / "scores.md").read_text() == "the third page"
     drawn = {path.name for path in (tmp_path / "images").iterdir()}
     assert drawn == {
         *(gallery.file_name(title) for title, _, _ in gallery.ENTRIES),
         *(f"function_{name}.png" for name in gallery.functions()),
+        *(f"score_{name}.png" for name in gallery.functions("score_mods")),
     }
-    assert drawn <= {path.name for path in (ROOT / "docs" / "images").iterdir()}
+    wanted = {*drawn, *(f"score_{name}.png" for name in scores), *(f"function_{name}.png" for name in functions)}
+    assert wanted <= {path.name for path in (ROOT / "docs" / "images").iterdir()}
+
+
+@pytest.mark.slow
+def test_the_costs_in_the_galleries_are_those_of_the_kernels(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    costs = importlib.import_module("make_costs")
+    told = json.loads(costs.COSTS.read_text())
+    kernels = {str(spec): spec for spec in costs.priced()}
+    assert told.keys() == kernels.keys()
+    causal = spec_for("fwd", "bf16", 128, 128, mask.causal(1024))
+    table = replace(causal, score=ScoreForm("graph", TABLED))
+    for name in map(str, (causal, table)):
+        assert told[name] == costs.slots(kernels[name]), f"run python docs/make_costs.py: {name}"
 
 
 def test_the_readme_names_commands_that_exist():

@@ -12,7 +12,7 @@ ALLOWED = {
     "cute_attn": "modules ops launch jit mods mask",
     "cli": "",
     "commands": "cute_attn cli selftest dist ops profile launch jit mods mask spec",
-    "selftest": "cute_attn ops launch jit mask spec decode_reference reference",
+    "selftest": "cute_attn ops launch jit mods mask spec decode_reference reference",
     "autotune": "cli profile launch jit mask spec",
     "profile": "launch jit mask spec",
     "modules": "ops checks mask reference",

@@ -12,6 +12,7 @@ import torch
 from ..caches import KVCache
 from ..mask import IntervalMask
 from ..mods.blockwise import Thinned
+from ..mods.distance import by_table, served_graph
 from ..mods.lowered import without_code
 from ..mods.trace import Traced
 from ..reference import Gradients, sink_gradient
@@ -185,8 +186,10 @@ class Kernels:
     def check_mods(self, thinned: Thinned | None, score: Traced | None, *, gradients: bool, max_scores: bool) -> None:
         if gradients and (thinned is not None or score is not None):
             raise self._lacks(thinned)
-        for function, name in ((score, "score_mod"), (None if thinned is None else thinned.predicate, "mask_mod")):
-            if function is not None and (lacking := without_code(function.graph)):
+        asked = None if score is None else served_graph(score.graph)
+        thins = None if thinned is None else thinned.predicate.graph
+        for graph, name in ((asked, "score_mod"), (thins, "mask_mod")):
+            if graph is not None and (lacking := without_code(graph)):
                 raise NotImplementedError(
                     f"backend {self.name!r} has no machine code for {lacking} in a {name}; {_ELSEWHERE}"
                 )
@@ -219,7 +222,7 @@ class Kernels:
             plan,
             softmax_scale=softmax_scale,
             return_max_scores=return_max_scores,
-            score_mod=score,
+            score_mod=by_table(score, q.shape[2], q.shape[1], k.shape[1], q.device),
             predicate=None if thinned is None else thinned.predicate,
             backend=self.name,
             order=self._order,

@@ -10,6 +10,7 @@ import torch
 from ..mask import IntervalMask
 from .derivative import derivative
 from .evaluate import Scatter, evaluate
+from .gather import add_shares
 from .graph import Graph
 from .trace import Traced
 
@@ -96,15 +97,7 @@ class BlockMods:
             gradient = self.gradients[number]
             assert gradient is not None
             share = torch.where(dscores == 0, 0.0, dscores * value)  # 0 * inf where nothing is attended
-            if not indices:
-                gradient += share.sum()
-                continue
-            shape = torch.broadcast_shapes(*(index.shape for index in indices))
-            shape = (1,) * (3 - len(shape)) + shape
-            shared = [dim for dim in range(3) if shape[dim] == 1]
-            if shared:
-                share = share.sum(shared, keepdim=True)
-            gradient.index_put_(tuple(index.expand(shape) for index in indices), share, accumulate=True)
+            add_shares(gradient, indices, share)
 
     def _evaluated(
         self,

@@ -9,7 +9,7 @@ import torch
 
 from .graph import Graph, Node
 
-__all__ = ["Scatter", "evaluate"]
+__all__ = ["Scatter", "evaluate", "nearest"]
 
 Tensor = torch.Tensor
 
@@ -32,6 +32,7 @@ def evaluate(
     attended: Tensor | None = None,
     name: str = "score_mod",
     scatters: list[Scatter] | None = None,
+    clamps: bool = False,
 ) -> tuple[Tensor, ...]:
     """The outputs of a graph, each of a shape that broadcasts with that of the inputs.
 
@@ -44,6 +45,8 @@ def evaluate(
             lie outside of a captured tensor. None for everywhere.
         name: of the function, for errors.
         scatters: gets those of the graph.
+        clamps: whether it does as kernels do and asks no GPU: an index that lies outside reads the nearest element, and
+            what is divided by 0 is divided by 1.
 
     Raises IndexError where an index lies outside of a captured tensor, and ZeroDivisionError where an integer is
     divided by 0, at a place that is attended.
@@ -55,21 +58,21 @@ def evaluate(
         if node.op in inputs:
             value = inputs[node.op]
         elif node.op == "const":
-            value = torch.tensor(_number(node), dtype=_torch_dtype(node, dtype), device=device)
+            value = torch.full((), _number(node), dtype=_torch_dtype(node, dtype), device=device)
         elif node.op == "scalar":
-            value = torch.tensor(scalars[int(node.args[0])], dtype=_torch_dtype(node, dtype), device=device)
+            value = torch.full((), scalars[int(node.args[0])], dtype=_torch_dtype(node, dtype), device=device)
         elif node.op == "load":
             tensor = tensors[int(node.args[0])]
-            value = _loaded(tensor, operands, attended, name).to(_torch_dtype(node, dtype))
+            value = _loaded(tensor, operands, attended, name, clamps).to(_torch_dtype(node, dtype))
         elif node.op == "scatter":
             *indices, value = operands
             if scatters is not None:
                 number = int(node.args[0])
-                scatters.append(Scatter(number, _within(tensors[number].shape, indices, attended, name), value))
+                scatters.append(Scatter(number, _within(tensors[number].shape, indices, attended, name, clamps), value))
         elif node.op == "convert":
             value = operands[0].to(_torch_dtype(node, dtype))
         elif node.op in _DIVISIONS and not node.dtype.startswith("f"):
-            value = _DIVISIONS[node.op](operands[0], _divisor(operands[1], attended, name))
+            value = _DIVISIONS[node.op](operands[0], _divisor(operands[1], attended, name, clamps))
         else:
             value = _FUNCTIONS[node.op](*operands)
         values.append(value)
@@ -85,17 +88,22 @@ def _torch_dtype(node: Node, dtype: torch.dtype) -> torch.dtype:
     return {"f32": dtype, "i32": torch.int32, "i64": torch.int64, "bool": torch.bool}[node.dtype]
 
 
-def _loaded(tensor: Tensor, indices: Sequence[Tensor], attended: Tensor | None, name: str) -> Tensor:
-    found = _within(tensor.shape, indices, attended, name)
+def _loaded(tensor: Tensor, indices: Sequence[Tensor], attended: Tensor | None, name: str, clamps: bool) -> Tensor:
+    found = _within(tensor.shape, indices, attended, name, clamps)
     if found and not tensor.numel():  # nobody reads it
         return tensor.new_zeros(torch.broadcast_shapes(*(index.shape for index in found)))
     return tensor[found] if found else tensor
 
 
-def _within(shape: torch.Size, indices: Sequence[Tensor], attended: Tensor | None, name: str) -> tuple[Tensor, ...]:
+def _within(
+    shape: torch.Size, indices: Sequence[Tensor], attended: Tensor | None, name: str, clamps: bool
+) -> tuple[Tensor, ...]:
     """Indices of a tensor as int64. Where nobody reads they may lie outside: they become 0."""
     found = []
     for dim, (index, size) in enumerate(zip(indices, shape, strict=True)):
+        if clamps:
+            found.append(nearest(index, size))
+            continue
         outside = (index < -size) | (index >= size)
         if bool(outside.any()):
             read = outside if attended is None else outside & attended
@@ -110,8 +118,15 @@ def _within(shape: torch.Size, indices: Sequence[Tensor], attended: Tensor | Non
     return tuple(found)
 
 
-def _divisor(x: Tensor, attended: Tensor | None, name: str) -> Tensor:
+def nearest(index: Tensor, size: int) -> Tensor:
+    """An index as int64; one that lies outside of so many elements becomes that of the nearest."""
+    return torch.where(index < 0, index + size, index).clamp(0, max(size - 1, 0)).long()
+
+
+def _divisor(x: Tensor, attended: Tensor | None, name: str, clamps: bool) -> Tensor:
     zero = x == 0
+    if clamps:
+        return x.masked_fill(zero, 1)
     if bool(zero.any()):
         if bool((zero if attended is None else zero & attended).any()):
             raise ZeroDivisionError(f"{name} divides an integer by 0")

@@ -80,8 +80,9 @@ def flex_attention(
         largest attended score after score_mod, are `(batch, heads_q, tokens_q)`, fp32 (fp64 with fp64 inputs).
         Gradients flow through out and lse. A row that attends nothing has out 0, lse and max_scores -inf.
 
-    Raises TypeError or ValueError naming the argument; IndexError where score_mod reads outside of a captured tensor;
-    NotImplementedError where the backend has no kernels for score_mod or block_mask, naming the one that serves them.
+    Raises TypeError or ValueError naming the argument; IndexError where score_mod reads outside of a captured tensor,
+    on the reference (kernels read the nearest element); NotImplementedError where the backend has no kernels for
+    score_mod or block_mask, naming the one that serves them.
     """
     check_flag("enable_gqa", enable_gqa)
     check_flag("return_lse", return_lse)

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
+import torch
+
 from cute_attn.launch.shapes import spec_for
 from cute_attn.mask import IntervalMask
 from cute_attn.spec.attention import HEAD_DIMS
@@ -19,6 +21,7 @@ from cute_attn.spec.score import ScoreForm
 
 from .decode import DecodeCase, decode_case_for, decode_cases
 from .masks import MASKS, kind_of_mask
+from .mods import ANY, SCORE_MODS, Drawn, score_mod_of
 
 __all__ = ["GROUPS", "AnyCase", "Case", "TestedSpec", "case_for", "case_of", "cases", "profiled", "specs"]
 
@@ -41,6 +44,7 @@ class Case:
 
     spec: of the kernel; its tile is used whatever tables say. mask: a name of MASKS. tokens: queries; keys as the mask
     has it. dims: of q and k, and of v; smaller than the spec's where padding is to be seen. scale: None for the usual.
+    score_mod: a name of SCORE_MODS; ANY for what the spec's graph says; "" for none.
     inputs: "normal", "huge" (logits of a hundred), or "growing" (a larger maximum in every tile of keys).
     public: forward and backward by autograd through flex_flash_attn_func, so also the forward's kernel.
     """
@@ -53,6 +57,7 @@ class Case:
     scale: float | None = None
     softcap: float = 0.0
     sink: bool = False
+    score_mod: str = ""
     inputs: str = "normal"
     public: bool = False
 
@@ -71,6 +76,7 @@ class Case:
         extras = [name for name in plain if getattr(s, name, False) is True]
         extras += ["exact"] * (getattr(s, "softmax", "") == "exact") + ["fp16"] * (s.dtype == "fp16")
         extras += [f"softcap {self.softcap:g}"] * (self.softcap > 0) + ["sink"] * self.sink
+        extras += [f"score_mod {self.score_mod}"] * bool(self.score_mod)
         extras += [f"scale {self.scale}"] * (self.scale is not None) + [self.inputs] * (self.inputs != "normal")
         if isinstance(s, BackwardSpec) and not (s.dq and s.dk and s.dv):
             extras.append("+".join(name for name in ("dq", "dk", "dv") if getattr(s, name)))
@@ -135,7 +141,13 @@ def case_for(spec: TestedSpec) -> AnyCase:
     """A small case of the matrix's size for any kernel, such as those of a user's bundle."""
     if isinstance(spec, DecodeSpec):
         return decode_case_for(spec)
-    fields: dict[str, Any] = {"plain": {}, "scaled": {"scale": -0.1}, "softcap": {"softcap": 15.0}}[spec.score.kind]
+    kinds: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "scaled": {"scale": -0.1},
+        "softcap": {"softcap": 15.0},
+        "graph": {"score_mod": ANY},
+    }
+    fields = kinds[spec.score.kind]
     fields |= {"sink": True} if getattr(spec, "sink", False) else {}
     name = kind_of_mask(spec.mask)
     # Whole tiles of keys leave the upper bound untested, where a kernel has no test of it.
@@ -159,6 +171,12 @@ def _mask(name: str) -> IntervalMask:
     return MASKS[name](1000)
 
 
+@functools.cache
+def _text_of(score_mod: str) -> str:
+    """The graph of a score_mod of the table, which problems of all sizes share."""
+    return score_mod_of(score_mod, "", Drawn(1, 1, 1, torch.Generator(), torch.device("cpu"))).text
+
+
 # ---------------------------------------------------------------- the cases
 
 VARIANTS = ("deterministic", "max_logits", "softmax", "fp32_out", "dlse", "fp32_gradients", "dq", "dk", "dv")
@@ -175,6 +193,8 @@ def _case(
     """A case with the spec that its problem leads to; `fields` are those of the case, and VARIANTS of the spec."""
     variant = {name: fields.pop(name) for name in VARIANTS if name in fields}
     variant["score"] = ScoreForm.of(1.0 if fields.get("scale") is None else fields["scale"], fields.get("softcap", 0.0))
+    if fields.get("score_mod"):
+        variant["score"] = ScoreForm("graph", _text_of(fields["score_mod"]))
     if fields.get("sink") and op == "fwd":
         variant["sink"] = True
     return Case(_spec_for(op, dtype, *dims, _mask(mask), **variant), mask, tokens, dims, **fields)
@@ -204,6 +224,8 @@ def _matrix() -> list[Case]:
         for mask in ("causal", "full")
         for softmax in ("stale", "exact")
     ]
+    found += [_case("fwd", "causal", score_mod=name) for name in SCORE_MODS]
+    found += [_case("fwd", mask, dims=(64, 64), score_mod="distance") for mask in ("full", "packed", "slices")]
     found += [_case("bwd", mask, deterministic=True) for mask in ("full", "causal", "window", "prefix")]
     found += [_case("bwd", dims=dims, deterministic=True) for dims in ((64, 64), (192, 128), (256, 256))]
     found += [_case("bwd", mask, public=True) for mask in ("causal", "slices")]

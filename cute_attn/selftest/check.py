@@ -17,6 +17,7 @@ from cute_attn.launch.forward import forward
 from cute_attn.launch.run import KernelBackend
 from cute_attn.launch.tensors import NAMED_DTYPES
 from cute_attn.mask import IntervalMask
+from cute_attn.mods.trace import Traced
 from cute_attn.ops.flex_flash import flex_flash_attn_func
 from cute_attn.reference import attention_backward, attention_forward
 from cute_attn.spec.backward import BackwardSpec
@@ -25,6 +26,7 @@ from cute_attn.spec.forward import ForwardSpec
 from .cases import AnyCase, Case
 from .decode import DecodeCase, DecodeProblem, make_decode_problem
 from .masks import MASKS
+from .mods import SCORE_MODS, Drawn, score_mod_of
 from .plain import plain_attention
 
 __all__ = ["Verdict", "check", "launch", "make_problem"]
@@ -54,6 +56,7 @@ class AttentionProblem:
     dlse: torch.Tensor | None
     out: torch.Tensor | None
     lse: torch.Tensor | None
+    score_mod: Traced | None
 
 
 def check(case: AnyCase, backend: KernelBackend, device: torch.device) -> Verdict:
@@ -104,11 +107,14 @@ def make_problem(case: AnyCase, device: torch.device) -> AttentionProblem | Deco
     dtype = NAMED_DTYPES[case.spec.dtype]
     q, k, v, dout = (x.to(dtype).to(device) for x in (q, k, v, dout))
     mask = IntervalMask(mask.lo.to(device), mask.hi.to(device), mask.seqlen_k)
-    out = lse = None
+    score_mod = out = lse = None
+    if case.score_mod:
+        drawn = Drawn(mask.seqlen_q, mask.seqlen_k, heads_q, numbers, device)
+        score_mod = score_mod_of(case.score_mod, case.spec.score.graph, drawn)
     if case.op == "bwd" and not case.public:
         factors = case.softmax_scale, case.softcap
         out, lse, _ = attention_forward(q, k, v, mask.lo, mask.hi, sink, *factors)
-    return AttentionProblem(mask, q, k, v, dout, sink, dlse, out, lse)
+    return AttentionProblem(mask, q, k, v, dout, sink, dlse, out, lse, score_mod)
 
 
 def launch(case: AnyCase, p: AttentionProblem | DecodeProblem, backend: KernelBackend, **simulation: object) -> Tensors:
@@ -135,6 +141,7 @@ def _launched(case: Case, p: AttentionProblem, backend: KernelBackend) -> Tensor
             p.mask,
             softmax_scale=case.softmax_scale,
             softcap=case.softcap,
+            score_mod=p.score_mod,
             sink_lse=None if p.sink is None else p.sink.logsumexp(2).transpose(1, 2),
             return_max_logits=spec.max_logits,
             softmax=spec.softmax,
@@ -207,6 +214,9 @@ def _exact(case: Case, p: AttentionProblem) -> Tensors:
     """By name, in float64."""
     q, k, v, dout = (x.double() for x in (p.q, p.k, p.v, p.dout))
     sink, dlse = (x if x is None else x.double() for x in (p.sink, p.dlse))
+    if p.score_mod is not None:
+        out, lse = plain_attention(q, k, v, p.mask, sink, case.softmax_scale, case.softcap, p.score_mod)
+        return {"out": out, "lse": lse}
     bounds, factors = (p.mask.lo, p.mask.hi), (case.softmax_scale, case.softcap)
     out, lse, max_logits = attention_forward(q, k, v, *bounds, sink, *factors)
     found = {"out": out, "lse": lse, "max_logits": max_logits[0]}
@@ -223,7 +233,7 @@ def _plain(case: Case, p: AttentionProblem) -> Tensors:
     """By name, of plain PyTorch in the case's dtype."""
     q, k, v = leaves = tuple(x.detach().clone().requires_grad_(case.op == "bwd") for x in (p.q, p.k, p.v))
     sink = None if p.sink is None else p.sink.clone().requires_grad_(case.op == "bwd")
-    out, lse = plain_attention(q, k, v, p.mask, sink, case.softmax_scale, case.softcap)
+    out, lse = plain_attention(q, k, v, p.mask, sink, case.softmax_scale, case.softcap, p.score_mod)
     found = {"out": out.detach(), "lse": lse.detach()}
     if case.op == "bwd":
         loss = (out * p.dout).sum()
@@ -242,15 +252,18 @@ def _allowed(case: AnyCase, name: str, exact: torch.Tensor, plain: torch.Tensor 
     out is a mean of v: however wrong scores in the inputs' dtype make the plain one, rounding weights and result once
     leaves an error of at most eps times the largest v.
     """
+    approximation = 2**-11 * case.softcap  # the hardware's tanh
+    if isinstance(case, Case) and case.score_mod:
+        approximation = SCORE_MODS[case.score_mod].approximation if case.score_mod in SCORE_MODS else 2**-9
     if name in ("lse", "max_logits"):
-        if case.softcap:
-            return 2**-10 * case.softcap  # twice the error of the hardware's tanh
+        if approximation:
+            return 2 * approximation
         finite = exact[exact.isfinite()]
         return 1e-5 * max(1.0, finite.abs().max().item() if len(finite) else 1.0)
     assert plain is not None
     difference = (plain.double() - exact)[exact.isfinite()]
     twice = 2 * difference.abs().max().item()
-    if name == "out" and not case.softcap:  # the hardware's tanh may move weights by more
+    if name == "out" and not approximation:  # else it may move weights by more
         twice = min(twice, torch.finfo(v.dtype).eps * v.abs().max().item())
     return twice + 1e-6
 

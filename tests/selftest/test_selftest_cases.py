@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from cute_attn.jit.record import note
+from cute_attn.mods.trace import trace
 from cute_attn.selftest.cases import GROUPS, case_for, case_of, cases, profiled, specs
 from cute_attn.selftest.check import make_problem
 from cute_attn.selftest.masks import MASKS
+from cute_attn.selftest.mods import SCORE_MODS
 from cute_attn.spec.attention import HEAD_DIMS
 from cute_attn.spec.backward import BackwardSpec
 from cute_attn.spec.decode import DECODE_HEAD_DIMS, GATHER, DecodeSpec, DecodeTile
@@ -82,7 +84,8 @@ def test_the_matrix_covers_what_kernels_differ_in():
         assert any(case.softcap for case in found if case.op == op)
         assert any(case.heads[0] > case.heads[1] for case in found if case.op == op)
         assert any(case.tokens % 128 for case in found if case.op == op)
-    assert {s.spec.score.kind for s in found if s.op == "fwd"} == {"plain", "scaled", "softcap"}
+    assert {s.spec.score.kind for s in found if s.op == "fwd"} == {"plain", "scaled", "softcap", "graph"}
+    assert {s.score_mod for s in found if s.op == "fwd"} == {"", *SCORE_MODS}
     mine = [case.spec for case in found if case.op == "decode"]
     assert {(s.head_dim, s.head_dim_v) for s in mine} == set(DECODE_HEAD_DIMS)
     assert {s.cache for s in mine} == {"same", "int8", "e4m3", "e5m2"}
@@ -128,9 +131,36 @@ def test_a_single_wrong_element_is_found(name, off, how, monkeypatch):
     assert check.check(case, "sim", torch.device("cpu")).wrong == ""
 
 
+@pytest.mark.parametrize("name", SCORE_MODS)
+def test_a_score_mod_that_is_left_out_is_found(name, monkeypatch):
+    from cute_attn.selftest import check
+
+    (case,) = (c for c in cases(["matrix"], simulated=True) if c.name == f"fwd d128 causal 300 h2/1 score_mod {name}")
+
+    def launch(case, problem, backend, score_mod=None):
+        q, k, v = (x.double() for x in (problem.q, problem.k, problem.v))
+        out, lse = check.plain_attention(q, k, v, problem.mask, None, case.softmax_scale, 0.0, score_mod)
+        note(case.spec)
+        return {"out": out.float(), "lse": lse.float()}
+
+    monkeypatch.setattr(check, "launch", launch)
+    assert check.check(case, "sim", torch.device("cpu")).wrong.startswith("out is off")
+    score_mod = make_problem(case, torch.device("cpu")).score_mod
+    monkeypatch.setattr(check, "launch", functools.partial(launch, score_mod=score_mod))
+    assert check.check(case, "sim", torch.device("cpu")).wrong == ""
+
+
+TABLES = torch.zeros(3, 3, dtype=torch.bfloat16), torch.zeros(3, dtype=torch.bool), torch.zeros(())
+
+
+def of_a_user(score, b, h, q, k):
+    return torch.where(TABLES[1][k], score * TABLES[2], score) + TABLES[0][h, q] * 2.5 + (q - k) // 7
+
+
 @pytest.mark.parametrize(
     "spec",
     [
+        ForwardSpec(score=ScoreForm("graph", trace(of_a_user, "score_mod").text)),
         ForwardSpec(mask=MaskForm(1, True, has_upper=False)),
         ForwardSpec(mask=MaskForm(2, True), score=ScoreForm("softcap"), sink=True),
         ForwardSpec(mask=MaskForm("many", True), score=ScoreForm("scaled"), fp32_out=True, dtype="fp16"),

@@ -1,0 +1,60 @@
+"""Biases of the distance in the forward kernel, in simulation: one kernel for all of them."""
+
+import pytest
+import torch
+from mods_case import dense_flex
+
+from cute_attn import backend, flex_attention, record_specs
+from cute_attn.mask import causal
+from cute_attn.mods.distance import TABLED
+
+ROWS, KEYS, HEADS = 100, 150, 2
+SLOPES = torch.tensor([0.5, 0.0625])
+LEARNED = torch.randn(HEADS, KEYS, generator=torch.Generator().manual_seed(0))
+BY_DISTANCE = torch.randn(2 * KEYS, generator=torch.Generator().manual_seed(1))
+BIASES = {
+    "alibi": lambda s, b, h, q, k: s + SLOPES[h] * (k - q),
+    "learned, of attended distances alone": lambda s, b, h, q, k: s + LEARNED[h, q + (KEYS - ROWS) - k],
+    "of all heads, with an operator that kernels lack": lambda s, b, h, q, k: s + BY_DISTANCE[q - k] % 0.7,
+}
+SHIFTED = causal(ROWS, KEYS)  # a query attends up to the key with its place from the end
+
+
+def test_every_bias_of_the_distance_is_one_kernel_and_right():
+    numbers = torch.Generator().manual_seed(2)
+    shapes = (1, HEADS, ROWS, 64), (1, 1, KEYS, 64), (1, 1, KEYS, 64)
+    qkv = [torch.randn(shape, generator=numbers).bfloat16() for shape in shapes]
+    with record_specs() as recorder, backend("sim"):
+        results = [flex_attention(*qkv, bias, SHIFTED, enable_gqa=True, return_lse=True) for bias in BIASES.values()]
+    (spec,) = recorder.specs
+    assert spec.score.graph == TABLED
+    for name, (out, lse) in zip(BIASES, results, strict=True):
+        # dense code indexes everywhere
+        bias = BIASES[name] if not name.startswith("learned") else clamped
+        wanted, wanted_lse, _ = dense_flex(*qkv, bias, SHIFTED.to_dense())
+        assert (out - wanted).abs().max() <= allowed(qkv, bias, wanted), name
+        assert torch.allclose(lse.double(), wanted_lse, rtol=0.0, atol=1e-5), name
+
+
+def clamped(score, b, h, q, k):
+    return score + LEARNED[h, (q + (KEYS - ROWS) - k).clamp(min=0)]
+
+
+def allowed(qkv, bias, wanted):
+    """Twice the error of dense attention in bf16."""
+    rough, _, _ = dense_flex(*qkv, lambda *at: bias(*at).bfloat16(), SHIFTED.to_dense(), dtype=torch.bfloat16)
+    return 2 * (rough - wanted).abs().max()
+
+
+@pytest.mark.slow
+def test_a_graph_of_torch_compile_has_the_same_kernel():
+    torch._dynamo.reset()
+    qkv = [torch.randn(1, HEADS, KEYS, 64).bfloat16() for _ in range(3)]
+
+    def attend(*qkv, slopes):
+        return flex_attention(*qkv, lambda s, b, h, q, k: s + slopes.exp()[h] * (k - q), causal(KEYS))
+
+    compiled = torch.compile(attend, backend="aot_eager")
+    with record_specs() as recorder, backend("sim"):
+        assert torch.equal(compiled(*qkv, slopes=SLOPES), attend(*qkv, slopes=SLOPES))
+    assert {spec.score.graph for spec in recorder.specs} == {TABLED}
