@@ -10,11 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cute_attn import create_block_mask, create_mask
+from cute_attn.launch.captured import text_of
 from cute_attn.launch.shapes import spec_for
 from cute_attn.mask import BUILDERS, IntervalMask, from_spec
 from cute_attn.mask.draw import draw_png
-from cute_attn.mods.distance import bias_of, served_graph
+from cute_attn.mods.distance import bias_of, by_table
 from cute_attn.mods.graph import COLUMN, ELEMENT, INPUTS, ITEM, ROW
 from cute_attn.mods.reading import Reading
 from cute_attn.mods.softcap import softcap_of
@@ -115,7 +118,8 @@ def of_score(mod: Callable[..., Any]) -> tuple[Spec, ...]:
         return tuple(
             spec_for(op, "bf16", HEAD_DIM, HEAD_DIM, causal, score=ScoreForm("softcap")) for op in ("fwd", "bwd")
         )
-    score = ScoreForm("graph", served_graph(traced.graph).text)
+    served = by_table(traced, HEADS, LENGTH, LENGTH, torch.device("cpu"))
+    score = ScoreForm("graph", text_of(served, (BATCH, HEADS, LENGTH, LENGTH)))
     return (spec_for("fwd", "bf16", HEAD_DIM, HEAD_DIM, causal, score=score),)
 
 

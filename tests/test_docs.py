@@ -8,15 +8,12 @@ import json
 import re
 import sys
 import types
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cute_attn import mask
 from cute_attn.launch.shapes import spec_for
-from cute_attn.mods.distance import TABLED
-from cute_attn.spec.score import ScoreForm
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -87,8 +84,7 @@ def test_the_costs_in_the_galleries_are_those_of_the_kernels(monkeypatch):
     kernels = {str(spec): spec for spec in costs.priced()}
     assert told.keys() == kernels.keys()
     causal = spec_for("fwd", "bf16", 128, 128, mask.causal(1024))
-    table = replace(causal, score=ScoreForm("graph", TABLED))
-    for name in map(str, (causal, table)):
+    for name in map(str, (causal, *costs.of_score(costs.functions("score_mods")["relative_bias"]))):
         assert told[name] == costs.slots(kernels[name]), f"run python docs/make_costs.py: {name}"
 
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 
+from cute_attn.launch.captured import text_of
 from cute_attn.launch.shapes import spec_for
 from cute_attn.mask import IntervalMask
 from cute_attn.spec.attention import HEAD_DIMS
@@ -174,7 +175,7 @@ def _mask(name: str) -> IntervalMask:
 @functools.cache
 def _text_of(score_mod: str) -> str:
     """The graph of a score_mod of the table, which problems of all sizes share."""
-    return score_mod_of(score_mod, "", Drawn(1, 1, 1, torch.Generator(), torch.device("cpu"))).text
+    return text_of(score_mod_of(score_mod, "", Drawn(1, 1, 1, torch.Generator(), torch.device("cpu"))), (1, 1, 1, 1))
 
 
 # ---------------------------------------------------------------- the cases

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from cute_attn.mods.distance import ROOM, TABLED
 from cute_attn.mods.graph import Graph
+from cute_attn.mods.ranges import with_reads_inside
 from cute_attn.mods.tape import CAPTURED
 from cute_attn.mods.trace import Traced, trace
 
@@ -16,7 +18,6 @@ __all__ = ["ANY", "SCORE_MODS", "Drawn", "score_mod_of"]
 
 ANY = "any"  # the name of what the graph of a spec says
 _DTYPES = {name: dtype for dtype, (name, _) in CAPTURED.items()}
-_SIZES = {0: 1, 1: 4096, 2: 256, 3: 40}  # of each dimension of a tensor of so many; more have 8
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,25 @@ def score_mod_of(name: str, graph: str, drawn: Drawn) -> Traced:
     """A score_mod of the table, or the one that has a graph, with tensors and numbers that keep most graphs finite."""
     if name != ANY:
         return SCORE_MODS[name].made(drawn)
-    function = Graph.parse(graph)
+    marked = Graph.parse(graph)
+    nodes = tuple(replace(node, op=node.action if node.action == "load" else node.op) for node in marked.nodes)
+    function = replace(marked, nodes=nodes)
+    inside = {node.args[0] for node in marked.nodes if node.op == "load_inside"}
     tensors = []
-    for dtype, rank in function.tensors:
-        shape = (_SIZES.get(rank, 8),) * rank
+    for number, (dtype, rank) in enumerate(function.tensors):
+        shape = _shape(rank, drawn) if number in inside else (1,) * rank
         is_float = CAPTURED[_DTYPES[dtype]][1] == "f32"
-        of_dtype = {"dtype": _DTYPES[dtype]}
-        tensors.append(drawn.floats(*shape, **of_dtype) if is_float else drawn.integers(2, *shape, **of_dtype))
-    return Traced(graph, tensors, [0.5 if dtype == "f32" else 3 for dtype in function.scalars])
+        make = drawn.floats if is_float else functools.partial(drawn.integers, 2)
+        tensors.append(make(*shape, dtype=_DTYPES[dtype]))
+    sizes, shapes = (1, drawn.heads, drawn.rows, drawn.keys), [x.shape for x in tensors]
+    for whole in (3, drawn.keys - 1):  # an offset of distances may be needed for reads to lie inside
+        numbers = [0.5 if dtype == "f32" else whole for dtype in function.scalars]
+        if with_reads_inside(function, sizes, shapes, numbers) == marked:
+            break
+    return Traced(function.text, tensors, numbers)
+
+
+def _shape(rank: int, drawn: Drawn) -> tuple[int, ...]:
+    """With room for every position and distance in the last two dimensions, for batch elements and heads before."""
+    most = drawn.rows + drawn.keys
+    return (64,) * (rank - 2) + (most if rank == 2 else 64, most)[-rank:] if rank else ()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cute_attn.jit.record import note
+from cute_attn.launch.captured import text_of
 from cute_attn.mods.trace import trace
 from cute_attn.selftest.cases import GROUPS, case_for, case_of, cases, profiled, specs
 from cute_attn.selftest.check import make_problem
@@ -160,7 +161,7 @@ def of_a_user(score, b, h, q, k):
 @pytest.mark.parametrize(
     "spec",
     [
-        ForwardSpec(score=ScoreForm("graph", trace(of_a_user, "score_mod").text)),
+        ForwardSpec(score=ScoreForm("graph", text_of(trace(of_a_user, "score_mod"), (1, 4, 300, 300)))),
         ForwardSpec(mask=MaskForm(1, True, has_upper=False)),
         ForwardSpec(mask=MaskForm(2, True), score=ScoreForm("softcap"), sink=True),
         ForwardSpec(mask=MaskForm("many", True), score=ScoreForm("scaled"), fp32_out=True, dtype="fp16"),
