@@ -136,6 +136,8 @@ def costs(rows: dict[str, tuple[Spec, ...]], head: str) -> str:
     known = json.loads((Path(__file__).parent / "costs.json").read_text())
 
     def cell(spec: Spec) -> str:
+        if str(spec) not in known:
+            raise KeyError(f"costs.json has no {spec}: run python docs/make_costs.py")
         return " / ".join(map(str, known[str(spec)]))
 
     lines = [f"| {head} | forward | backward |", "|---|---|---|"]
