@@ -15,7 +15,7 @@ from ..ops.chosen import chosen_mask
 from . import checks
 from .attention_type import AUTOREGRESSIVE, PREFILL, TRAIN, AttentionType, check_mode, check_type, reach_of
 from .normalize import normalize_attention, normalize_cudnn_attention
-from .paged import attend_pages, check_pages
+from .paged import attend_cache, attend_pages, check_pages, reads_cache
 from .quantize import KVQuant, KVTensor
 
 __all__ = ["AttentionOp"]
@@ -254,6 +254,12 @@ class AttentionOp(torch.nn.Module):
         record_max_logits: bool,
     ) -> Partial:
         """Attention over one list of keys; lengths as of `apply_attention`."""
+        if model_mode == AUTOREGRESSIVE and reads_cache(self, query, cache, indexer_mask, record_max_logits):
+            self._refuse_with_cache(previous_chunk, bidirectional_mask)
+            if lengths is not None:
+                lengths = checks.check_cache_lengths("lengths", lengths, len(query), cache.key.shape[1], query.device)
+            out, lse = attend_cache(self, query, cache, lengths, sinks)
+            return out, lse, lse.new_empty(0)
         key, value = self._keys(query, cache)
         batch, rows, keys = query.shape[0], query.shape[1], key.shape[1]
         ids = cache.segment_ids
@@ -332,7 +338,7 @@ class AttentionOp(torch.nn.Module):
 
     def _keys(self, query: Tensor, cache: checks.Cache) -> tuple[Tensor, Tensor]:
         """Checked keys and values of a cache, or those of the call."""
-        names = [f"{part} of {cache.name}" if cache.name else part for part in ("key", "value")]
+        names = cache.names
         checks.check_is_tensor("query", query)
         pair = [
             checks.plain(name, x, query, self.kv_quant) for name, x in zip(names, (cache.key, cache.value), strict=True)

@@ -43,6 +43,12 @@ class Cache(NamedTuple):
     segment_ids: Tensor | None
     lengths: Tensor | int | None = None
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """Of its keys and of its values."""
+        behind = f" of {self.name}" if self.name else ""
+        return f"key{behind}", f"value{behind}"
+
 
 def check_caches(cached_values: object) -> tuple[Cache | None, Cache | None]:
     """The two caches of `cached_values`: of the prompt, and of what was decoded since."""
@@ -74,7 +80,8 @@ def plain(name: str, x: Tensor | KVTensor, query: Tensor, kv_quant: KVQuant | No
         raise NotImplementedError(
             f"backend {backend!r} does not read a KVTensor, got one as {name}: this would need a copy of it of {count} "
             f"bytes in {query.dtype}, at every call. {name}.dequant(query.dtype) makes that copy; with "
-            "cute_attn.backend('reference') it runs in plain PyTorch"
+            "cute_attn.backend('reference') it runs in plain PyTorch. In model_mode 'autoregressive' one cache of "
+            "keys and values is read as it is, without segment ids, chunks, MoBA, indexer_mask and record_max_logits"
         )
     return x.dequant(query.dtype)
 

@@ -1,4 +1,5 @@
-"""Attention of a layer over pools of pages: `flash_attn_with_kvcache` with the arguments of the layer."""
+"""Attention of a layer over caches that are read as they are, pools of pages and quantised ones:
+`flash_attn_with_kvcache` with the arguments of the layer."""
 
 from __future__ import annotations
 
@@ -6,13 +7,14 @@ from typing import Any, Protocol
 
 import torch
 
+from ..backend import resolve
 from ..mask.layer import Reach
 from ..ops.kvcache import flash_attn_with_kvcache
 from . import checks
 from .attention_type import AUTOREGRESSIVE
 from .quantize import KVQuant, KVTensor
 
-__all__ = ["attend_pages", "check_pages"]
+__all__ = ["attend_cache", "attend_pages", "check_pages", "reads_cache"]
 
 Tensor = torch.Tensor
 
@@ -59,18 +61,46 @@ def check_pages(
 
 def attend_pages(op: Layer, query: Tensor, pools: checks.Cache, page_state: Any, sinks: Tensor | None) -> Tensor:
     """The last rows of each sequence over its pages, `(b, t, heads, dv)`; without gradient."""
+    out, _ = attend_cache(op, query, pools, page_state.sequence_lengths, sinks, page_state.page_map.int())
+    return out
+
+
+def reads_cache(op: Layer, query: Tensor, cache: checks.Cache, indexer_mask: object, record_max_logits: bool) -> bool:
+    """Whether `attend_cache` serves the last rows over keys without pages: quantised ones, where the backend multiplies
+    nothing out."""
+    quantised = isinstance(cache.key, KVTensor) and isinstance(cache.value, KVTensor)
+    chosen = op.moba is not None or indexer_mask is not None or record_max_logits
+    if not quantised or chosen or op.reach.chunk or cache.segment_ids is not None:
+        return False
+    checks.check_is_tensor("query", query)
+    return resolve(query.device).partition(":")[0] != "reference"
+
+
+def attend_cache(
+    op: Layer,
+    query: Tensor,
+    cache: checks.Cache,
+    lengths: Tensor | None,
+    sinks: Tensor | None,
+    page_map: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The last rows of each sequence, `(b, t, heads, dv)`, and their lse `(b, heads, t)`; without gradient.
+
+    lengths: None for all of a cache without pages.
+    """
     checks.check_is_tensor("query", query)
     checks.check_sinks(sinks, query)
+    key_name, value_name = cache.names
     (key, key_scale), (value, value_scale) = (
-        _pool(f"{part} of {pools.name}", pool, op) for part, pool in (("key", pools.key), ("value", pools.value))
+        _read(name, x, op) for name, x in ((key_name, cache.key), (value_name, cache.value))
     )
-    checks.check_heads(query, f"key of {pools.name}", key, op.num_query_heads, op.num_kv_heads)
+    checks.check_heads(query, key_name, key, op.num_query_heads, op.num_kv_heads)
     return flash_attn_with_kvcache(
         query,
         key,
         value,
-        cache_seqlens=page_state.sequence_lengths.int(),
-        page_table=page_state.page_map.int(),
+        cache_seqlens=None if lengths is None else lengths.int(),
+        page_table=page_map,
         k_descale=key_scale,
         v_descale=value_scale,
         softmax_scale=op.scale,
@@ -78,14 +108,15 @@ def attend_pages(op: Layer, query: Tensor, pools: checks.Cache, page_state: Any,
         window_size=(op.reach.left, op.reach.right),
         softcap=op.attn_logits_soft_cap,
         sink=sinks,
+        return_softmax_lse=True,
     )  # type: ignore[return-value]
 
 
-def _pool(name: str, pool: Tensor | KVTensor, op: Layer) -> tuple[Tensor, Tensor | None]:
-    """Pages `(num_pages, page_size, heads, d)` and, of quantised ones, the scales of tokens and heads."""
-    if not isinstance(pool, KVTensor):
-        checks.check_is_tensor(name, pool)
-        return pool, None
-    checks.check_quantised(name, pool, op.kv_quant)
-    scale = pool.scale[..., 0].expand(pool.shape[:3])
-    return pool.qvalue, scale if scale.dtype == torch.float64 else scale.float()
+def _read(name: str, x: Tensor | KVTensor, op: Layer) -> tuple[Tensor, Tensor | None]:
+    """What a cache holds and, of a quantised one, the scales of tokens and heads."""
+    if not isinstance(x, KVTensor):
+        checks.check_is_tensor(name, x)
+        return x, None
+    checks.check_quantised(name, x, op.kv_quant)
+    scale = x.scale[..., 0].expand(x.shape[:3])
+    return x.qvalue, scale if scale.dtype == torch.float64 else scale.float()

@@ -119,3 +119,33 @@ def test_pools_of_pages_are_read_by_the_decode_kernel(quant):
         return op(q, None, None, model_mode="autoregressive", cached_values=cached, page_state=state), None
 
     compare(op, call, q, k, v, pairs, cap=2.0, grads=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [None, torch.tensor([40, 0])])
+def test_a_quantised_cache_without_pages_is_read_as_it_is(given):
+    op = AttentionOp(HEADS, HEADS_K, attn_logits_soft_cap=2.0, kv_quant=KVQuant("int8"))
+    rows, keys, dim = 2, 60, 128
+    q = (torch.randn(2, rows, HEADS, dim) / 8).bfloat16()
+    small = [op.kv_quant.quantize(torch.randn(2, keys, HEADS_K, dim).bfloat16()) for _ in range(2)]
+    lengths = torch.full((2,), keys) if given is None else given
+    position = lengths[:, None, None] - rows + torch.arange(rows)[:, None]
+    pairs = (torch.arange(keys) <= position)[:, None]
+
+    def call(q, k, v):
+        if given is None:
+            return op(q, *small, model_mode="autoregressive"), None
+        return op.apply_attention(q, *small, model_mode="autoregressive", lengths=given)[0], None
+
+    compare(op, call, q, *(x.dequant(torch.float64) for x in small), pairs, cap=2.0, grads=False)
+
+
+def test_what_kernels_cannot_read_of_a_quantised_cache_is_refused():
+    op = AttentionOp(HEADS, HEADS_K)
+    q, k, _ = inputs(1, 1, 6)
+    small = KVQuant("int8").quantize(k)
+    ids = torch.ones(1, 6, dtype=torch.int64)
+    words = "does not read a KVTensor, got one as key: .*one cache of keys and values is read as it is, without"
+    for arguments in ({"decoder_segment_ids": ids}, {"record_max_logits": True}, {"model_mode": "train"}):
+        with backend("sim"), pytest.raises(NotImplementedError, match=words):
+            op(q, small, small, **{"model_mode": "autoregressive", **arguments})

@@ -275,8 +275,8 @@ def _setp(r: Reader) -> Template:
     first = r.operands[0]
     sources = r.typed([kind, kind] + (["pred"] if combine else []), 1)
     values = ["{0}", "{1}"]
-    if kind in ("bf16", "f16"):
-        values = [f"{kind}_values({v})" for v in values]
+    if kind == "bf16":  # f16 is what NumPy has for it
+        values = [f"bf16_values({v})" for v in values]
     if not isinstance(first, Pair) and not combine and kind not in ("bf16", "f16") and function.startswith("np."):
         return r.template(function, Typed(first, "pred"), sources, ufunc=True)
     code = f"{function}({', '.join(values)})"

@@ -292,7 +292,9 @@ def packed_math(function: str, kind: str, *operands: np.ndarray) -> np.ndarray:
 
 
 def half_math(function: str, kind: str, *operands: np.ndarray) -> np.ndarray:
-    """A float32 function on bf16 or f16 numbers in 16-bit registers."""
+    """A float32 function on numbers in 16-bit registers: bf16 as bits, f16 as what NumPy has for them."""
+    if kind == "f16":
+        return _SCALAR[function](*(x.astype(np.float32) for x in operands)).astype(np.float16)
     decode, encode = _X2[kind]
     return encode(_SCALAR[function](*(decode(x) for x in operands))).astype(np.uint16)
 

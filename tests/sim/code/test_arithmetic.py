@@ -241,3 +241,25 @@ def test_unknown_instructions_and_modifiers_name_the_line():
             compute(line, A, result=np.int32)
         assert caught.value.place.line is not None
         assert line in caught.value.place.text
+
+
+def test_single_float16_and_bfloat16_numbers():
+    """Of max, abs and comparisons, which say what they are, not what their bits would be as integers."""
+    f = np.linspace(-70, 70, 128).astype(np.float16)
+    g = f[::-1] * np.float16(0.3)
+    y = compute("max.f16 %y, %x0, %x1;", f.view(np.uint16), g.view(np.uint16), result=np.uint16)
+    np.testing.assert_array_equal(y.view(np.float16), np.maximum(f, g))
+    y = compute(
+        ".reg .b32 %z;\nabs.f16 %y, %x0;\ncvt.f32.f16 %z, %y;\ncvt.rn.f16.f32 %y, %z;",
+        f.view(np.uint16),
+        result=np.uint16,
+    )
+    np.testing.assert_array_equal(y.view(np.float16), np.abs(f))
+    for kind, x, z in (("f16", f, g), ("bf16", f.astype(np.float32), g.astype(np.float32))):
+        bits = [a.view(np.uint16) if kind == "f16" else (a.view(np.uint32) >> 16).astype(np.uint16) for a in (x, z)]
+        exact = [
+            a if kind == "f16" else (b.astype(np.uint32) << 16).view(np.float32)
+            for a, b in zip((x, z), bits, strict=True)
+        ]
+        y = compute(f".reg .pred %q;\nsetp.lt.{kind} %q, %x0, %x1;\nselp.u32 %y, 1, 0, %q;", *bits, result=np.uint32)
+        np.testing.assert_array_equal(y == 1, exact[0] < exact[1])
