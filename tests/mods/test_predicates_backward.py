@@ -11,7 +11,7 @@ KEEP = torch.rand(2, 4, 300, generator=torch.Generator().manual_seed(0)) > 0.5
 
 
 def dilated(b, h, q, k):
-    return ((q - k) % 3 == 0) & (q >= k)
+    return (q - k) % 3 == 0
 
 
 def of_heads(b, h, q, k):
@@ -43,7 +43,7 @@ def with_certain_blocks(mask_mod, rows, keys):
 
 
 def test_pairs_that_a_predicate_leaves_and_no_others_have_gradients():
-    mask, attended = thinned(dilated, None, None, 130, 150)
+    mask, attended = thinned(dilated, None, None, 130, 300)
     with backend("sim"):
         check(mask, lambda c: None, attended=attended)
 
@@ -58,13 +58,13 @@ def test_planes_with_a_score_mod(mode, seed):
 
 @pytest.mark.slow
 def test_pairs_of_full_blocks_are_attended_whatever_the_predicate_says():
-    mask, attended = with_certain_blocks(dilated, 170, 190)
+    mask, attended = with_certain_blocks(dilated, 170, 300)
     with backend("sim"):
         check(mask, every_kind_of_read, attended=attended)
 
 
 @pytest.mark.slow
 def test_a_predicate_at_the_largest_head_dim_in_one_order():
-    mask, attended = thinned(dilated, None, None, 130, 150)
+    mask, attended = thinned(dilated, None, None, 130, 300)
     with backend("sim", seed=1, mode="random"):
         check(mask, lambda c: lambda s, b, h, q, k: 2.0 * torch.tanh(s / 2.0), attended=attended, dims=(256, 256))

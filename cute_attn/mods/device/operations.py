@@ -88,7 +88,7 @@ _READ: dict[str, tuple[str, Any, str]] = {
     "bf16": ("{ .reg .b32 x; ld.global.u16 x, [$1]; shl.b32 x, x, 16; mov.b32 $0, x; }", Float32, "f"),
     "fp16": ("{ .reg .b16 x; ld.global.b16 x, [$1]; cvt.f32.f16 $0, x; }", Float32, "f"),
     "i64": ("ld.global.u64 $0, [$1];", Int64, "l"),
-    "i32": ("ld.global.s32 $0, [$1];", Int32, "r"),
+    "i32": ("ld.global.u32 $0, [$1];", Int32, "r"),
     "i16": ("ld.global.s16 $0, [$1];", Int32, "r"),
     "i8": ("ld.global.s8 $0, [$1];", Int32, "r"),
     "u8": ("ld.global.u8 $0, [$1];", Int32, "r"),
