@@ -81,7 +81,7 @@ def attend(backend, rows, mask, splits, sinks, score, schedule, **features):
     check(call, backend, *schedule, **arguments)
 
 
-@pytest.mark.parametrize("calls", every_two(SAME))
+@pytest.mark.parametrize("calls", list(every_two(SAME)))
 def test_every_two_features_of_16_bit_caches_together(calls, backend):
     with record_specs() as recorder:
         for features in calls:
@@ -89,7 +89,7 @@ def test_every_two_features_of_16_bit_caches_together(calls, backend):
     assert len(recorder.specs) == 1
 
 
-@pytest.mark.parametrize("calls", every_two(EIGHT))
+@pytest.mark.parametrize("calls", list(every_two(EIGHT)))
 def test_every_two_features_of_8_bit_caches_together(calls, backend):
     with record_specs() as recorder:
         for features in calls:
