@@ -38,7 +38,9 @@ from .storage import ROWS, Layouts, Shared
 from .work import Arguments, Item
 
 WARPGROUP = 128  # threads
-PRODUCER_REGISTERS = {2: 24, 3: 32}  # after setmaxnreg, by number of consumer warpgroups; all of them are 65536 at most
+# After setmaxnreg, by number of consumer warpgroups; all of them are 65536 at most.
+PRODUCER_REGISTERS = {2: 24, 3: 32}
+PRODUCER_REGISTERS_OF_GRAPHS = {2: 32, 3: 32}  # where more arguments are at hand, 24 spill
 CONSUMER_REGISTERS = {2: 240, 3: 160}
 
 
@@ -79,6 +81,8 @@ class ForwardKernel:
         self.n, self.dim, self.dim_v = spec.tile.n, spec.head_dim, spec.head_dim_v
         self.dtype, self.bf16 = DTYPES[spec.dtype], spec.dtype == "bf16"
         self.out_shares_queries = out_shares_queries(spec)
+        has_graph = bool(spec.score.graph or spec.mask.predicate)
+        self.producer_registers = (PRODUCER_REGISTERS_OF_GRAPHS if has_graph else PRODUCER_REGISTERS)[self.consumers]
 
     # ------------------------------------------------------------------ host
 
@@ -116,7 +120,7 @@ class ForwardKernel:
                 shared.initialise()
         cute.arch.sync_threads()
         if warp < 4:
-            cute.arch.setmaxregister_decrease(PRODUCER_REGISTERS[self.consumers])
+            cute.arch.setmaxregister_decrease(self.producer_registers)
             if warp == 0:
                 self.load_queries_and_keys(arguments, shared)
             if warp == 1:
