@@ -81,14 +81,13 @@ class GraphMath(TileMath):
             flags, certain = self.flags_of_marked(bounds, layers)
         elif masked and self.spec.mask.is_many:
             flags = self.flags_of_many(bounds, layers)
-        ahead = self.changed(of_scores, scores, where, 0)
         for i in range(self.queries // 16):
             shifts, deltas = (self.of_thread(x, i) for x in statistics)
             limits = []
             if masked and self.staged_layers > 0:
                 limits = [[self.of_thread(bounds[None, y, z], i) for y in range(2)] for z in range(self.staged_layers)]
             for b in range(2):
-                changed, ahead = ahead, self.changed(of_scores, scores, where, 8 * i + 4 * b + 4)
+                changed = self.changed(of_scores, scores, where, 8 * i + 4 * b)
                 asked: list[Any] = [predicate and predicate.column(16 * i + 8 * b + e) for e in range(2)]
                 for h in range(2):
                     p, ds = [], []
@@ -123,11 +122,11 @@ class GraphMath(TileMath):
             of_scores.finish()
 
     def changed(self, graph: TileScores | None, scores: cute.Tensor, where: Where, first: int) -> list[Any]:
-        """Of four registers, if there are: the new score; from its gradient that of the old one, None for the same; and
-        of a graph, its element. They are begun before those before are done, so that what is read is there in time."""
+        """Of four registers: the new score; from its gradient that of the old one, None for the same; and of a graph,
+        its element."""
         found: list[Any] = []
         columns: dict[int, Any] = {}
-        for k in range(first, min(first + 4, cute.size(scores))):
+        for k in range(first, first + 4):
             at = self.at(where, k)
             if graph is None:
                 x = self.score.changed(scores[k], at)
