@@ -41,7 +41,8 @@ def with_dependencies(*names):
 
 
 def test_importing_takes_less_than_half_a_second_beyond_torch():
-    program = "import time, torch; t = time.perf_counter(); import cute_attn; print(time.perf_counter() - t)"
+    """Of this process's own time: what other tests take of the cores beside it is none of its."""
+    program = "import time, torch; t = time.process_time(); import cute_attn; print(time.process_time() - t)"
     seconds = [float(run(program).stdout) for _ in range(3)]
     assert min(seconds) < SECONDS, seconds
 
