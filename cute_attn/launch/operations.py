@@ -122,6 +122,7 @@ FORWARD = Operation(
     call=_forward_call,
     tile=TileConfig,
     default_tile=fwd.default_tile,
+    graph_tile=fwd.graph_tile,
     tiles=_forward_tiles,
     is_tuned=True,
 )
@@ -140,6 +141,7 @@ BACKWARD = Operation(
     call=_backward_call,
     tile=BackwardTile,
     default_tile=bwd.default_tile,
+    graph_tile=bwd.default_tile,
     tiles=_backward_tiles,
     is_tuned=True,
 )
@@ -158,6 +160,7 @@ DECODE = Operation(
     call=_decode_call,
     tile=DecodeTile,
     default_tile=decode.default_tile,
+    graph_tile=decode.default_tile,
     is_tuned=False,
     tiles=list,  # none to try: the shapes of a call say how many rows it has
 )

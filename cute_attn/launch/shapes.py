@@ -38,7 +38,8 @@ def spec_for(
     """
     row = operation(op)
     dims = kernel_dims(head_dim, head_dim_v)
-    tile = tile or row.default_tile(*dims)
+    if tile is None:
+        tile = row.graph_tile(*dims) if score and score.graph else row.default_tile(*dims)
     schedule = mask.schedule((tile.m, tile.n))
     kind = MaskForm.of(schedule.layers, schedule.has_lower, schedule.has_upper)
     form, score = row.forms(kind, score or ScoreForm())

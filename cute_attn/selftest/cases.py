@@ -81,7 +81,9 @@ class Case:
         extras += [f"scale {self.scale}"] * (self.scale is not None) + [self.inputs] * (self.inputs != "normal")
         if isinstance(s, BackwardSpec) and not (s.dq and s.dk and s.dv):
             extras.append("+".join(name for name in ("dq", "dk", "dv") if getattr(s, name)))
-        if s.tile != operation(s.op).default_tile(s.head_dim, s.head_dim_v):
+        row = operation(s.op)
+        default = row.graph_tile if s.score.graph else row.default_tile
+        if s.tile != default(s.head_dim, s.head_dim_v):
             extras.append(f"tile {s.tile}".replace(",", ""))
         dims = f"d{self.dims[0]}" if self.dims[0] == self.dims[1] else f"d{self.dims[0]}/{self.dims[1]}"
         op = "public" if self.public else s.op

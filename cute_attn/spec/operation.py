@@ -49,7 +49,8 @@ class Operation:
     table: of a tile schedule, the one that it walks. depth: at head dims, the sum over its products of the dimension
         that is not of the tile.
     call: q, k, v, a mask, the softmax scale and a tile, as something to be called and timed.
-    tile: the type of its tiles. default_tile: at a pair of HEAD_DIMS. tiles: all that may be tried.
+    tile: the type of its tiles. tiles: all that may be tried.
+    default_tile, graph_tile: at a pair of HEAD_DIMS, the second of a spec that carries a graph.
     is_tuned: whether `autotune` looks for its fastest tiles; `depth` and `call` are then those of its problems.
     """
 
@@ -67,6 +68,7 @@ class Operation:
     call: Callable[..., Callable[[], object]]
     tile: Callable[..., Tile]
     default_tile: Callable[[int, int], Tile]
+    graph_tile: Callable[[int, int], Tile]
     tiles: Callable[[], list[Tile]]
     is_tuned: bool
 

@@ -56,6 +56,7 @@ TOY = Operation(
     call=lambda *problem: lambda: None,
     tile=ToyTile,
     default_tile=lambda head_dim, head_dim_v: ToyTile(),
+    graph_tile=lambda head_dim, head_dim_v: ToyTile(),
     tiles=lambda: [ToyTile(threads) for threads in (64, 128, 2048)],
     is_tuned=False,
 )
