@@ -127,7 +127,8 @@ class AttnRanges(Sequence[AttnRange]):
         ends = check_integers("cu_seqlens", cu_seqlens)
         if ends.ndim != 1:
             raise ValueError(f"cu_seqlens must have shape (documents + 1,), got {tuple(ends.shape)}")
-        if seq_len is not None and (last := int(ends[-1]) if len(ends) else 0) != seq_len:
+        last = int(ends[-1]) if len(ends) else 0
+        if seq_len is not None and check_number("seq_len", seq_len, 0) != last:
             raise ValueError(f"cu_seqlens must end at seq_len, {seq_len}, got {last}")
         return _read("cu_seqlens", list(pairwise(ends.tolist())), cls)
 
@@ -194,7 +195,7 @@ class AttnRanges(Sequence[AttnRange]):
     def to_cu_seqlens(self, seq_len: int) -> list[int]:
         """`[0, a, a + b, ...]`. Raises ValueError for ranges that do not follow one another from 0 to seq_len."""
         ends = [0, *(r.end for r in self._ranges)]
-        if [r.start for r in self._ranges] != ends[:-1] or ends[-1] != seq_len:
+        if [r.start for r in self._ranges] != ends[:-1] or ends[-1] != check_number("seq_len", seq_len, 0):
             raise ValueError(f"ranges must follow one another from 0 to {seq_len} to be cumulative lengths, got {self}")
         return ends
 

@@ -32,6 +32,7 @@ CHANGES = {
         "max_scores": {"max_scores": True, "softmax": "exact"},
         "softmax": {"softmax": "exact"},
         "fp32_out": {"fp32_out": True},
+        "piece": {"piece": 64},
         "tile": {"tile": TileConfig(n=112)},
     },
     BACKWARD: {

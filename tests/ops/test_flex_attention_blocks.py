@@ -143,12 +143,12 @@ def test_a_captured_tensor_that_changed_is_noticed_where_it_is_read():
         flex_attention(*inputs(1, (1, 1), (50, 50)), block_mask=block_mask)
 
 
-def test_a_backend_without_kernels_for_a_predicate_says_which_serves_it():
-    block_mask = create_block_mask(MASKS["dilated"], None, None, 257, 257, device="cpu")
+def test_a_backend_without_machine_code_for_a_predicate_says_which_serves_it():
+    block_mask = create_block_mask(lambda b, h, q, kv: (q * kv * 0.3) % 0.7 < 0.4, None, None, 257, 257, device="cpu")
     q = torch.zeros(1, 1, 257, 64, dtype=torch.bfloat16)
     with (
         cute_attn.backend("sim"),
-        pytest.raises(NotImplementedError, match=r"a block_mask that cannot be read as intervals; .*'reference'"),
+        pytest.raises(NotImplementedError, match=r"remainder of floats in a mask_mod; with .*'reference'"),
     ):
         flex_attention(q, q, q, block_mask=block_mask)
 

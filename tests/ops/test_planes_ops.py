@@ -78,7 +78,7 @@ def test_the_ops_pass_opcheck():
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_the_op_that_plans_passes_opcheck(share, deterministic):
     mask = mask_of(share, 2, HEADS, ROWS, KEYS)
-    call = ("sim", torch.bfloat16, 64, 64, HEADS, 2, False, True, deterministic)
+    call = ("sim", torch.bfloat16, 64, 64, HEADS, 2, False, True, deterministic, False)
     source = MaskSource("intervals", mask.lo, mask.hi, heads=HEADS)
     arguments = (*source, ROWS, KEYS, torch.device("cpu"), *call)
     op = torch.ops.cute_attn.plan.default

@@ -71,10 +71,10 @@ def test_the_backward_op_passes_opcheck(needs, sink_shape):
 @pytest.mark.parametrize(
     "call",
     [
-        ("reference", torch.float64, 0, 0, 0, 0, False, False, False),
-        ("sim", torch.bfloat16, 64, 64, 4, 2, False, False, False),
-        ("sim", torch.float16, 128, 128, 2, 2, True, True, False),
-        ("sim", torch.float16, 192, 128, 2, 1, False, True, True),
+        ("reference", torch.float64, 0, 0, 0, 0, False, False, False, False),
+        ("sim", torch.bfloat16, 64, 64, 4, 2, False, False, False, True),
+        ("sim", torch.float16, 128, 128, 2, 2, True, True, False, False),
+        ("sim", torch.float16, 192, 128, 2, 1, False, True, True, True),
     ],
 )
 def test_the_op_that_plans_passes_opcheck(kind, call):
@@ -256,6 +256,7 @@ def test_what_a_graph_does_with_the_memory_of_a_plan_reaches_no_later_call(backe
             0,
             0,
             0,
+            False,
             False,
             False,
             False,
