@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import inputs, model
 
-from cute_attn import backend
+import cute_attn
 from cute_attn.integrations.transformers import register
 
 pytestmark = pytest.mark.slow
@@ -32,19 +32,19 @@ def computed(attention, dtype, given, counts, weights):
     return {"logits": logits.detach(), **gradients}
 
 
-def test_a_layer_with_sinks_and_a_window_trains_on_kernels(runtime):
+def test_a_layer_with_sinks_and_a_window_trains_on_kernels(backend):
     given, counts = inputs("left")
     weights = torch.randn(int(counts.sum()), 64, dtype=torch.float64)
     exact = computed("eager", torch.float64, given, counts, weights)
     plain = computed("eager", torch.bfloat16, given, counts, weights)
-    with backend(runtime):
+    with cute_attn.backend(backend):
         found = computed("cute_attn", torch.bfloat16, given, counts, weights)
     for name, expected in exact.items():
         allowed = 2 * (plain[name] - expected).abs().max().item() + 1e-6
         assert (found[name] - expected).abs().max().item() <= allowed, name
 
 
-def test_a_token_is_decoded_on_kernels(runtime):
+def test_a_token_is_decoded_on_kernels(backend):
     given, counts = inputs("left")
     longer = {**given, "attention_mask": torch.nn.functional.pad(counts.long(), (0, 1), value=1)}
     longer["input_ids"] = torch.nn.functional.pad(given["input_ids"], (0, 1), value=7)
@@ -56,7 +56,7 @@ def test_a_token_is_decoded_on_kernels(runtime):
         with torch.no_grad():
             cache = made(**given).cache
             token = {"input_ids": longer["input_ids"][:, -1:], "attention_mask": longer["attention_mask"]}
-            with backend(runtime if attention == "cute_attn" else "reference"):
+            with cute_attn.backend(backend if attention == "cute_attn" else "reference"):
                 logits[name] = made(**token, cache=cache).logits.double()
     error = {name: (logits[name] - logits["exact"]).abs().max().item() for name in ("plain", "found")}
     assert error["found"] <= 2 * error["plain"]
