@@ -75,10 +75,11 @@ def test_steps_come_in_the_order_of_their_worth_and_fit_a_first_and_a_second_com
 
 
 def test_every_test_of_the_kernels_that_runs_on_a_gpu_too_is_among_those_of_the_step():
-    """Others marked gpu need no kernel of the bundle, or compile and measure by themselves."""
+    """Others marked gpu need no kernel of the bundle, or compile and measure by themselves, or are slow as a whole."""
     of_kernels = re.compile(r"^def test_\w+\((?:.*[ (])?backend[,)]", re.MULTILINE)
     texts = {file: file.read_text() for file in TESTS.rglob("test_*.py")}
-    files = [file for file, text in texts.items() if of_kernels.search(text) and 'parametrize("backend"' not in text]
+    others = ('parametrize("backend"', "pytestmark = pytest.mark.slow")
+    files = [file for file, text in texts.items() if of_kernels.search(text) and not any(x in text for x in others)]
     chosen = [TESTS.parent / path for path in first_light.GPU_TESTS]
     assert [file.name for file in files if not any(file.is_relative_to(path) for path in chosen)] == []
     assert len(files) > 10
