@@ -21,6 +21,7 @@ __all__ = [
     "check_cu_seqlens",
     "check_ends",
     "check_flag",
+    "check_heads_first",
     "check_integer_tensor",
     "check_mask",
     "check_max_seqlen",
@@ -75,6 +76,32 @@ def check_alike(layout: str, **tensors: torch.Tensor) -> None:
             raise ValueError(
                 f"{names} must be on one device, got {first_name} on {first.device} and {name} on {x.device}"
             )
+
+
+def check_heads_first(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, enable_gqa: bool) -> None:
+    """What PyTorch's attention takes: heads before tokens, and fewer heads of keys only where that is asked for."""
+    check_alike("(batch, heads, tokens, head_dim)", query=query, key=key, value=value)
+    heads_q, heads_k = query.shape[1], key.shape[1]
+    if value.shape[1] != heads_k:
+        raise ValueError(f"key and value must have the same number of heads, got {heads_k} and {value.shape[1]}")
+    if key.shape[2] != value.shape[2]:
+        raise ValueError(f"key and value must have one length, got {key.shape[2]} and {value.shape[2]}")
+    if key.shape[0] != value.shape[0]:
+        raise ValueError(f"key and value must have one batch size, got {key.shape[0]} and {value.shape[0]}")
+    if key.shape[0] not in (1, query.shape[0]):
+        raise ValueError(f"key and value must have the batch size of query, {query.shape[0]}, or 1, got {key.shape[0]}")
+    if heads_q != heads_k and not enable_gqa:
+        raise ValueError(
+            f"query and key must have the same number of heads unless enable_gqa is True, got {heads_q} and {heads_k}"
+        )
+    if heads_k < 1 or heads_q < 1 or heads_q % heads_k:
+        raise ValueError(
+            f"the heads of query must be a multiple of the heads of key (at least one), got {heads_q} and {heads_k}"
+        )
+    if query.shape[3] != key.shape[3] or query.shape[3] < 1:
+        raise ValueError(f"query and key must have one head_dim >= 1, got {query.shape[3]} and {key.shape[3]}")
+    if value.shape[3] < 1:
+        raise ValueError(f"value must have head_dim >= 1, got {value.shape[3]}")
 
 
 def check_packed(name: str, x: torch.Tensor, layout: str, size: int | None = None) -> None:

@@ -22,7 +22,7 @@ from ..reference import compute_dtype
 from .library import PLAN_SCHEMA, register
 from .plans import is_traced, plan_of, prepare_calls
 
-__all__ = ["attention", "prepare"]
+__all__ = ["attention", "attention_gradients", "prepare"]
 
 Tensor = torch.Tensor
 
@@ -62,6 +62,28 @@ def attention(
         return _OPS.attention(*inputs)
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, sink) if x is not None)
     return _Attention.apply(*inputs) if needs_grad else _forward(*inputs)
+
+
+@torch.no_grad()
+def attention_gradients(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    mask: IntervalMask | MaskSource,
+    softmax_scale: float,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk, dv of a call of `attention`, without sinks and softcap, of which nothing was kept but its tensors."""
+    backend = resolve(q.device)
+    find(backend).check_served(q.dtype, (q.shape[3], v.shape[3]), q.device)
+    plan = plan_of(mask, q, k, v, backend, deterministic, False, needs_grad=True)
+    needs = [True, True, True, False]
+    scalars = softmax_scale, 0.0, deterministic, 0, backend
+    dq, dk, dv, _ = _backward(dout, None, q, k, v, out, lse, None, *plan, *scalars, needs)
+    return dq, dk, dv
 
 
 def _is_ours_alone(*tensors: Tensor | None) -> bool:

@@ -8,7 +8,7 @@ import torch
 
 from ..backend import resolve
 from ..backends.find import find
-from ..checks import check_alike, check_flag, check_scale
+from ..checks import check_flag, check_heads_first, check_scale
 from ..mask import IntervalMask
 from ..mask.checks import shown
 from ..mask.source import MaskSource
@@ -24,7 +24,6 @@ from .mods_op import attention_with_mods
 __all__ = ["AuxOutput", "AuxRequest", "flex_attention"]
 
 Tensor = torch.Tensor
-LAYOUT = "(batch, heads, tokens, head_dim)"
 
 
 class AuxRequest(NamedTuple):
@@ -86,7 +85,7 @@ def flex_attention(
     """
     check_flag("enable_gqa", enable_gqa)
     check_flag("return_lse", return_lse)
-    _check_inputs(query, key, value, enable_gqa)
+    check_heads_first(query, key, value, enable_gqa)
     softmax_scale = check_scale(scale, query.shape[3], "scale")
     wanted = _aux_request(return_lse, return_aux)
     backend = backend_with(resolve(query.device), kernel_options)
@@ -123,31 +122,6 @@ def flex_attention(
 
 def _is_deterministic() -> bool:
     return torch.are_deterministic_algorithms_enabled()
-
-
-def _check_inputs(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
-    check_alike(LAYOUT, query=query, key=key, value=value)
-    heads_q, heads_k = query.shape[1], key.shape[1]
-    if value.shape[1] != heads_k:
-        raise ValueError(f"key and value must have the same number of heads, got {heads_k} and {value.shape[1]}")
-    if key.shape[2] != value.shape[2]:
-        raise ValueError(f"key and value must have one length, got {key.shape[2]} and {value.shape[2]}")
-    if key.shape[0] != value.shape[0]:
-        raise ValueError(f"key and value must have one batch size, got {key.shape[0]} and {value.shape[0]}")
-    if key.shape[0] not in (1, query.shape[0]):
-        raise ValueError(f"key and value must have the batch size of query, {query.shape[0]}, or 1, got {key.shape[0]}")
-    if heads_q != heads_k and not enable_gqa:
-        raise ValueError(
-            f"query and key must have the same number of heads unless enable_gqa is True, got {heads_q} and {heads_k}"
-        )
-    if heads_k < 1 or heads_q < 1 or heads_q % heads_k:
-        raise ValueError(
-            f"the heads of query must be a multiple of the heads of key (at least one), got {heads_q} and {heads_k}"
-        )
-    if query.shape[3] != key.shape[3] or query.shape[3] < 1:
-        raise ValueError(f"query and key must have one head_dim >= 1, got {query.shape[3]} and {key.shape[3]}")
-    if value.shape[3] < 1:
-        raise ValueError(f"value must have head_dim >= 1, got {value.shape[3]}")
 
 
 def _aux_request(return_lse: bool, return_aux: Any) -> AuxRequest:

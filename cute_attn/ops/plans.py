@@ -36,10 +36,12 @@ def plan_of(
     return_max_logits: bool,
     captured: tuple[Tensor, ...] = (),
     has_graph: bool = False,
+    needs_grad: bool | None = None,
 ) -> Plan:
     """The plan of a call on checked tensors `(b, s, heads, d)`. captured: what else may need a gradient. has_graph:
-    whether a score_mod or a predicate comes with the mask."""
-    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *captured))
+    whether a score_mod or a predicate comes with the mask. needs_grad: None asks the tensors."""
+    if needs_grad is None:
+        needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *captured))
     call = _call(q, k, v, backend, return_max_logits, needs_grad, deterministic and needs_grad, has_graph)
     if isinstance(mask, IntervalMask):
         return _kept(mask, backend, call)
