@@ -1,5 +1,5 @@
-"""What a serving engine keeps, as it lies there: pools of pages in its orders of dimensions, tables and lengths that are
-parts of larger ones, queries of all sequences in one tensor. Nothing of it is copied on the way to a kernel."""
+"""What a serving engine keeps, as it lies there: pools of pages in its orders of dimensions, tables and lengths that
+are parts of larger ones, queries of all sequences in one tensor. Nothing of it is copied on the way to a kernel."""
 
 import pytest
 import torch
