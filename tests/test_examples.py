@@ -1,0 +1,60 @@
+"""The examples run as their first lines say."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples"
+EXAMPLE = FOLDER / "train_packed_documents.py"
+# What they are called with here, and what they then print.
+SHORT = {
+    "share_a_prompt": ("--prompt 60 --answers 10 18 1", r"prompt shared +89 .*prompt repeated +209 .*differ by \d"),
+    "denoise_blocks": ("--tokens 60 --block 16", r"4 forwards of 16 tokens are one of 120, .*differ by .*\S"),
+    "sinks_and_windows": ("--tokens 160 --layers 2", r"0 +up to 128 .* 50\.\d%.*1 +all +100%"),
+    "learn_a_bias": ("--tokens 40 --steps 30", r"loss .* -> .*head 3 +learned \|@"),
+}
+
+
+def test_every_example_has_a_run_here():
+    assert set(FOLDER.rglob("*.py")) == {EXAMPLE, *(FOLDER / f"{name}.py" for name in ("serve_with_a_cache", *SHORT))}
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_short_example_fits_a_page_and_ends_with_a_table_or_a_picture(name, capsys):
+    arguments, printed = SHORT[name]
+    assert len((FOLDER / f"{name}.py").read_text().splitlines()) < 100
+    example(name).main(arguments.split())
+    assert re.search(printed, capsys.readouterr().out, re.DOTALL)
+
+
+def test_a_picture_of_the_mask_is_written_where_it_is_asked_for(tmp_path, capsys):
+    example("denoise_blocks").main(["--tokens", "20", "--block", "4", "--png", str(tmp_path / "mask.png")])
+    assert (tmp_path / "mask.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_training_on_three_ranks_matches_training_alone():
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    done = subprocess.run([*command, EXAMPLE, "--steps", "4"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    losses = re.findall(r"loss ([\d.]+) on 3 ranks, ([\d.]+) alone", done.stdout)
+    assert len(losses) == 4
+    for together, alone in losses:
+        assert abs(float(together) - float(alone)) <= 1e-4
+
+
+@pytest.mark.parametrize("page_size", ["16", "5"])
+def test_serving_agrees_with_computing_anew(page_size, capsys):
+    example("serve_with_a_cache").main(["--steps", "2", "--page-size", page_size])  # raises where it does not
+    assert len(re.findall(r"guesses accepted, off by", capsys.readouterr().out)) == 2
