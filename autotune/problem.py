@@ -55,7 +55,7 @@ class Problem:
     @property
     def default(self) -> Tile:
         """The tile that it gets without tuning."""
-        return operation(self.op).default_tile(*kernel_dims(self.head_dim, self.head_dim_v))
+        return operation(self.op).default_tile(*kernel_dims(self.op, self.head_dim, self.head_dim_v))
 
     def intervals(self) -> IntervalMask:
         return _intervals(self.mask, self.seqlen_q, self.seqlen_k)
@@ -65,7 +65,7 @@ class Problem:
         return spec_for(self.op, self.dtype, self.head_dim, self.head_dim_v, self.intervals(), tile)
 
     def key(self, gpu: str, sms: int) -> TunedKey:
-        dims = kernel_dims(self.head_dim, self.head_dim_v)
+        dims = kernel_dims(self.op, self.head_dim, self.head_dim_v)
         return TunedKey.of(gpu, sms, self.op, self.dtype, dims, (self.heads_q, self.heads_k), self.intervals())
 
     def to_json(self) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def command(
     disassembler()  # sooner than after the compile
     if text is None:
         row, dims = operation(op), (head_dim, head_dim_v or head_dim)
-        config = _tile(row, row.default_tile(*kernel_dims(*dims)), tile, stages)
+        config = _tile(row, row.default_tile(*kernel_dims(op, *dims)), tile, stages)
         fields = {"sink": sink, "max_logits": max_logits, "softmax": "exact" if max_logits else softmax, **dict(extra)}
         spec = spec_under(row, dtype, dims, mask, seqlen, config, softcap, fields)
     else:

@@ -86,7 +86,7 @@ def plan_backward(
     else the default.
     """
     if tile is None:
-        dims = kernel_dims(*head_dims)
+        dims = kernel_dims("bwd", *head_dims)
         tile = tuned_tile("bwd", DTYPE_NAMES[dtype], dims, heads, mask, mask.device, default_tile(*dims))
     heads_k = heads[1] if mask.heads > 1 else 1
     key = tile, has_turns, heads_k
@@ -163,7 +163,7 @@ def backward(
     not depend on the row 4 for every key of every query head (8 with 64 keys a tile).
     """
     batch, seqlen_q, heads_q, head_dim = q.shape
-    dims = kernel_dims(head_dim, v.shape[3])
+    dims = kernel_dims("bwd", head_dim, v.shape[3])
     plan = mask
     if isinstance(plan, IntervalMask):
         heads = (heads_q, k.shape[2])

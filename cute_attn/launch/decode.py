@@ -11,9 +11,10 @@ import torch
 
 from cute_attn.caches import KVCache
 from cute_attn.decode.config import ctas_per_multiprocessor, default_tile, most_rows
-from cute_attn.spec.decode import DECODE_HEAD_DIMS, GATHER, PIECES, DecodeSpec, DecodeTile
+from cute_attn.spec.decode import GATHER, PIECES, DecodeSpec, DecodeTile
 from cute_attn.spec.score import ScoreForm
 
+from .dims import kernel_dims
 from .run import KernelBackend, Order, run
 from .shapes import spec_of
 from .tensors import DTYPE_NAMES, in_kernel_form, multiprocessors
@@ -100,7 +101,7 @@ def decode(
 
 def decode_spec(dtype: str, head_dims: tuple[int, int], rows: int, page_size: int | None, **variant: Any) -> DecodeSpec:
     """The spec of a call, not split. rows: tokens times heads of a group. page_size: None for a contiguous cache."""
-    dims = next(pair for pair in DECODE_HEAD_DIMS if pair[0] >= head_dims[0] and pair[1] >= head_dims[1])
+    dims = kernel_dims("decode", *head_dims)
     held = next(n for n in (8, 16, 32, 64) if n >= min(rows, most_rows(dims[1])))
     tile = DecodeTile(held, default_tile(*dims).stages)
     piece = tile.n if page_size is None else next((p for p in sorted(PIECES)[:0:-1] if page_size % p == 0), GATHER)

@@ -61,7 +61,7 @@ def plan_forward(
         predicate comes with the mask, with which nothing was measured.
     """
     if tile is None:
-        dims = kernel_dims(*head_dims)
+        dims = kernel_dims("fwd", *head_dims)
         tile = graph_tile(*dims) if has_graph else default_tile(*dims)
         if softmax == "stale" and not has_graph:  # tables hold what was measured with it
             tile = tuned_tile("fwd", DTYPE_NAMES[dtype], dims, heads, mask, mask.device, tile)
@@ -126,7 +126,7 @@ def forward(
         sink_lse = sink_lse.expand(batch, heads_q, seqlen_q)
     if out.numel() == 0:
         return out, lse, max_logits if max_scores is None else max_scores
-    dims = kernel_dims(head_dim, head_dim_v)
+    dims = kernel_dims("fwd", head_dim, head_dim_v)
     if return_max_logits or return_max_scores:
         softmax = "exact"
     plan = mask

@@ -86,7 +86,7 @@ def prefill_spec(
     dtype: str, head_dims: tuple[int, int], page_size: int | None, *, window: bool = False, **variant: Any
 ) -> ForwardSpec:
     """The spec of a call. page_size: None for a contiguous cache. window: whether rows do not reach back to key 0."""
-    dims = kernel_dims(*head_dims)
+    dims = kernel_dims("fwd", *head_dims)
     tile = default_tile(*dims)
     return spec_of(
         ForwardSpec,

@@ -37,12 +37,12 @@ def spec_for(
     Raises ValueError or TypeError for head dims, tiles or variants that no kernel serves.
     """
     row = operation(op)
-    dims = kernel_dims(head_dim, head_dim_v)
+    dims = kernel_dims(op, head_dim, head_dim_v)
     if tile is None:
         tile = row.graph_tile(*dims) if score and score.graph else row.default_tile(*dims)
     schedule = mask.schedule((tile.m, tile.n))
     kind = MaskForm.of(schedule.layers, schedule.has_lower, schedule.has_upper)
-    form, score = row.forms(kind, score or ScoreForm())
+    form, score = row.forms(kind, score or ScoreForm(), variant)
     facts = {"dtype": dtype, "head_dim": dims[0], "head_dim_v": dims[1], "mask": form, "score": score, "tile": tile}
     own = {field.name for field in fields(row.spec)}  # type: ignore[arg-type]
     return row.spec(**{name: value for name, value in facts.items() if name in own}, **variant)
