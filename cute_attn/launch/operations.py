@@ -38,9 +38,9 @@ def _backward_sources(spec: BackwardSpec) -> tuple[str, ...]:
 
 
 def _backward_forms(mask: MaskForm, score: ScoreForm, variant: dict[str, Any]) -> tuple[MaskForm, ScoreForm]:
-    """Of a score_mod without gradients of what it captured."""
-    if score.graph:
-        graph = Graph.parse(score.graph)
+    """A graph of a score_mod becomes that of its derivative, without gradients of what it captured."""
+    graph = Graph.parse(score.graph) if score.graph else None
+    if graph is not None and len(graph.outputs) == 1:  # a derivative has more
         score = ScoreForm("graph", derivative(graph, (False,) * len(graph.tensors)).text)
     return backward_forms(mask, score)
 
