@@ -24,8 +24,8 @@ def _no_plans_from_other_tests():
 def plans(monkeypatch):
     """A list that grows with every mask planned from slices."""
     made = []
-    from_slices = IntervalMask.from_slices
-    monkeypatch.setattr(IntervalMask, "from_slices", lambda *args, **kw: made.append(args) or from_slices(*args, **kw))
+    of_slices = IntervalMask._of_slices
+    monkeypatch.setattr(IntervalMask, "_of_slices", lambda *args: made.append(args) or of_slices(*args))
     return made
 
 

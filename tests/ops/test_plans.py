@@ -178,13 +178,13 @@ def test_threads_find_their_own_masks():
 
 def test_a_mask_is_what_was_read_though_it_is_overwritten_while_it_is_planned(monkeypatch):
     described = RANGES[0].clone()
-    from_slices = IntervalMask.from_slices
+    of_slices = IntervalMask._of_slices
 
     def overwritten(*arguments):
         described.copy_(RANGES[1])
-        return from_slices(*arguments)
+        return of_slices(*arguments)
 
-    monkeypatch.setattr(IntervalMask, "from_slices", overwritten)
+    monkeypatch.setattr(IntervalMask, "_of_slices", overwritten)
     q = randn(ROWS, 1, 8)
     got = flex_flash_attn_func(q, q, q, described, described)[0]
     monkeypatch.undo()
