@@ -19,7 +19,7 @@ from cute_attn.mask import ranges as ranges_module
 from cute_attn.mask.source import MaskSource
 from cute_attn.mods import block_mask as block_mask_module
 from cute_attn.mods import masks as masks_module
-from cute_attn.ops import attention_op, flex_flash, mods_op, plan_cache, plans
+from cute_attn.ops import attention_op, flex_flash, mask_cache, mods_op, plans
 from cute_attn.ops import flex_attention as flex_module
 
 TOKENS = 200
@@ -29,7 +29,7 @@ STEPS = {
     "check form": [(flex_flash, "check_integer_tensor"), (flex_flash, "check_mask"), (flex_module, "_check_mask")],
     "check values": [(slices, "_check")],
     "read": [(masks_module, "read_function"), (block_mask_module, "read_lists")],
-    "content": [(plan_cache, "_on_host")],
+    "content": [(mask_cache, "_on_host")],
     "look up": [(plans, "find_mask")],
     "build": [(MaskSource, "build"), (IntervalMask, "_of_slices")],
     "plan": [(plans, "make_plan")],
@@ -45,7 +45,7 @@ def steps(compiles, monkeypatch):
         for module, name in places:
             monkeypatch.setattr(module, name, counting(found, step, getattr(module, name)))
     monkeypatch.setattr(sim, "run", lambda *arguments, **options: None)
-    plan_cache.clear_plans()
+    mask_cache.clear_masks()
     return found
 
 
