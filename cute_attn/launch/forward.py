@@ -169,7 +169,7 @@ def forward(
     tensors = (*inputs, out, lse, *bounds, sink_lse, *largest, *captured, None)
     mask_heads = plan.form.heads
     sharing = batch if plan.lo.shape[0] == mask_heads else 1, heads_q if mask_heads == 1 else 1, mask_heads
-    scalars = (*score.factors(softmax_scale, softcap), *sharing, free_multiprocessors(q.device, sm_margin))
+    scalars = (*spec.score.factors(softmax_scale, softcap), *sharing, free_multiprocessors(q.device, sm_margin))
     arguments = (tensors, (plan.items, plan.runs, plan.idle_keys), scalars)
     run(spec, arguments, backend, (out, lse, results.max_scores), order)
     return results.returned()

@@ -57,13 +57,12 @@ def prefill(
     out, lse, is_empty = results(q, cache, sink_lse)
     if is_empty:
         return out, lse
-    score = ScoreForm.of(softmax_scale, softcap)
     spec = prefill_spec(
         DTYPE_NAMES[q.dtype],
         (head_dim, out.shape[3]),
         None if cache.table is None else cache.keys.shape[1],
         window=window[0] >= 0,
-        score=score,
+        score=ScoreForm.of(softmax_scale, softcap),
         sink=sink is not None,
         softmax=softmax,
     )
@@ -75,7 +74,7 @@ def prefill(
         (pages_of(cache), cache.lengths, *limited(window, tokens)),
     )
     sharing = batch, heads_q, 1
-    scalars = (*score.factors(softmax_scale, softcap), *sharing, free_multiprocessors(q.device, sm_margin))
+    scalars = (*spec.score.factors(softmax_scale, softcap), *sharing, free_multiprocessors(q.device, sm_margin))
     run(spec, (tensors, (None, None, None), scalars), backend, (out, lse), order)
     return out, lse
 
@@ -91,7 +90,8 @@ def prefill_spec(
 ) -> ForwardSpec:
     """The spec of a call. page_size: None for a contiguous cache. window: whether rows do not reach back to key 0.
 
-    Its tile is the default: nothing is measured over caches."""
+    Its tile is the default: nothing is measured over caches.
+    """
     tile = default_tile("fwd", head_dims)
     piece = tile.n if page_size is None else piece_of(page_size, tile.n)
     spec: ForwardSpec = spec_of_call(

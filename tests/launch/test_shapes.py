@@ -57,6 +57,7 @@ def test_a_mask_leads_both_to_one_spec(name, score):
     found = launched(call, (*rows, 2, 80), (*keys, 1, 80), (*keys, 1, 72))
     wanted = (("fwd", {}), ("bwd", {"deterministic": True}))
     assert found == tuple(spec_for(op, "bf16", 80, 72, mask, score=score, **more) for op, more in wanted)
+    assert found[1].planes_by_head == (mask.heads > 1)
 
 
 def test_ranges_lead_to_the_spec_of_their_mask():
