@@ -10,9 +10,10 @@ from typing import Any
 from cute_attn.kinds import is_int
 from cute_attn.launch.dims import kernel_dims
 from cute_attn.launch.shapes import spec_for
+from cute_attn.launch.tiles import default_tile
 from cute_attn.launch.tuned import TunedKey
 from cute_attn.mask import IntervalMask, from_spec
-from cute_attn.spec.operation import Spec, operation, operations
+from cute_attn.spec.operation import Spec, operations
 from cute_attn.spec.tiles import Tile
 from cute_attn.strict_json import loads
 
@@ -55,7 +56,7 @@ class Problem:
     @property
     def default(self) -> Tile:
         """The tile that it gets without tuning."""
-        return operation(self.op).default_tile(*kernel_dims(self.head_dim, self.head_dim_v))
+        return default_tile(self.op, (self.head_dim, self.head_dim_v))
 
     def intervals(self) -> IntervalMask:
         return _intervals(self.mask, self.seqlen_q, self.seqlen_k)
@@ -65,7 +66,7 @@ class Problem:
         return spec_for(self.op, self.dtype, self.head_dim, self.head_dim_v, self.intervals(), tile)
 
     def key(self, gpu: str, sms: int) -> TunedKey:
-        dims = kernel_dims(self.head_dim, self.head_dim_v)
+        dims = kernel_dims(self.op, self.head_dim, self.head_dim_v)
         return TunedKey.of(gpu, sms, self.op, self.dtype, dims, (self.heads_q, self.heads_k), self.intervals())
 
     def to_json(self) -> dict[str, Any]:

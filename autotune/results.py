@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 from cute_attn.directories import cache_directory
 from cute_attn.errors import in_words
 from cute_attn.launch.tuned import table_path, tile_to_json
+from cute_attn.packages import versions_of
 
 from .files import write_json
 from .model import ASSUMPTIONS
@@ -29,12 +29,7 @@ _PACKAGES = ("cute-attn", "torch", "nvidia-cutlass-dsl")
 
 def metadata(device: dict[str, Any] | None = None) -> dict[str, Any]:
     """When and with what: not part of a key, but told."""
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    versions = versions_of(_PACKAGES)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return {"date": now, "python": platform.python_version(), "versions": versions, **(device or {})}
 

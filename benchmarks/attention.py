@@ -8,7 +8,6 @@ python benchmarks/attention.py --case causal --op forward --peer flash-attn-4 --
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import sys
 import time
 import warnings
@@ -30,6 +29,7 @@ from rich.progress import Progress
 
 from autotune.problem import Problem
 from cute_attn.commands.machine import has_hopper
+from cute_attn.packages import versions_of
 
 QUICK = 4  # lengths are divided by it
 WARM_UP, ROUNDS = 5, {False: 50, True: 20}
@@ -316,12 +316,7 @@ def report(
 def versions() -> dict[str, str]:
     """Of what the timings depend on besides PyTorch."""
     found = {"CUDA of torch": str(torch.version.cuda), "cuDNN": str(torch.backends.cudnn.version())}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return found | dict.fromkeys(PACKAGES, "not installed") | versions_of(PACKAGES)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from common import median_seconds, save
 
 from cute_attn.mask import IntervalMask, TileSchedule
 from cute_attn.mask.source import MaskSource
-from cute_attn.ops.plan_cache import clear_plans, find_mask
+from cute_attn.ops.mask_cache import clear_masks, find_mask
 
 CALLS = 20
 DOCUMENT = 256  # mean tokens a document: 4,096 documents at 1 Mi rows
@@ -73,7 +73,7 @@ def measure_lookups() -> None:
         source = MaskSource("slices", ranges, ranges.clone(), torch.ones(count, dtype=torch.int64))
 
         def plan(source: MaskSource = source) -> None:
-            clear_plans()
+            clear_masks()
             find_mask(source, rows, rows, cpu)
 
         def look(source: MaskSource = source) -> None:

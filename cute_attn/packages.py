@@ -1,11 +1,13 @@
-"""Where installed packages lie, without loading them."""
+"""Where installed packages lie, and which versions of distributions they are, without loading them."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["folders_of"]
+__all__ = ["folders_of", "versions_of"]
 
 
 def folders_of(package: str) -> list[Path]:
@@ -15,3 +17,14 @@ def folders_of(package: str) -> list[Path]:
     except (ImportError, ValueError):  # something in its place cannot be loaded, or is no package
         return []
     return [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
+
+
+def versions_of(distributions: Iterable[str]) -> dict[str, str]:
+    """By name, of those that are installed."""
+    found = {}
+    for name in distributions:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -65,8 +65,8 @@ def empty_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def compiles(monkeypatch):
-    """Replaces the compiler and the loader; lists what is compiled."""
+def compiles(empty_cache, monkeypatch):
+    """Replaces the compiler and the loader; lists what is compiled. No cache but an empty one gets such kernels."""
     from fake_compiler import compiled
 
     from cute_attn.jit import obtain

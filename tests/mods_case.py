@@ -44,6 +44,22 @@ def mods(c):
     }
 
 
+def pairs_of_lists(counts, indices, full_counts, full_indices, block_size, says):
+    """bool (rows, keys): the pairs of full blocks, and those of the other listed ones where `says`, likewise, holds.
+
+    counts: (blocks of rows,); indices: (blocks of rows, n), in whatever order, with anything past the counts.
+    """
+    attended, (rows, keys) = torch.zeros_like(says), block_size
+    for row in range(len(counts)):
+        here = slice(row * rows, (row + 1) * rows)
+        for column in indices[row, : counts[row]].tolist():
+            there = slice(column * keys, (column + 1) * keys)
+            attended[here, there] |= says[here, there]
+        for column in full_indices[row, : full_counts[row]].tolist():
+            attended[here, column * keys : (column + 1) * keys] = True
+    return attended
+
+
 def dense_flex(query, key, value, score_mod, attended, scale=None, dtype=torch.float64):
     """out, lse and max_scores by the definition, every tensor in a dtype but lse, which is fp32 at least.
 

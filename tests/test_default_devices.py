@@ -21,7 +21,7 @@ from cute_attn.dist.config import OverlapConfig
 from cute_attn.dist.cost import CostModel
 from cute_attn.dist.placing.placement import Placement
 from cute_attn.dist.plans.group_cast import plan_group_cast
-from cute_attn.ops import plan_cache
+from cute_attn.ops import mask_cache
 
 # What torch makes on the default device, unless told another.
 # fmt: off
@@ -66,7 +66,7 @@ WITHIN = {"with": lambda: torch.device("meta"), "default": lambda: default_devic
 @pytest.mark.parametrize("within", WITHIN)
 @pytest.mark.parametrize("form", ["tensors", "lists", "ranges", "types", "window", "documents", "mask"])
 def test_a_default_device_changes_no_call(form, within):
-    plan_cache.clear_plans()
+    mask_cache.clear_masks()
     q = torch.randn(12, 2, 8, requires_grad=True)
     pairs, ends = torch.tensor([[0, 12]]), torch.tensor([0, 5, 12])
 
@@ -84,7 +84,7 @@ def test_a_default_device_changes_no_call(form, within):
     with WITHIN[within]():
         out = call()
         (got,) = torch.autograd.grad(out.sum(), q, torch.ones((), device="cpu"))
-    plan_cache.clear_plans()
+    mask_cache.clear_masks()
     wanted = call()
     assert torch.equal(out, wanted)
     assert torch.equal(got, torch.autograd.grad(wanted.sum(), q)[0])

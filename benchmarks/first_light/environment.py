@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -12,16 +11,10 @@ import torch
 
 from cute_attn.jit.bundle import bundles
 from cute_attn.launch.run import kernel
+from cute_attn.packages import versions_of
 from cute_attn.spec.operation import Spec
 
 PACKAGES = ("numpy", "triton", "apache-tvm-ffi", "nvidia-cutlass-dsl", "platformdirs", "click", "rich", "pytest")
-
-
-def version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def loaded_libraries(spec: Spec) -> list[str]:
@@ -34,7 +27,7 @@ def loaded_libraries(spec: Spec) -> list[str]:
 def main() -> int:
     found: dict[str, object] = {"python": platform.python_version(), "machine": platform.machine()}
     found |= {"torch": torch.__version__, "CUDA of torch": torch.version.cuda, "cores": os.cpu_count()}
-    found |= {package: version(package) for package in PACKAGES}
+    found |= dict.fromkeys(PACKAGES, "not installed") | versions_of(PACKAGES)
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
         found |= {"gpu": gpu.name, "multiprocessors": gpu.multi_processor_count, "L2": gpu.L2_cache_size}

@@ -12,12 +12,13 @@ import torch
 from ..caches import KVCache
 from ..mask import IntervalMask
 from ..mods.blockwise import Thinned
-from ..mods.distance import by_table, served_graph, table_gradients
+from ..mods.distance import served_graph
 from ..mods.lowered import without_code
 from ..mods.trace import Traced
 from ..reference import Gradients, sink_gradient
 from .interface import ModGradients
 from .plan import Plan, backward_plan, forward_plan
+from .score_mods import ServedScore, added_in_no_order
 
 if TYPE_CHECKING:
     from ..launch.run import KernelBackend, Order
@@ -218,7 +219,7 @@ class Kernels:
             self._check_order(score, wanted)
 
     def _check_order(self, score: Traced, wanted: Sequence[bool]) -> None:
-        for number in _added_in_no_order(score, wanted):
+        for number in added_in_no_order(score, wanted):
             raise NotImplementedError(
                 f"backend {self.name!r} adds up the gradient of a tensor of shape {tuple(score.tensors[number].shape)} "
                 f"that score_mod reads at an index of the query in no fixed order, and "
@@ -247,7 +248,7 @@ class Kernels:
             plan,
             softmax_scale=softmax_scale,
             return_max_scores=return_max_scores,
-            score_mod=by_table(score, q.shape[2], q.shape[1], k.shape[1], q.device),
+            score_mod=None if score is None else ServedScore(score, q, k).score,
             predicate=None if thinned is None else thinned.predicate,
             backend=self.name,
             order=self._order,
@@ -273,15 +274,11 @@ class Kernels:
         wanted: Sequence[bool],
     ) -> ModGradients:
         from ..launch.backward import backward
-        from ..launch.captured import CapturedGradients
 
         if deterministic and score is not None:
             self._check_order(score, wanted)
-        served, lengths = score, (q.shape[1], k.shape[1])
-        if score is not None and (not any(wanted) or _added_in_no_order(score, wanted)):
-            served = by_table(score, q.shape[2], *lengths, q.device)
-        wanted_of_served = wanted if served is score else [any(wanted)]
-        captured = None if served is None else CapturedGradients(served, wanted_of_served, q.device)
+        served = None if score is None else ServedScore(score, q, k, wanted)
+        captured = None if served is None else served.gradients()
         dq, dk, dv, _ = backward(
             torch.zeros_like(out) if dout is None else dout,
             q,
@@ -299,24 +296,12 @@ class Kernels:
             backend=self.name,
             order=self._order,
         )
-        found = [] if captured is None else captured.gathered(lse, dlse)
-        if score is not None and served is not score:
-            found = table_gradients(score, found[0], wanted, *lengths)
+        found = [] if served is None or captured is None else served.gathered(captured, lse, dlse)
         return ModGradients(dq, dk, dv, found)
 
     @functools.cached_property
     def _order(self) -> Order | None:
         return (self.mode, self.seed) if self.name == "sim" else None
-
-
-def _added_in_no_order(score: Traced, wanted: Sequence[bool]) -> list[int]:
-    """The numbers of the captured tensors to whose gradients a backward adds by atomics: what kernels read through a
-    table of distances is one of them."""
-    from ..launch.captured import in_no_order
-
-    if without_code(score.graph):
-        return [number for number, need in enumerate(wanted) if need]
-    return in_no_order(score, wanted)
 
 
 @functools.cache

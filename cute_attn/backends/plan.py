@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import functools
 from dataclasses import astuple
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
 from ..mask import IntervalMask
-from .tiles import read_tile
+from .tiles import read_tile, tile_of
 
 if TYPE_CHECKING:
     from ..launch.backward import BackwardPlan
     from ..launch.forward import ForwardPlan
+    from ..launch.shapes import PlanForm
     from ..spec.forward import Softmax
-    from ..spec.tiles import BackwardTile, TileConfig
 
 __all__ = ["FORM", "Call", "Plan", "backward_plan", "forward_plan", "make_plan", "tuned_generation"]
 
@@ -101,12 +101,12 @@ def make_plan(mask: IntervalMask, call: Call) -> Plan:
     softmax: Softmax = "exact" if call.exact else "stale"
     tile = read_tile("tile", call.tile)
     forward = plan_forward(mask, *arguments, softmax, tile, has_graph=call.has_graph)
-    numbers: list[int] = [mask.heads, forward.is_marked, *astuple(forward.tile), *forward[1:4]]
-    tables: tuple[Tensor | None, ...] = forward[8:]
+    numbers: list[int] = [mask.heads, forward.form.is_marked, *_numbers(forward.form)]
+    tables: tuple[Tensor | None, ...] = forward[3:]
     if call.backward:
-        backward_tile = read_tile("backward_tile", call.backward_tile)
-        backward = plan_backward(mask, *arguments, call.deterministic, backward_tile)
-        numbers, tables = [*numbers, *astuple(backward.tile), *backward[1:4]], (*tables, *backward[8:])
+        tile = read_tile("backward_tile", call.backward_tile)
+        backward = plan_backward(mask, *arguments, call.deterministic, tile, has_graph=call.has_graph)
+        numbers, tables = [*numbers, *_numbers(backward.form)], (*tables, *backward[3:])
     numbers += [0] * (FORM - len(numbers))
     return Plan(forward.lo, forward.hi, torch.tensor(numbers, dtype=torch.int64, device="cpu"), *tables)
 
@@ -115,31 +115,26 @@ def forward_plan(plan: Plan) -> ForwardPlan:
     """What `make_plan` had of the forward."""
     from ..launch.forward import ForwardPlan
 
-    form = tuple(plan.form.tolist())
-    return ForwardPlan(*_forward_form(form), plan.is_marked, form[0], plan.lo, plan.hi, *plan[3:6])  # type: ignore[arg-type]
+    return ForwardPlan(_plan_form("tile", tuple(plan.form.tolist())), plan.lo, plan.hi, *plan[3:6])  # type: ignore[arg-type]
 
 
 def backward_plan(plan: Plan) -> BackwardPlan:
     """What `make_plan` had of the backward."""
     from ..launch.backward import BackwardPlan
 
-    form = tuple(plan.form.tolist())
-    return BackwardPlan(*_backward_form(form), plan.is_marked, form[0], plan.lo, plan.hi, *plan[6:13])  # type: ignore[arg-type]
+    return BackwardPlan(_plan_form("backward_tile", tuple(plan.form.tolist())), plan.lo, plan.hi, *plan[6:13])  # type: ignore[arg-type]
+
+
+def _numbers(form: PlanForm) -> list[int]:
+    """What a plan's form has of the forward, or of the backward."""
+    return [*astuple(cast(Any, form.tile)), form.layers, form.has_lower, form.has_upper]
 
 
 @functools.lru_cache
-def _forward_form(form: tuple[int, ...]) -> tuple[TileConfig, int, bool, bool]:
-    """The first fields of a ForwardPlan."""
-    from ..spec.tiles import TileConfig
+def _plan_form(option: str, numbers: tuple[int, ...]) -> PlanForm:
+    """option: "tile" of the forward, "backward_tile" of the backward."""
+    from ..launch.shapes import PlanForm
 
-    m, n, stages, ping_pong, layers, has_lower, has_upper = form[MASK : MASK + FORWARD]
-    return TileConfig(m, n, stages, bool(ping_pong)), layers, bool(has_lower), bool(has_upper)
-
-
-@functools.lru_cache
-def _backward_form(form: tuple[int, ...]) -> tuple[BackwardTile, int, bool, bool]:
-    """The first fields of a BackwardPlan."""
-    from ..spec.tiles import BackwardTile
-
-    *tile, layers, has_lower, has_upper = form[MASK + FORWARD :]
-    return BackwardTile(*tile), layers, bool(has_lower), bool(has_upper)
+    heads, is_marked, *both = numbers
+    *tile, layers, has_lower, has_upper = both[:FORWARD] if option == "tile" else both[FORWARD:]
+    return PlanForm(tile_of(option, tile), layers, bool(has_lower), bool(has_upper), bool(is_marked), heads)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import astuple, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..spec.tiles import BackwardTile, TileConfig
 
-__all__ = ["TILES", "read_tile", "tile_text"]
+__all__ = ["TILES", "read_tile", "tile_of", "tile_text"]
 
 TILES = ("tile", "backward_tile")  # the options
 
@@ -34,10 +35,12 @@ def tile_text(what: str, option: str, given: object) -> str:
 
 def read_tile(option: str, text: str | None) -> Any:
     """The tile of this text; None for none, or for an empty one."""
-    if not text:
-        return None
+    return tile_of(option, map(int, text.split("/"))) if text else None
+
+
+def tile_of(option: str, numbers: Iterable[int]) -> Any:
+    """The tile with these fields, its bools 0 or 1."""
     kind = _kind(option)
-    numbers = map(int, text.split("/"))
     of_type = {"int": int, "bool": bool}
     return kind(*(of_type[str(field.type)](x) for field, x in zip(fields(kind), numbers, strict=True)))
 

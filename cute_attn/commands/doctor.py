@@ -8,7 +8,6 @@ import platform
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
-from itertools import product
 
 import click
 import torch
@@ -24,7 +23,6 @@ from ..jit.runtime import runtime_library
 from ..launch import tuned
 from ..mask import causal
 from ..profile.sass import disassembler
-from ..spec.attention import HEAD_DIMS
 from ..spec.operation import operations
 from .machine import backends, best_device
 
@@ -70,7 +68,8 @@ def _tiles() -> list[tuple[str, ...]]:
     gpu, sms = tuned.gpu_of(device) if device.type == "cuda" else ("", 0)
     mask = causal(8192)
     rows: list[tuple[str, ...]] = []
-    for row, dims in product([row for row in operations() if row.tiles()], HEAD_DIMS):
+    kernels = [(row, dims) for row in operations() if row.is_tuned for dims in row.head_dims]
+    for row, dims in kernels:
         key = tuned.TunedKey.of(gpu, sms, row.name, "bf16", dims, (32, 8), mask)
         found = tuned.lookup(key, row.default_tile(*dims))
         name = f"{row.name} {dims[0]}" if dims[0] == dims[1] else f"{row.name} {dims[0]}/{dims[1]}"

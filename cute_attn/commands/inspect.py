@@ -15,7 +15,7 @@ from rich.table import Table
 from ..jit.build import specs_of
 from ..jit.compile import compile
 from ..jit.compiler import needs_compiler
-from ..launch.dims import kernel_dims
+from ..launch.tiles import default_tile
 from ..profile.inspect import KernelReport, inspect, keep
 from ..profile.sass import disassembler
 from ..spec.operation import Operation, operation
@@ -91,7 +91,7 @@ def command(
     disassembler()  # sooner than after the compile
     if text is None:
         row, dims = operation(op), (head_dim, head_dim_v or head_dim)
-        config = _tile(row, row.default_tile(*kernel_dims(*dims)), tile, stages)
+        config = _tile(row, default_tile(op, dims), tile, stages)
         fields = {"sink": sink, "max_logits": max_logits, "softmax": "exact" if max_logits else softmax, **dict(extra)}
         spec = spec_under(row, dtype, dims, mask, seqlen, config, softcap, fields)
     else:

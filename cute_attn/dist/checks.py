@@ -7,9 +7,10 @@ import math
 import numpy as np
 import torch
 
-from ..kinds import is_int, is_number
+from ..kinds import is_number
 from ..mask import IntervalMask
 from ..mask.checks import END, check_is_dense, shown
+from ..mask.checks import check_int as check_any_int
 
 __all__ = [
     "END",
@@ -26,15 +27,12 @@ __all__ = [
 
 
 def check_int(name: str, value: object, least: int | None = None, below: int | None = None) -> int:
-    if isinstance(value, np.integer):
-        value = int(value)
-    if not is_int(value):
-        raise TypeError(f"{name} must be an int, got {shown(value)}")
-    if least is not None and value < least:
-        raise ValueError(f"{name} must be >= {least}, got {value}")
-    if below is not None and value >= below:
-        raise ValueError(f"{name} must be below {below}, got {value}")
-    return value
+    number = check_any_int(name, value)
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be >= {least}, got {number}")
+    if below is not None and number >= below:
+        raise ValueError(f"{name} must be below {below}, got {number}")
+    return number
 
 
 def check_one_plane(name: str, mask: IntervalMask) -> None:

@@ -13,7 +13,7 @@ import torch
 from ..checks import check_cu_seqlens, check_flag
 from ..mask import AttnRanges, IntervalMask
 from ..mask.checks import check_cumulative
-from ..mask.ranges import RangesLike, ranges_tensor, types_tensor
+from ..mask.ranges import RangesLike, slice_tensors
 from ..mask.source import MaskSource
 from .agreement import agree, refusing
 from .checks import END, check_int, check_kind, integer_tensor
@@ -207,8 +207,7 @@ def _source(q_ranges: RangesLike | IntervalMask, k_ranges: RangesLike | None, ty
         return MaskSource("intervals", q_ranges.lo.cpu(), q_ranges.hi.cpu())
     if k_ranges is None:
         raise ValueError("k_ranges must be given with q_ranges, got None")
-    q, k = ranges_tensor("q_ranges", q_ranges, "cpu"), ranges_tensor("k_ranges", k_ranges, "cpu")
-    return MaskSource("slices", q, k, types_tensor("attn_mask_type", types, len(q), "cpu"))
+    return MaskSource("slices", *slice_tensors(q_ranges, k_ranges, types, "cpu", "attn_mask_type"))
 
 
 def _mask(source: MaskSource, given: object, total_seqlen_q: int, total_seqlen_k: int) -> IntervalMask:

@@ -9,11 +9,11 @@ from cute_attn.spec.score import LN_2, LOG2_E
 
 from .softmax import quad_max, quad_sum, rescale
 
-__all__ = ["write_rows"]
+__all__ = ["finish_rows"]
 
 
 @cute.jit
-def write_rows(tensors, item, row, softmax, out):
+def finish_rows(tensors, item, row, softmax, out):
     """Normalises `out` of this thread's rows `row` and `row + 8`, writes their LSE, their largest scores and their
     share of max_logits.
 

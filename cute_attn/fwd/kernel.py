@@ -32,7 +32,7 @@ from cute_attn.spec.forward import ForwardSpec
 
 from .arguments import Scalars, Schedule, Tensors, TmaTensors
 from .config import out_shares_queries
-from .epilogue import write_rows
+from .epilogue import finish_rows
 from .softmax import OnlineSoftmax, clear, rescale
 from .storage import ROWS, Layouts, Shared
 from .work import Arguments, Item
@@ -254,7 +254,7 @@ class ForwardKernel:
             if const_expr(self.spec.fp32_out):  # no register is left to keep the rows in through the loops
                 thread = thread_here() - WARPGROUP
                 row = item.tile * self.tile.m + thread // 32 * 16 + thread % 32 // 4
-            write_rows(tensors, item, row, softmax, out)
+            finish_rows(tensors, item, row, softmax, out)
             if const_expr(self.spec.fp32_out):
                 column = thread % 4 * 2
                 store_fragment(out, tensors.out[item.batch, None, item.head, None], row, column)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
 
+from ..packages import versions_of
 from ..spec.operation import Spec, operation
 from .compile import ARCHITECTURE
 
@@ -60,10 +60,4 @@ def _sources(of_kernel: tuple[str, ...]) -> str:
 
 @functools.cache
 def _packages() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return versions_of(PACKAGES)

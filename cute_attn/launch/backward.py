@@ -7,24 +7,22 @@ from typing import NamedTuple
 
 import torch
 
-from cute_attn.bwd.config import default_tile
 from cute_attn.columns import ItemRow
-from cute_attn.mask import IntervalMask, TileSchedule
+from cute_attn.mask import IntervalMask
+from cute_attn.mask.thinned import tested_bounds
 from cute_attn.mods.trace import Traced
-from cute_attn.spec.backward import BackwardSpec, backward_forms
-from cute_attn.spec.mask import MaskForm
+from cute_attn.spec.backward import BackwardSpec
 from cute_attn.spec.score import ScoreForm
-from cute_attn.spec.tiles import BackwardTile
+from cute_attn.spec.tiles import Tile
 
 from .by_head import by_place, idle_for_all, items_of_key_heads
 from .captured import NOTHING_CAPTURED, CapturedGradients, captured_by, text_of
-from .dims import kernel_dims
 from .order import in_turns
 from .rows import pack_bounds, unpack_rows
 from .run import KernelBackend, Order, run
-from .shapes import spec_of
-from .tensors import DTYPE_NAMES, in_kernel_form, multiprocessors
-from .tuned import tuned_tile
+from .shapes import PlanForm, spec_of_call
+from .tensors import DTYPE_NAMES, free_multiprocessors, in_kernel_form
+from .tiles import tile_of_call
 
 __all__ = ["BackwardPlan", "KernelGradients", "backward", "plan_backward", "row_terms", "without_keys"]
 
@@ -45,21 +43,16 @@ class KernelGradients(NamedTuple):
 class BackwardPlan(NamedTuple):
     """What a backward reads of its mask, for one tile.
 
-    heads: of the mask. is_marked, lo, hi: the intervals as they are tested, see `cute_attn.mask.thinned`.
-    items, runs: the transposed table of the mask's schedule, whose layers, has_lower, has_upper, idle_rows and
-        idle_keys these are; in the order of turns where dQ has turns (see `cute_attn.launch.order`). Where heads have
-        planes of their own, items and idle_keys are of key heads (see `cute_attn.launch.by_head`).
+    lo, hi: the intervals as they are tested, see `cute_attn.mask.thinned`.
+    items, runs: the transposed table of the mask's schedule, whose idle_rows and idle_keys these are; in the order of
+        turns where dQ has turns (see `cute_attn.launch.order`). Where heads have planes of their own, items and
+        idle_keys are of key heads (see `cute_attn.launch.by_head`).
     bounds: the intervals, as `pack_bounds` lays them out.
     turn_ranges, turn_runs: with turns, the runs of key tiles of each query tile, int32 `(planes, q_tiles, 2)`, and
         these runs; else None.
     """
 
-    tile: BackwardTile
-    layers: int
-    has_lower: bool
-    has_upper: bool
-    is_marked: bool
-    heads: int
+    form: PlanForm
     lo: torch.Tensor
     hi: torch.Tensor
     items: torch.Tensor
@@ -77,32 +70,29 @@ def plan_backward(
     head_dims: tuple[int, int],
     heads: tuple[int, int],
     has_turns: bool,
-    tile: BackwardTile | None = None,
+    tile: Tile | None = None,
+    *,
+    has_graph: bool = False,
 ) -> BackwardPlan:
     """The plan for tensors of such head dims (of q and v) and numbers of heads (of q and k) on the mask's device; made
     once and kept with the mask.
 
-    has_turns: whether the sums of dQ have a fixed order. tile: None takes what was measured fastest for such a problem,
-    else the default.
+    has_turns: whether the sums of dQ have a fixed order. tile: None takes that of `tile_of_call`. has_graph: whether a
+    score_mod or a predicate comes with the mask.
     """
     if tile is None:
-        dims = kernel_dims(*head_dims)
-        tile = tuned_tile("bwd", DTYPE_NAMES[dtype], dims, heads, mask, mask.device, default_tile(*dims))
+        tile = tile_of_call("bwd", dtype, head_dims, heads, mask, has_graph=has_graph)
     heads_k = heads[1] if mask.heads > 1 else 1
     key = tile, has_turns, heads_k
     if key not in mask._derived:
-        mask._derived[key] = _planned(mask, mask.schedule((tile.m, tile.n)), tile, has_turns, mask.heads // heads_k)
+        mask._derived[key] = _planned(mask, tile, has_turns, mask.heads // heads_k)
     return mask._derived[key]
 
 
-def _planned(
-    mask: IntervalMask, schedule: TileSchedule, tile: BackwardTile, has_turns: bool, heads_per_key: int
-) -> BackwardPlan:
+def _planned(mask: IntervalMask, tile: Tile, has_turns: bool, heads_per_key: int) -> BackwardPlan:
     """heads_per_key: how many query heads with planes of their own share a key head."""
-    thinning = mask._thinning
-    is_marked = thinning is not None and thinning.is_marked
-    facts = schedule.layers, schedule.has_lower, schedule.has_upper, is_marked, mask.heads
-    lo, hi = (mask.lo, mask.hi) if thinning is None else (thinning.lo, thinning.tested.hi)
+    schedule = mask.schedule((tile.m, tile.n))
+    lo, hi = tested_bounds(mask)
     idle_keys = schedule.idle_keys
     table = in_turns(schedule) if has_turns else schedule.backward
     items = table.items
@@ -117,7 +107,8 @@ def _planned(
         walks = ItemRow(*by_place(schedule.forward, schedule.q_tiles).unbind(1))
         ranges = torch.stack([walks.partial_begin, walks.end], 1)
         turns = ranges.view(schedule.planes, schedule.q_tiles, 2), schedule.forward.runs
-    return BackwardPlan(tile, *facts, lo, hi, items, table.runs, bounds, schedule.idle_rows, idle_keys, *turns)
+    form = PlanForm.of(mask, tile)
+    return BackwardPlan(form, lo, hi, items, table.runs, bounds, schedule.idle_rows, idle_keys, *turns)
 
 
 def backward(
@@ -140,7 +131,7 @@ def backward(
     fp32_gradients: bool = False,
     backend: KernelBackend = "sm90",
     order: Order | None = None,
-    tile: BackwardTile | None = None,
+    tile: Tile | None = None,
 ) -> KernelGradients:
     """Gradients of attention on the kernels.
 
@@ -163,70 +154,61 @@ def backward(
     not depend on the row 4 for every key of every query head (8 with 64 keys a tile).
     """
     batch, seqlen_q, heads_q, head_dim = q.shape
-    dims = kernel_dims(head_dim, v.shape[3])
+    seqlen_k, heads_k, head_dims = k.shape[1], k.shape[2], (head_dim, v.shape[3])
+    has_turns = deterministic and needs[0]
     plan = mask
     if isinstance(plan, IntervalMask):
-        heads = (heads_q, k.shape[2])
-        plan = plan_backward(plan, q.dtype, (head_dim, v.shape[3]), heads, deterministic and needs[0], tile)
-    tile = plan.tile
+        has_graph = captured is not None or predicate is not None
+        plan = plan_backward(plan, q.dtype, head_dims, (heads_q, heads_k), has_turns, tile, has_graph=has_graph)
+    tile, mask_heads = plan.form.tile, plan.form.heads
     dtype = torch.float32 if fp32_gradients else q.dtype
     dq, dk, dv = (x.new_empty(x.shape, dtype=dtype) if need else None for x, need in zip((q, k, v), needs, strict=True))
     if q.numel() == 0 or k.numel() == 0 or plan.runs.shape[0] == 0:
         for gradient in (dq, dk, dv):
             if gradient is not None:
                 gradient.zero_()
-        return KernelGradients(dq, dk, dv, row_terms(dout, out, lse, without_keys(plan.lo, plan.hi, plan.heads), dlse))
-    score, of_mod = ScoreForm.of(softmax_scale, softcap), NOTHING_CAPTURED
-    sizes = batch, heads_q, -(-seqlen_q // tile.m) * tile.m, k.shape[1]  # kernels ask of rows past the end too
-    if captured is not None:
-        score = ScoreForm("graph", captured.text(sizes))
-        of_mod = captured.targets(batch, heads_q, k.shape[1], tile)
-    asked = "" if predicate is None else text_of(predicate, sizes)
-    mask_form = MaskForm.of(plan.layers, plan.has_lower, plan.has_upper, asked, plan.is_marked)
-    form, score = backward_forms(mask_form, score)
-    spec = spec_of(
-        BackwardSpec,
-        dtype=DTYPE_NAMES[q.dtype],
-        head_dim=dims[0],
-        head_dim_v=dims[1],
-        mask=form,
-        score=score,
+        is_empty = without_keys(plan.lo, plan.hi, mask_heads)
+        return KernelGradients(dq, dk, dv, row_terms(dout, out, lse, is_empty, dlse))
+    tiles = -(-seqlen_q // tile.m)
+    sizes = batch, heads_q, tiles * tile.m, seqlen_k  # kernels ask of rows past the end too
+    score = ScoreForm.of(softmax_scale, softcap) if captured is None else ScoreForm("graph", captured.text(sizes))
+    spec: BackwardSpec = spec_of_call(
+        "bwd",
+        plan.form,
+        DTYPE_NAMES[q.dtype],
+        head_dims,
+        score,
+        text_of(predicate, sizes),
         dq=needs[0],
         dk=needs[1],
         dv=needs[2],
         dlse=dlse is not None,
-        planes_by_head=plan.heads > 1,
-        deterministic=deterministic and needs[0],
+        deterministic=has_turns,
         fp32_gradients=fp32_gradients,
-        tile=tile,
     )
     named = (("q", q), ("k", k), ("v", v), ("out", out), ("dout", dout))
     inputs = [in_kernel_form(name, x) for name, x in named]
-    tiles = -(-seqlen_q // tile.m)
     statistics = q.new_empty(batch, heads_q, tiles, 2, tile.m, dtype=torch.float32)
-    dq_sum = q.new_empty(batch, heads_q, tiles, tile.m * dims[0], dtype=torch.float32) if spec.dq else None
-    turns = q.new_empty(batch, heads_q, tiles, 2, dtype=torch.int32) if spec.deterministic else None
-    bounds = plan.bounds if form.is_bounded else None
-    tensors = (*inputs, lse, dlse, bounds, statistics, dq_sum, turns, dq, dk, dv, *of_mod, *captured_by(predicate))
-    ordered = (plan.turn_ranges, plan.turn_runs) if spec.deterministic else (None, None)
-    scalars = (
-        *score.factors(softmax_scale, softcap),
-        softmax_scale,
-        batch if plan.bounds.shape[0] == plan.heads else 1,
-        heads_q // k.shape[2],
-        _ctas(q.device, sm_margin),
-    )
-    arguments = (tensors, (plan.items, plan.runs, *ordered, plan.idle_rows, plan.idle_keys), scalars)
-    run(spec, arguments, backend, (statistics, dq_sum, turns, dq, dk, dv), order)
+    dq_sum = q.new_empty(batch, heads_q, tiles, tile.m * spec.head_dim, dtype=torch.float32) if spec.dq else None
+    turns = q.new_empty(batch, heads_q, tiles, 2, dtype=torch.int32) if has_turns else None
+    written = (statistics, dq_sum, turns, dq, dk, dv)
+    of_mod = NOTHING_CAPTURED if captured is None else captured.targets(batch, heads_q, seqlen_k, tile)
+    bounds = plan.bounds if spec.mask.is_bounded else None
+    tensors = (*inputs, lse, dlse, bounds, *written, *of_mod, *captured_by(predicate))
+    ordered = (plan.turn_ranges, plan.turn_runs) if has_turns else (None, None)
+    factors = (*spec.score.factors(softmax_scale, softcap), softmax_scale)
+    sharing = batch if plan.bounds.shape[0] == mask_heads else 1, heads_q // heads_k
+    schedule = (plan.items, plan.runs, *ordered, plan.idle_rows, plan.idle_keys)
+    run(spec, (tensors, schedule, (*factors, *sharing, _ctas(q.device, sm_margin))), backend, written, order)
     delta = unpack_rows(statistics[:, :, :, 1], seqlen_q)
     if dlse is not None and plan.idle_rows.numel():  # of their sinks alone: the kernels leave zero there
-        delta = torch.where(without_keys(plan.lo, plan.hi, plan.heads) & (lse > -math.inf), -dlse, delta)
+        delta = torch.where(without_keys(plan.lo, plan.hi, mask_heads) & (lse > -math.inf), -dlse, delta)
     return KernelGradients(dq, dk, dv, delta)
 
 
 def _ctas(device: torch.device, sm_margin: int) -> int:
     """One CTA an item is best balanced; where some multiprocessors are to stay free, each of the others has one CTA."""
-    return 2**31 - 1 if sm_margin == 0 else max(1, multiprocessors(device) - sm_margin)
+    return 2**31 - 1 if sm_margin == 0 else free_multiprocessors(device, sm_margin)
 
 
 def row_terms(

@@ -14,7 +14,7 @@ from ..mods.graph import Graph
 from ..mods.ranges import with_reads_inside
 from ..mods.scatters import kind_of
 from ..mods.trace import Traced
-from ..spec.tiles import BackwardTile
+from ..spec.tiles import Tile
 from .tensors import rows_contiguous
 
 __all__ = ["NOTHING_CAPTURED", "CapturedGradients", "captured_by", "in_no_order", "text_of"]
@@ -27,9 +27,11 @@ def captured_by(function: Traced | None) -> tuple[tuple[torch.Tensor, ...] | Non
     return tuple(map(_stored, function.tensors)) or None, tuple(function.scalars) or None
 
 
-def text_of(function: Traced, sizes: tuple[int, int, int, int], graph: Graph | None = None) -> str:
-    """The graph of a spec. sizes: batch elements, query heads, rows and keys of the call. graph: in place of the
-    function's own, with the same tensors and numbers."""
+def text_of(function: Traced | None, sizes: tuple[int, int, int, int], graph: Graph | None = None) -> str:
+    """The graph of a spec, "" for no function. sizes: batch elements, query heads, rows and keys of the call. graph: in
+    place of the function's own, with the same tensors and numbers."""
+    if function is None:
+        return ""
     shapes = [x.shape for x in function.tensors]
     return with_reads_inside(graph or function.graph, sizes, shapes, function.scalars).text
 
@@ -62,7 +64,7 @@ class CapturedGradients:
         """The graph of a BackwardSpec; sizes: as of `text_of`."""
         return text_of(self._function, sizes, self._asked)
 
-    def targets(self, batch: int, heads: int, keys: int, tile: BackwardTile) -> tuple[Any, ...]:
+    def targets(self, batch: int, heads: int, keys: int, tile: Tile) -> tuple[Any, ...]:
         """captured, numbers and scattered of `cute_attn.bwd.arguments.Tensors`. heads: of queries."""
         parts = 1 if tile.n == 128 else 2  # warpgroups that share a key, each with queries of its own
         found = []

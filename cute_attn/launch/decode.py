@@ -11,12 +11,13 @@ import torch
 
 from cute_attn.caches import KVCache
 from cute_attn.decode.config import ctas_per_multiprocessor, default_tile, most_rows
-from cute_attn.spec.decode import DECODE_HEAD_DIMS, GATHER, PIECES, DecodeSpec, DecodeTile
+from cute_attn.spec.decode import GATHER, PIECES, DecodeSpec, DecodeTile
 from cute_attn.spec.score import ScoreForm
 
+from .dims import kernel_dims
 from .run import KernelBackend, Order, run
-from .shapes import spec_of
-from .tensors import DTYPE_NAMES, in_kernel_form, multiprocessors
+from .shapes import PLAIN, PlanForm, spec_of_call
+from .tensors import DTYPE_NAMES, free_multiprocessors, in_kernel_form
 
 __all__ = [
     "CACHE_NAMES",
@@ -64,9 +65,6 @@ def decode(
         return out, lse
     heads_k, page_size = cache.keys.shape[2], cache.keys.shape[1]
     eight = cache.keys.dtype in CACHE_NAMES
-    score = ScoreForm.of(softmax_scale, softcap)
-    if eight and not score.is_changed:
-        score = ScoreForm("scaled")  # the scales of keys have the scores changed anyway
     scales, of_tokens = _scales(cache, batch) if eight else ((None, None), False)
     keys, values = (in_pool_form(x.view(torch.uint8) if eight else x) for x in (cache.keys, cache.values))
     spec = decode_spec(
@@ -74,14 +72,14 @@ def decode(
         (q.shape[3], cache.values.shape[3]),
         tokens * (heads_q // heads_k),
         page_size if cache.table is not None else None,
-        score=score,
+        score=ScoreForm.of(softmax_scale, softcap),
         tree=tree is not None,
         sink=sink is not None,
         cache=CACHE_NAMES.get(cache.keys.dtype, "same"),
         token_scales=of_tokens,
     )
     blocks = -(-tokens * (heads_q // heads_k) // spec.tile.rows)
-    slots = max(1, multiprocessors(q.device) - sm_margin) * ctas_per_multiprocessor(spec)
+    slots = free_multiprocessors(q.device, sm_margin) * ctas_per_multiprocessor(spec)
     splits = num_splits or choose_splits(batch * heads_k * blocks, cache.capacity, slots, spec.tile.n)
     parts = logs = None
     if splits > 1:
@@ -93,18 +91,26 @@ def decode(
         *(in_kernel_form("q", q), keys, values, pages_of(cache), cache.lengths, out, lse),
         *(sink_lse, words, *scales, parts, logs),
     )
-    scalars = (*score.factors(softmax_scale, softcap), *limited(window, tokens))
+    scalars = (*spec.score.factors(softmax_scale, softcap), *limited(window, tokens))
     run(spec, (tensors, scalars), backend, (out, lse, parts, logs), order)
     return out, lse
 
 
-def decode_spec(dtype: str, head_dims: tuple[int, int], rows: int, page_size: int | None, **variant: Any) -> DecodeSpec:
+def decode_spec(
+    dtype: str,
+    head_dims: tuple[int, int],
+    rows: int,
+    page_size: int | None,
+    score: ScoreForm = PLAIN,
+    **variant: Any,
+) -> DecodeSpec:
     """The spec of a call, not split. rows: tokens times heads of a group. page_size: None for a contiguous cache."""
-    dims = next(pair for pair in DECODE_HEAD_DIMS if pair[0] >= head_dims[0] and pair[1] >= head_dims[1])
+    dims = kernel_dims("decode", *head_dims)
     held = next(n for n in (8, 16, 32, 64) if n >= min(rows, most_rows(dims[1])))
     tile = DecodeTile(held, default_tile(*dims).stages)
     piece = tile.n if page_size is None else next((p for p in sorted(PIECES)[:0:-1] if page_size % p == 0), GATHER)
-    return spec_of(DecodeSpec, dtype=dtype, head_dim=dims[0], head_dim_v=dims[1], piece=piece, tile=tile, **variant)
+    spec: DecodeSpec = spec_of_call("decode", PlanForm(tile), dtype, head_dims, score, piece=piece, **variant)
+    return spec
 
 
 def choose_splits(ctas: int, capacity: int, slots: int, keys: int) -> int:

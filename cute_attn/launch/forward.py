@@ -7,20 +7,18 @@ from typing import NamedTuple
 
 import torch
 
-from cute_attn.fwd.config import default_tile, graph_tile
 from cute_attn.mask import IntervalMask
+from cute_attn.mask.thinned import tested_bounds
 from cute_attn.mods.trace import Traced
 from cute_attn.spec.forward import ForwardSpec, Softmax
-from cute_attn.spec.mask import MaskForm
 from cute_attn.spec.score import ScoreForm
-from cute_attn.spec.tiles import TileConfig
+from cute_attn.spec.tiles import Tile
 
 from .captured import captured_by, text_of
-from .dims import kernel_dims
 from .run import KernelBackend, Order, run
-from .shapes import spec_of
-from .tensors import DTYPE_NAMES, in_kernel_form, multiprocessors, rows_contiguous
-from .tuned import tuned_tile
+from .shapes import PlanForm, spec_of_call
+from .tensors import DTYPE_NAMES, free_multiprocessors, in_kernel_form, rows_contiguous
+from .tiles import tile_of_call
 
 __all__ = ["ForwardPlan", "forward", "plan_forward"]
 
@@ -28,16 +26,11 @@ __all__ = ["ForwardPlan", "forward", "plan_forward"]
 class ForwardPlan(NamedTuple):
     """What a forward reads of its mask, for one tile.
 
-    is_marked, lo, hi: the intervals as they are tested, see `cute_attn.mask.thinned`. heads: of the mask.
-    items, runs: the forward table of its schedule, whose layers, has_lower, has_upper and idle_keys these are.
+    lo, hi: the intervals as they are tested, see `cute_attn.mask.thinned`. items, runs: the forward table of its
+    schedule, whose idle_keys these are.
     """
 
-    tile: TileConfig
-    layers: int
-    has_lower: bool
-    has_upper: bool
-    is_marked: bool
-    heads: int
+    form: PlanForm
     lo: torch.Tensor
     hi: torch.Tensor
     items: torch.Tensor
@@ -51,28 +44,49 @@ def plan_forward(
     head_dims: tuple[int, int],
     heads: tuple[int, int],
     softmax: Softmax,
-    tile: TileConfig | None = None,
+    tile: Tile | None = None,
     *,
     has_graph: bool = False,
 ) -> ForwardPlan:
     """The plan for tensors of such head dims (of q and v) and numbers of heads (of q and k) on the mask's device.
 
-    tile: None takes what was measured fastest for such a problem, else the default. has_graph: whether a score_mod or a
-        predicate comes with the mask, with which nothing was measured.
+    tile: None takes that of `tile_of_call`. has_graph: whether a score_mod or a predicate comes with the mask.
     """
     if tile is None:
-        dims = kernel_dims(*head_dims)
-        tile = graph_tile(*dims) if has_graph else default_tile(*dims)
-        if softmax == "stale" and not has_graph:  # tables hold what was measured with it
-            tile = tuned_tile("fwd", DTYPE_NAMES[dtype], dims, heads, mask, mask.device, tile)
+        is_exact = softmax == "exact"
+        tile = tile_of_call("fwd", dtype, head_dims, heads, mask, has_graph=has_graph, is_exact=is_exact)
     schedule = mask.schedule((tile.m, tile.n))
-    facts = schedule.layers, schedule.has_lower, schedule.has_upper
-    table = schedule.forward
-    thinning = mask._thinning
-    lo, hi = (mask.lo, mask.hi) if thinning is None else (thinning.lo, thinning.tested.hi)
-    bounds = rows_contiguous(lo), rows_contiguous(hi)
-    is_marked = thinning is not None and thinning.is_marked
-    return ForwardPlan(tile, *facts, is_marked, mask.heads, *bounds, table.items, table.runs, schedule.idle_keys)
+    form, table, (lo, hi) = PlanForm.of(mask, tile), schedule.forward, map(rows_contiguous, tested_bounds(mask))
+    return ForwardPlan(form, lo, hi, table.items, table.runs, schedule.idle_keys)
+
+
+class _Results(NamedTuple):
+    """What a forward writes; of the last two one at most is there."""
+
+    out: torch.Tensor
+    lse: torch.Tensor
+    max_logits: torch.Tensor | None
+    max_scores: torch.Tensor | None
+
+    @classmethod
+    def of(
+        cls, q: torch.Tensor, v: torch.Tensor, fp32_out: bool, return_max_logits: bool, return_max_scores: bool
+    ) -> _Results:
+        batch, seqlen_q, heads_q, _ = q.shape
+        out = q.new_empty(batch, seqlen_q, heads_q, v.shape[3], dtype=torch.float32 if fp32_out else q.dtype)
+        lse = q.new_empty(batch, heads_q, seqlen_q, dtype=torch.float32)
+        max_logits = q.new_full((batch, heads_q), -math.inf, dtype=torch.float32) if return_max_logits else None
+        return cls(out, lse, max_logits, torch.empty_like(lse) if return_max_scores else None)
+
+    def fill_without_keys(self, sink_lse: torch.Tensor | None) -> None:
+        """As they are where no row attends anything."""
+        self.out.zero_()
+        self.lse.copy_(sink_lse) if sink_lse is not None else self.lse.fill_(-math.inf)
+        if self.max_scores is not None:
+            self.max_scores.fill_(-math.inf)
+
+    def returned(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        return self.out, self.lse, self.max_logits if self.max_scores is None else self.max_scores
 
 
 def forward(
@@ -93,7 +107,7 @@ def forward(
     order: Order | None = None,
     softmax: Softmax = "stale",
     fp32_out: bool = False,
-    tile: TileConfig | None = None,
+    tile: Tile | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Attention forward on the kernel.
 
@@ -117,51 +131,45 @@ def forward(
         included, and max_logits (batch, heads_q), max_scores (batch, heads_q, seqlen_q), fp32, or None.
     """
     batch, seqlen_q, heads_q, head_dim = q.shape
-    seqlen_k, head_dim_v = v.shape[1], v.shape[3]
-    out = q.new_empty(batch, seqlen_q, heads_q, head_dim_v, dtype=torch.float32 if fp32_out else q.dtype)
-    lse = q.new_empty(batch, heads_q, seqlen_q, dtype=torch.float32)
-    max_logits = q.new_full((batch, heads_q), -math.inf, dtype=torch.float32) if return_max_logits else None
-    max_scores = torch.empty_like(lse) if return_max_scores else None
+    seqlen_k, head_dims = k.shape[1], (head_dim, v.shape[3])
+    results = _Results.of(q, v, fp32_out, return_max_logits, return_max_scores)
+    if results.out.numel() == 0:
+        return results.returned()
     if sink_lse is not None:
         sink_lse = sink_lse.expand(batch, heads_q, seqlen_q)
-    if out.numel() == 0:
-        return out, lse, max_logits if max_scores is None else max_scores
-    dims = kernel_dims(head_dim, head_dim_v)
     if return_max_logits or return_max_scores:
         softmax = "exact"
     plan = mask
     if isinstance(plan, IntervalMask):
         has_graph = score_mod is not None or predicate is not None
         heads = heads_q, k.shape[2]
-        plan = plan_forward(plan, q.dtype, (head_dim, head_dim_v), heads, softmax, tile, has_graph=has_graph)
+        plan = plan_forward(plan, q.dtype, head_dims, heads, softmax, tile, has_graph=has_graph)
     if seqlen_k == 0 or plan.runs.shape[0] == 0:
-        lse.copy_(sink_lse) if sink_lse is not None else lse.fill_(-math.inf)
-        return out.zero_(), lse, max_logits if max_scores is None else max_scores.fill_(-math.inf)
+        results.fill_without_keys(sink_lse)
+        return results.returned()
     sizes = batch, heads_q, seqlen_q, seqlen_k
-    asked = "" if predicate is None else text_of(predicate, sizes)
-    form = MaskForm.of(plan.layers, plan.has_lower, plan.has_upper, asked, plan.is_marked)
     score = ScoreForm.of(softmax_scale, softcap) if score_mod is None else ScoreForm("graph", text_of(score_mod, sizes))
-    spec = spec_of(
-        ForwardSpec,
-        dtype=DTYPE_NAMES[q.dtype],
-        head_dim=dims[0],
-        head_dim_v=dims[1],
-        mask=form,
-        score=score,
+    spec: ForwardSpec = spec_of_call(
+        "fwd",
+        plan.form,
+        DTYPE_NAMES[q.dtype],
+        head_dims,
+        score,
+        text_of(predicate, sizes),
         sink=sink_lse is not None,
         max_logits=return_max_logits,
         max_scores=return_max_scores,
         softmax=softmax,
         fp32_out=fp32_out,
-        tile=plan.tile,
     )
-    q, k, v = (in_kernel_form(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
-    bounds = (plan.lo, plan.hi) if form.is_bounded else (None, None)
+    out, lse, *largest = results
+    inputs = (in_kernel_form(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
+    bounds = (plan.lo, plan.hi) if spec.mask.is_bounded else (None, None)
     captured = *captured_by(score_mod), *captured_by(predicate)
-    tensors = (q, k, v, out, lse, *bounds, sink_lse, max_logits, max_scores, *captured, None)
-    sharing = batch if plan.lo.shape[0] == plan.heads else 1, heads_q if plan.heads == 1 else 1
-    ctas = max(1, multiprocessors(q.device) - sm_margin)
-    scalars = (*score.factors(softmax_scale, softcap), *sharing, plan.heads, ctas)
+    tensors = (*inputs, out, lse, *bounds, sink_lse, *largest, *captured, None)
+    mask_heads = plan.form.heads
+    sharing = batch if plan.lo.shape[0] == mask_heads else 1, heads_q if mask_heads == 1 else 1, mask_heads
+    scalars = (*spec.score.factors(softmax_scale, softcap), *sharing, free_multiprocessors(q.device, sm_margin))
     arguments = (tensors, (plan.items, plan.runs, plan.idle_keys), scalars)
-    run(spec, arguments, backend, (out, lse, max_scores), order)
-    return out, lse, max_logits if max_scores is None else max_scores
+    run(spec, arguments, backend, (out, lse, results.max_scores), order)
+    return results.returned()

@@ -15,9 +15,9 @@ from ..fwd import config as fwd
 from ..mask import IntervalMask
 from ..mods.derivative import derivative
 from ..mods.graph import Graph
-from ..spec.attention import AttentionSpec
+from ..spec.attention import HEAD_DIMS, AttentionSpec
 from ..spec.backward import BackwardSpec, backward_forms
-from ..spec.decode import DecodeSpec, DecodeTile
+from ..spec.decode import DECODE_HEAD_DIMS, DecodeSpec, DecodeTile
 from ..spec.forward import ForwardSpec
 from ..spec.mask import MaskForm
 from ..spec.operation import Operation, register
@@ -37,10 +37,10 @@ def _backward_sources(spec: BackwardSpec) -> tuple[str, ...]:
     return ("bwd", *of_graphs, *["mods/scatters.py"] * bool(of_graphs))
 
 
-def _backward_forms(mask: MaskForm, score: ScoreForm) -> tuple[MaskForm, ScoreForm]:
-    """Of a score_mod without gradients of what it captured."""
-    if score.graph:
-        graph = Graph.parse(score.graph)
+def _backward_forms(mask: MaskForm, score: ScoreForm, variant: dict[str, Any]) -> tuple[MaskForm, ScoreForm]:
+    """A graph of a score_mod becomes that of its derivative, without gradients of what it captured."""
+    graph = Graph.parse(score.graph) if score.graph else None
+    if graph is not None and len(graph.outputs) == 1:  # a derivative has more
         score = ScoreForm("graph", derivative(graph, (False,) * len(graph.tensors)).text)
     return backward_forms(mask, score)
 
@@ -84,6 +84,12 @@ def _backward_tiles() -> list[Tile]:
     return [BackwardTile(*values) for values in product((64, 128), (2, 4), (1, 2, 4), (1, 2, 4))]
 
 
+def _decode_forms(mask: MaskForm, score: ScoreForm, variant: dict[str, Any]) -> tuple[MaskForm, ScoreForm]:
+    """Windows and lengths are run-time values. Of 8-bit caches the scales of keys change the scores anyway."""
+    is_scaled = variant.get("cache", "same") != "same" and not score.is_changed
+    return MaskForm(), ScoreForm("scaled") if is_scaled else score
+
+
 def _decode_program(spec: DecodeSpec) -> tuple[Any, tuple[Any, ...]]:
     from ..decode.arguments import fake_arguments
     from ..decode.kernel import DecodeKernel
@@ -111,12 +117,13 @@ FORWARD = Operation(
     name="fwd",
     title="forward",
     sources=lambda spec: ("fwd", *_of_graphs(spec)),
+    head_dims=HEAD_DIMS,
     spec=ForwardSpec,
     parse=ForwardSpec.from_canonical,
     check=fwd.check,
     program=_forward_program,
     shared_memory_bytes=fwd.shared_memory_bytes,
-    forms=lambda mask, score: (mask, score),
+    forms=lambda mask, score, variant: (mask, score),
     table=lambda schedule: schedule.forward,
     depth=lambda d, dv: d + dv,  # S and PV
     call=_forward_call,
@@ -130,6 +137,7 @@ BACKWARD = Operation(
     name="bwd",
     title="backward",
     sources=_backward_sources,
+    head_dims=HEAD_DIMS,
     spec=BackwardSpec,
     parse=BackwardSpec.from_canonical,
     check=bwd.check,
@@ -149,12 +157,13 @@ DECODE = Operation(
     name="decode",
     title="decode",
     sources=lambda spec: ("decode",),
+    head_dims=DECODE_HEAD_DIMS,
     spec=DecodeSpec,
     parse=DecodeSpec.from_canonical,
     check=decode.check,
     program=_decode_program,
     shared_memory_bytes=decode.shared_memory_bytes,
-    forms=lambda mask, score: (MaskForm(), score),  # windows and lengths are run-time values
+    forms=_decode_forms,
     table=lambda schedule: schedule.forward,
     depth=lambda d, dv: d + dv,  # S and PV
     call=_decode_call,

@@ -12,16 +12,14 @@ from typing import Any
 import torch
 
 from cute_attn.caches import EIGHT_BITS, KVCache
-from cute_attn.fwd.config import default_tile
 from cute_attn.spec.forward import ForwardSpec, Softmax
-from cute_attn.spec.mask import MaskForm
 from cute_attn.spec.score import ScoreForm
 
 from .decode import MOST_TOKENS, in_pool_form, limited, pages_of, results
-from .dims import kernel_dims
 from .run import KernelBackend, Order, run
-from .shapes import spec_of
-from .tensors import DTYPE_NAMES, in_kernel_form, multiprocessors
+from .shapes import PLAIN, PlanForm, spec_of_call
+from .tensors import DTYPE_NAMES, free_multiprocessors, in_kernel_form
+from .tiles import default_tile
 
 __all__ = ["is_prefill", "prefill", "prefill_spec"]
 
@@ -59,13 +57,12 @@ def prefill(
     out, lse, is_empty = results(q, cache, sink_lse)
     if is_empty:
         return out, lse
-    score = ScoreForm.of(softmax_scale, softcap)
     spec = prefill_spec(
         DTYPE_NAMES[q.dtype],
         (head_dim, out.shape[3]),
         None if cache.table is None else cache.keys.shape[1],
         window=window[0] >= 0,
-        score=score,
+        score=ScoreForm.of(softmax_scale, softcap),
         sink=sink is not None,
         softmax=softmax,
     )
@@ -76,28 +73,31 @@ def prefill(
         *(None,) * 6,  # no largest scores, nothing that functions captured
         (pages_of(cache), cache.lengths, *limited(window, tokens)),
     )
-    ctas = max(1, multiprocessors(q.device) - sm_margin)
-    scalars = (*score.factors(softmax_scale, softcap), batch, heads_q, 1, ctas)
+    sharing = batch, heads_q, 1
+    scalars = (*spec.score.factors(softmax_scale, softcap), *sharing, free_multiprocessors(q.device, sm_margin))
     run(spec, (tensors, (None, None, None), scalars), backend, (out, lse), order)
     return out, lse
 
 
 def prefill_spec(
-    dtype: str, head_dims: tuple[int, int], page_size: int | None, *, window: bool = False, **variant: Any
+    dtype: str,
+    head_dims: tuple[int, int],
+    page_size: int | None,
+    *,
+    window: bool = False,
+    score: ScoreForm = PLAIN,
+    **variant: Any,
 ) -> ForwardSpec:
-    """The spec of a call. page_size: None for a contiguous cache. window: whether rows do not reach back to key 0."""
-    dims = kernel_dims(*head_dims)
-    tile = default_tile(*dims)
-    return spec_of(
-        ForwardSpec,
-        dtype=dtype,
-        head_dim=dims[0],
-        head_dim_v=dims[1],
-        mask=MaskForm(1, window, True),
-        piece=tile.n if page_size is None else piece_of(page_size, tile.n),
-        tile=tile,
-        **variant,
+    """The spec of a call. page_size: None for a contiguous cache. window: whether rows do not reach back to key 0.
+
+    Its tile is the default: nothing is measured over caches.
+    """
+    tile = default_tile("fwd", head_dims)
+    piece = tile.n if page_size is None else piece_of(page_size, tile.n)
+    spec: ForwardSpec = spec_of_call(
+        "fwd", PlanForm(tile, 1, window, True), dtype, head_dims, score, piece=piece, **variant
     )
+    return spec
 
 
 def piece_of(page_size: int, n: int) -> int:

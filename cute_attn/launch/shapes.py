@@ -1,11 +1,10 @@
-"""The spec that a problem leads to: what the launchers would ask for."""
+"""From a plan to a spec: the one place where a kernel is chosen, for launches and for those who ask without tensors."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 from cute_attn.mask import IntervalMask
 from cute_attn.spec.mask import MaskForm
@@ -14,10 +13,61 @@ from cute_attn.spec.score import ScoreForm
 from cute_attn.spec.tiles import Tile
 
 from .dims import kernel_dims
+from .tiles import default_tile
 
-__all__ = ["spec_for", "spec_of"]
+__all__ = ["PLAIN", "PlanForm", "spec_for", "spec_of_call", "spec_of_plan"]
 
-AnySpec = TypeVar("AnySpec", bound=Spec)
+PLAIN = ScoreForm()
+
+
+class PlanForm(NamedTuple):
+    """What a spec depends on of a plan.
+
+    layers, has_lower, has_upper: of the mask's schedule for this tile. is_marked: see `cute_attn.mask.thinned`. heads:
+    of the mask.
+    """
+
+    tile: Tile
+    layers: int = 0
+    has_lower: bool = False
+    has_upper: bool = False
+    is_marked: bool = False
+    heads: int = 1
+
+    @classmethod
+    def of(cls, mask: IntervalMask, tile: Tile) -> PlanForm:
+        schedule, thinning = mask.schedule((tile.m, tile.n)), mask._thinning
+        is_marked = thinning is not None and thinning.is_marked
+        return cls(tile, schedule.layers, schedule.has_lower, schedule.has_upper, is_marked, mask.heads)
+
+
+def spec_of_plan(
+    op: str,
+    form: PlanForm,
+    dtype: str,
+    head_dims: tuple[int, int],
+    score: ScoreForm,
+    predicate: str = "",
+    **variant: Any,
+) -> Any:
+    """The spec of an operation on a plan; such a spec has those of these facts that it has fields for.
+
+    head_dims: of the tensors. score: of the forward, or as the operation itself has it. predicate: the text of its
+    graph, where one thins the mask. variant: further fields of the spec.
+
+    Raises ValueError or TypeError for head dims, tiles or variants that no kernel serves.
+    """
+    row = operation(op)
+    dims = kernel_dims(op, *head_dims)
+    given = MaskForm.of(form.layers, form.has_lower, form.has_upper, predicate, form.is_marked)
+    mask, score = row.forms(given, score, variant)
+    facts = {"dtype": dtype, "head_dim": dims[0], "head_dim_v": dims[1], "mask": mask, "score": score}
+    facts |= {"planes_by_head": form.heads > 1, "tile": form.tile}
+    own = {field.name for field in fields(row.spec)}  # type: ignore[arg-type]
+    return row.spec(**({name: fact for name, fact in facts.items() if name in own} | variant))
+
+
+spec_of_call = functools.cache(spec_of_plan)  # calls come again: their specs are made, and checked, once
 
 
 def spec_for(
@@ -27,28 +77,10 @@ def spec_for(
     head_dim_v: int,
     mask: IntervalMask,
     tile: Tile | None = None,
-    score: ScoreForm | None = None,
+    score: ScoreForm = PLAIN,
     **variant: Any,
 ) -> Spec:
-    """The spec of an operation on a mask; such a spec has those of these facts that it has fields for.
-
-    tile, score: None for the default, and for plain scores. variant: further fields of the spec.
-
-    Raises ValueError or TypeError for head dims, tiles or variants that no kernel serves.
-    """
-    row = operation(op)
-    dims = kernel_dims(head_dim, head_dim_v)
-    if tile is None:
-        tile = row.graph_tile(*dims) if score and score.graph else row.default_tile(*dims)
-    schedule = mask.schedule((tile.m, tile.n))
-    kind = MaskForm.of(schedule.layers, schedule.has_lower, schedule.has_upper)
-    form, score = row.forms(kind, score or ScoreForm())
-    facts = {"dtype": dtype, "head_dim": dims[0], "head_dim_v": dims[1], "mask": form, "score": score, "tile": tile}
-    own = {field.name for field in fields(row.spec)}  # type: ignore[arg-type]
-    return row.spec(**{name: value for name, value in facts.items() if name in own}, **variant)
-
-
-@functools.cache
-def spec_of(kind: Callable[..., AnySpec], **fields: Any) -> AnySpec:
-    """A spec of a kind, checked once."""
-    return kind(**fields)
+    """The spec of an operation on a mask: what a launch of it asks for. tile: None for the default. score, variant, and
+    what is raised: as in `spec_of_plan`."""
+    tile = tile or default_tile(op, (head_dim, head_dim_v), has_graph=bool(score.graph))
+    return spec_of_plan(op, PlanForm.of(mask, tile), dtype, (head_dim, head_dim_v), score, **variant)

@@ -7,7 +7,7 @@ import logging
 
 import torch
 
-__all__ = ["DTYPE_NAMES", "NAMED_DTYPES", "in_kernel_form", "multiprocessors", "rows_contiguous"]
+__all__ = ["DTYPE_NAMES", "NAMED_DTYPES", "free_multiprocessors", "in_kernel_form", "rows_contiguous"]
 
 DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}  # as specs have them
 NAMED_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
@@ -37,8 +37,13 @@ def rows_contiguous(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 else x.clone(memory_format=torch.contiguous_format)
 
 
+def free_multiprocessors(device: torch.device, sm_margin: int) -> int:
+    """How many a launch takes that leaves `sm_margin` of them to others, but one at least."""
+    return max(1, _multiprocessors(device) - sm_margin)
+
+
 @functools.cache
-def multiprocessors(device: torch.device) -> int:
+def _multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return SIMULATED_SMS
     return torch.cuda.get_device_properties(device).multi_processor_count

@@ -17,6 +17,7 @@ __all__ = [
     "check_cumulative",
     "check_device",
     "check_flag",
+    "check_int",
     "check_integer_tensor",
     "check_integers",
     "check_is_dense",
@@ -47,12 +48,18 @@ def shown(value: object) -> str:
     return f"{value!r} of type {type(value).__name__}"
 
 
-def check_number(name: str, value: object, minimum: int | None = None) -> int:
-    """An int of at least `minimum` that fits int32, as positions must; TypeError or ValueError naming it otherwise."""
+def check_int(name: str, value: object) -> int:
+    """An int; TypeError naming it otherwise."""
     if isinstance(value, np.integer):
         value = int(value)
     if not is_int(value):
         raise TypeError(f"{name} must be an int, got {shown(value)}")
+    return value
+
+
+def check_number(name: str, value: object, minimum: int | None = None) -> int:
+    """An int of at least `minimum` that fits int32, as positions must; TypeError or ValueError naming it otherwise."""
+    value = check_int(name, value)
     if minimum is not None and value < minimum:
         raise ValueError(f"{name} must be {'positive' if minimum == 1 else f'>= {minimum}'}, got {value}")
     if not -END <= value < END:

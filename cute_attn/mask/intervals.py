@@ -11,7 +11,7 @@ import torch
 from .checks import check_device, check_integer_tensor, check_length, check_number, check_tile, shown
 from .dense import check_dense, runs_of_rows
 from .owned import owned_intervals
-from .ranges import RangesLike
+from .ranges import RangesLike, slice_tensors
 from .slices import expand_slices, union_of_slices
 from .tiles import TileSchedule
 from .union import stack_layers, unite
@@ -108,9 +108,21 @@ class IntervalMask:
         Raises TypeError or ValueError naming the argument for ranges that are not integers of shape `(n, 2)`, do not
         satisfy `0 <= start <= end <= seqlen`, or differ in number, and for types outside 0..3.
         """
-        slices, rows, keys = expand_slices(q_ranges, k_ranges, attn_type_map, seqlen_q, seqlen_k, device)
-        lo, hi = union_of_slices(slices, rows, keys)
-        return cls._made(lo[None], hi[None], keys)
+        q, k, types = slice_tensors(q_ranges, k_ranges, attn_type_map, device)
+        lengths = []
+        for name, ranges, seqlen in (("q", q, seqlen_q), ("k", k, seqlen_k)):
+            if seqlen is None:
+                seqlen = int(ranges.max()) if len(ranges) else 0
+            lengths.append(check_length(f"seqlen_{name}", seqlen))
+        return cls._of_slices(q, k, types, *lengths)
+
+    @classmethod
+    def _of_slices(
+        cls, q: torch.Tensor, k: torch.Tensor, types: torch.Tensor, seqlen_q: int, seqlen_k: int
+    ) -> IntervalMask:
+        """Of tensors as `slice_tensors` gives them. Raises ValueError where they hold no slices of these lengths."""
+        lo, hi = union_of_slices(expand_slices(q, k, types, seqlen_q, seqlen_k), seqlen_q, seqlen_k)
+        return cls._made(lo[None], hi[None], seqlen_k)
 
     @classmethod
     def from_intervals(cls, lo: torch.Tensor, hi: torch.Tensor, seqlen_k: int) -> IntervalMask:

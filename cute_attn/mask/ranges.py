@@ -16,7 +16,16 @@ from ..kinds import is_int
 from .checks import Integers, check_device, check_integer_tensor, check_integers, check_number, shown
 from .range_arithmetic import chunks, differences, overlaps, united
 
-__all__ = ["AttnMaskType", "AttnRange", "AttnRanges", "RangesLike", "ranges_tensor", "types_tensor"]
+__all__ = [
+    "AttnMaskType",
+    "AttnRange",
+    "AttnRanges",
+    "RangesLike",
+    "check_one_length",
+    "ranges_tensor",
+    "slice_tensors",
+    "types_tensor",
+]
 
 Value = TypeVar("Value")
 
@@ -339,6 +348,26 @@ def types_tensor(name: str, types: object, count: int, device: torch.device | st
     if tensor.shape != (count,):
         raise ValueError(f"{name} must have shape ({count},), one type a slice, got {tuple(tensor.shape)}")
     return tensor.to(device=tensor.device if device is None else place, dtype=torch.int64)
+
+
+def slice_tensors(
+    q_ranges: RangesLike,
+    k_ranges: RangesLike,
+    types: object,
+    device: torch.device | str | None = None,
+    types_name: str = "attn_type_map",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Slices in any accepted form (see IntervalMask.from_slices) as int64 tensors, on `device` or where q_ranges is;
+    what they hold is checked where they become intervals."""
+    q = ranges_tensor("q_ranges", q_ranges, device)
+    k = ranges_tensor("k_ranges", k_ranges, device or q.device)
+    check_one_length(q, k)
+    return q, k, types_tensor(types_name, types, len(q), q.device)
+
+
+def check_one_length(q_ranges: torch.Tensor, k_ranges: torch.Tensor) -> None:
+    if q_ranges.shape[0] != k_ranges.shape[0]:  # len() would make torch.export take the number for a constant
+        raise ValueError(f"q_ranges and k_ranges must have one length, got {q_ranges.shape[0]} and {k_ranges.shape[0]}")
 
 
 def _pairs(name: str, ranges: Iterable[AttnRange | Sequence[int]]) -> list[AttnRange]:

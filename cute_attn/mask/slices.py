@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 import torch
 
-from .checks import check_length
-from .ranges import RangesLike, ranges_tensor, types_tensor
 from .union import stack_layers, unite
 
 __all__ = ["Slices", "expand_slices", "union_of_slices"]
@@ -34,35 +32,18 @@ class Slices(NamedTuple):
         return Slices(*[x[index] for x in self])
 
 
-def expand_slices(
-    q_ranges: RangesLike,
-    k_ranges: RangesLike,
-    attn_type_map: object,
-    seqlen_q: int | None,
-    seqlen_k: int | None,
-    device: torch.device | str | None,
-) -> tuple[Slices, int, int]:
-    """Checks slices in any accepted form (see IntervalMask.from_slices) and writes their four types as slopes.
+def expand_slices(q: torch.Tensor, k: torch.Tensor, types: torch.Tensor, seqlen_q: int, seqlen_k: int) -> Slices:
+    """The slices that are not empty, their four types as slopes.
 
-    Returns the non-empty slices, seqlen_q and seqlen_k.
+    q, k, types: as `slice_tensors` gives them, on one device; what they hold is checked here.
     """
-    q = ranges_tensor("q_ranges", q_ranges, device)
-    k = ranges_tensor("k_ranges", k_ranges, device or q.device)
-    if len(q) != len(k):
-        raise ValueError(f"q_ranges and k_ranges must have the same number of ranges, got {len(q)} and {len(k)}")
-    types = types_tensor("attn_type_map", attn_type_map, len(q), q.device)
-    lengths = []
-    for name, ranges, seqlen in (("q", q, seqlen_q), ("k", k, seqlen_k)):
-        if seqlen is None:
-            seqlen = int(ranges.max()) if len(ranges) else 0
-        lengths.append(check_length(f"seqlen_{name}", seqlen))
-    _check(q, k, types, *lengths)
+    _check(q, k, types, seqlen_q, seqlen_k)
     inverse, causal = types >> 1, types & 1
     lo = k[:, 0] - inverse * q[:, 0]
     hi = k[:, 1] - causal * (q[:, 1] - 1)
     slices = Slices(q[:, 0], q[:, 1], lo, inverse, hi, causal)
     filled = (q[:, 0] < q[:, 1]) & (k[:, 0] < k[:, 1])
-    return slices.select(filled.nonzero().squeeze(1)), lengths[0], lengths[1]
+    return slices.select(filled.nonzero().squeeze(1))
 
 
 def _check(q: torch.Tensor, k: torch.Tensor, types: torch.Tensor, seqlen_q: int, seqlen_k: int) -> None:

@@ -95,7 +95,9 @@ class MaskSource(NamedTuple):
         if self.kind == "documents":
             return windowed_documents(first.to(device), second, seqlen_q, seqlen_k, *window)
         if self.kind == "slices":
-            return IntervalMask.from_slices(first, second, self.third, seqlen_q, seqlen_k, device)
+            q, k = (x.to(device, torch.int64) for x in (first, second))
+            types = torch.zeros_like(q[:, 0]) if self.third is None else self.third.to(device, torch.int64)
+            return IntervalMask._of_slices(q, k, types, seqlen_q, seqlen_k)
         if self.kind not in _THINNED:
             return IntervalMask._made(first.to(device), second.to(device), seqlen_k, self.heads)
         mask, certain = (

@@ -9,7 +9,7 @@ import torch
 from .intervals import IntervalMask
 from .tiles import TileSchedule
 
-__all__ = ["MARK", "Thinning", "thin"]
+__all__ = ["MARK", "Thinning", "tested_bounds", "thin"]
 
 MARK = torch.iinfo(torch.int32).min  # added to the lo of an interval whose pairs are attended whatever a predicate says
 
@@ -34,6 +34,12 @@ class Thinning:
     def schedule(self, tile: tuple[int, int]) -> TileSchedule:
         """Tiles are full where all of their pairs are certain."""
         return TileSchedule._of(self.tested, tile, self.certain, self.idle_keys)
+
+
+def tested_bounds(mask: IntervalMask) -> tuple[torch.Tensor, torch.Tensor]:
+    """lo and hi as kernels test them, thinned or not."""
+    thinning = mask._thinning
+    return (mask.lo, mask.hi) if thinning is None else (thinning.lo, thinning.tested.hi)
 
 
 def thin(

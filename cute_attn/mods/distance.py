@@ -35,10 +35,10 @@ def served_graph(graph: Graph) -> Graph:
     return graph if bias_of(graph) is None else Graph.parse(TABLED)
 
 
-def by_table(score: Traced | None, heads: int, seqlen_q: int, seqlen_k: int, device: torch.device) -> Traced | None:
+def by_table(score: Traced, heads: int, seqlen_q: int, seqlen_k: int, device: torch.device) -> Traced:
     """The same score_mod with a table for its bias, where it has one that depends on the distance alone."""
-    bias = None if score is None else bias_of(score.graph)
-    if score is None or bias is None or not seqlen_q or not seqlen_k:
+    bias = bias_of(score.graph)
+    if bias is None or not seqlen_q or not seqlen_k:
         return score
     inputs = _distances(bias, heads, seqlen_q, seqlen_k, device)
     (table,) = evaluate(bias, inputs, score.tensors, score.scalars, torch.float32, clamps=True)

@@ -16,7 +16,7 @@ from ..mask.source import MaskSource
 from ..mask.union import stack_layers
 from ..reference import compute_dtype
 from .library import SOURCE_SCHEMA, register
-from .plan_cache import find_mask
+from .mask_cache import find_mask
 from .plans import is_traced, size_that_a_mask_decides
 
 __all__ = ["chosen_mask"]

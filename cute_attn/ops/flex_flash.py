@@ -23,7 +23,7 @@ from ..checks import (
 )
 from ..mask import AttnMaskType, IntervalMask
 from ..mask.checks import shown
-from ..mask.ranges import RangesLike, ranges_tensor, types_tensor
+from ..mask.ranges import RangesLike, check_one_length, ranges_tensor, types_tensor
 from ..mask.source import MaskSource
 from .attention_op import attention
 
@@ -210,8 +210,7 @@ def _slice_argument(q_ranges: RangesLike, k_ranges: RangesLike | None, attn_type
         else:
             ranges.append(ranges_tensor(name, value))
     first, second = ranges
-    if first.shape[0] != second.shape[0]:  # len() would make torch.export take the number for a constant
-        raise ValueError(f"q_ranges and k_ranges must have one length, got {first.shape[0]} and {second.shape[0]}")
+    check_one_length(first, second)
     types = attn_type_map
     if types is not None and not isinstance(types, torch.Tensor):
         types = types_tensor("attn_type_map", types, first.shape[0])

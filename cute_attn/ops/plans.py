@@ -19,7 +19,7 @@ from ..backends.tiles import TILES
 from ..mask import IntervalMask
 from ..mask.source import MaskSource
 from .library import SOURCE_SCHEMA, register
-from .plan_cache import find_mask, refuse_capture
+from .mask_cache import find_mask, refuse_capture
 
 __all__ = ["Plan", "is_traced", "plan_of", "prepare_calls", "size_that_a_mask_decides"]
 

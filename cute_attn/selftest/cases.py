@@ -12,12 +12,13 @@ import torch
 
 from cute_attn.launch.captured import CapturedGradients, text_of
 from cute_attn.launch.shapes import spec_for
+from cute_attn.launch.tiles import default_tile
 from cute_attn.mask import IntervalMask
 from cute_attn.spec.attention import HEAD_DIMS
 from cute_attn.spec.backward import BackwardSpec
 from cute_attn.spec.decode import DecodeSpec
 from cute_attn.spec.forward import ForwardSpec
-from cute_attn.spec.operation import operation, parse_spec
+from cute_attn.spec.operation import parse_spec
 from cute_attn.spec.score import ScoreForm
 
 from .decode import DecodeCase, decode_case_for, decode_cases, prefill_case_for
@@ -81,9 +82,7 @@ class Case:
         extras += [f"scale {self.scale}"] * (self.scale is not None) + [self.inputs] * (self.inputs != "normal")
         if isinstance(s, BackwardSpec) and not (s.dq and s.dk and s.dv):
             extras.append("+".join(name for name in ("dq", "dk", "dv") if getattr(s, name)))
-        row = operation(s.op)
-        default = row.graph_tile if s.score.graph else row.default_tile
-        if s.tile != default(s.head_dim, s.head_dim_v):
+        if s.tile != default_tile(s.op, (s.head_dim, s.head_dim_v), has_graph=bool(s.score.graph)):
             extras.append(f"tile {s.tile}".replace(",", ""))
         dims = f"d{self.dims[0]}" if self.dims[0] == self.dims[1] else f"d{self.dims[0]}/{self.dims[1]}"
         op = "public" if self.public else s.op
@@ -202,12 +201,10 @@ def _case(
     variant = {name: fields.pop(name) for name in VARIANTS if name in fields}
     variant["score"] = ScoreForm.of(1.0 if fields.get("scale") is None else fields["scale"], fields.get("softcap", 0.0))
     if fields.get("score_mod"):
-        variant["score"] = ScoreForm("graph", _text_of(fields["score_mod"], "fwd"))
+        variant["score"] = ScoreForm("graph", _text_of(fields["score_mod"], op))
     if fields.get("sink") and op == "fwd":
         variant["sink"] = True
     spec = _spec_for(op, dtype, *dims, _mask(mask), **variant)
-    if fields.get("score_mod"):  # `spec_for` knows of no gradients of what is captured
-        spec = replace(spec, score=ScoreForm("graph", _text_of(fields["score_mod"], op)))
     return Case(spec, mask, tokens, dims, **fields)
 
 

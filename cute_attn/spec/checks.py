@@ -6,6 +6,8 @@ import dataclasses
 import functools
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from ..kinds import is_int
+
 __all__ = ["check_fields"]
 
 
@@ -20,7 +22,7 @@ def check_fields(value: Any) -> None:
             if not any(given == a and type(given) is type(a) for a in allowed):
                 raise ValueError(f"{what} must be one of {', '.join(map(repr, allowed))}, got {given!r}")
         elif hint is int:
-            if isinstance(given, bool) or not isinstance(given, int):
+            if not is_int(given):
                 raise TypeError(f"{what} must be an int, got {given!r}")
         elif hint in (bool, str) or dataclasses.is_dataclass(hint):
             expected: Any = hint

@@ -41,28 +41,30 @@ class Operation:
     title: in a few words, for people.
     sources: of a spec, folders and files, of the package or absolute, that its machine code is made from beside what
         all share.
+    head_dims: the (head_dim, head_dim_v) that its kernels are built for, the smallest first.
     spec: the type of its specs. parse: the inverse of their `canonical`; ValueError or TypeError for anything else.
     check: raises ValueError for a spec whose tile no multiprocessor holds.
     program: the kernel of a spec and stand-ins for its arguments, to compile; imports the compiler.
     shared_memory_bytes: of a CTA of the kernel that has the products.
-    forms: in which its specs have a mask and a score of given forms.
+    forms: in which its specs have a mask and a score of given forms; the third argument is what else they are given.
     table: of a tile schedule, the one that it walks. depth: at head dims, the sum over its products of the dimension
         that is not of the tile.
     call: q, k, v, a mask, the softmax scale and a tile, as something to be called and timed.
     tile: the type of its tiles. tiles: all that may be tried.
-    default_tile, graph_tile: at a pair of HEAD_DIMS, the second of a spec that carries a graph.
+    default_tile, graph_tile: at a pair of head_dims, the second of a spec that carries a graph.
     is_tuned: whether `autotune` looks for its fastest tiles; `depth` and `call` are then those of its problems.
     """
 
     name: str
     title: str
     sources: Callable[[Any], tuple[str, ...]]
+    head_dims: tuple[tuple[int, int], ...]
     spec: Callable[..., Spec]
     parse: Callable[[str], Spec]
     check: Callable[[Any], None]
     program: Callable[[Any], tuple[Any, tuple[Any, ...]]]
     shared_memory_bytes: Callable[[Any], int]
-    forms: Callable[[MaskForm, ScoreForm], tuple[MaskForm, ScoreForm]]
+    forms: Callable[[MaskForm, ScoreForm, dict[str, Any]], tuple[MaskForm, ScoreForm]]
     table: Callable[[Any], Any]
     depth: Callable[[int, int], int]
     call: Callable[..., Callable[[], object]]

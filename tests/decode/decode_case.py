@@ -1,6 +1,9 @@
 """A call on the kernels, wherever they run, against plain PyTorch in fp64 and in the call's dtype."""
 
+import contextlib
 import dataclasses
+import math
+from unittest import mock
 
 import torch
 from caching import plainly
@@ -8,6 +11,7 @@ from oracle import assert_close
 
 from cute_attn import backend as chosen_backend
 from cute_attn import flash_attn_with_kvcache
+from cute_attn.sim.state.tensor_map import Box
 
 TANH_ERROR = 2.0**-10.9  # relative, of the hardware's tanh
 
@@ -39,6 +43,20 @@ def check(call, backend="sim", mode="eager", seed=0, num_splits=1, **arguments):
     assert_close("out", out, exact, 2 * (plain.double() - exact).abs().max().item() + 1e-6)
     assert_close("lse", lse, log, wide)
     return out, lse
+
+
+@contextlib.contextmanager
+def bytes_read():
+    """A list that gets, for every tile that TMA brings, how many of its bytes lie inside of its tensor."""
+    found, original = [], Box.read
+
+    def noted(self, memory):
+        inside = self._inside()
+        found.append(0 if inside is None else math.prod(inside[1]) * self.map.element)
+        return original(self, memory)
+
+    with mock.patch.object(Box, "read", noted):
+        yield found
 
 
 def only(call, sequence):

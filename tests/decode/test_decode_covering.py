@@ -3,10 +3,9 @@
 import pytest
 import torch
 from caching import make, plainly
-from decode_case import check, only, run
+from decode_case import bytes_read, check, only, run
 
 from cute_attn import flash_attn_with_kvcache, sim
-from cute_attn.sim.state.tensor_map import Box
 
 BF16 = torch.bfloat16
 SCHEDULES = [("eager", 0), ("late", 0), ("random", 1)]
@@ -95,18 +94,10 @@ def test_one_part_has_the_same_bits_whatever_shares_the_batch(backend):
         assert torch.equal(alone[1][0], lse[i])
 
 
-def test_each_key_is_read_once_for_all_heads_of_a_group(monkeypatch):
+def test_each_key_is_read_once_for_all_heads_of_a_group():
     """Of the last piece of a sequence the rest of the page too, and beyond that nothing."""
-    read = []
-    original = Box.read
-
-    def noted(self, memory):
-        inside = self._inside()
-        read.append(0 if inside is None else torch.tensor(inside[1]).prod().item() * self.map.element)
-        return original(self, memory)
-
-    monkeypatch.setattr(Box, "read", noted)
     lengths = (0, 1, 64, 200)
-    run(ragged(64, lengths=lengths, dtype=BF16), num_splits=1)
+    with bytes_read() as read:
+        run(ragged(64, lengths=lengths, dtype=BF16), num_splits=1)
     tokens = sum(-(-n // 64) * 64 for n in lengths)
     assert sum(read) == tokens * 2 * (64 + 64) * 2  # key heads, dims of K and of V, bytes

@@ -3,11 +3,10 @@
 import pytest
 import torch
 from caching import make
-from decode_case import check, only, run
+from decode_case import bytes_read, check, only, run
 
 from cute_attn import flash_attn_with_kvcache, sim
 from cute_attn.jit.record import record_specs
-from cute_attn.sim.state.tensor_map import Box
 
 BF16 = torch.bfloat16
 LENGTHS = (0, 1, 63, 64, 65, 300)
@@ -67,18 +66,10 @@ def test_numbers_that_are_not_finite_reach_their_own_sequence_and_no_others(back
 
 
 @pytest.mark.parametrize(("left", "first"), [(1000, 0), (20, 64)])
-def test_of_pages_outside_of_what_is_attended_nothing_is_read(left, first, monkeypatch):
-    read = []
-    original = Box.read
-
-    def noted(self, memory):
-        inside = self._inside()
-        read.append(0 if inside is None else torch.tensor(inside[1]).prod().item() * self.map.element)
-        return original(self, memory)
-
-    monkeypatch.setattr(Box, "read", noted)
+def test_of_pages_outside_of_what_is_attended_nothing_is_read(left, first):
     lengths = (0, 1, 64, 200)
-    run(ragged(lengths=lengths, heads=(1, 1)), window_size=(left, 0))
+    with bytes_read() as read:
+        run(ragged(lengths=lengths, heads=(1, 1)), window_size=(left, 0))
     keys = sum(-(-n // 64) * 64 - (first if n == 200 else 0) for n in lengths)
     queries = 70 * len(lengths)
     assert sum(read) == (2 * keys + queries) * 64 * 2  # head_dim, bytes

@@ -7,9 +7,16 @@ import math
 import pytest
 import torch
 
-from cute_attn.launch import tuned
+from cute_attn import backend, create_block_mask, flex_attention, sim
+from cute_attn.launch import tiles, tuned
+from cute_attn.launch.backward import backward
+from cute_attn.launch.captured import CapturedGradients
+from cute_attn.launch.forward import forward
+from cute_attn.launch.operations import BACKWARD, FORWARD
 from cute_attn.launch.tuned import MaskClass, TunedKey, lookup, mask_class, tuned_tile
 from cute_attn.mask import causal, full, sliding_window
+from cute_attn.mods.trace import trace
+from cute_attn.spec import operation as operation_module
 from cute_attn.spec.tiles import BackwardTile, TileConfig
 
 DEFAULT, MEASURED, SHIPPED = TileConfig(), TileConfig(128, 96), TileConfig(128, 80)
@@ -146,27 +153,70 @@ def test_a_mask_is_looked_up_once_until_the_tables_change(monkeypatch):
     assert tuned_tile(*arguments) == SHIPPED
 
 
-def test_launches_take_the_tuned_tile_unless_told_another_or_keeping_the_exact_maximum(compiles, monkeypatch):
-    from cute_attn import sim
-    from cute_attn.launch import backward as bwd
-    from cute_attn.launch import forward as fwd
+@pytest.fixture
+def asked(compiles, monkeypatch):
+    """What tables were asked for, which have a tile for every kernel; nothing runs."""
+    found = []
 
+    def measured(op, dtype, dims, heads, mask, device, default):
+        found.append((op, dtype, dims, heads))
+        return TileConfig(128, 80) if op == "fwd" else BackwardTile(64)
+
+    monkeypatch.setattr(tiles, "tuned_tile", measured)
     monkeypatch.setattr(sim, "run", lambda *arguments, **options: None)
-    asked = []
+    return found
 
-    def found(op, dtype, dims, heads, mask, device, default):
-        asked.append((op, dtype, dims, heads))
-        return TileConfig(128, 96) if op == "fwd" else BackwardTile(64)
 
-    for module in (fwd, bwd):
-        monkeypatch.setattr(module, "tuned_tile", found)
-    q = torch.randn(1, 256, 4, 128, dtype=torch.bfloat16)
-    k, v = torch.randn(2, 1, 256, 2, 128, dtype=torch.bfloat16)
+def inputs(heads, tokens=256):
+    q = torch.randn(1, heads, tokens, 128, dtype=torch.bfloat16, requires_grad=True)
+    return q, *(torch.randn(1, 2, tokens, 128, dtype=torch.bfloat16) for _ in range(2))
+
+
+def test_launches_take_the_tuned_tile_unless_told_another_or_keeping_the_exact_maximum(asked, compiles):
+    q, k, v = (x.transpose(1, 2).detach() for x in inputs(4))
     options = {"softmax_scale": 0.1, "backend": "sim"}
-    out, lse, _ = fwd.forward(q, k, v, causal(256), **options)
-    bwd.backward(out, q, k, v, out, lse, causal(256), **options)
+    out, lse, _ = forward(q, k, v, causal(256), **options)
+    backward(out, q, k, v, out, lse, causal(256), **options)
     assert asked == [("fwd", "bf16", (128, 128), (4, 2)), ("bwd", "bf16", (128, 128), (4, 2))]
-    fwd.forward(q, k, v, causal(256), tile=TileConfig(128, 112), **options)
-    fwd.forward(q, k, v, causal(256), return_max_logits=True, **options)
-    assert [spec.tile.n for spec in compiles] == [96, 64, 112, 128]
+    forward(q, k, v, causal(256), tile=TileConfig(128, 112), **options)
+    forward(q, k, v, causal(256), return_max_logits=True, **options)
+    backward(out, q, k, v, out, lse, causal(256), tile=BackwardTile(128, 4), **options)
+    assert [spec.tile.n for spec in compiles] == [80, 64, 112, 128, 128]
     assert len(asked) == 2
+
+
+def odd(b, h, q, kv):
+    return (q + kv) % 3 > 0
+
+
+@pytest.mark.parametrize(
+    ("score_mod", "mask_mod"),
+    [(lambda score, b, h, q, kv: score * (q > kv), None), (None, odd)],
+    ids=["score_mod", "predicate"],
+)
+def test_with_a_graph_both_directions_have_the_tile_of_graphs(score_mod, mask_mod, asked, compiles, monkeypatch):
+    """Nothing was measured with one."""
+    row = dataclasses.replace(BACKWARD, graph_tile=lambda *dims: BackwardTile(128, 4))
+    monkeypatch.setitem(operation_module._table, "bwd", row)
+    mask = causal(256) if mask_mod is None else create_block_mask(mask_mod, None, None, 256, 256, device="cpu")
+    q, k, v = inputs(2)
+    with backend("sim"):
+        flex_attention(q, k, v, score_mod, mask).sum().backward()
+    assert [spec.tile for spec in compiles] == [FORWARD.graph_tile(128, 128), BackwardTile(128, 4)]
+    assert all(spec.score.graph or spec.mask.predicate for spec in compiles)
+    assert asked == []
+    with backend("sim"):
+        flex_attention(q, k, v, None, causal(256)).sum().backward()
+    assert [spec.tile.n for spec in compiles[2:]] == [80, 64]
+    assert [op for op, *_ in asked] == ["fwd", "bwd"]
+
+
+def test_a_backward_that_is_given_its_mask_has_the_tile_of_graphs_too(asked, compiles):
+    score_mod = trace(lambda score, b, h, q, kv: score * (q > kv), "score_mod")
+    q, k, v = (x.transpose(1, 2).detach() for x in inputs(4))
+    options = {"softmax_scale": 0.1, "backend": "sim"}
+    out, lse, _ = forward(q, k, v, causal(256), score_mod=score_mod, **options)
+    captured = CapturedGradients(score_mod, (), q.device)
+    backward(out, q, k, v, out, lse, causal(256), captured=captured, **options)
+    assert [spec.tile for spec in compiles] == [row.graph_tile(128, 128) for row in (FORWARD, BACKWARD)]
+    assert asked == []

@@ -117,7 +117,7 @@ bad_slices = [
     ((torch.tensor([[-1, 4]]), [[0, 4]]), ValueError, r"q_ranges\[0\] = \[-1, 4\] is not a range"),
     (([[0, 9]], [[0, 4]]), ValueError, r"q_ranges\[0\] = \[0, 9\] .* 0 <= start <= end <= 8"),
     (([[0, 4]], [[0, 9]]), ValueError, r"k_ranges\[0\] = \[0, 9\] .* 0 <= start <= end <= 8"),
-    (([[0, 4]] * 3, [[0, 4]] * 2), ValueError, "same number of ranges, got 3 and 2"),
+    (([[0, 4]] * 3, [[0, 4]] * 2), ValueError, "must have one length, got 3 and 2"),
     ((torch.arange(4), [[0, 4]]), ValueError, r"q_ranges must have shape \(n, 2\), got \(4,\)"),
     (([[0, 4]], torch.zeros(1, 2)), TypeError, "k_ranges must hold integers, got torch.float32"),
     (([[0, 4]], 7), TypeError, "k_ranges must be a tensor, AttnRanges or a list of pairs, got int"),

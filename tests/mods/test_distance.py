@@ -176,4 +176,3 @@ def test_only_what_is_wanted_gets_a_gradient():
 def test_a_problem_without_pairs_needs_no_table():
     traced = trace(TABLES["alibi"], "score_mod")
     assert by_table(traced, HEADS, 0, 5, torch.device("cpu")) is traced
-    assert by_table(None, HEADS, 5, 5, torch.device("cpu")) is None

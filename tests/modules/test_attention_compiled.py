@@ -108,13 +108,13 @@ def test_the_op_that_chooses_passes_opcheck(source, by):
 
 def test_a_choice_is_not_kept():
     """The masks of 40 calls would push all others out of what is kept."""
-    from cute_attn.ops import plan_cache
+    from cute_attn.ops import mask_cache
 
     op = AttentionOp(1, 1, moba_chunk_size=3, moba_topk=2)
     compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
     x = torch.randn(1, 12, 1, 8)
-    plan_cache.clear_plans()
+    mask_cache.clear_masks()
     for _ in range(3):
         compiled(torch.randn_like(x), torch.randn_like(x), x)
         op(torch.randn_like(x), torch.randn_like(x), x)
-    assert len(plan_cache._recent._entries) == 1
+    assert len(mask_cache._recent._entries) == 1

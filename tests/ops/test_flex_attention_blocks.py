@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from mods_case import Captured, mods
+from mods_case import Captured, mods, pairs_of_lists
 from ops.test_flex_attention import check, inputs
 from torch.nn.attention import flex_attention as torch_flex
 
@@ -75,20 +75,15 @@ def listed(rows, width):
 @pytest.mark.parametrize("has_full", [False, True])
 @pytest.mark.parametrize("name", ["causal", "dilated"])
 def test_a_pair_is_attended_in_a_full_block_or_where_mask_mod_says_so_in_a_listed_one(name, has_full):
-    counts, indices, full_counts, full_indices = listed(3, 4)
     rows, keys, size = 90, 120, (32, 40)
-    lists = (counts, indices, full_counts, full_indices) if has_full else (counts, indices)
-    lists = [x[None, None] for x in lists]
+    counts, indices, full_counts, full_indices = listed(3, 4)
+    if not has_full:
+        full_counts = torch.zeros_like(full_counts)
+    both = counts, indices, full_counts, full_indices
+    lists = [x[None, None] for x in (both if has_full else both[:2])]
     block_mask = BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=size, mask_mod=MASKS[name], seq_lengths=(rows, keys))
     says = create_mask(MASKS[name], 1, 1, rows, keys, device="cpu")[0, 0]
-    attended = torch.zeros(rows, keys, dtype=torch.bool)
-    for row in range(3):
-        here = slice(row * 32, (row + 1) * 32)
-        for column in indices[row, : counts[row]].tolist():
-            there = slice(column * 40, (column + 1) * 40)
-            attended[here, there] |= says[here, there]
-        for column in full_indices[row, : full_counts[row]].tolist() if has_full else ():
-            attended[here, column * 40 : (column + 1) * 40] = True
+    attended = pairs_of_lists(*both, size, says)
     check(*inputs(1, (2, 2), (rows, keys)), None, block_mask, attended)
     check(*inputs(1, (2, 2), (rows, keys)), mods(None)["squared"], block_mask, attended)
 

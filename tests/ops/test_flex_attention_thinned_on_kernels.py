@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from mods_case import dense_flex
+from mods_case import dense_flex, pairs_of_lists
 
 from cute_attn import AuxRequest, BlockMask, backend, create_block_mask, create_mask, flex_attention
 from cute_attn.mods.block_mask import as_block_mask
@@ -97,18 +97,11 @@ def lists(rows, keys):
     and not asked there. And the dense mask."""
     counts, indices = torch.tensor([2, 0, 3]), torch.tensor([[2, 0, 9, -5], [7, 7, 7, 7], [1, 2, 1, 99]])
     full_counts, full_indices = torch.tensor([1, 2, 0]), torch.tensor([[1, 55, -1, 3], [3, 1, 1, 1], [4, 4, 4, 4]])
-    given = [x[None, None].int() for x in (counts, indices, full_counts, full_indices)]
-    mask = BlockMask.from_kv_blocks(*given, BLOCK_SIZE=(48, 40), mask_mod=far, seq_lengths=(rows, keys))
+    both, size = (counts, indices, full_counts, full_indices), (48, 40)
+    given = [x[None, None].int() for x in both]
+    mask = BlockMask.from_kv_blocks(*given, BLOCK_SIZE=size, mask_mod=far, seq_lengths=(rows, keys))
     says = create_mask(far, 1, 1, rows, keys, device="cpu")[0, 0]
-    attended = torch.zeros(rows, keys, dtype=torch.bool)
-    for row in range(3):
-        here = slice(row * 48, (row + 1) * 48)
-        for column in indices[row, : counts[row]].tolist():
-            there = slice(column * 40, (column + 1) * 40)
-            attended[here, there] |= says[here, there]
-        for column in full_indices[row, : full_counts[row]].tolist():
-            attended[here, column * 40 : (column + 1) * 40] = True
-    return mask, attended
+    return mask, pairs_of_lists(*both, size, says)
 
 
 def far(b, h, q, k):

@@ -10,22 +10,22 @@ from torch.utils.checkpoint import checkpoint
 
 import cute_attn
 from cute_attn import AttnMaskType, AttnRanges, IntervalMask, flex_flash_attn_func, reference
-from cute_attn.ops import plan_cache
+from cute_attn.ops import mask_cache
 
 EXACT = 1e-10
 
 
 @pytest.fixture(autouse=True)
 def _no_plans_from_other_tests():
-    plan_cache.clear_plans()
+    mask_cache.clear_masks()
 
 
 @pytest.fixture
 def plans(monkeypatch):
     """A list that grows with every mask planned from slices."""
     made = []
-    from_slices = IntervalMask.from_slices
-    monkeypatch.setattr(IntervalMask, "from_slices", lambda *args, **kw: made.append(args) or from_slices(*args, **kw))
+    of_slices = IntervalMask._of_slices
+    monkeypatch.setattr(IntervalMask, "_of_slices", lambda *args: made.append(args) or of_slices(*args))
     return made
 
 
@@ -254,10 +254,10 @@ def test_a_new_tensor_at_an_old_address_is_not_taken_for_the_old_one():
 def test_the_number_of_plans_kept_is_bounded(plans):
     q, k, v = make_inputs(100, 1)
     for repeat in range(2):
-        for end in range(plan_cache.CAPACITY + 1):
+        for end in range(mask_cache.CAPACITY + 1):
             flex_flash_attn_func(q, k, v, [[0, end]], [[0, 1]])
-        assert len(plans) == (repeat + 1) * (plan_cache.CAPACITY + 1)
-    assert len(plan_cache._recent._entries) == plan_cache.CAPACITY
+        assert len(plans) == (repeat + 1) * (mask_cache.CAPACITY + 1)
+    assert len(mask_cache._recent._entries) == mask_cache.CAPACITY
 
 
 def test_public_names_are_complete():

@@ -11,7 +11,7 @@ from oracle import assert_close
 from cute_attn import IntervalMask, backend, fa2_varlen_func_with_sink, fa3_varlen_func_with_sink, flex_flash_attn_func
 from cute_attn.mask import TileSchedule, causal
 from cute_attn.mask.source import MaskSource
-from cute_attn.ops import plan_cache, plans
+from cute_attn.ops import mask_cache, plans
 from cute_attn.ops.attention_op import attention
 
 EXACT = 1e-12
@@ -20,7 +20,7 @@ ROWS = 8
 
 @pytest.fixture(autouse=True)
 def _no_plans_from_other_tests():
-    plan_cache.clear_plans()
+    mask_cache.clear_masks()
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_threads_find_their_own_masks():
     wanted = {}
     for cut in range(1, 40):
         wanted[cut] = flex_flash_attn_func(q, q, q, [[0, cut]], [[0, cut]])[0]
-    plan_cache.clear_plans()
+    mask_cache.clear_masks()
 
     def work(seed):
         memory = np.zeros((1, 2), dtype=np.int64)
@@ -178,13 +178,13 @@ def test_threads_find_their_own_masks():
 
 def test_a_mask_is_what_was_read_though_it_is_overwritten_while_it_is_planned(monkeypatch):
     described = RANGES[0].clone()
-    from_slices = IntervalMask.from_slices
+    of_slices = IntervalMask._of_slices
 
     def overwritten(*arguments):
         described.copy_(RANGES[1])
-        return from_slices(*arguments)
+        return of_slices(*arguments)
 
-    monkeypatch.setattr(IntervalMask, "from_slices", overwritten)
+    monkeypatch.setattr(IntervalMask, "_of_slices", overwritten)
     q = randn(ROWS, 1, 8)
     got = flex_flash_attn_func(q, q, q, described, described)[0]
     monkeypatch.undo()
@@ -197,7 +197,7 @@ def test_a_gpus_tensors_are_read_in_one_copy(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "is_cpu", property(lambda self: False))
     copies, cpu = [], torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self: copies.append(self) or cpu(self))
-    read = plan_cache._on_host(tensors)
+    read = mask_cache._on_host(tensors)
     assert len(copies) == 1
     assert all(torch.equal(a, b) for a, b in zip(read, tensors, strict=True))
 
@@ -367,12 +367,12 @@ def capturing(monkeypatch):
 
 def test_a_look_up_in_a_capture_is_refused_even_of_a_mask_seen_before(capturing):
     source = MaskSource("slices", *RANGES)
-    plan_cache.find_mask(source, ROWS, ROWS, torch.device("cpu"))
+    mask_cache.find_mask(source, ROWS, ROWS, torch.device("cpu"))
     capturing()
     with pytest.raises(RuntimeError, match=r"CUDA graph is captured.*mask.prepare\(q, k, v\)"):
-        plan_cache.find_mask(source, ROWS, ROWS, torch.device("cuda"))
+        mask_cache.find_mask(source, ROWS, ROWS, torch.device("cuda"))
     with pytest.raises(RuntimeError, match="a mask is first seen while a CUDA graph is captured"):
-        plan_cache.find_mask(MaskSource("window"), ROWS, ROWS, torch.device("cuda"))
+        mask_cache.find_mask(MaskSource("window"), ROWS, ROWS, torch.device("cuda"))
 
 
 def test_a_capture_finds_what_was_prepared_and_is_refused_else(capturing):

@@ -19,7 +19,7 @@ from cute_attn import (
     fa3_varlen_func_with_sink,
 )
 from cute_attn.mask import source
-from cute_attn.ops import plan_cache
+from cute_attn.ops import mask_cache
 
 EXACT = 1e-10
 DOUBLE = {"dtype": torch.float64, "requires_grad": True}
@@ -223,7 +223,7 @@ def test_the_gradient_of_fp32_sinks_is_summed_over_rows_in_fp32():
 
 
 def test_repeated_calls_plan_nothing(monkeypatch):
-    plan_cache.clear_plans()
+    mask_cache.clear_masks()
     made = []
     windowed = source.windowed_documents
     monkeypatch.setattr(source, "windowed_documents", lambda *args: made.append(args) or windowed(*args))

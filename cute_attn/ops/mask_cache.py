@@ -17,7 +17,7 @@ from ..mask import IntervalMask
 from ..mask.source import MaskSource
 from .recomputed import seal, witness
 
-__all__ = ["CAPACITY", "clear_plans", "find_mask"]
+__all__ = ["CAPACITY", "clear_masks", "find_mask"]
 
 CAPACITY = 32  # masks kept, O(rows) each; the least recently used goes first
 
@@ -89,7 +89,7 @@ def find_mask(
     return entry.mask, entry.seal
 
 
-def clear_plans() -> None:
+def clear_masks() -> None:
     """Forgets every mask."""
     _recent.clear()
 
