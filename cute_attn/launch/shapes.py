@@ -28,20 +28,23 @@ def spec_for(
     mask: IntervalMask,
     tile: Tile | None = None,
     score: ScoreForm | None = None,
+    predicate: str = "",
     **variant: Any,
 ) -> Spec:
     """The spec of an operation on a mask; such a spec has those of these facts that it has fields for.
 
-    tile, score: None for the default, and for plain scores. variant: further fields of the spec.
+    tile, score: None for the default, and for plain scores. predicate: the text of the graph that thins the mask, which
+    is one of `cute_attn.mask.thinned`. variant: further fields of the spec.
 
     Raises ValueError or TypeError for head dims, tiles or variants that no kernel serves.
     """
     row = operation(op)
     dims = kernel_dims(head_dim, head_dim_v)
     if tile is None:
-        tile = row.graph_tile(*dims) if score and score.graph else row.default_tile(*dims)
+        tile = row.graph_tile(*dims) if predicate or (score and score.graph) else row.default_tile(*dims)
     schedule = mask.schedule((tile.m, tile.n))
-    kind = MaskForm.of(schedule.layers, schedule.has_lower, schedule.has_upper)
+    is_marked = mask._thinning is not None and mask._thinning.is_marked
+    kind = MaskForm.of(schedule.layers, schedule.has_lower, schedule.has_upper, predicate, is_marked)
     form, score = row.forms(kind, score or ScoreForm())
     facts = {"dtype": dtype, "head_dim": dims[0], "head_dim_v": dims[1], "mask": form, "score": score, "tile": tile}
     own = {field.name for field in fields(row.spec)}  # type: ignore[arg-type]
