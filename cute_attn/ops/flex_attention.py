@@ -154,7 +154,9 @@ def _aux_request(return_lse: bool, return_aux: Any) -> AuxRequest:
     if return_aux is None:
         return AuxRequest(lse=return_lse)
     if return_lse:
-        raise ValueError("return_lse must be False where return_aux is given: AuxRequest(lse=True) asks for it")
+        raise ValueError(
+            "return_lse must be False where return_aux is given, got True: AuxRequest(lse=True) asks for it"
+        )
     try:
         wanted = AuxRequest(return_aux.lse, return_aux.max_scores)
     except AttributeError:
