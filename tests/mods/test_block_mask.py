@@ -185,6 +185,7 @@ def test_what_lies_in_full_blocks_alone_is_intervals_though_the_mask_mod_is_none
 
 
 ONE, TWO = torch.ones(1, 1, 1, dtype=torch.int32), torch.zeros(1, 1, 1, 2, dtype=torch.int32)
+TWO_HEADS = {"kv_num_blocks": ONE.expand(1, 2, 1), "kv_indices": TWO.expand(1, 2, 1, 2)}
 
 
 @pytest.mark.parametrize(
@@ -207,6 +208,22 @@ ONE, TWO = torch.ones(1, 1, 1, dtype=torch.int32), torch.zeros(1, 1, 1, 2, dtype
             {"full_kv_num_blocks": ONE, "full_kv_indices": TWO + 7},
             ValueError,
             "full_kv_indices must be in [0, 2), the blocks of 128 of the 256 keys of seq_lengths, got 7",
+        ),
+        (
+            {"full_kv_num_blocks": ONE.expand(2, 3, 1), "full_kv_indices": TWO.expand(2, 3, 1, 2), **TWO_HEADS},
+            ValueError,
+            "full_kv_indices must have the batch and heads of kv_indices, (1, 2), or 1, got (2, 3)",
+        ),
+        ({"kv_num_blocks": ONE.to("meta")}, ValueError, "kv_num_blocks must be on cpu as kv_indices, got meta"),
+        (
+            {"full_kv_num_blocks": ONE.to("meta"), "full_kv_indices": TWO.to("meta")},
+            ValueError,
+            "full_kv_indices must be on cpu as kv_indices, got meta",
+        ),
+        (
+            {"seq_lengths": (-1, 256)},
+            ValueError,
+            "seq_lengths[0] must be an int >= 0 and below 2^31, got -1",
         ),
         ({"seq_lengths": (300, 256)}, ValueError, "kv_indices must have a row for each block of 128 of the 300 rows"),
         ({"seq_lengths": 5}, ValueError, "seq_lengths must be two ints, rows and keys, got 5"),
@@ -244,6 +261,20 @@ def test_lists_that_do_not_fit_are_refused(arguments, error, message):
 def test_arguments_of_create_block_mask_are_checked(arguments, error, message):
     with pytest.raises(error, match=re.escape(message)):
         create_block_mask(**{"mask_mod": MODS["causal"], **SHAPE, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: create_mask(5, 1, 1, 3, 3), "mod_fn must be a mask_mod or a score_mod, got 5"),
+        (lambda: create_mask(lambda q, k: q, 1, 1, 3, 3), "mod_fn must take (score, b, h, q_idx, kv_idx)"),
+        (lambda: and_masks(MODS["causal"], 5), "mask_mods[1] must be a function mask_mods[1](b, h, q_idx, kv_idx)"),
+        (lambda: or_masks(lambda q, k: q), "mask_mods[0] must take (b, h, q_idx, kv_idx)"),
+    ],
+)
+def test_what_is_no_mod_is_refused_by_the_name_of_its_argument(make, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        make()
 
 
 @pytest.mark.parametrize(
