@@ -11,14 +11,14 @@ import math
 import sys
 from pathlib import Path
 
-from make_gallery import functions, of_score, priced
+from make_gallery import functions, of_reading, of_score, priced, read
 
 from cute_attn.jit.compile import compile
 from cute_attn.profile.inspect import inspect
 from cute_attn.spec.forward import ForwardSpec
 from cute_attn.spec.operation import Spec
 
-__all__ = ["COSTS", "functions", "of_score", "priced", "slots"]
+__all__ = ["COSTS", "functions", "of_reading", "of_score", "priced", "read", "slots"]
 
 COSTS = Path(__file__).parent / "costs.json"
 

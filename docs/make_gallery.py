@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from cute_attn import create_block_mask, create_mask
+from cute_attn.fwd.config import default_tile, graph_tile
 from cute_attn.launch.captured import CapturedGradients, text_of
 from cute_attn.launch.shapes import spec_for
 from cute_attn.mask import BUILDERS, IntervalMask, from_spec
@@ -112,6 +113,16 @@ def of_mask(mask: IntervalMask) -> tuple[Spec, ...]:
     return tuple(spec_for(op, "bf16", HEAD_DIM, HEAD_DIM, mask) for op in ("fwd", "bwd"))
 
 
+def of_reading(found: Reading) -> tuple[Spec, ...]:
+    """The kernels of a mask_mod: of its intervals, or of these and a predicate."""
+    if found.predicate is None:
+        return of_mask(found.intervals)
+    mask, predicate = found.thinned(BATCH, HEADS), text_of(found.predicate.traced, (BATCH, HEADS, LENGTH, LENGTH))
+    forward = spec_for("fwd", "bf16", HEAD_DIM, HEAD_DIM, mask, predicate=predicate)
+    by_head = {"planes_by_head": mask.heads > 1}
+    return forward, spec_for("bwd", "bf16", HEAD_DIM, HEAD_DIM, mask, predicate=predicate, **by_head)
+
+
 def of_score(mod: Callable[..., Any]) -> tuple[Spec, ...]:
     """The kernels of a score_mod under a causal mask: forward, and backward with gradients of all floats captured."""
     traced, causal = trace(mod, "score_mod"), from_spec("causal", LENGTH)
@@ -130,10 +141,10 @@ def of_score(mod: Callable[..., Any]) -> tuple[Spec, ...]:
 
 def priced() -> list[Spec]:
     """The kernels whose costs the pages tell."""
-    masks = [from_spec(spec, LENGTH) for _, spec, _ in ENTRIES]
-    masks += [found.intervals for found in map(read, functions().values()) if found.predicate is None]
-    scores = functions("score_mods").values()
-    return list(dict.fromkeys(spec for specs in (*map(of_mask, masks), *map(of_score, scores)) for spec in specs))
+    masks = map(of_mask, (from_spec(spec, LENGTH) for _, spec, _ in ENTRIES))
+    mods = map(of_reading, map(read, functions().values()))
+    scores = map(of_score, functions("score_mods").values())
+    return list(dict.fromkeys(spec for specs in (*masks, *mods, *scores) for spec in specs))
 
 
 def costs(rows: dict[str, tuple[Spec, ...]], head: str) -> str:
@@ -154,6 +165,10 @@ def costs(rows: dict[str, tuple[Spec, ...]], head: str) -> str:
 COST = (
     f"What a tile costs at head_dim {HEAD_DIM}, in issue slots of a warp, partial tile / full tile, read off the "
     "machine code (`python docs/make_costs.py`, `cute-attn inspect`):"
+)
+WIDTHS = (
+    f"A tile of a forward that evaluates a function has {graph_tile(HEAD_DIM, HEAD_DIM).n} keys, of another one "
+    f"{default_tile(HEAD_DIM, HEAD_DIM).n}."
 )
 
 
@@ -229,12 +244,12 @@ def functions_text() -> str:
         "Masks of the field as `mask_mod(b, h, q_idx, kv_idx)`, which flex_attention, `create_block_mask` and "
         f"`IntervalMask.from_function` take ([masks.md](masks.md#masks-as-functions)), over {LENGTH} queries and keys, "
         "with tiles of 128 x 128 coloured as in the [gallery](gallery.md). Each says whether it can be read as "
-        "intervals, which is then exact and costs what the intervals cost. The functions and their tensors are in "
+        "intervals, which is then exact and costs what the intervals cost; if not, partial tiles cost what it takes to "
+        "ask a predicate for each of their pairs. The functions and their tensors are in "
         "[mask_mods.py](mask_mods.py); `cute-attn show --mod docs/mask_mods.py:causal` draws one, and any of yours.",
     ]
     readings = {name: read(mod) for name, mod in functions().items()}
-    intervals = {name: of_mask(found.intervals) for name, found in readings.items() if found.predicate is None}
-    parts += [COST, costs(intervals, "mask_mod that is intervals")]
+    parts += [COST, costs({name: of_reading(found) for name, found in readings.items()}, "mask_mod"), WIDTHS]
     for name, mod in functions().items():
         parts += [f"## {name}", str(mod.__doc__), code(mod), said(readings[name]), facts(plane(name, mod))]
         parts += [f"![{name}](images/function_{name}.png)"]
@@ -275,7 +290,7 @@ def scores_text() -> str:
         "[functions.md](functions.md) has masks as functions.",
     ]
     parts += [COST.replace(", in issue", " under a causal mask, in issue")]
-    parts += [costs({name: of_score(mod) for name, mod in functions("score_mods").items()}, "score_mod")]
+    parts += [costs({name: of_score(mod) for name, mod in functions("score_mods").items()}, "score_mod"), WIDTHS]
     for name, mod in functions("score_mods").items():
         parts += [f"## {name}", str(mod.__doc__), code(mod), serving(mod), f"![{name}](images/score_{name}.png)"]
     return "\n\n".join(parts) + "\n"

@@ -78,9 +78,13 @@ def spec_for(
     mask: IntervalMask,
     tile: Tile | None = None,
     score: ScoreForm = PLAIN,
+    predicate: str = "",
     **variant: Any,
 ) -> Spec:
-    """The spec of an operation on a mask: what a launch of it asks for. tile: None for the default. score, variant, and
-    what is raised: as in `spec_of_plan`."""
-    tile = tile or default_tile(op, (head_dim, head_dim_v), has_graph=bool(score.graph))
-    return spec_of_plan(op, PlanForm.of(mask, tile), dtype, (head_dim, head_dim_v), score, **variant)
+    """The spec of an operation on a mask: what a launch of it asks for.
+
+    tile: None for the default. predicate: with a mask of `cute_attn.mask.thinned`. score, variant, and what is raised:
+    as in `spec_of_plan`.
+    """
+    tile = tile or default_tile(op, (head_dim, head_dim_v), has_graph=bool(score.graph or predicate))
+    return spec_of_plan(op, PlanForm.of(mask, tile), dtype, (head_dim, head_dim_v), score, predicate, **variant)

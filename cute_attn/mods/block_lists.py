@@ -44,7 +44,8 @@ def check_lists(
     leading = tuple(partial[1].shape[:-2])
     full = None
     if (full_num is None) != (full_indices is None):
-        raise ValueError("full_kv_num_blocks and full_kv_indices must be given both or neither")
+        alone = "full_kv_num_blocks" if full_indices is None else "full_kv_indices"
+        raise ValueError(f"full_kv_num_blocks and full_kv_indices must be given both or neither, got {alone} alone")
     if full_num is not None:
         full = _check_list("full_kv", full_num, full_indices, block, lengths)
         if full[1].device != partial[1].device:

@@ -76,6 +76,8 @@ class BlockMask:
         q_num_blocks, q_indices, full_q_num_blocks, full_q_indices: kept as they are, and not read: the kv lists decide.
         BLOCK_SIZE: rows and keys of a block, or one int for both.
         mask_mod: `mask_mod(b, h, q_idx, kv_idx)`, for listed blocks that are not full.
+        dq_write_order, dq_write_order_full, dq_kv_order, dq_kv_order_spt: None; our kernels order their sums by
+            themselves.
 
     `create_block_mask` makes one of a function alone and `BlockMask.from_kv_blocks` one of lists. Raises TypeError or
     ValueError naming the argument for lists that do not fit, counts above the width, blocks outside of the keys, and
@@ -107,7 +109,18 @@ class BlockMask:
         full_q_indices: torch.Tensor | None,
         BLOCK_SIZE: int | tuple[int, int] = 128,
         mask_mod: MaskMod = noop_mask,
+        *,
+        dq_write_order: None = None,
+        dq_write_order_full: None = None,
+        dq_kv_order: None = None,
+        dq_kv_order_spt: None = None,
     ) -> None:
+        check_orders(
+            dq_write_order=dq_write_order,
+            dq_write_order_full=dq_write_order_full,
+            dq_kv_order=dq_kv_order,
+            dq_kv_order_spt=dq_kv_order_spt,
+        )
         given = (kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices)
         block = check_block_size(BLOCK_SIZE)
         lengths = check_seq_lengths(seq_lengths)

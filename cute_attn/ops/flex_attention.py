@@ -70,8 +70,9 @@ def flex_attention(
         scale: None means `1 / sqrt(head_dim)`.
         enable_gqa: allows fewer key heads than query heads: query head h uses key head `h // (heads_q / heads_k)`.
         return_lse: returns `(out, lse)`.
-        kernel_options: None, or a dict with `softmax`, "stale" or "exact", as `cute_attn.backend` takes it. It changes
-            no result.
+        kernel_options: None, or a dict of what tunes our kernels and changes no result: `tile` and `backward_tile`, a
+            TileConfig and a BackwardTile of `cute_attn.spec.tiles` or dicts of their fields; `softmax`, "stale" or
+            "exact", as `cute_attn.backend` takes it.
         return_aux: an AuxRequest, ours or torch's: returns `(out, AuxOutput)`.
 
     Returns:
@@ -128,7 +129,9 @@ def _aux_request(return_lse: bool, return_aux: Any) -> AuxRequest:
     if return_aux is None:
         return AuxRequest(lse=return_lse)
     if return_lse:
-        raise ValueError("return_lse must be False where return_aux is given: AuxRequest(lse=True) asks for it")
+        raise ValueError(
+            "return_lse must be False where return_aux is given, got True: AuxRequest(lse=True) asks for it"
+        )
     try:
         wanted = AuxRequest(return_aux.lse, return_aux.max_scores)
     except AttributeError:

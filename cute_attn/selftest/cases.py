@@ -22,8 +22,8 @@ from cute_attn.spec.operation import parse_spec
 from cute_attn.spec.score import ScoreForm
 
 from .decode import DecodeCase, decode_case_for, decode_cases, prefill_case_for
-from .masks import MASKS, kind_of_mask
-from .mods import ANY, SCORE_MODS, Drawn, score_mod_of, wanted_of
+from .masks import MASKS, kind_of_mask, thinned
+from .mods import ANY, SCORE_MODS, Drawn, certain_of, mask_mod_of, score_mod_of, wanted_of
 
 __all__ = ["GROUPS", "AnyCase", "Case", "TestedSpec", "case_for", "case_of", "cases", "profiled", "specs"]
 
@@ -31,7 +31,7 @@ SIMULATED_TOKENS = 300  # at most: a simulated case takes seconds
 # By name, what each is for. A group's cases come in the order of their work, smallest first.
 GROUPS = {
     "smoke": "the smallest forward, backward and decode",
-    "matrix": "every head_dim, kind of mask and of score, small; caches",
+    "matrix": "every head_dim, kind of mask, of what thins it and of score, small; caches",
     "long": "long loops, more work than multiprocessors; not simulated",
     "tools": "few and tiny, for tools that make kernels slow; only when named",
 }
@@ -45,7 +45,8 @@ class Case:
     """One kernel on one problem.
 
     spec: of the kernel; its tile is used whatever tables say. mask: a name of MASKS. tokens: queries; keys as the mask
-    has it. dims: of q and k, and of v; smaller than the spec's where padding is to be seen. scale: None for the usual.
+    has it. mask_mod: what thins it: a name of MASK_MODS; ANY for what the predicate of the spec's mask says; "" for
+    none. dims: of q and k, and of v; smaller than the spec's where padding is to be seen. scale: None for the usual.
     score_mod: a name of SCORE_MODS; ANY for what the spec's graph says; "" for none.
     inputs: "normal", "huge" (logits of a hundred), or "growing" (a larger maximum in every tile of keys).
     public: forward and backward by autograd through flex_flash_attn_func, so also the forward's kernel.
@@ -60,6 +61,7 @@ class Case:
     softcap: float = 0.0
     sink: bool = False
     score_mod: str = ""
+    mask_mod: str = ""
     inputs: str = "normal"
     public: bool = False
 
@@ -74,15 +76,16 @@ class Case:
     @property
     def name(self) -> str:
         s = self.spec
-        plain = ("softcap", "deterministic", "max_logits", "fp32_out", "dlse", "fp32_gradients")
+        plain = ("softcap", "deterministic", "max_logits", "max_scores", "fp32_out", "dlse", "fp32_gradients")
         extras = [name for name in plain if getattr(s, name, False) is True]
         extras += ["exact"] * (getattr(s, "softmax", "") == "exact") + ["fp16"] * (s.dtype == "fp16")
         extras += [f"softcap {self.softcap:g}"] * (self.softcap > 0) + ["sink"] * self.sink
         extras += [f"score_mod {self.score_mod}"] * bool(self.score_mod)
+        extras += [f"thinned by {self.mask_mod}"] * bool(self.mask_mod)
         extras += [f"scale {self.scale}"] * (self.scale is not None) + [self.inputs] * (self.inputs != "normal")
         if isinstance(s, BackwardSpec) and not (s.dq and s.dk and s.dv):
             extras.append("+".join(name for name in ("dq", "dk", "dv") if getattr(s, name)))
-        if s.tile != default_tile(s.op, (s.head_dim, s.head_dim_v), has_graph=bool(s.score.graph)):
+        if s.tile != default_tile(s.op, (s.head_dim, s.head_dim_v), has_graph=bool(s.score.graph or s.mask.predicate)):
             extras.append(f"tile {s.tile}".replace(",", ""))
         dims = f"d{self.dims[0]}" if self.dims[0] == self.dims[1] else f"d{self.dims[0]}/{self.dims[1]}"
         op = "public" if self.public else s.op
@@ -153,6 +156,7 @@ def case_for(spec: TestedSpec) -> AnyCase:
     }
     fields = kinds[spec.score.kind]
     fields |= {"sink": True} if getattr(spec, "sink", False) else {}
+    fields |= {"mask_mod": ANY} if spec.mask.predicate else {}
     name = kind_of_mask(spec.mask)
     # Whole tiles of keys leave the upper bound untested, where a kernel has no test of it.
     tokens = 1000 if spec.mask.has_upper else SIMULATED_TOKENS // spec.tile.n * spec.tile.n
@@ -184,9 +188,22 @@ def _text_of(score_mod: str, op: str) -> str:
     return CapturedGradients(made, wanted_of(score_mod, "", made), torch.device("cpu")).text(sizes)
 
 
+@functools.cache
+def _thinned(mask: str, mask_mod: str) -> tuple[IntervalMask, str]:
+    """The same of what a mask_mod of the table leaves of a mask, and the text of its graph."""
+    whole = _mask(mask)
+    drawn = Drawn(whole.seqlen_q, whole.seqlen_k, 4, torch.Generator(), torch.device("cpu"))
+    made = mask_mod_of(mask_mod, "", drawn)
+    found, _ = thinned(whole, made, certain_of(mask_mod, False, whole), drawn.heads)
+    return found, text_of(made, (1, drawn.heads, drawn.rows, drawn.keys))
+
+
 # ---------------------------------------------------------------- the cases
 
-VARIANTS = ("deterministic", "max_logits", "softmax", "fp32_out", "dlse", "fp32_gradients", "dq", "dk", "dv")
+VARIANTS = (
+    *("deterministic", "max_logits", "max_scores", "softmax", "fp32_out"),
+    *("dlse", "fp32_gradients", "dq", "dk", "dv"),
+)
 
 
 def _case(
@@ -204,7 +221,10 @@ def _case(
         variant["score"] = ScoreForm("graph", _text_of(fields["score_mod"], op))
     if fields.get("sink") and op == "fwd":
         variant["sink"] = True
-    spec = _spec_for(op, dtype, *dims, _mask(mask), **variant)
+    seen = _mask(mask)
+    if fields.get("mask_mod"):
+        seen, variant["predicate"] = _thinned(mask, fields["mask_mod"])
+    spec = _spec_for(op, dtype, *dims, seen, **variant)
     return Case(spec, mask, tokens, dims, **fields)
 
 
@@ -215,6 +235,10 @@ def _group(name: str) -> tuple[Case, ...]:
 
 def _smoke() -> list[Case]:
     return [_case(op, "full", 256, heads=(1, 1)) for op in ("fwd", "bwd")]
+
+
+# What mask_mods thin: one bound a row, both, none, many that are marked.
+THINNED = {"one comparison": "causal", "two comparisons": "window", "documents": "full", "unless certain": "causal"}
 
 
 def _matrix() -> list[Case]:
@@ -233,6 +257,13 @@ def _matrix() -> list[Case]:
         for softmax in ("stale", "exact")
     ]
     found += [_case(op, "causal", score_mod=name) for op in ("fwd", "bwd") for name in SCORE_MODS]
+    found += [
+        _case(op, mask, dims=dims, mask_mod=name)
+        for op in ("fwd", "bwd")
+        for dims in ((128, 128), (64, 64))
+        for name, mask in THINNED.items()
+    ]
+    found += [_case("fwd", max_scores=True, softmax="exact")]
     found += [_case("bwd", "slices", dims=(64, 64), score_mod="distance")]
     found += [_case("fwd", mask, dims=(64, 64), score_mod="distance") for mask in ("full", "packed", "slices")]
     found += [_case("bwd", mask, deterministic=True) for mask in ("full", "causal", "window", "prefix")]

@@ -26,8 +26,8 @@ from cute_attn.spec.forward import ForwardSpec
 
 from .cases import AnyCase, Case
 from .decode import DecodeCase, DecodeProblem, make_decode_problem
-from .masks import MASKS
-from .mods import SCORE_MODS, Drawn, score_mod_of, wanted_of
+from .masks import MASKS, thinned
+from .mods import SCORE_MODS, Drawn, certain_of, mask_mod_of, score_mod_of, wanted_of
 from .plain import plain_attention
 
 __all__ = ["Verdict", "check", "launch", "make_problem"]
@@ -58,6 +58,13 @@ class AttentionProblem:
     out: torch.Tensor | None
     lse: torch.Tensor | None
     score_mod: Traced | None
+    mask_mod: Traced | None  # what thins the mask
+    attended: torch.Tensor | None  # the pairs of a mask that is thinned
+
+    @property
+    def pairs(self) -> torch.Tensor:
+        """bool `(1 or heads_q, seqlen_q, seqlen_k)`."""
+        return self.mask.to_dense().flatten(0, -3) if self.attended is None else self.attended
 
 
 def check(case: AnyCase, backend: KernelBackend, device: torch.device) -> Verdict:
@@ -108,18 +115,27 @@ def make_problem(case: AnyCase, device: torch.device) -> AttentionProblem | Deco
     dtype = NAMED_DTYPES[case.spec.dtype]
     q, k, v, dout = (x.to(dtype).to(device) for x in (q, k, v, dout))
     mask = IntervalMask(mask.lo.to(device), mask.hi.to(device), mask.seqlen_k)
-    score_mod = out = lse = None
+    drawn = Drawn(mask.seqlen_q, mask.seqlen_k, heads_q, numbers, device)
+    score_mod = mask_mod = attended = out = lse = None
     if case.score_mod:
-        drawn = Drawn(mask.seqlen_q, mask.seqlen_k, heads_q, numbers, device)
         score_mod = score_mod_of(case.score_mod, case.spec.score.graph, drawn)
+    if getattr(case.spec, "planes_by_head", False):
+        mask = mask._expanded(1, heads_q)
+    if case.mask_mod:
+        mask_mod = mask_mod_of(case.mask_mod, case.spec.mask.predicate, drawn)
+        has_certain = case.spec.mask.has_certain
+        certain = certain_of(case.mask_mod, has_certain, mask)
+        mask, attended = thinned(mask, mask_mod, certain, heads_q, has_certain)
+    problem = AttentionProblem(mask, q, k, v, dout, sink, dlse, out, lse, score_mod, mask_mod, attended)
     if case.op == "bwd" and not case.public:
         factors = case.softmax_scale, case.softcap
-        if score_mod is None:
-            out, lse, _ = attention_forward(q, k, v, mask.lo, mask.hi, sink, *factors)
+        if score_mod is None and attended is None:
+            out, lse, _ = attention_forward(q, k, v, mask.lo, mask.hi, sink, *factors, mask_heads=mask.heads)
         else:
-            out, lse = plain_attention(q.float(), k.float(), v.float(), mask, sink, *factors, score_mod)
+            inputs = q.float(), k.float(), v.float(), problem.pairs, sink
+            out, lse, _ = plain_attention(*inputs, *factors, score_mod)
             out = out.to(dtype)
-    return AttentionProblem(mask, q, k, v, dout, sink, dlse, out, lse, score_mod)
+    return replace(problem, out=out, lse=lse)
 
 
 def launch(case: AnyCase, p: AttentionProblem | DecodeProblem, backend: KernelBackend, **simulation: object) -> Tensors:
@@ -139,7 +155,7 @@ def launch(case: AnyCase, p: AttentionProblem | DecodeProblem, backend: KernelBa
 def _launched(case: Case, p: AttentionProblem, backend: KernelBackend) -> Tensors:
     spec = case.spec
     if isinstance(spec, ForwardSpec):
-        out, lse, max_logits = forward(
+        out, lse, largest = forward(
             p.q,
             p.k,
             p.v,
@@ -147,14 +163,19 @@ def _launched(case: Case, p: AttentionProblem, backend: KernelBackend) -> Tensor
             softmax_scale=case.softmax_scale,
             softcap=case.softcap,
             score_mod=p.score_mod,
+            predicate=p.mask_mod,
             sink_lse=None if p.sink is None else p.sink.logsumexp(2).transpose(1, 2),
             return_max_logits=spec.max_logits,
+            return_max_scores=spec.max_scores,
             softmax=spec.softmax,
             fp32_out=spec.fp32_out,
             tile=spec.tile,
             backend=backend,
         )
-        return {"out": out, "lse": lse} | ({} if max_logits is None else {"max_logits": max_logits[0]})
+        found = {"out": out, "lse": lse}
+        if largest is not None:
+            found |= {"max_scores": largest} if spec.max_scores else {"max_logits": largest[0]}
+        return found
     assert p.out is not None
     assert p.lse is not None
     captured = None
@@ -174,15 +195,16 @@ def _launched(case: Case, p: AttentionProblem, backend: KernelBackend) -> Tensor
         dlse=p.dlse,
         needs=(spec.dq, spec.dk, spec.dv),
         captured=captured,
+        predicate=p.mask_mod,
         deterministic=spec.deterministic,
         fp32_gradients=spec.fp32_gradients,
         tile=spec.tile,
         backend=backend,
     )
-    found = dict(zip(("dq", "dk", "dv"), gradients, strict=False))
+    flowed = dict(zip(("dq", "dk", "dv"), gradients, strict=False))
     if captured is not None:
-        found |= _captured(captured.gathered(p.lse, p.dlse))
-    return {name: gradient for name, gradient in found.items() if gradient is not None}
+        flowed |= _captured(captured.gathered(p.lse, p.dlse))
+    return {name: gradient for name, gradient in flowed.items() if gradient is not None}
 
 
 def _captured(gradients: Sequence[torch.Tensor | None]) -> dict[str, torch.Tensor | None]:
@@ -231,15 +253,18 @@ def _exact(case: Case, p: AttentionProblem) -> Tensors:
     """By name, in float64."""
     q, k, v, dout = (x.double() for x in (p.q, p.k, p.v, p.dout))
     sink, dlse = (x if x is None else x.double() for x in (p.sink, p.dlse))
-    if p.score_mod is not None:
-        captured = [x.double() if x.is_floating_point() else x for x in p.score_mod.tensors]
-        score_mod = p.score_mod._replace(tensors=captured)
+    if p.score_mod is not None or p.attended is not None:
+        score_mod = p.score_mod
+        if score_mod is not None:
+            captured = [x.double() if x.is_floating_point() else x for x in score_mod.tensors]
+            score_mod = score_mod._replace(tensors=captured)
         return _plain(case, replace(p, q=q, k=k, v=v, dout=dout, dlse=dlse, score_mod=score_mod))
     bounds, factors = (p.mask.lo, p.mask.hi), (case.softmax_scale, case.softcap)
-    out, lse, max_logits = attention_forward(q, k, v, *bounds, sink, *factors)
-    found = {"out": out, "lse": lse, "max_logits": max_logits[0]}
+    heads = p.mask.heads
+    out, lse, max_scores = attention_forward(q, k, v, *bounds, sink, *factors, mask_heads=heads, by_row=True)
+    found = {"out": out, "lse": lse, "max_scores": max_scores, "max_logits": max_scores[0].amax(1)}
     if case.op == "bwd":
-        gradients = attention_backward(dout, dlse, q, k, v, out, lse, *bounds, sink, *factors)
+        gradients = attention_backward(dout, dlse, q, k, v, out, lse, *bounds, sink, *factors, mask_heads=heads)
         named = zip(("dq", "dk", "dv"), gradients, strict=False)
         found |= {name: x for name, x in named if x is not None}
         if gradients.sink is not None:
@@ -256,8 +281,9 @@ def _plain(case: Case, p: AttentionProblem) -> Tensors:
         wanted = wanted_of(case.score_mod, case.spec.score.graph, score_mod)
         captured = [x.detach().clone().requires_grad_(need) for x, need in zip(score_mod.tensors, wanted, strict=True)]
         score_mod = score_mod._replace(tensors=captured)
-    out, lse = plain_attention(q, k, v, p.mask, sink, case.softmax_scale, case.softcap, score_mod)
-    found = {"out": out.detach(), "lse": lse.detach()}
+    out, lse, largest = plain_attention(q, k, v, p.pairs, sink, case.softmax_scale, case.softcap, score_mod)
+    largest = largest.detach()
+    found = {"out": out.detach(), "lse": lse.detach(), "max_scores": largest, "max_logits": largest[0].amax(1)}
     if case.op == "bwd":
         loss = (out * p.dout).sum()
         if p.dlse is not None:
@@ -281,7 +307,7 @@ def _allowed(case: AnyCase, name: str, exact: torch.Tensor, plain: torch.Tensor 
     approximation = 2**-11 * case.softcap  # the hardware's tanh
     if isinstance(case, Case) and case.score_mod:
         approximation = SCORE_MODS[case.score_mod].approximation if case.score_mod in SCORE_MODS else 2**-9
-    if name in ("lse", "max_logits"):
+    if name in ("lse", "max_logits", "max_scores"):
         if approximation:
             return 2 * approximation
         finite = exact[exact.isfinite()]

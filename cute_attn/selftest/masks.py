@@ -8,9 +8,13 @@ import torch
 
 from cute_attn import mask
 from cute_attn.mask import IntervalMask
+from cute_attn.mask.thinned import thin
+from cute_attn.mods.trace import Traced
 from cute_attn.spec.mask import MaskForm
 
-__all__ = ["MASKS", "kind_of_mask"]
+from .mods import held
+
+__all__ = ["MASKS", "kind_of_mask", "thinned"]
 
 
 def _packed(n: int) -> IntervalMask:
@@ -48,3 +52,21 @@ def kind_of_mask(form: MaskForm) -> str:
     if form.layers == 1:
         return "window" if form.has_lower and form.has_upper else "causal" if form.has_upper else "anticausal"
     return {0: "full", 2: "prefix", "many": "slices"}[form.layers]
+
+
+def thinned(
+    mask: IntervalMask, mask_mod: Traced, certain: IntervalMask | None, heads: int, marks: bool = False
+) -> tuple[IntervalMask, torch.Tensor]:
+    """What a mask_mod leaves of a mask, as kernels take it; and the pairs, bool `(1 or heads, rows, keys)`: one plane
+    for all query heads unless it, or the mask, tells them apart.
+
+    certain: pairs of the mask that it leaves whatever it says. marks: whether kernels are told these from others even
+    where it is true in all of them.
+    """
+    heads = heads if mask_mod.graph.reads("h") else mask.heads
+    mask, certain = mask._expanded(1, heads), None if certain is None else certain._expanded(1, heads)
+    said = held(mask_mod, heads, mask.seqlen_q, mask.seqlen_k).to(mask.device)
+    sure = torch.zeros_like(said) if certain is None else certain.to_dense().flatten(0, -3)
+    attended = mask.to_dense().flatten(0, -3) & (said | sure)
+    holds = not marks and bool((said | ~sure).all())
+    return thin(mask, certain, attended.any(2), attended.any(1), holds), attended

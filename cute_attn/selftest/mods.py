@@ -1,4 +1,5 @@
-"""score_mods of the self-test by name, and that of any kernel by its graph: what they read is drawn here."""
+"""score_mods and mask_mods of the self-test by name, and those of any kernel by its graph: what they read is drawn
+here."""
 
 from __future__ import annotations
 
@@ -8,13 +9,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from cute_attn.mask import IntervalMask
 from cute_attn.mods.distance import ROOM, TABLED
+from cute_attn.mods.evaluate import evaluate
 from cute_attn.mods.graph import Graph
 from cute_attn.mods.ranges import with_reads_inside
 from cute_attn.mods.tape import CAPTURED
 from cute_attn.mods.trace import Traced, trace
 
-__all__ = ["ANY", "SCORE_MODS", "Drawn", "score_mod_of", "wanted_of"]
+__all__ = ["ANY", "MASK_MODS", "SCORE_MODS", "Drawn", "certain_of", "held", "mask_mod_of", "score_mod_of", "wanted_of"]
 
 ANY = "any"  # the name of what the graph of a spec says
 _DTYPES = {name: dtype for dtype, (name, _) in CAPTURED.items()}
@@ -71,8 +74,10 @@ SCORE_MODS = {"distance": NamedMod(_distance), "stages": NamedMod(_stages, 2**-1
 def score_mod_of(name: str, graph: str, drawn: Drawn) -> Traced:
     """A score_mod of the table, or the one that has a graph, or whose backward has it, with tensors and numbers that
     keep most graphs finite."""
-    if name != ANY:
-        return SCORE_MODS[name].made(drawn)
+    return _of_graph(graph, drawn) if name == ANY else SCORE_MODS[name].made(drawn)
+
+
+def _of_graph(graph: str, drawn: Drawn) -> Traced:
     marked = Graph.parse(graph)
     marked = marked.only(marked.outputs[:1])
     nodes = tuple(replace(node, op=node.action if node.action == "load" else node.op) for node in marked.nodes)
@@ -96,6 +101,82 @@ def _shape(rank: int, drawn: Drawn) -> tuple[int, ...]:
     """With room for every position and distance in the last two dimensions, for batch elements and heads before."""
     most = drawn.rows + drawn.keys
     return (64,) * (rank - 2) + (most if rank == 2 else 64, most)[-rank:] if rank else ()
+
+
+# ---------------------------------------------------------------- mask_mods
+
+
+@dataclass(frozen=True)
+class NamedMaskMod:
+    """made: what thins the intervals of a problem. has_certain: whether those of the first half of the keys stay whole
+    whatever it says."""
+
+    made: Callable[[Drawn], Traced]
+    has_certain: bool = True
+
+
+def _ranks(drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of rows and of keys, of which the first half come before every row."""
+    of_keys = drawn.floats(drawn.keys)
+    of_keys[: drawn.keys // 2] = -100.0
+    return drawn.floats(drawn.rows + ROOM), of_keys
+
+
+def _one_comparison(drawn: Drawn) -> Traced:
+    rows, keys = _ranks(drawn)
+    return trace(lambda b, h, q, kv: rows[q] >= keys[kv], "mask_mod", drawn.device)
+
+
+def _two_comparisons(drawn: Drawn) -> Traced:
+    (rows, keys), (others, limits) = _ranks(drawn), _ranks(drawn)
+    return trace(lambda b, h, q, kv: (rows[q] >= keys[kv]) & (others[q] + 0.5 > limits[kv]), "mask_mod", drawn.device)
+
+
+def _documents(drawn: Drawn) -> Traced:
+    """Of each head, in any order."""
+    document = drawn.integers(3, drawn.heads, max(drawn.rows, drawn.keys) + ROOM)
+    return trace(lambda b, h, q, kv: document[h, q] == document[h, kv], "mask_mod", drawn.device)
+
+
+def _diagonals(drawn: Drawn) -> Traced:
+    return trace(lambda b, h, q, kv: (q - kv) % 5 < 2, "mask_mod", drawn.device)
+
+
+MASK_MODS = {
+    "one comparison": NamedMaskMod(_one_comparison),
+    "two comparisons": NamedMaskMod(_two_comparisons),
+    "documents": NamedMaskMod(_documents, has_certain=False),
+    "unless certain": NamedMaskMod(_diagonals),
+}
+
+
+def mask_mod_of(name: str, graph: str, drawn: Drawn) -> Traced:
+    """A mask_mod of the table, or the one that has a graph, with tensors and numbers that leave most rows a key."""
+    if name != ANY:
+        return MASK_MODS[name].made(drawn)
+    for _ in range(8):
+        made = _of_graph(graph, drawn)
+        if held(made, drawn.heads, drawn.rows, drawn.keys).any(2).all():
+            break
+    return made
+
+
+def certain_of(name: str, has_certain: bool, mask: IntervalMask) -> IntervalMask | None:
+    """Pairs of a mask that are attended whatever a mask_mod says, None for none; has_certain: of one that a graph
+    has."""
+    if not (has_certain if name == ANY else MASK_MODS[name].has_certain):
+        return None
+    half = mask.seqlen_k // 2
+    return IntervalMask(mask.lo.clamp_max(half), mask.hi.clamp_max(half), mask.seqlen_k, heads=mask.heads)
+
+
+def held(mask_mod: Traced, heads: int, rows: int, keys: int) -> torch.Tensor:
+    """Where a mask_mod is true, bool `(heads, rows, keys)`; it reads captured tensors as kernels do."""
+    device = next((x.device for x in mask_mod.tensors), torch.device("cpu"))
+    b, h, q, kv = (torch.arange(n, dtype=torch.int32, device=device) for n in (1, heads, rows, keys))
+    inputs = {"b": b[0], "h": h[:, None, None], "q": q[:, None], "kv": kv}
+    (found,) = evaluate(mask_mod.graph, inputs, mask_mod.tensors, mask_mod.scalars, torch.float32, clamps=True)
+    return found.expand(heads, rows, keys)
 
 
 def wanted_of(name: str, graph: str, score_mod: Traced) -> list[bool]:

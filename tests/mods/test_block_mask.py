@@ -1,5 +1,6 @@
 """BlockMask: its fields are torch's, and what it attends is what its lists and its mask_mod say."""
 
+import inspect
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from torch.nn.attention import flex_attention as theirs
 import cute_attn
 from cute_attn import BlockMask, IntervalMask, and_masks, create_block_mask, create_mask, noop_mask, or_masks
 from cute_attn import mask as masks
+from cute_attn.mask.blocks import BlockGrid
 from cute_attn.mods.block_mask import FIELDS, as_block_mask
 
 DOCUMENTS = torch.arange(1000) // 170
@@ -138,6 +140,33 @@ def transposed_of(counts, indices, rows):
     return found.transpose(-2, -1)
 
 
+def test_the_lists_of_keys_alone_decide():
+    """Whatever the lists of queries hold, which are kept as they came."""
+    made = create_block_mask(MODS["thinned"], **SHAPE)
+    nested = made.as_tuple(flatten=False)
+    rubbish = [x.clone().fill_(-7) for x in nested[5:9]]
+    for queries in (rubbish, [None] * 4):
+        mask = BlockMask(*nested[:5], *queries, *nested[9:])
+        assert torch.equal(attended(mask.reading(), 2, 3), attended(made.reading(), 2, 3))
+        assert [mask.q_num_blocks, mask.q_indices, mask.full_q_num_blocks, mask.full_q_indices] == list(queries)
+
+
+def test_what_is_out_of_range_lists_nothing_where_nobody_looks():
+    """On a GPU, where refusing it would wait."""
+    counts, indices = torch.tensor([[[3, 9]]]), torch.tensor([[[[7, 1, -1], [0, 2, 2]]]])
+    grid = BlockGrid.from_lists((counts, indices), (counts - 2, indices + 1), (4, 8), 8, 20)
+    assert grid.listed.to_dense()[0].int().tolist() == [[0, 1, 0], [1, 1, 1]]
+    assert grid.full.to_dense()[0].int().tolist() == [[0, 0, 0], [0, 1, 0]]
+
+
+def test_a_function_that_reads_neither_batch_nor_head_makes_one_plane():
+    for name, planes in (("causal", (1, 1)), ("by head", (1, 3)), ("table", (2, 1)), ("thinned", (2, 1))):
+        mask = create_block_mask(MODS[name], **SHAPE)
+        reading = mask.reading()
+        assert (reading.intervals.batch, reading.intervals.heads) == planes
+        assert mask.kv_indices.shape[:2] == (2, 3)
+
+
 def test_lists_may_lack_batch_and_heads_and_be_compact():
     counts, indices = torch.tensor([1, 2]), torch.tensor([[3, 9], [1, 0]])
     mask = BlockMask.from_kv_blocks(counts, indices, BLOCK_SIZE=(2, 4), seq_lengths=(4, 15))
@@ -156,6 +185,7 @@ def test_what_lies_in_full_blocks_alone_is_intervals_though_the_mask_mod_is_none
 
 
 ONE, TWO = torch.ones(1, 1, 1, dtype=torch.int32), torch.zeros(1, 1, 1, 2, dtype=torch.int32)
+TWO_HEADS = {"kv_num_blocks": ONE.expand(1, 2, 1), "kv_indices": TWO.expand(1, 2, 1, 2)}
 
 
 @pytest.mark.parametrize(
@@ -172,12 +202,28 @@ ONE, TWO = torch.ones(1, 1, 1, dtype=torch.int32), torch.zeros(1, 1, 1, 2, dtype
         (
             {"full_kv_num_blocks": ONE},
             ValueError,
-            "full_kv_num_blocks and full_kv_indices must be given both or neither",
+            "full_kv_num_blocks and full_kv_indices must be given both or neither, got full_kv_num_blocks alone",
         ),
         (
             {"full_kv_num_blocks": ONE, "full_kv_indices": TWO + 7},
             ValueError,
             "full_kv_indices must be in [0, 2), the blocks of 128 of the 256 keys of seq_lengths, got 7",
+        ),
+        (
+            {"full_kv_num_blocks": ONE.expand(2, 3, 1), "full_kv_indices": TWO.expand(2, 3, 1, 2), **TWO_HEADS},
+            ValueError,
+            "full_kv_indices must have the batch and heads of kv_indices, (1, 2), or 1, got (2, 3)",
+        ),
+        ({"kv_num_blocks": ONE.to("meta")}, ValueError, "kv_num_blocks must be on cpu as kv_indices, got meta"),
+        (
+            {"full_kv_num_blocks": ONE.to("meta"), "full_kv_indices": TWO.to("meta")},
+            ValueError,
+            "full_kv_indices must be on cpu as kv_indices, got meta",
+        ),
+        (
+            {"seq_lengths": (-1, 256)},
+            ValueError,
+            "seq_lengths[0] must be an int >= 0 and below 2^31, got -1",
         ),
         ({"seq_lengths": (300, 256)}, ValueError, "kv_indices must have a row for each block of 128 of the 300 rows"),
         ({"seq_lengths": 5}, ValueError, "seq_lengths must be two ints, rows and keys, got 5"),
@@ -188,6 +234,8 @@ ONE, TWO = torch.ones(1, 1, 1, dtype=torch.int32), torch.zeros(1, 1, 1, 2, dtype
         ({"mask_mod": int}, TypeError, "mask_mod must take (b, h, q_idx, kv_idx)"),
         ({"compute_q_blocks": 1}, TypeError, "compute_q_blocks must be True or False"),
         ({"dq_write_order": TWO}, ValueError, "dq_write_order must be None"),
+        ({"dq_write_order_full": TWO}, ValueError, "dq_write_order_full must be None"),
+        ({"dq_kv_order": TWO}, ValueError, "dq_kv_order must be None"),
     ],
 )
 def test_lists_that_do_not_fit_are_refused(arguments, error, message):
@@ -206,12 +254,71 @@ def test_lists_that_do_not_fit_are_refused(arguments, error, message):
         ({"device": "nowhere"}, ValueError, "device must be one that is here, got 'nowhere'"),
         ({"separate_full_blocks": None}, TypeError, "separate_full_blocks must be True or False"),
         ({"compute_dq_write_order": True}, ValueError, "compute_dq_write_order must be None"),
+        ({"dq_kv_order": True}, ValueError, "dq_kv_order must be None, as our kernels order their sums"),
         ({"mask_mod": lambda b, h, q, k: torch.sort(q) > k}, ValueError, "mask_mod uses sort"),
     ],
 )
 def test_arguments_of_create_block_mask_are_checked(arguments, error, message):
     with pytest.raises(error, match=re.escape(message)):
         create_block_mask(**{"mask_mod": MODS["causal"], **SHAPE, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: create_mask(5, 1, 1, 3, 3), "mod_fn must be a mask_mod or a score_mod, got 5"),
+        (lambda: create_mask(lambda q, k: q, 1, 1, 3, 3), "mod_fn must take (score, b, h, q_idx, kv_idx)"),
+        (lambda: and_masks(MODS["causal"], 5), "mask_mods[1] must be a function mask_mods[1](b, h, q_idx, kv_idx)"),
+        (lambda: or_masks(lambda q, k: q), "mask_mods[0] must take (b, h, q_idx, kv_idx)"),
+    ],
+)
+def test_what_is_no_mod_is_refused_by_the_name_of_its_argument(make, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("mine", "torchs"),
+    [
+        (cute_attn.flex_attention, theirs.flex_attention),
+        (create_block_mask, theirs.create_block_mask),
+        (create_mask, theirs.create_mask),
+        (BlockMask, theirs.BlockMask),
+        (BlockMask.from_kv_blocks, theirs.BlockMask.from_kv_blocks),
+        (BlockMask.as_tuple, theirs.BlockMask.as_tuple),
+        (BlockMask.to_string, theirs.BlockMask.to_string),
+    ],
+    ids=lambda x: x.__name__,
+)
+def test_arguments_are_those_of_torch_and_have_its_defaults(mine, torchs):
+    """Those of an older torch are fewer."""
+    ours = inspect.signature(mine).parameters
+    found = [ours.get(name) for name in inspect.signature(torchs).parameters]
+    wanted = list(inspect.signature(torchs).parameters.values())
+    assert [x and (x.name, x.kind) for x in found] == [(x.name, x.kind) for x in wanted]
+    at_their_place = [x.name for x in wanted if x.kind == x.POSITIONAL_OR_KEYWORD]
+    assert list(ours)[: len(at_their_place)] == at_their_place
+    apart = {"BLOCK_SIZE", "mask_mod", "compute_dq_write_order", "dq_kv_order"}  # other ways to say the same
+    assert [x.default for x in found if x.name not in apart] == [x.default for x in wanted if x.name not in apart]
+
+
+def test_orders_of_sums_are_taken_as_none_alone():
+    lists = create_block_mask(MODS["causal"], **SHAPE).as_tuple(flatten=False)
+    orders = ("dq_write_order", "dq_write_order_full", "dq_kv_order", "dq_kv_order_spt")
+    assert BlockMask(*lists, **dict.fromkeys(orders)).shape == (2, 3, 300, 420)
+    for name in orders:
+        with pytest.raises(
+            ValueError, match=f"{name} must be None, as our kernels order their sums by themselves, got"
+        ):
+            BlockMask(*lists, **{name: TWO})
+
+
+def test_a_mask_lies_on_the_current_accelerator_unless_told_another(monkeypatch):
+    here = torch.accelerator.current_accelerator() or torch.device("cpu")
+    assert create_block_mask(MODS["everything"], **SHAPE).device.type == here.type
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
+    assert create_mask(MODS["causal"], **SHAPE).device.type == "meta"
+    assert create_mask(MODS["causal"], **SHAPE, device="cpu").device.type == "cpu"
 
 
 def test_fields_are_not_assigned():

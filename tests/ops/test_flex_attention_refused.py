@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from torch.nn.attention import flex_attention as torch_flex
 
 from cute_attn import AuxRequest, IntervalMask, backend, flex_attention, mask
 
@@ -68,7 +69,7 @@ def test_a_ratio_of_heads_that_is_none(heads):
         (TypeError, r"return_aux.lse must be True or False, got 1", {"return_aux": AuxRequest(lse=1)}),
         (
             ValueError,
-            r"return_lse must be False where return_aux is given",
+            r"return_lse must be False where return_aux is given, got True: AuxRequest\(lse=True\) asks for it",
             {"return_lse": True, "return_aux": AuxRequest()},
         ),
         (
@@ -126,6 +127,12 @@ def test_a_ratio_of_heads_that_is_none(heads):
 )
 def test_arguments_that_are_wrong(error, match, arguments):
     refused(error, match, **arguments)
+
+
+def test_every_option_of_torchs_kernels_can_be_left_out():
+    options = getattr(torch_flex, "FlexKernelOptions", None)  # an older torch does not list them
+    for name in () if options is None else options.__annotations__:
+        refused(ValueError, f"must not have '{name}', which tunes torch's Triton kernels", kernel_options={name: 1})
 
 
 @pytest.mark.parametrize("lengths", [(6, 9), (5, 8), (128, 128)])

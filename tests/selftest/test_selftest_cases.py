@@ -2,6 +2,7 @@
 
 import functools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from cute_attn.mods.trace import trace
 from cute_attn.selftest.cases import GROUPS, case_for, case_of, cases, profiled, specs
 from cute_attn.selftest.check import make_problem
 from cute_attn.selftest.masks import MASKS
-from cute_attn.selftest.mods import SCORE_MODS
+from cute_attn.selftest.mods import MASK_MODS, SCORE_MODS
 from cute_attn.spec.attention import HEAD_DIMS
 from cute_attn.spec.backward import BackwardSpec
 from cute_attn.spec.decode import DECODE_HEAD_DIMS, GATHER, DecodeSpec, DecodeTile
@@ -58,7 +59,7 @@ def test_a_case_has_one_kernel_at_every_size():
         schedule = MASKS[case.mask](case.tokens).schedule((case.spec.tile.m, case.spec.tile.n))
         layers = case.spec.mask.layers
         few = 3 if layers == "many" else layers
-        assert layers == 0 or schedule.layers >= min(few, 2) or case.softcap, case.name
+        assert layers == 0 or schedule.layers >= min(few, 2) or case.softcap or case.mask_mod, case.name
 
 
 def test_cases_have_names_of_their_own_and_come_smallest_first():
@@ -87,7 +88,15 @@ def test_the_matrix_covers_what_kernels_differ_in():
         assert any(case.heads[0] > case.heads[1] for case in found if case.op == op)
         assert any(case.tokens % 128 for case in found if case.op == op)
     assert {s.spec.score.kind for s in found if s.op == "fwd"} == {"plain", "scaled", "softcap", "graph"}
-    assert all({s.score_mod for s in found if s.op == op} == {"", *SCORE_MODS} for op in ("fwd", "bwd"))
+    for op in ("fwd", "bwd"):
+        assert {s.score_mod for s in found if s.op == op} == {"", *SCORE_MODS}
+        mine = [s for s in found if s.op == op and s.mask_mod]
+        for dim in (64, 128):
+            assert {s.mask_mod for s in mine if s.dims == (dim, dim)} == set(MASK_MODS)
+        assert {s.spec.mask.layers for s in mine} == {0, 1, "many"}
+        assert {s.spec.mask.has_certain for s in mine} == {False, True}
+    assert {s.spec.planes_by_head for s in found if s.op == "bwd"} == {False, True}
+    assert any(s.spec.max_scores for s in found if s.op == "fwd")
     mine = [case.spec for case in found if case.op == "decode"]
     assert {(s.head_dim, s.head_dim_v) for s in mine} == set(DECODE_HEAD_DIMS)
     assert {s.cache for s in mine} == {"same", "int8", "e4m3", "e5m2"}
@@ -145,7 +154,7 @@ def test_a_score_mod_that_is_left_out_is_found(name, monkeypatch):
 
     def launch(case, problem, backend, score_mod=None):
         q, k, v = (x.double() for x in (problem.q, problem.k, problem.v))
-        out, lse = check.plain_attention(q, k, v, problem.mask, None, case.softmax_scale, 0.0, score_mod)
+        out, lse, _ = check.plain_attention(q, k, v, problem.pairs, None, case.softmax_scale, 0.0, score_mod)
         note(case.spec)
         return {"out": out.float(), "lse": lse.float()}
 
@@ -156,11 +165,52 @@ def test_a_score_mod_that_is_left_out_is_found(name, monkeypatch):
     assert check.check(case, "sim", torch.device("cpu")).wrong == ""
 
 
+def thinned_cases():
+    return [c for c in cases(["matrix"], simulated=True) if c.op in ("fwd", "bwd") and c.mask_mod]
+
+
+@pytest.mark.parametrize(("op", "name"), [*(("fwd", name) for name in MASK_MODS), ("bwd", "unless certain")])
+def test_a_mask_mod_that_is_left_out_is_found(name, op, monkeypatch):
+    from cute_attn.selftest import check
+
+    (case,) = (c for c in thinned_cases() if (c.op, c.mask_mod, c.dims) == (op, name, (64, 64)))
+    names = ("dq", "dk", "dv") if op == "bwd" else ("out", "lse")
+
+    def launch(case, problem, backend, asks=False):
+        """A reference in place of the kernel."""
+        note(case.spec)
+        seen = problem.attended if asks else replace(problem, attended=None).pairs
+        found = check._exact(case, replace(problem, attended=seen))
+        return {x: found[x].float() for x in names}
+
+    monkeypatch.setattr(check, "launch", launch)
+    assert check.check(case, "sim", torch.device("cpu")).wrong.startswith(f"{names[0]} is off")
+    monkeypatch.setattr(check, "launch", functools.partial(launch, asks=True))
+    assert check.check(case, "sim", torch.device("cpu")).wrong == ""
+
+
+def test_kernels_meet_tiles_that_a_mask_mod_leaves_whole_and_others():
+    for case in thinned_cases():
+        grid = make_problem(case, torch.device("cpu")).mask.schedule((case.spec.tile.m, case.spec.tile.n)).to_grid()
+        assert (grid == 1).any()
+        assert (grid == 2).any() or case.mask_mod in ("two comparisons", "documents")
+
+
 TABLES = torch.zeros(3, 3, dtype=torch.bfloat16), torch.zeros(3, dtype=torch.bool), torch.zeros(())
 
 
 def of_a_user(score, b, h, q, k):
     return torch.where(TABLES[1][k], score * TABLES[2], score) + TABLES[0][h, q] * 2.5 + (q - k) // 7
+
+
+def of_a_users_mask(b, h, q, k):
+    return (TABLES[1][k] | ((q - k) % 7 < 3)) & (TABLES[0][h, q] != 2.5)
+
+
+BY_HEAD, FOR_ALL = (
+    text_of(trace(mask_mod, "mask_mod"), (1, 4, 300, 300))
+    for mask_mod in (of_a_users_mask, lambda b, h, q, k: TABLES[1][k] | (q * k % 7 == 2))
+)
 
 
 def of_a_users_backward():
@@ -174,6 +224,13 @@ def of_a_users_backward():
     [
         ForwardSpec(score=ScoreForm("graph", text_of(trace(of_a_user, "score_mod"), (1, 4, 300, 300)))),
         BackwardSpec(score=ScoreForm("graph", of_a_users_backward())),
+        ForwardSpec(mask=MaskForm(2, True, predicate=BY_HEAD)),
+        ForwardSpec(mask=MaskForm("many", True, predicate=BY_HEAD, has_certain=True), tile=TileConfig(128, 32)),
+        BackwardSpec(mask=MaskForm(predicate=BY_HEAD), planes_by_head=True),
+        BackwardSpec(mask=MaskForm("many", True, predicate=FOR_ALL, has_certain=True), planes_by_head=True),
+        BackwardSpec(mask=MaskForm(1, predicate=FOR_ALL)),
+        BackwardSpec(mask=MaskForm(1), planes_by_head=True),
+        ForwardSpec(softmax="exact", max_scores=True),
         ForwardSpec(mask=MaskForm(1, True, has_upper=False)),
         ForwardSpec(mask=MaskForm(2, True), score=ScoreForm("softcap"), sink=True),
         ForwardSpec(mask=MaskForm("many", True), score=ScoreForm("scaled"), fp32_out=True, dtype="fp16"),
