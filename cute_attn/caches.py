@@ -106,21 +106,22 @@ def _scale_of_rows(scales: Tensor | None, new: Tensor) -> Tensor | None:
 
 
 def _written(page: Tensor, within: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Page and token of each write, which of them are there, and number `(1,)` of one that is, without asking the
-    device how many those are.
+    """Page and token of each write, the number of what is written there, and whether anything is, `(1,)`; the device is
+    not asked how much that is.
 
-    What is not there repeats that one, so that no two writes of one place differ; where none is there, all go to the
+    What is not there repeats one that is, so that no two writes of one place differ; where none is there, all go to the
     place (0, 0).
     """
     page, within, there = page.flatten(), within.flatten(), there.flatten()
     one = there.int().argmax(0, keepdim=True)  # an index of no dimensions would be read by the host
-    page, within = (torch.where(there, x, torch.where(there[one], x[one], 0)) for x in (page, within))
-    return page, within, there, one
+    number = torch.where(there, torch.arange(len(there), device=there.device), one)
+    is_any = there[one]
+    page, within = (torch.where(is_any, x[number], 0) for x in (page, within))
+    return page, within, number, is_any
 
 
-def _write(target: Tensor, values: Tensor, page: Tensor, within: Tensor, there: Tensor, one: Tensor) -> None:
+def _write(target: Tensor, values: Tensor, page: Tensor, within: Tensor, number: Tensor, is_any: Tensor) -> None:
     """`target[page, within] = values`, of places as `_written` gives them: (0, 0) gets what it has if none is there."""
-    values = values.flatten(0, 1)
-    shape = -1, *[1] * (values.ndim - 1)
-    instead = torch.where(there[one].view(shape), values[one], target[0, 0])
-    target.index_put_((page, within), torch.where(there.view(shape), values, instead))
+    values = values.flatten(0, 1)[number]
+    is_any = is_any.view(1, *[1] * (values.ndim - 1))
+    target.index_put_((page, within), torch.where(is_any, values, target[0, 0]))
