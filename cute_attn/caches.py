@@ -80,11 +80,11 @@ def append(k: Tensor, v: Tensor, cache: KVCache) -> None:
     A position past the capacity and one whose page is none of the pool is written nowhere. Nothing is read back to the
     host.
     """
+    if k.numel() == 0 or cache.keys.numel() == 0 or cache.capacity == 0:
+        return
     steps = torch.arange(k.shape[1], device=k.device)
-    places = cache.places(cache.lengths.long()[:, None] + steps)
+    places = _written(*cache.places(cache.lengths.long()[:, None] + steps))
     for new, target, scales in ((k, cache.keys, cache.key_scales), (v, cache.values, cache.value_scales)):
-        if new.numel() == 0 or target.numel() == 0 or cache.capacity == 0:
-            continue
         if target.dtype in EIGHT_BITS:
             wide = new.to(torch.promote_types(new.dtype, torch.float32))
             given = _scale_of_rows(scales, wide)
@@ -105,18 +105,23 @@ def _scale_of_rows(scales: Tensor | None, new: Tensor) -> Tensor | None:
     return (scales[:, None] if scales.ndim == 2 else scales).expand(new.shape[:3])
 
 
-def _write(target: Tensor, values: Tensor, page: Tensor, within: Tensor, there: Tensor) -> None:
-    """`target[page, within] = values` where `there`, without asking the device how many that are.
+def _written(page: Tensor, within: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Page and token of each write, the number of what is written there, and whether anything is, `(1,)`; the device is
+    not asked how much that is.
 
-    What is not there repeats the first write that is, so that no two writes of one place differ; where there is none,
-    the place (0, 0) gets what it has.
+    What is not there repeats one that is, so that no two writes of one place differ; where none is there, all go to the
+    place (0, 0).
     """
-    there = there.flatten()
-    first = there.int().argmax()
-    page, within = (torch.where(there, x.flatten(), x.flatten()[first]) for x in (page, within))
-    values = values.flatten(0, 1)
-    any_there = there.any()
-    page, within = (torch.where(any_there, x, 0) for x in (page, within))
-    keep = there.view(-1, *[1] * (values.ndim - 1))
-    values = torch.where(keep, values, torch.where(any_there, values[first], target[0, 0]))
-    target.index_put_((page, within), values)
+    page, within, there = page.flatten(), within.flatten(), there.flatten()
+    one = there.int().argmax(0, keepdim=True)  # an index of no dimensions would be read by the host
+    number = torch.where(there, torch.arange(len(there), device=there.device), one)
+    is_any = there[one]
+    page, within = (torch.where(is_any, x[number], 0) for x in (page, within))
+    return page, within, number, is_any
+
+
+def _write(target: Tensor, values: Tensor, page: Tensor, within: Tensor, number: Tensor, is_any: Tensor) -> None:
+    """`target[page, within] = values`, of places as `_written` gives them: (0, 0) gets what it has if none is there."""
+    values = values.flatten(0, 1)[number]
+    is_any = is_any.view(1, *[1] * (values.ndim - 1))
+    target.index_put_((page, within), torch.where(is_any, values, target[0, 0]))

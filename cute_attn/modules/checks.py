@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from ..backend import resolve
@@ -19,6 +20,7 @@ __all__ = [
     "Cache",
     "check_cache_lengths",
     "check_caches",
+    "check_floating",
     "check_heads",
     "check_indexer_mask",
     "check_is_tensor",
@@ -92,16 +94,21 @@ def check_is_tensor(name: str, x: object) -> None:
         raise TypeError(f"{name} must be {allowed}, got {shown(x)}")
 
 
+def check_floating(name: str, x: Tensor) -> None:
+    """A dense tensor `(batch, length, heads, head_dim)` of one of our dtypes."""
+    check_is_tensor(name, x)
+    check_is_dense(name, x)
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{name} must be bfloat16, float16, float32 or float64, got {x.dtype}")
+    if x.ndim != 4:
+        raise ValueError(f"{name} must have shape (batch, length, heads, head_dim), got {tuple(x.shape)}")
+
+
 def check_qkv(query: Tensor, named: Sequence[tuple[str, Tensor]]) -> None:
     """query `(b, t, heads_q, d)`, and a key and a value with their names that fit it, `(b, s, heads_k, d or dv)`."""
     (key_name, key), (value_name, value) = named
     for name, x in (("query", query), *named):
-        check_is_tensor(name, x)
-        check_is_dense(name, x)
-        if x.dtype not in DTYPES:
-            raise TypeError(f"{name} must be bfloat16, float16, float32 or float64, got {x.dtype}")
-        if x.ndim != 4:
-            raise ValueError(f"{name} must have shape (batch, length, heads, head_dim), got {tuple(x.shape)}")
+        check_floating(name, x)
         if x.dtype != query.dtype:
             raise TypeError(f"{name} must have the dtype of query, {query.dtype}, got {x.dtype}")
         if x.device != query.device:
@@ -142,6 +149,8 @@ def check_quantised(name: str, x: KVTensor, kv_quant: KVQuant | None) -> None:
 
 def check_cache_lengths(name: str, lengths: object, batch: int, length: int, device: torch.device) -> Tensor:
     """How many keys of a cache there are, `(batch,)`; an int for all."""
+    if isinstance(lengths, np.integer):
+        lengths = int(lengths)
     if is_int(lengths):
         if not 0 <= lengths <= length:
             raise ValueError(f"{name} must be in [0, {length}], as long as the cache is, got {lengths}")
@@ -203,8 +212,11 @@ def check_indexer_mask(indexer_mask: object, query: Tensor, keys: int) -> None:
 def check_page_state(page_state: Any, slot: object) -> None:
     if slot is not None:
         raise ValueError(f"slot is not supported: it must be None, got {slot!r}")
+    if page_state is None:
+        return
     for name in ("page_map", "sequence_lengths"):
-        if page_state is not None and not isinstance(getattr(page_state, name, None), Tensor):
+        if not isinstance(x := getattr(page_state, name, None), Tensor):
             raise TypeError(
                 f"page_state must be None or have page_map and sequence_lengths, two tensors, got {shown(page_state)}"
             )
+        check_integer_tensor(f"{name} of page_state", x)

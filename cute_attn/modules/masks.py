@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
+from ..kinds import is_int
 from ..mask import IntervalMask, causal, chunked_causal
 from ..mask.checks import check_number, shown
 
@@ -45,7 +47,7 @@ class _ComparedMask(IntervalMask):
     def __getitem__(self, index: slice | tuple[Index, Index]) -> Any:
         if not isinstance(index, tuple):
             return super().__getitem__(index)
-        if len(index) != 2 or not all(isinstance(part, (slice, int)) for part in index):
+        if len(index) != 2 or not all(isinstance(part, slice) or is_int(part, np.integer) for part in index):
             raise TypeError(f"a mask takes [rows] or [rows, cols] of slices and ints, got {index!r}")
         places = (torch.arange(size, device=self.device) for size in self.shape)
         row, column = (place[part] for place, part in zip(places, index, strict=True))

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import re
+from typing import Any, NoReturn, Protocol
 
 import torch
 
@@ -61,7 +62,7 @@ def check_pages(
 
 def attend_pages(op: Layer, query: Tensor, pools: checks.Cache, page_state: Any, sinks: Tensor | None) -> Tensor:
     """The last rows of each sequence over its pages, `(b, t, heads, dv)`; without gradient."""
-    out, _ = attend_cache(op, query, pools, page_state.sequence_lengths, sinks, page_state.page_map.int())
+    out, _ = attend_cache(op, query, pools, page_state.sequence_lengths, sinks, page_state.page_map)
     return out
 
 
@@ -88,34 +89,59 @@ def attend_cache(
 
     lengths: None for all of a cache without pages.
     """
-    checks.check_is_tensor("query", query)
+    checks.check_floating("query", query)
     checks.check_sinks(sinks, query)
     key_name, value_name = cache.names
     (key, key_scale), (value, value_scale) = (
-        _read(name, x, op) for name, x in ((key_name, cache.key), (value_name, cache.value))
+        _read(name, x, query, op) for name, x in ((key_name, cache.key), (value_name, cache.value))
     )
     checks.check_heads(query, key_name, key, op.num_query_heads, op.num_kv_heads)
-    return flash_attn_with_kvcache(
-        query,
-        key,
-        value,
-        cache_seqlens=None if lengths is None else lengths.int(),
-        page_table=page_map,
-        k_descale=key_scale,
-        v_descale=value_scale,
-        softmax_scale=op.scale,
-        causal=op.reach.right == 0,
-        window_size=(op.reach.left, op.reach.right),
-        softcap=op.attn_logits_soft_cap,
-        sink=sinks,
-        return_softmax_lse=True,
-    )  # type: ignore[return-value]
+    try:
+        return flash_attn_with_kvcache(
+            query,
+            key,
+            value,
+            cache_seqlens=None if lengths is None else _int32(lengths),
+            page_table=None if page_map is None else _int32(page_map),
+            k_descale=key_scale,
+            v_descale=value_scale,
+            softmax_scale=op.scale,
+            causal=op.reach.right == 0,
+            window_size=(op.reach.left, op.reach.right),
+            softcap=op.attn_logits_soft_cap,
+            sink=sinks,
+            return_softmax_lse=True,
+        )  # type: ignore[return-value]
+    except (TypeError, ValueError, NotImplementedError) as error:
+        _raise_in_names_of_the_layer(error, key_name, value_name, "lengths" if page_map is None else None)
 
 
-def _read(name: str, x: Tensor | KVTensor, op: Layer) -> tuple[Tensor, Tensor | None]:
+def _raise_in_names_of_the_layer(error: Exception, key: str, value: str, lengths: str | None) -> NoReturn:
+    names = {
+        "q": "query",
+        "k_cache": key,
+        "v_cache": value,
+        "k_descale": f"scale of {key}",
+        "v_descale": f"scale of {value}",
+        "page_table": "page_map of page_state",
+        "cache_seqlens": lengths or "sequence_lengths of page_state",
+        "sink": "sinks",
+    }
+    raise type(error)(re.sub(rf"\b({'|'.join(names)})\b", lambda name: names[name[0]], str(error))) from None
+
+
+def _int32(x: Tensor) -> Tensor:
+    """Integers as int32; one that does not fit is no length and no page afterwards either."""
+    return x if x.dtype == torch.int32 else x.long().clamp(-1, 2**31 - 1).int()
+
+
+def _read(name: str, x: Tensor | KVTensor, query: Tensor, op: Layer) -> tuple[Tensor, Tensor | None]:
     """What a cache holds and, of a quantised one, the scales of tokens and heads."""
     if not isinstance(x, KVTensor):
         checks.check_is_tensor(name, x)
+        if x.dtype != query.dtype:
+            raise TypeError(f"{name} must have the dtype of query, {query.dtype}, or be a KVTensor, got {x.dtype}")
+        checks.check_floating(name, x)
         return x, None
     checks.check_quantised(name, x, op.kv_quant)
     scale = x.scale[..., 0].expand(x.shape[:3])

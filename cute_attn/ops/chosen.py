@@ -82,8 +82,7 @@ def _moba(query: Tensor, key: Tensor, block: int, top_k: int, first: int) -> Int
     batch, rows, heads, _ = query.shape
     keys = key.shape[1]
     position = torch.arange(first, first + rows, device=query.device)
-    choice = _best_blocks(query, _means(key, block), position // block, top_k)
-    row, begin, end = runs(choice.flatten(0, 2))
+    row, begin, end = _best_blocks(query, _means(key, block), position // block, top_k)
     hi = torch.minimum((end * block).clamp(max=keys), position[row % max(1, rows)] + 1)
     planes = batch * heads
     bounds = stack_layers(row, begin * block, hi, rows=planes * rows)
@@ -100,23 +99,30 @@ def _means(key: Tensor, block: int) -> Tensor:
     return torch.cat([means, rest.to(dtype).mean(1, keepdim=True)], 1) if rest.shape[1] else means
 
 
-def _best_blocks(query: Tensor, means: Tensor, own: Tensor, top_k: int) -> Tensor:
-    """bool `(b, heads_q, t, blocks)`. own: `(t,)`, the block at which each row stands."""
+def _best_blocks(query: Tensor, means: Tensor, own: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, first block and end of the runs of best blocks, in order; rows are those of `(b, heads_q, t)`, flat.
+
+    own: `(t,)`, the block at which each row stands. Of what is looked at together nothing but the runs is kept.
+    """
     batch, rows, heads, _ = query.shape
     count = means.shape[1]
     number = torch.arange(count, device=query.device)
-    choice = torch.zeros(batch, heads, rows, count, dtype=torch.bool, device=query.device)
+    found = [(torch.zeros(0, dtype=torch.int64, device=query.device),) * 3]
     at_once = max(1, AT_ONCE // max(1, batch * heads * count))
     grouped = query.unflatten(2, (means.shape[2], -1))
-    for begin in range(0, rows, at_once):
-        here = slice(begin, min(begin + at_once, rows))
+    for first in range(0, rows, at_once):
+        here = slice(first, min(first + at_once, rows))
         gates = torch.einsum("btkgd,bnkd->bkgtn", grouped[:, here].to(means.dtype), means).flatten(1, 2)
         behind, standing = (own[here, None] > number), (own[here, None] == number)
         gates = gates.masked_fill(~behind, -torch.inf).masked_fill(standing, torch.inf)
         order = gates.sort(stable=True, dim=-1, descending=True).indices  # topk has no rule for equal ones
-        best = torch.zeros_like(choice[:, :, here]).scatter_(-1, order[..., : min(top_k, count)], True)
-        choice[:, :, here] = (best & behind) | standing
-    return choice
+        best = torch.zeros_like(gates, dtype=torch.bool).scatter_(-1, order[..., : min(top_k, count)], True)
+        row, begin, end = runs(((best & behind) | standing).flatten(0, 2))
+        size = here.stop - first
+        found.append((row // size * rows + first + row % size, begin, end))
+    row, begin, end = (torch.cat(parts) for parts in zip(*found, strict=True))
+    row, order = row.sort(stable=True)
+    return row, begin[order], end[order]
 
 
 # ---------------------------------------------------------------- the indexer

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..caches import EIGHT_BITS, KVCache
-from ..checks import DTYPES, is_readable
+from ..checks import DTYPES, check_scale, is_readable
 from ..kinds import is_int, is_number
 from ..mask import IntervalMask
 from ..mask.checks import END, check_is_dense, shown
@@ -94,11 +94,16 @@ def check_new(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor)
 
 
 def check_written(**tensors: Tensor | None) -> None:
-    """What is appended to, caches and scales of tokens, has a place in memory for each element."""
+    """What is appended to, caches and scales of tokens, has a place in memory for each element; what is appended can be
+    divided by the other scales."""
     for name, x in tensors.items():
-        if x is None or x.ndim < 3:
+        if x is None:
             continue
-        if any(step == 0 and size > 1 for step, size in zip(x.stride(), x.shape, strict=True)):
+        if x.ndim < 3 and is_readable(x) and not bool((x.isfinite() & (x != 0)).all()):
+            raise ValueError(
+                f"{name} must hold finite numbers other than 0 where k and v are appended: they are divided by it"
+            )
+        if x.ndim >= 3 and any(step == 0 and size > 1 for step, size in zip(x.stride(), x.shape, strict=True)):
             raise ValueError(
                 f"{name} must not be an expanded tensor where k and v are appended, got shape {tuple(x.shape)} and "
                 f"strides {x.stride()}: elements that share memory would be written over"
@@ -184,9 +189,8 @@ def check_descale(name: str, descale: float | Tensor | None, cache: Tensor, q: T
         return None
     if cache.dtype not in EIGHT_BITS:
         raise ValueError(f"{name} must be None where the cache is not int8 or fp8, it is {cache.dtype}")
-    if isinstance(descale, (np.integer, np.floating)):
-        descale = float(descale)
-    if is_number(descale):
+    if is_number(descale, np.integer, np.floating):
+        descale = check_scale(descale, 1, name)
         return torch.full((), descale, dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
     if not isinstance(descale, torch.Tensor):
         raise TypeError(f"{name} must be a number or a tensor, got {shown(descale)}")

@@ -106,6 +106,21 @@ def test_a_position_past_the_capacity_and_a_page_of_minus_one_are_written_nowher
         assert torch.equal(cache, wanted)
 
 
+@pytest.mark.parametrize("scales", [None, (), (2, 1), (4, 16, 1)])
+@pytest.mark.parametrize("paged", [False, True])
+def test_an_append_reads_nothing_back_to_the_host(paged, scales):
+    """Tensors of no device have nothing to read; so a CUDA graph can capture it."""
+
+    def meta(*shape, dtype=torch.float32):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    places = {"table": meta(2, 3, dtype=torch.int32)} if paged else {"rows": meta(2, dtype=torch.int32)}
+    pools = [meta(4, 16, 1, d, dtype=torch.float32 if scales is None else torch.int8) for d in (8, 24)]
+    if scales is not None:
+        places |= {"key_scales": meta(*scales), "value_scales": meta(*scales)}
+    append(meta(2, 5, 1, 8), meta(2, 5, 1, 24), KVCache(*pools, meta(2, dtype=torch.int32), **places))
+
+
 @pytest.mark.parametrize("cached", EIGHT_BITS)
 def test_quantising_keeps_zeros_and_the_largest(cached):
     x = torch.tensor([[0.0, 0.0], [3.0, -1.0]])

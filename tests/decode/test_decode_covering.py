@@ -1,9 +1,12 @@
 """The decode kernel on as few cases as show each of its ways: those of `make test`."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from caching import make, plainly
 from decode_case import bytes_read, check, only, run
+from oracle import assert_close
 
 from cute_attn import flash_attn_with_kvcache, sim
 
@@ -83,6 +86,19 @@ def test_numbers_that_are_not_finite_reach_those_that_attend_them_and_no_others(
     assert lse[1].isnan().all()
     assert out[[0, 2, 3]].isfinite().all()
     assert not lse[[0, 2, 3]].isnan().any()  # of the empty one it is -inf where there is no sink
+
+
+def test_what_is_appended_is_attended(backend):
+    call = ragged(spare=2)
+    new = [torch.randn(6, 2, 2, 64).to(BF16) for _ in range(2)]
+    out, _ = run(call, backend, k=new[0], v=new[1], num_splits=1, causal=True)
+    keys, values = (
+        [torch.cat([x, more.double()]) for x, more in zip(own, appended, strict=True)]
+        for own, appended in zip((call.keys, call.values), new, strict=True)
+    )
+    longer = replace(call, keys=keys, values=values)
+    exact, plain = plainly(longer, causal=True)[0], plainly(longer, BF16, causal=True)[0]
+    assert_close("out", out, exact, 2 * (plain.double() - exact).abs().max().item() + 1e-6)
 
 
 def test_one_part_has_the_same_bits_whatever_shares_the_batch(backend):

@@ -3,8 +3,10 @@
 import copy
 import inspect
 import pickle
+from contextlib import nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -246,6 +248,52 @@ def test_bad_arguments_of_partial_results_are_named():
         op.apply_attention(Q, K, K, lengths=torch.tensor([3, 7]), model_mode=AR)
     with pytest.raises(TypeError, match="use_ragged_attention must be True or False"):
         op.apply_attention(Q, K, K, use_ragged_attention=None)
+
+
+POOL = torch.randn(5, 4, HK, D)
+BAD_PAGES = [
+    ({"page_map": torch.zeros(B, 2)}, TypeError, "page_map of page_state must hold integers, got torch.float32"),
+    ({"sequence_lengths": torch.ones(B) / 2}, TypeError, "sequence_lengths of page_state must hold integers"),
+    ({"page_map": torch.full((B, 2), 2**32)}, ValueError, r"page_map of page_state must name a page in \[0, 5\)"),
+    ({"page_map": torch.full((B, 2), -1)}, ValueError, r"page_map of page_state must name a page in \[0, 5\)"),
+    ({"page_map": torch.zeros(B).long()}, ValueError, r"page_map of page_state must have shape \(2, max_pages\)"),
+    ({"sequence_lengths": torch.full((B,), 2**32)}, ValueError, r"sequence_lengths of page_state must lie in \[0, 8\]"),
+    ({"sequence_lengths": torch.tensor([1, 9])}, ValueError, r"sequence_lengths of page_state .*\[0, 8\], .* got 9"),
+    ({"sequence_lengths": torch.tensor([1])}, ValueError, r"sequence_lengths of page_state must have shape \(2,\)"),
+    ({"query": Q[0]}, ValueError, r"query must have shape \(batch, length, heads, head_dim\), got \(6, 4, 8\)"),
+    ({"query": Q.int()}, TypeError, "query must be bfloat16, float16, float32 or float64, got torch.int32"),
+    ({"query": Q.clone().requires_grad_()}, ValueError, "query must not require a gradient"),
+    ({"sinks": torch.zeros(H, requires_grad=True)}, ValueError, "sinks must not require a gradient"),
+    ({"key": POOL.char()}, TypeError, r"key of cached_values\[0\] must have the dtype of query, .* or be a KVTensor"),
+    ({"value": POOL[0]}, ValueError, r"value of cached_values\[0\] must have shape \(batch, length"),
+    ({"value": POOL[:, :, :1]}, ValueError, r"key of cached_values\[0\] and value of cached_values\[0\] must differ"),
+    ({"key": KVQuant("int8").quantize(POOL)}, TypeError, r"key of cached_values\[0\] and .* must have one dtype"),
+]
+
+
+@pytest.mark.parametrize(("changed", "error", "words"), BAD_PAGES)
+def test_bad_pages_are_named_as_the_layer_has_them(changed, error, words):
+    right = {"page_map": torch.tensor([[0, 1], [2, 3]]), "sequence_lengths": torch.tensor([3, 6])}
+    x = right | {"query": Q, "key": POOL, "value": POOL, "sinks": None}
+    assert {*changed} < {*x}
+    for arguments, refused in ((x, False), (x | changed, True)):
+        state = SimpleNamespace(page_map=arguments["page_map"], sequence_lengths=arguments["sequence_lengths"])
+        cached = [(arguments["key"], arguments["value"], None), None]
+        options = {"model_mode": AR, "cached_values": cached, "page_state": state, "sinks": arguments["sinks"]}
+        with pytest.raises(error, match=words) if refused else nullcontext():
+            AttentionOp(H, HK)(arguments["query"], None, None, **options)
+
+
+def test_lengths_of_a_quantised_cache_on_kernels_are_named_as_the_layer_has_them():
+    op, small = AttentionOp(H, HK), KVQuant("int8").quantize(K.bfloat16())
+    with backend("sim"), pytest.raises(ValueError, match=r"^lengths must lie in \[0, 6\], the capacity, got 7"):
+        op.apply_attention(Q.bfloat16(), small, small, lengths=torch.tensor([3, 7]), model_mode=AR)
+
+
+def test_a_length_may_be_an_int_of_numpy():
+    op = AttentionOp(H, HK)
+    one, other = (op(Q, None, None, model_mode=AR, cached_values=[PROMPT, (K, K, None, n)]) for n in (3, np.int64(3)))
+    assert torch.equal(one, other)
 
 
 def test_moba_over_two_lists_of_keys_is_refused():

@@ -7,8 +7,10 @@ import pytest
 import torch
 from layer_formula import active_pairs, attend, moba_pairs, token_pairs
 from oracle import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cute_attn import AttentionOp, AttentionType, IntervalMask
+from cute_attn.ops import chosen
 
 KINDS = [kind.value for kind in AttentionType]
 MODES = ["train", "prefill", "autoregressive"]
@@ -165,6 +167,25 @@ def test_blocks_of_equal_gates_are_taken_from_the_first_on():
     out = op(torch.zeros_like(v), torch.zeros_like(v), v)[0, :, 0]
     assert (out[9] > 0).nonzero().flatten().tolist() == [0, 1, 2, 3, 8, 9]  # and so causal under "full" too
     assert (out[8] > 0).nonzero().flatten().tolist() == [0, 1, 2, 3, 8]
+
+
+def test_blocks_are_chosen_a_few_rows_at_a_time_and_nothing_of_rows_times_blocks_is_made(monkeypatch):
+    sizes = []
+
+    class Noted(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            results = result if isinstance(result, (tuple, list)) else [result]
+            sizes.extend(x.numel() for x in results if isinstance(x, torch.Tensor))
+            return result
+
+    q, k = torch.randn(2, 90, 4, 8), torch.randn(2, 90, 2, 8)
+    whole = chosen._moba(q, k, 1, 3, 0)
+    monkeypatch.setattr(chosen, "AT_ONCE", 10_000)
+    with Noted():
+        assert chosen._moba(q, k, 1, 3, 0).equals(whole)
+    pairs = 2 * 4 * 90 * 90
+    assert max(sizes) < pairs / 5
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -4,6 +4,7 @@ import copy
 import itertools
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -105,6 +106,7 @@ def test_pairs_are_looked_at_by_rows_and_columns(make):
         (4, slice(None)),
         (slice(None), 2),
         (5, 1),
+        (np.int64(5), slice(1, np.int32(3))),
     )
     for index in indices:
         assert torch.equal(made[index], dense[index])
@@ -113,6 +115,8 @@ def test_pairs_are_looked_at_by_rows_and_columns(make):
         made[1, 2, 3]
     with pytest.raises(TypeError, match=r"a mask takes \[rows\] or \[rows, cols\]"):
         made["a", 2]
+    with pytest.raises(TypeError, match=r"a mask takes \[rows\] or \[rows, cols\]"):
+        made[True, 2]
 
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
