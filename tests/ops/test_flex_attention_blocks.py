@@ -177,3 +177,22 @@ def test_a_mask_made_inside_a_compiled_function_may_break_the_graph_but_works():
     qkv = inputs(1, (2, 2), (40, 40))
     wanted = flex_attention(*qkv, block_mask=mask.sliding_window(40, left=6, right=0))
     assert torch.allclose(compiled(*qkv, 7), wanted)
+
+
+def test_a_tensor_of_a_mask_mod_that_changed_before_the_backward_is_noticed():
+    keep = KEEP[0, 0, :20].clone()
+    block_mask = create_block_mask(lambda b, h, q, k: keep[q ^ k & 3], None, None, 17, 20, device="cpu")
+    assert block_mask.intervals is None
+    out = flex_attention(*inputs(1, (1, 1), (17, 20)), None, block_mask)
+    keep.logical_not_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_a_mask_of_inference_mode_has_gradients():
+    with torch.inference_mode():
+        keep = KEEP[0, 0, :20].clone()
+        block_mask = create_block_mask(lambda b, h, q, k: keep[q ^ k & 3], None, None, 17, 20, device="cpu")
+        attended = create_mask(block_mask.mask_mod, 1, 1, 17, 20, device="cpu")
+    assert block_mask.intervals is None
+    check(*inputs(1, (1, 1), (17, 20)), None, block_mask, attended.clone())
