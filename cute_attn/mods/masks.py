@@ -83,15 +83,16 @@ def create_mask(
     place = _device(device)
     traced = trace(mod_fn, "score_mod" if is_score else "mask_mod", place)
     graph = traced.graph
+    integers = torch.int32 if is_score else torch.int64  # as flex_attention and create_block_mask have them
     dense = torch.empty(batch, heads, rows, keys, dtype=torch.bool, device=place)
     step = max(1, _PAIRS // max(1, batch * heads * keys))
     for first in range(0, rows, step):
         some = dense[:, :, first : first + step]
         inputs = {
-            "b": torch.arange(batch, device=place)[:, None, None, None],
-            "h": torch.arange(heads, device=place)[:, None, None],
-            "q": torch.arange(first, first + some.shape[2], device=place)[:, None],
-            "kv": torch.arange(keys, device=place),
+            "b": torch.arange(batch, dtype=integers, device=place)[:, None, None, None],
+            "h": torch.arange(heads, dtype=integers, device=place)[:, None, None],
+            "q": torch.arange(first, first + some.shape[2], dtype=integers, device=place)[:, None],
+            "kv": torch.arange(keys, dtype=integers, device=place),
             "score": torch.zeros((), device=place),
         }
         inputs = {name: x for name, x in inputs.items() if graph.reads(name)}

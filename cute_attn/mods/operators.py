@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..kinds import is_number
+from .ranges import WRAPPING
 from .refused import refuse, unknown
 from .tape import HANDLERS, Partial, Tape, Value
 
@@ -21,9 +22,6 @@ COMMUTATIVE = ("add", "mul", "minimum", "maximum", "eq", "ne", "and", "or", "xor
 def _register(names: str, handler: Handler) -> None:
     for name in names.split():
         HANDLERS[name] = handler
-
-
-WRAPPING = ("add", "sub", "mul", "pow", "shift_left", "floor_divide", "trunc_divide", "neg", "abs")
 
 
 def _refuse_wrapping(tape: Tape, op: str, *operands: Any) -> None:

@@ -13,6 +13,7 @@ from ..mask.blocks import BlockGrid
 from ..mask.thinned import thin
 from .eager import outside_of_graphs
 from .evaluate import evaluate
+from .ranges import may_wrap
 from .recognise import recognise
 from .trace import Traced
 
@@ -205,7 +206,8 @@ def _evaluated(
     holds = True
     for plane in range(mask.planes):
         b, h = divmod(plane, heads)
-        asked = _Rows(mask, certain, predicate, plane, b, h, seen_rows[plane], seen_keys[plane])
+        wraps = may_wrap(graph, (b + 1, h + 1, mask.seqlen_q, mask.seqlen_k), predicate.scalars)
+        asked = _Rows(mask, certain, predicate, wraps, plane, b, h, seen_rows[plane], seen_keys[plane])
         for row in range(rows):
             lo, hi = met.lo[plane, :, row], met.hi[plane, :, row]
             at = torch.arange(columns, device=mask.device)[:, None]
@@ -220,11 +222,13 @@ def _evaluated(
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of a plane; seen_rows, seen_keys: of `Seen`, of this plane, to be filled."""
+    """The rows of a plane. may_wrap: whether an int32 of the predicate may. seen_rows, seen_keys: of `Seen`, of this
+    plane, to be filled."""
 
     mask: IntervalMask
     certain: IntervalMask | None
     predicate: Traced
+    may_wrap: bool
     plane: int
     b: int
     h: int
@@ -240,7 +244,11 @@ class _Rows:
         certain = self._inside(self.certain, begin, end, keys)
         try:
             said = self._holds(begin, end, keys, inside | certain)
-        except (IndexError, ZeroDivisionError):  # it has no answer in some certain pairs, unless it has none elsewhere
+        except (
+            IndexError,
+            ZeroDivisionError,
+            ValueError,
+        ):  # it has no answer in some certain pairs, unless it has none elsewhere
             return certain | (inside & self._holds(begin, end, keys, inside & ~certain)), False
         return certain | (inside & said), bool((said | ~certain).all())
 
@@ -251,16 +259,24 @@ class _Rows:
         return inside
 
     def _holds(self, begin: int, end: int, keys: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+        integers = torch.int64 if self.may_wrap else torch.int32
         inputs = {
-            "b": torch.tensor(self.b, device=keys.device),
-            "h": torch.tensor(self.h, device=keys.device),
-            "q": torch.arange(begin, end, device=keys.device)[:, None],
-            "kv": keys,
+            "b": torch.tensor(self.b, dtype=integers, device=keys.device),
+            "h": torch.tensor(self.h, dtype=integers, device=keys.device),
+            "q": torch.arange(begin, end, dtype=integers, device=keys.device)[:, None],
+            "kv": keys.to(integers),
         }
-        graph = self.predicate.graph
-        inputs = {name: x for name, x in inputs.items() if graph.reads(name)}
+        predicate = self.predicate
+        inputs = {name: x for name, x in inputs.items() if predicate.graph.reads(name)}
         (holds,) = evaluate(
-            graph, inputs, self.predicate.tensors, self.predicate.scalars, torch.float32, asked, "mask_mod"
+            predicate.graph,
+            inputs,
+            predicate.tensors,
+            predicate.scalars,
+            torch.float32,
+            asked,
+            "mask_mod",
+            refuses_wrapping=self.may_wrap,
         )
         return holds
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cute_attn.mods.evaluate import evaluate
+from cute_attn.mods.ranges import may_wrap
 from cute_attn.mods.trace import trace
 
 ROWS = torch.arange(4, dtype=torch.int32)[:, None]
@@ -66,3 +67,42 @@ def test_small_integers_meet_wider_ones_and_are_compared():
     assert evaluated(lambda b, h, q, k: BYTES[k].to(torch.int32) * 2 == 200).all()
     assert evaluated(lambda b, h, q, k: BYTES[k].int() - BYTES[q] == 0).all()
     assert evaluated(lambda b, h, q, k: (BYTES[k] * (q + 2) >= 200) & (BYTES[k] == BYTES[q])).all()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda b, h, q, k: (q * (1 << 30) ^ k) > 0,
+        lambda b, h, q, k: (k + q * ((1 << 31) - 1) ^ k) > 0,
+        lambda b, h, q, k: (-((-1 << 31) + k) ^ q) > 0,
+        lambda b, h, q, k: (1 << (q * 16) ^ k) > 0,
+        lambda b, h, q, k: (q**40 ^ k) > 0,
+    ],
+)
+def test_indices_that_would_wrap_are_refused_where_somebody_attends(function):
+    traced = trace(function, "mask_mod")
+    inputs = {"q": ROWS.long(), "kv": KEYS.long()}
+    inputs = {name: x for name, x in inputs.items() if traced.graph.reads(name)}
+
+    def checked(attended):
+        rest = traced.tensors, traced.scalars, torch.float32, attended, "mask_mod"
+        return evaluate(traced.graph, inputs, *rest, refuses_wrapping=True)
+
+    assert may_wrap(traced.graph, (1, 1, 4, 6), traced.scalars)
+    with pytest.raises(ValueError, match=r"mask_mod meets an int32 with -?\d{10,}: .*x.long\(\) makes one an int64"):
+        checked(None)
+    checked(torch.zeros(4, 6, dtype=torch.bool))
+
+
+def test_int32_that_stay_int32_and_int64_are_not_refused():
+    codes = torch.full((6,), 1 << 30, dtype=torch.int32)
+    for function, may in [
+        (lambda b, h, q, k: q.long() * (1 << 30) > k, False),
+        (lambda b, h, q, k: (q * (1 << 29) - k) % 3 > 0, False),
+        (lambda b, h, q, k: codes[k] * codes[q] == 0, True),  # wraps in torch too
+    ]:
+        traced = trace(function, "mask_mod")
+        assert may_wrap(traced.graph, (1, 1, 4, 6), traced.scalars) == may
+        inputs, rest = {"q": ROWS.long(), "kv": KEYS.long()}, (traced.tensors, traced.scalars, torch.float32)
+        (said,) = evaluate(traced.graph, inputs, *rest, refuses_wrapping=True)
+        assert torch.equal(said, function(0, 0, ROWS.long(), KEYS.long()))
