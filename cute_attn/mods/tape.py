@@ -358,4 +358,7 @@ def apply(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return element(tape, tensor, (), index)
     if name not in HANDLERS:
         raise unknown(tape.kind, name)
+    if "input" in kwargs and name != "where":  # the first argument of all others
+        args = (kwargs["input"], *args)
+        kwargs = {key: x for key, x in kwargs.items() if key != "input"}
     return HANDLERS[name](tape, *args, **kwargs)
