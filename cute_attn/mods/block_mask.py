@@ -363,6 +363,7 @@ class BlockMask:
         slice."""
         index = index if isinstance(index, tuple) else (index,)
         sizes = (*self._leading, self._shape_in_blocks[0])
+        index = _without_ellipsis(index, len(sizes))
         if len(index) > len(sizes):
             raise IndexError(f"a BlockMask of shape {self.shape} takes at most {len(sizes)} indices, got {len(index)}")
         index = (*index, *[slice(None)] * (len(sizes) - len(index)))
@@ -473,6 +474,16 @@ def _are_equal(x: Any, y: Any) -> bool:
 def _is_of_slice(mask_mod: MaskMod) -> bool:
     """Whether a mask_mod is what slices have, ours or torch's."""
     return mask_mod is _sliced_mask_mod or getattr(mask_mod, "__name__", "") == "_sliced_mask_mod_error"
+
+
+def _without_ellipsis(index: tuple[Any, ...], dims: int) -> tuple[Any, ...]:
+    """An index of so many dimensions, in which an ellipsis is the slices that it stands for."""
+    at = [place for place, i in enumerate(index) if i is Ellipsis]
+    if len(at) > 1 or any(i is None or isinstance(i, bool) for i in index):
+        raise IndexError(f"indices of a BlockMask must be ints, slices, tensors and one ellipsis at most, got {index}")
+    if not at:
+        return index
+    return (*index[: at[0]], *[slice(None)] * (dims + 1 - len(index)), *index[at[0] + 1 :])
 
 
 def _kept(i: int, n: int) -> slice:

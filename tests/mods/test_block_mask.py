@@ -307,6 +307,26 @@ def test_a_slice_ends_with_the_ragged_blocks_and_knows_its_own_indices():
         mask[2]
     with pytest.raises(IndexError, match="takes at most 3 indices, got 4"):
         mask[0, 0, 0, 0]
+    for index in (None, True, (..., 0, ...)):
+        with pytest.raises(IndexError, match="must be ints, slices, tensors and one ellipsis at most, got"):
+            mask[index]
+
+
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        (..., ()),
+        ((..., 1), (slice(None), slice(None), 1)),
+        ((1, ..., slice(0, 2)), (1, slice(None), slice(0, 2))),
+        ((1, 2, 3, ...), (1, 2, 3)),
+    ],
+)
+def test_an_ellipsis_stands_for_what_is_not_said(short, long):
+    mask = create_block_mask(MODS["by head"], **SHAPE, BLOCK_SIZE=64)
+    found, wanted = mask[short], mask[long]
+    assert found.seq_lengths == wanted.seq_lengths
+    for name in FIELDS[:4]:
+        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
 
 
 @pytest.mark.parametrize("name", MODS)
