@@ -207,7 +207,20 @@ def backward(
     dq_sum = q.new_empty(batch, heads_q, tiles, tile.m * dims[0], dtype=torch.float32) if spec.dq else None
     turns = q.new_empty(batch, heads_q, tiles, 2, dtype=torch.int32) if spec.deterministic else None
     bounds = plan.bounds if form.is_bounded else None
-    tensors = (*inputs, lse, dlse, bounds, statistics, dq_sum, turns, dq, dk, dv, *of_mod, *captured_by(predicate))
+    tensors = (
+        *inputs,
+        lse,
+        dlse,
+        bounds,
+        statistics,
+        dq_sum,
+        turns,
+        dq,
+        dk,
+        dv,
+        *of_mod,
+        *captured_by(predicate, q.device),
+    )
     ordered = (plan.turn_ranges, plan.turn_runs) if spec.deterministic else (None, None)
     scalars = (
         *score.factors(softmax_scale, softcap),

@@ -157,7 +157,7 @@ def forward(
     )
     q, k, v = (in_kernel_form(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     bounds = (plan.lo, plan.hi) if form.is_bounded else (None, None)
-    captured = *captured_by(score_mod), *captured_by(predicate)
+    captured = *captured_by(score_mod, q.device), *captured_by(predicate, q.device)
     tensors = (q, k, v, out, lse, *bounds, sink_lse, max_logits, max_scores, *captured, None)
     sharing = batch if plan.lo.shape[0] == plan.heads else 1, heads_q if plan.heads == 1 else 1
     ctas = max(1, multiprocessors(q.device) - sm_margin)
