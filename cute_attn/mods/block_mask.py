@@ -226,7 +226,7 @@ class BlockMask:
         self._blocks()
         self._mask_mod, self._reading, self._captured = mask_mod, None, None
         if not _is_of_slice(mask_mod):
-            self._captured = Captured.of(trace(mask_mod, "mask_mod", self.device), mask_mod)
+            self._captured = Captured.of(trace(mask_mod, "mask_mod", self.device), mask_mod, self.device)
 
     @property
     def seq_lengths(self) -> tuple[int, int]:
@@ -336,12 +336,12 @@ class BlockMask:
         rows, columns = (grid_size, grid_size) if isinstance(grid_size, int) else grid_size
         most = zip(dense.shape[-2:], (rows, columns), strict=True)
         steps = [1 if cells == -1 else max(1, -(-n // cells)) for n, cells in most]
-        planes = dense.reshape(-1, *dense.shape[-2:])
+        planes = dense[None].flatten(0, -3)
         parts = []
         for i, plane in enumerate(planes[:limit]):
             lines = [str(_position(i, self._leading))]
             for line in plane.float().split(steps[0]):
-                shares = [cell.mean().item() for cell in line.split(steps[1], dim=1)]
+                shares = [cell.mean().item() for cell in line.split(steps[1], dim=1) if cell.numel()]
                 lines.append("".join("██" if x == 1 else "░░" if x else "  " for x in shares))
             parts.append("\n".join(lines))
         if len(planes) > limit:

@@ -60,7 +60,7 @@ def create_block_mask(
     check_flag("separate_full_blocks", separate_full_blocks)
     check_orders(compute_dq_write_order=compute_dq_write_order or None, dq_kv_order=dq_kv_order)
     place = _device(device)
-    captured = Captured.of(trace(mask_mod, "mask_mod", place), mask_mod)
+    captured = Captured.of(trace(mask_mod, "mask_mod", place), mask_mod, place)
     reading, grid = read_function(captured, rows, keys, batch, heads, place, block)
     return BlockMask._of_reading(reading, grid, captured, mask_mod, block, (batch, heads), separate_full_blocks)
 
@@ -142,7 +142,7 @@ def _intervals_of(
     keys = rows if seqlen_k is None else check_number("seqlen_k", seqlen_k, 0)
     batch, heads = check_number("batch", batch, 1), check_number("heads", heads, 1)
     place = device_of(device)
-    captured = Captured.of(trace(mask_mod, "mask_mod", place), mask_mod)
+    captured = Captured.of(trace(mask_mod, "mask_mod", place), mask_mod, place)
     found = recognise(captured.traced, rows, keys, batch, heads, place)
     if found.predicate is not None:
         raise ValueError(

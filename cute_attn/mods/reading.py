@@ -17,7 +17,7 @@ from .ranges import may_wrap
 from .recognise import recognise
 from .trace import Traced
 
-__all__ = ["Captured", "Reading", "Seen", "read_function", "read_lists", "version_of"]
+__all__ = ["Captured", "Reading", "Seen", "is_reachable", "read_function", "read_lists", "version_of"]
 
 _PAIRS = 1 << 18  # evaluated together
 
@@ -33,9 +33,14 @@ class Captured:
     reads_planes: tuple[bool, bool]
 
     @classmethod
-    def of(cls, traced: Traced, mask_mod: Callable[..., Any]) -> Captured:
+    def of(cls, traced: Traced, mask_mod: Callable[..., Any], device: torch.device) -> Captured:
+        """device: of the mask."""
         names = tuple([_name(x, mask_mod) for x in traced.tensors])
         for x, name in zip(traced.tensors, names, strict=True):
+            if not is_reachable(x, device):
+                raise ValueError(
+                    f"mask_mod must capture tensors on the device of the mask, {device}, got {name} on {x.device}"
+                )
             if x.requires_grad:
                 raise ValueError(
                     "mask_mod must not capture tensors that require a gradient, since none flows through a mask, got "
@@ -61,6 +66,21 @@ class Captured:
                     f"{name}, which mask_mod captures, was changed after the block mask was made: make the mask again, "
                     "or capture a copy"
                 )
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.check()
+        return vars(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Copies of tensors count their changes from where they were made."""
+        vars(self).update(state, versions=tuple(map(version_of, state["traced"].tensors)))
+
+
+def is_reachable(x: torch.Tensor, device: torch.device) -> bool:
+    """Whether a function on a device may capture a tensor: one number of the host's goes anywhere. A device without an
+    index is the current one of its type, which torch knows."""
+    is_same = x.device.type == device.type and device.index in (None, x.device.index)
+    return is_same or (x.ndim == 0 and x.device.type == "cpu")
 
 
 def version_of(x: torch.Tensor) -> int:
