@@ -194,7 +194,7 @@ def backward(
     written = (statistics, dq_sum, turns, dq, dk, dv)
     of_mod = NOTHING_CAPTURED if captured is None else captured.targets(batch, heads_q, seqlen_k, tile)
     bounds = plan.bounds if spec.mask.is_bounded else None
-    tensors = (*inputs, lse, dlse, bounds, *written, *of_mod, *captured_by(predicate))
+    tensors = (*inputs, lse, dlse, bounds, *written, *of_mod, *captured_by(predicate, q.device))
     ordered = (plan.turn_ranges, plan.turn_runs) if has_turns else (None, None)
     factors = (*spec.score.factors(softmax_scale, softcap), softmax_scale)
     sharing = batch if plan.bounds.shape[0] == mask_heads else 1, heads_q // heads_k

@@ -20,11 +20,16 @@ from .tensors import rows_contiguous
 __all__ = ["NOTHING_CAPTURED", "CapturedGradients", "captured_by", "in_no_order", "text_of"]
 
 
-def captured_by(function: Traced | None) -> tuple[tuple[torch.Tensor, ...] | None, tuple[int | float, ...] | None]:
-    """Its tensors, 0-d ones as (1,), with a last stride of 1, and its numbers; None for none."""
+def captured_by(
+    function: Traced | None, device: torch.device
+) -> tuple[tuple[torch.Tensor, ...] | None, tuple[int | float, ...] | None]:
+    """Its tensors, with a last stride of 1, 0-d ones as (1,), and its numbers; None for none.
+
+    device: of the call; 0-d tensors may come from the host.
+    """
     if function is None:
         return None, None
-    return tuple(map(_stored, function.tensors)) or None, tuple(function.scalars) or None
+    return tuple(_stored(x.to(device)) for x in function.tensors) or None, tuple(function.scalars) or None
 
 
 def text_of(function: Traced | None, sizes: tuple[int, int, int, int], graph: Graph | None = None) -> str:
@@ -52,7 +57,7 @@ class CapturedGradients:
     """
 
     def __init__(self, score_mod: Traced, wanted: Sequence[bool], device: torch.device) -> None:
-        self._function = score_mod
+        self._function, self._device = score_mod, device
         self._joint, self._asked, self._scatters = _split(score_mod.text, tuple(wanted))
         self._gradients = [
             torch.zeros(x.shape, dtype=torch.float32, device=device) if needs else None
@@ -76,7 +81,7 @@ class CapturedGradients:
                 found.append(self._sums[scatter])
             elif kind == "anywhere":  # with room where there is none, as in what kernels read
                 found.append(gradient if gradient.numel() else gradient.new_zeros((1,) * gradient.ndim))
-        return *captured_by(self._function), tuple(found) or None
+        return *captured_by(self._function, self._device), tuple(found) or None
 
     def gathered(self, lse: torch.Tensor, dlse: torch.Tensor | None) -> list[torch.Tensor | None]:
         """The gradients in the dtypes of the tensors, when the kernels are done; dlse: None for zero."""

@@ -165,7 +165,7 @@ def forward(
     out, lse, *largest = results
     inputs = (in_kernel_form(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     bounds = (plan.lo, plan.hi) if spec.mask.is_bounded else (None, None)
-    captured = *captured_by(score_mod), *captured_by(predicate)
+    captured = *captured_by(score_mod, q.device), *captured_by(predicate, q.device)
     tensors = (*inputs, out, lse, *bounds, sink_lse, *largest, *captured, None)
     mask_heads = plan.form.heads
     sharing = batch if plan.lo.shape[0] == mask_heads else 1, heads_q if mask_heads == 1 else 1, mask_heads

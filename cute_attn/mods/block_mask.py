@@ -239,7 +239,7 @@ class BlockMask:
         self._blocks()
         self._mask_mod, self._reading, self._captured = mask_mod, None, None
         if not _is_of_slice(mask_mod):
-            self._captured = Captured.of(trace(mask_mod, "mask_mod", self.device), mask_mod)
+            self._captured = Captured.of(trace(mask_mod, "mask_mod", self.device), mask_mod, self.device)
 
     @property
     def seq_lengths(self) -> tuple[int, int]:
@@ -349,12 +349,12 @@ class BlockMask:
         rows, columns = (grid_size, grid_size) if isinstance(grid_size, int) else grid_size
         most = zip(dense.shape[-2:], (rows, columns), strict=True)
         steps = [1 if cells == -1 else max(1, -(-n // cells)) for n, cells in most]
-        planes = dense.reshape(-1, *dense.shape[-2:])
+        planes = dense[None].flatten(0, -3)
         parts = []
         for i, plane in enumerate(planes[:limit]):
             lines = [str(_position(i, self._leading))]
             for line in plane.float().split(steps[0]):
-                shares = [cell.mean().item() for cell in line.split(steps[1], dim=1)]
+                shares = [cell.mean().item() for cell in line.split(steps[1], dim=1) if cell.numel()]
                 lines.append("".join("██" if x == 1 else "░░" if x else "  " for x in shares))
             parts.append("\n".join(lines))
         if len(planes) > limit:
@@ -376,6 +376,7 @@ class BlockMask:
         slice."""
         index = index if isinstance(index, tuple) else (index,)
         sizes = (*self._leading, self._shape_in_blocks[0])
+        index = _without_ellipsis(index, len(sizes))
         if len(index) > len(sizes):
             raise IndexError(f"a BlockMask of shape {self.shape} takes at most {len(sizes)} indices, got {len(index)}")
         index = (*index, *[slice(None)] * (len(sizes) - len(index)))
@@ -486,6 +487,16 @@ def _are_equal(x: Any, y: Any) -> bool:
 def _is_of_slice(mask_mod: MaskMod) -> bool:
     """Whether a mask_mod is what slices have, ours or torch's."""
     return mask_mod is _sliced_mask_mod or getattr(mask_mod, "__name__", "") == "_sliced_mask_mod_error"
+
+
+def _without_ellipsis(index: tuple[Any, ...], dims: int) -> tuple[Any, ...]:
+    """An index of so many dimensions, in which an ellipsis is the slices that it stands for."""
+    at = [place for place, i in enumerate(index) if i is Ellipsis]
+    if len(at) > 1 or any(i is None or isinstance(i, bool) for i in index):
+        raise IndexError(f"indices of a BlockMask must be ints, slices, tensors and one ellipsis at most, got {index}")
+    if not at:
+        return index
+    return (*index[: at[0]], *[slice(None)] * (dims + 1 - len(index)), *index[at[0] + 1 :])
 
 
 def _kept(i: int, n: int) -> slice:

@@ -12,6 +12,7 @@ from .derivative import derivative
 from .evaluate import Scatter, evaluate
 from .gather import add_shares
 from .graph import Graph
+from .ranges import may_wrap
 from .trace import Traced
 
 __all__ = ["BlockMods", "Thinned"]
@@ -110,18 +111,23 @@ class BlockMods:
         scores: Tensor | None = None,
         scatters: list[Scatter] | None = None,
     ) -> tuple[Tensor, ...]:
+        sizes = block.batch + 1, heads.stop, block.rows.stop, block.keys.stop
+        refuses = name == "mask_mod" and may_wrap(graph, sizes, function.scalars)
+        integers = torch.int64 if refuses else torch.int32
+
         def places(at: slice) -> Tensor:
-            return torch.arange(at.start, at.stop, dtype=torch.int32, device=attended.device)
+            return torch.arange(at.start, at.stop, dtype=integers, device=attended.device)
 
         inputs = {
-            "b": torch.tensor(block.batch, dtype=torch.int32, device=attended.device),
+            "b": torch.tensor(block.batch, dtype=integers, device=attended.device),
             "h": places(heads)[:, None],
             "q": places(block.rows)[:, None, None],
             "kv": places(block.keys),
         }
         if scores is not None:
             inputs["score"] = scores
-        return evaluate(graph, inputs, function.tensors, function.scalars, self._dtype, attended, name, scatters)
+        of_function = function.tensors, function.scalars
+        return evaluate(graph, inputs, *of_function, self._dtype, attended, name, scatters, refuses_wrapping=refuses)
 
 
 def _hidden_in(mask: IntervalMask, block: BlockLike, heads: slice) -> Tensor:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 
 from .graph import Graph, Node
+from .ranges import INT32, WRAPPING
+from .refused import refuse
 
 __all__ = ["Scatter", "evaluate", "nearest"]
 
@@ -33,6 +35,7 @@ def evaluate(
     name: str = "score_mod",
     scatters: list[Scatter] | None = None,
     clamps: bool = False,
+    refuses_wrapping: bool = False,
 ) -> tuple[Tensor, ...]:
     """The outputs of a graph, each of a shape that broadcasts with that of the inputs.
 
@@ -47,9 +50,10 @@ def evaluate(
         scatters: gets those of the graph.
         clamps: whether it does as kernels do and asks no GPU: an index that lies outside reads the nearest element, and
             what is divided by 0 is divided by 1.
+        refuses_wrapping: whether an int32 that leaves its range is refused; the inputs are int64 then.
 
-    Raises IndexError where an index lies outside of a captured tensor, and ZeroDivisionError where an integer is
-    divided by 0, at a place that is attended.
+    Raises IndexError where an index lies outside of a captured tensor, ZeroDivisionError where an integer is divided by
+    0, and ValueError for an int32 that is refused, at a place that is attended.
     """
     device = next((x.device for x in inputs.values()), torch.device("cpu"))
     values: list[Tensor] = []
@@ -75,6 +79,8 @@ def evaluate(
             value = _DIVISIONS[node.op](operands[0], _divisor(operands[1], attended, name, clamps))
         else:
             value = _FUNCTIONS[node.op](*operands)
+        if refuses_wrapping and node.dtype == "i32" and node.op in WRAPPING:
+            _refuse_wrapped(value, attended, name)
         values.append(value)
     return tuple(values[i] for i in graph.outputs)
 
@@ -132,6 +138,20 @@ def _divisor(x: Tensor, attended: Tensor | None, name: str, clamps: bool) -> Ten
             raise ZeroDivisionError(f"{name} divides an integer by 0")
         x = x.masked_fill(zero, 1)
     return x
+
+
+def _refuse_wrapped(x: Tensor, attended: Tensor | None, name: str) -> None:
+    """ValueError for an int64 that no int32 holds. One that is an int32 wraps in torch too."""
+    if x.dtype != torch.int64 or not x.numel():
+        return
+    least, largest = (int(end) for end in x.aminmax())
+    if least >= -INT32 and largest < INT32:
+        return
+    outside = (x < -INT32) | (x >= INT32)
+    read = outside if attended is None else outside & attended
+    if bool(read.any()):
+        meets = f"meets an int32 with {int(x.expand(read.shape)[read][0])}"
+        raise refuse(name, meets, "indices are int32, x.long() makes one an int64")
 
 
 def _trunc_divide(x: Tensor, y: Tensor) -> Tensor:

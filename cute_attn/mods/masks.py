@@ -60,7 +60,7 @@ def create_block_mask(
     check_flag("separate_full_blocks", separate_full_blocks)
     check_orders(compute_dq_write_order=compute_dq_write_order or None, dq_kv_order=dq_kv_order)
     place = _device(device)
-    captured = Captured.of(trace(mask_mod, "mask_mod", place), mask_mod)
+    captured = Captured.of(trace(mask_mod, "mask_mod", place), mask_mod, place)
     reading, grid = read_function(captured, rows, keys, batch, heads, place, block)
     return BlockMask._of_reading(reading, grid, captured, mask_mod, block, (batch, heads), separate_full_blocks)
 
@@ -83,15 +83,16 @@ def create_mask(
     place = _device(device)
     traced = trace(mod_fn, "score_mod" if is_score else "mask_mod", place)
     graph = traced.graph
+    integers = torch.int32 if is_score else torch.int64  # as flex_attention and create_block_mask have them
     dense = torch.empty(batch, heads, rows, keys, dtype=torch.bool, device=place)
     step = max(1, _PAIRS // max(1, batch * heads * keys))
     for first in range(0, rows, step):
         some = dense[:, :, first : first + step]
         inputs = {
-            "b": torch.arange(batch, device=place)[:, None, None, None],
-            "h": torch.arange(heads, device=place)[:, None, None],
-            "q": torch.arange(first, first + some.shape[2], device=place)[:, None],
-            "kv": torch.arange(keys, device=place),
+            "b": torch.arange(batch, dtype=integers, device=place)[:, None, None, None],
+            "h": torch.arange(heads, dtype=integers, device=place)[:, None, None],
+            "q": torch.arange(first, first + some.shape[2], dtype=integers, device=place)[:, None],
+            "kv": torch.arange(keys, dtype=integers, device=place),
             "score": torch.zeros((), device=place),
         }
         inputs = {name: x for name, x in inputs.items() if graph.reads(name)}
@@ -141,7 +142,7 @@ def _intervals_of(
     keys = rows if seqlen_k is None else check_number("seqlen_k", seqlen_k, 0)
     batch, heads = check_number("batch", batch, 1), check_number("heads", heads, 1)
     place = device_of(device)
-    captured = Captured.of(trace(mask_mod, "mask_mod", place), mask_mod)
+    captured = Captured.of(trace(mask_mod, "mask_mod", place), mask_mod, place)
     found = recognise(captured.traced, rows, keys, batch, heads, place)
     if found.predicate is not None:
         raise ValueError(

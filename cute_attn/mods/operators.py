@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..kinds import is_number
+from .ranges import WRAPPING
 from .refused import refuse, unknown
 from .tape import HANDLERS, Partial, Tape, Value
 
@@ -23,15 +24,25 @@ def _register(names: str, handler: Handler) -> None:
         HANDLERS[name] = handler
 
 
-WRAPPING = ("add", "sub", "mul", "pow", "shift_left", "floor_divide", "trunc_divide", "neg", "abs")
+def _is_narrow(tape: Tape, *operands: Any) -> bool:
+    """Whether torch would compute in 8 or 16 bits with these: bools and numbers are as narrow as what they meet."""
+    values = [tape.value(x) for x in operands if isinstance(x, (Value, Partial, torch.Tensor))]
+    narrow = [value.is_narrow for value in values if value.dtype_name != "bool"]
+    return len(narrow) > 0 and all(narrow)
 
 
 def _refuse_wrapping(tape: Tape, op: str, *operands: Any) -> None:
-    values = [tape.value(x) for x in operands if isinstance(x, (Value, Partial, torch.Tensor))]
-    if op in WRAPPING and values and all(value.is_narrow for value in values):
+    if (op in WRAPPING or op == "bit_not") and _is_narrow(tape, *operands):
         raise refuse(
             tape.kind, f"uses {op} of integers of 8 or 16 bits alone", "they would wrap, cast one: x.to(torch.int32)"
         )
+
+
+def _as_narrow(tape: Tape, x: Value, *operands: Any) -> Value:
+    """The result of these, narrow if they are: an integer of 8 or 16 bits stays one until it is cast."""
+    if x.dtype_name != "i32" or not _is_narrow(tape, *operands):
+        return x
+    return Value(tape, x.node, x.dtype_name, True)
 
 
 def _binary(tape: Tape, op: str, x: Any, y: Any, dtype: str, result: str | None = None) -> Value:
@@ -45,7 +56,7 @@ def _binary(tape: Tape, op: str, x: Any, y: Any, dtype: str, result: str | None 
         return second
     if op in COMMUTATIVE and a > b:
         a, b = b, a
-    return tape.add(op, (a, b), result or dtype)
+    return _as_narrow(tape, tape.add(op, (a, b), result or dtype), x, y)
 
 
 def _unary(tape: Tape, op: str, x: Value) -> Value:
@@ -64,16 +75,18 @@ def _constant(tape: Tape, x: float) -> Value:
 
 
 def _add(tape: Tape, x: Any, other: Any, *, alpha: Any = 1) -> Value:
-    if alpha != 1:
-        other = _mul(tape, other, alpha)
     dtype = tape.common((x, other))
+    if alpha != 1:
+        other = _mul(tape, tape.converted(tape.value(other, dtype), dtype), alpha)
+        dtype = tape.common((x, other))
     return _binary(tape, "or" if dtype == "bool" else "add", x, other, dtype)
 
 
 def _sub(tape: Tape, x: Any, other: Any, *, alpha: Any = 1) -> Value:
-    if alpha != 1:
-        other = _mul(tape, other, alpha)
     dtype = tape.common((x, other))
+    if alpha != 1:
+        other = _mul(tape, tape.converted(tape.value(other, dtype), dtype), alpha)
+        dtype = tape.common((x, other))
     if dtype == "bool":
         raise refuse(tape.kind, "subtracts bools", "x & ~y, or x ^ y")
     return _binary(tape, "sub", x, other, dtype)
@@ -209,6 +222,7 @@ def _invert(tape: Tape, x: Any) -> Value:
     x = tape.value(x)
     if x.dtype_name == "f32":
         raise refuse(tape.kind, "uses ~ of a float", "compare first")
+    _refuse_wrapping(tape, "bit_not", x)
     return _unary(tape, "not" if x.dtype_name == "bool" else "bit_not", x)
 
 
@@ -233,20 +247,25 @@ _register("__rrshift__", _swapped(_shift("shift_right")))
 # ---------------------------------------------------------------- choosing
 
 
-def _where(tape: Tape, condition: Any, x: Any = None, other: Any = None) -> Value:
-    if x is None or other is None:
+def _where(tape: Tape, condition: Any, input: Any = None, other: Any = None) -> Value:
+    if input is None or other is None:
         raise refuse(tape.kind, "uses where with one argument", "torch.where(condition, x, y)")
+    x = input
     chosen = tape.value(condition)
     if chosen.dtype_name != "bool" and isinstance(x, Value) and x.dtype_name == "bool":
         chosen, x = x, chosen  # tensor.where(condition, other)
     if chosen.dtype_name != "bool":
         raise refuse(tape.kind, "uses where with a condition that is no bool", "compare, as in x != 0")
     dtype = tape.common((x, other))
-    return tape.add("where", (chosen.node, *tape.together((x, other), dtype)), dtype)
+    found = tape.add("where", (chosen.node, *tape.together((x, other), dtype)), dtype)
+    return _as_narrow(tape, found, x, other)
 
 
 def _masked_fill(tape: Tape, x: Any, mask: Any, value: Any) -> Value:
-    return _where(tape, mask, value, x)
+    x = tape.value(x)
+    dtype = x.dtype_name  # as torch, which casts what fills
+    filled = tape.converted(tape.value(value, None if isinstance(value, float) else dtype), dtype)
+    return _as_narrow(tape, _where(tape, mask, filled, x), x)
 
 
 def _extremum(op: str) -> Handler:
@@ -316,7 +335,7 @@ def _kept(op: str) -> Handler:
         if x.dtype_name == "bool":
             raise refuse(tape.kind, f"uses {op} of a bool", "cast it: x.to(torch.int32)")
         _refuse_wrapping(tape, op, x)
-        return _unary(tape, op, x)
+        return _as_narrow(tape, _unary(tape, op, x), x)
 
     return function
 
@@ -454,13 +473,15 @@ def _to(tape: Tape, x: Any, *args: Any, dtype: Any = None, **rest: Any) -> Value
     """`x.to(...)` in all its forms; a device changes nothing."""
     for target in args:
         if isinstance(target, (torch.Tensor, Value)):
-            dtype = target.dtype
-        elif isinstance(target, torch.dtype):
+            return _type_as(tape, x, target)
+        if isinstance(target, torch.dtype):
             dtype = target
     return tape.value(x) if dtype is None else _cast(tape, x, dtype)
 
 
 def _type_as(tape: Tape, x: Any, other: Any) -> Value:
+    if tape.value(other).is_narrow:
+        raise refuse(tape.kind, "casts to 8 or 16 bits", "cast to int32: x.to(torch.int32)")
     return _cast(tape, x, other.dtype)
 
 

@@ -1,7 +1,8 @@
-"""Which reads of captured tensors lie inside of them wherever a kernel asks: these need no guard.
+"""What is known of the integers of a graph from how many batch elements, heads, rows and keys there are.
 
-Kernels look at rows and keys that there are, attended or not, so that the ranges of b, h, q and kv and the numbers of a
-call bound many an index. That a read is inside is part of the graph that a kernel is made of, as one bit.
+Which reads of captured tensors lie inside of them wherever a kernel asks: these need no guard. Kernels look at rows and
+keys that there are, attended or not, so that the ranges of b, h, q and kv and the numbers of a call bound many an
+index. That a read is inside is part of the graph that a kernel is made of, as one bit. And whether an int32 may wrap.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from dataclasses import replace
 
 from .graph import INSIDE, Graph, Node
 
-__all__ = ["with_reads_inside"]
+__all__ = ["INT32", "WRAPPING", "may_wrap", "with_reads_inside"]
 
 Range = tuple[int, int]  # first and last
 INT32 = 2**31
+WRAPPING = ("add", "sub", "mul", "neg", "abs", "pow", "shift_left", "floor_divide", "trunc_divide")
 
 
 def with_reads_inside(
@@ -28,22 +30,36 @@ def with_reads_inside(
     return _marked(graph, sizes, tuple(map(tuple, shapes)), tuple(scalars))
 
 
+def may_wrap(graph: Graph, sizes: tuple[int, int, int, int], scalars: Sequence[int | float]) -> bool:
+    """Whether some int32 may leave its range, so that it would wrap; sizes, scalars: as of `with_reads_inside`."""
+    ranges = _ranges(graph, sizes, tuple(scalars))
+    return any(node.dtype == "i32" and node.op in WRAPPING and ranges[i] is None for i, node in enumerate(graph.nodes))
+
+
 @functools.lru_cache(maxsize=1024)
 def _marked(
     graph: Graph, sizes: tuple[int, ...], shapes: tuple[tuple[int, ...], ...], scalars: tuple[int | float, ...]
 ) -> Graph:
-    inputs = {name: (0, size - 1) for name, size in zip(("b", "h", "q", "kv"), sizes, strict=True)}
-    ranges: list[Range | None] = []
+    ranges = _ranges(graph, sizes, scalars)
     nodes = []
     for node in graph.nodes:
         of = [ranges[i] for i in node.operands]
-        ranges.append(inputs[node.op] if node.op in inputs else _range(node, of, scalars))
         if node.action in ("load", "scatter"):
             shape = shapes[int(node.args[0])]
             if all(r is not None and r[0] >= 0 and r[1] < size for r, size in zip(of, shape, strict=False)):
                 node = Node(node.action + INSIDE, node.args, node.dtype)
         nodes.append(node)
     return replace(graph, nodes=tuple(nodes))
+
+
+@functools.lru_cache(maxsize=1024)
+def _ranges(graph: Graph, sizes: tuple[int, ...], scalars: tuple[int | float, ...]) -> list[Range | None]:
+    inputs = {name: (0, size - 1) for name, size in zip(("b", "h", "q", "kv"), sizes, strict=True)}
+    ranges: list[Range | None] = []
+    for node in graph.nodes:
+        of = [ranges[i] for i in node.operands]
+        ranges.append(inputs[node.op] if node.op in inputs else _range(node, of, scalars))
+    return ranges
 
 
 def _range(node: Node, of: list[Range | None], scalars: tuple[int | float, ...]) -> Range | None:

@@ -13,10 +13,11 @@ from ..mask.blocks import BlockGrid
 from ..mask.thinned import thin
 from .eager import outside_of_graphs
 from .evaluate import evaluate
+from .ranges import may_wrap
 from .recognise import recognise
 from .trace import Traced
 
-__all__ = ["Captured", "Reading", "Seen", "read_function", "read_lists", "version_of"]
+__all__ = ["Captured", "Reading", "Seen", "is_reachable", "read_function", "read_lists", "version_of"]
 
 _PAIRS = 1 << 18  # evaluated together
 
@@ -32,9 +33,14 @@ class Captured:
     reads_planes: tuple[bool, bool]
 
     @classmethod
-    def of(cls, traced: Traced, mask_mod: Callable[..., Any]) -> Captured:
+    def of(cls, traced: Traced, mask_mod: Callable[..., Any], device: torch.device) -> Captured:
+        """device: of the mask."""
         names = tuple([_name(x, mask_mod) for x in traced.tensors])
         for x, name in zip(traced.tensors, names, strict=True):
+            if not is_reachable(x, device):
+                raise ValueError(
+                    f"mask_mod must capture tensors on the device of the mask, {device}, got {name} on {x.device}"
+                )
             if x.requires_grad:
                 raise ValueError(
                     "mask_mod must not capture tensors that require a gradient, since none flows through a mask, got "
@@ -60,6 +66,21 @@ class Captured:
                     f"{name}, which mask_mod captures, was changed after the block mask was made: make the mask again, "
                     "or capture a copy"
                 )
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.check()
+        return vars(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Copies of tensors count their changes from where they were made."""
+        vars(self).update(state, versions=tuple(map(version_of, state["traced"].tensors)))
+
+
+def is_reachable(x: torch.Tensor, device: torch.device) -> bool:
+    """Whether a function on a device may capture a tensor: one number of the host's goes anywhere. A device without an
+    index is the current one of its type, which torch knows."""
+    is_same = x.device.type == device.type and device.index in (None, x.device.index)
+    return is_same or (x.ndim == 0 and x.device.type == "cpu")
 
 
 def version_of(x: torch.Tensor) -> int:
@@ -205,7 +226,8 @@ def _evaluated(
     holds = True
     for plane in range(mask.planes):
         b, h = divmod(plane, heads)
-        asked = _Rows(mask, certain, predicate, plane, b, h, seen_rows[plane], seen_keys[plane])
+        wraps = may_wrap(graph, (b + 1, h + 1, mask.seqlen_q, mask.seqlen_k), predicate.scalars)
+        asked = _Rows(mask, certain, predicate, wraps, plane, b, h, seen_rows[plane], seen_keys[plane])
         for row in range(rows):
             lo, hi = met.lo[plane, :, row], met.hi[plane, :, row]
             at = torch.arange(columns, device=mask.device)[:, None]
@@ -220,11 +242,13 @@ def _evaluated(
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of a plane; seen_rows, seen_keys: of `Seen`, of this plane, to be filled."""
+    """The rows of a plane. may_wrap: whether an int32 of the predicate may. seen_rows, seen_keys: of `Seen`, of this
+    plane, to be filled."""
 
     mask: IntervalMask
     certain: IntervalMask | None
     predicate: Traced
+    may_wrap: bool
     plane: int
     b: int
     h: int
@@ -240,7 +264,11 @@ class _Rows:
         certain = self._inside(self.certain, begin, end, keys)
         try:
             said = self._holds(begin, end, keys, inside | certain)
-        except (IndexError, ZeroDivisionError):  # it has no answer in some certain pairs, unless it has none elsewhere
+        except (
+            IndexError,
+            ZeroDivisionError,
+            ValueError,
+        ):  # it has no answer in some certain pairs, unless it has none elsewhere
             return certain | (inside & self._holds(begin, end, keys, inside & ~certain)), False
         return certain | (inside & said), bool((said | ~certain).all())
 
@@ -251,16 +279,24 @@ class _Rows:
         return inside
 
     def _holds(self, begin: int, end: int, keys: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+        integers = torch.int64 if self.may_wrap else torch.int32
         inputs = {
-            "b": torch.tensor(self.b, device=keys.device),
-            "h": torch.tensor(self.h, device=keys.device),
-            "q": torch.arange(begin, end, device=keys.device)[:, None],
-            "kv": keys,
+            "b": torch.tensor(self.b, dtype=integers, device=keys.device),
+            "h": torch.tensor(self.h, dtype=integers, device=keys.device),
+            "q": torch.arange(begin, end, dtype=integers, device=keys.device)[:, None],
+            "kv": keys.to(integers),
         }
-        graph = self.predicate.graph
-        inputs = {name: x for name, x in inputs.items() if graph.reads(name)}
+        predicate = self.predicate
+        inputs = {name: x for name, x in inputs.items() if predicate.graph.reads(name)}
         (holds,) = evaluate(
-            graph, inputs, self.predicate.tensors, self.predicate.scalars, torch.float32, asked, "mask_mod"
+            predicate.graph,
+            inputs,
+            predicate.tensors,
+            predicate.scalars,
+            torch.float32,
+            asked,
+            "mask_mod",
+            refuses_wrapping=self.may_wrap,
         )
         return holds
 

@@ -89,6 +89,9 @@ class Tape:
         if tensor.dtype not in CAPTURED:
             dtypes = ", ".join(f"{dtype}"[6:] for dtype in CAPTURED)
             raise refuse(self.kind, f"captures a tensor of {tensor.dtype}", f"it may be of {dtypes}")
+        if tensor.is_nested or tensor.layout != torch.strided:
+            layout = "nested" if tensor.is_nested else f"of layout {tensor.layout}"
+            raise refuse(self.kind, f"captures a tensor that is {layout}", "it must be dense and strided")
         at = None
         for i, known in enumerate(self.tensors):
             if known is tensor:

@@ -15,6 +15,7 @@ from ..mask.source import MaskSource
 from ..mods.arguments import check_mod
 from ..mods.block_mask import as_block_mask
 from ..mods.blockwise import Thinned
+from ..mods.reading import is_reachable
 from ..mods.softcap import softcap_of
 from ..mods.trace import Traced, trace
 from .attention_op import attention
@@ -145,13 +146,17 @@ def _traced(score_mod: Any, device: torch.device) -> Traced:
     if not torch.compiler.is_compiling():
         check_mod("score_mod", score_mod, 5, or_none=True)
     traced = trace(score_mod, "score_mod", device)
-    for x in traced.tensors:
-        if x.device != device and not (x.ndim == 0 and x.device.type == "cpu"):
+    _check_captured("score_mod", traced, device)
+    return traced
+
+
+def _check_captured(name: str, function: Traced, device: torch.device) -> None:
+    for x in function.tensors:
+        if not is_reachable(x, device):
             raise ValueError(
-                f"score_mod must capture tensors on the device of query, {device}, got one of shape {tuple(x.shape)} "
+                f"{name} must capture tensors on the device of query, {device}, got one of shape {tuple(x.shape)} "
                 f"on {x.device}"
             )
-    return traced
 
 
 def _mask_argument(
@@ -171,6 +176,7 @@ def _mask_argument(
         mask, thinned = reading.intervals, None
         if reading.predicate is not None:
             thinned = Thinned(reading.predicate.traced, reading.full)
+            _check_captured("mask_mod", thinned.predicate, query.device)
         _check_shared(blocks.reads_planes(), planes, query)
     _check_mask(mask, planes, query, key)
     if thinned is not None and backend != "reference":

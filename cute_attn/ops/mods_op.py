@@ -190,9 +190,13 @@ class _AttentionWithMods(torch.autograd.Function):
             out, lse, max_scores = _OPS.mods(q, k, v, *rest)
         ctx.mark_non_differentiable(max_scores)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(q, k, v, out, lse, *captured)
+        functions = _Functions(*rest[_FIELDS:_END])
+        asked = functions.predicate_tensors
+        # Saved, all that were captured are known to be what they were; inference tensors cannot be.
+        ctx.save_for_backward(q, k, v, out, lse, *(None if x.is_inference() else x for x in asked), *captured)
+        ctx.asked = [x if x.is_inference() else None for x in asked]
         ctx.plan = Plan(*rest[:_FIELDS])._replace(seal=None)  # as in attention_op
-        ctx.functions, ctx.scalars = _Functions(*rest[_FIELDS:_END])._replace(score_tensors=[]), rest[_END:-1]
+        ctx.functions, ctx.scalars = functions._replace(predicate_tensors=[], score_tensors=[]), rest[_END:-1]
         return out, lse, max_scores
 
     @staticmethod
@@ -201,8 +205,10 @@ class _AttentionWithMods(torch.autograd.Function):
         needs, wanted = list(ctx.needs_input_grad[:3]), list(ctx.needs_input_grad[4:])
         if dout is None and dlse is None:
             return (None,) * (4 + len(wanted))
-        q, k, v, out, lse, *captured = ctx.saved_tensors
-        functions = ctx.functions._replace(score_tensors=captured)
+        q, k, v, out, lse, *tensors = ctx.saved_tensors
+        asked, captured = tensors[: len(ctx.asked)], tensors[len(ctx.asked) :]
+        asked = [saved if kept is None else kept for saved, kept in zip(asked, ctx.asked, strict=True)]
+        functions = ctx.functions._replace(predicate_tensors=asked, score_tensors=captured)
         *found, by_captured = _OPS.mods_backward(
             dout, dlse, q, k, v, out, lse, *ctx.plan, *functions, *ctx.scalars, needs, wanted
         )

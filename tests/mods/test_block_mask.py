@@ -1,5 +1,6 @@
 """BlockMask: its fields are torch's, and what it attends is what its lists and its mask_mod say."""
 
+import copy
 import inspect
 import re
 
@@ -353,6 +354,37 @@ def test_captured_tensors_that_require_a_gradient_are_refused():
             make(lambda b, h, q, k: k <= limits[q])
 
 
+def test_copies_of_a_mask_know_their_own_captured_tensors():
+    keep = torch.rand(40, 40) > 0.5
+    keep[0] = True  # counts a change, which no copy does
+    whole = create_block_mask(lambda b, h, q, k: keep[q, k], None, None, 40, 40, device="cpu")
+    copied = copy.deepcopy(whole)
+    assert torch.equal(attended(copied.reading(), 1, 1), keep[None, None])
+    (own,) = copied.reading().predicate.traced.tensors
+    keep[0] = False
+    copied.reading()
+    for read in (whole.reading, lambda: copy.deepcopy(whole)):
+        with pytest.raises(ValueError, match=r"'keep', .* was changed after the block mask was made"):
+            read()
+    own[0] = False
+    with pytest.raises(ValueError, match="was changed after the block mask was made"):
+        copied.reading()
+
+
+@pytest.mark.parametrize("mod", [lambda b, h, q, k: FAR[q] >= k, lambda b, h, q, k: (FAR[q] + k) % 3 == 0])
+def test_captured_tensors_of_another_device_are_refused(mod):
+    for make in (
+        lambda: create_block_mask(mod, **SHAPE),
+        lambda: BlockMask.from_kv_blocks(ONE, TWO, mask_mod=mod),
+        lambda: IntervalMask.from_function(mod, 300),
+    ):
+        with pytest.raises(ValueError, match=r"on the device of the mask, cpu, got 'FAR', .* \(300,\) .* on meta"):
+            make()
+
+
+FAR = torch.zeros(300, dtype=torch.int32, device="meta")
+
+
 # ---------------------------------------------------------------- slices, lengths, devices
 
 
@@ -414,6 +446,26 @@ def test_a_slice_ends_with_the_ragged_blocks_and_knows_its_own_indices():
         mask[2]
     with pytest.raises(IndexError, match="takes at most 3 indices, got 4"):
         mask[0, 0, 0, 0]
+    for index in (None, True, (..., 0, ...)):
+        with pytest.raises(IndexError, match="must be ints, slices, tensors and one ellipsis at most, got"):
+            mask[index]
+
+
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        (..., ()),
+        ((..., 1), (slice(None), slice(None), 1)),
+        ((1, ..., slice(0, 2)), (1, slice(None), slice(0, 2))),
+        ((1, 2, 3, ...), (1, 2, 3)),
+    ],
+)
+def test_an_ellipsis_stands_for_what_is_not_said(short, long):
+    mask = create_block_mask(MODS["by head"], **SHAPE, BLOCK_SIZE=64)
+    found, wanted = mask[short], mask[long]
+    assert found.seq_lengths == wanted.seq_lengths
+    for name in FIELDS[:4]:
+        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
 
 
 @pytest.mark.parametrize("name", MODS)
@@ -454,6 +506,14 @@ def test_a_mask_moves_and_comes_apart():
     again = BlockMask(*nested)
     assert torch.equal(attended(again.reading(), 2, 3), attended(mask.reading(), 2, 3))
     assert BlockMask.from_kv_blocks(*nested[1:5], compute_q_blocks=False).q_indices is None
+
+
+@pytest.mark.parametrize("lengths", [(0, 20), (20, 0), (0, 0)])
+@pytest.mark.parametrize("planes", [(None, None), (2, 3)])
+def test_a_mask_of_nothing_prints(lengths, planes):
+    mask = create_block_mask(MODS["causal"], *planes, *lengths, device="cpu")
+    assert "sparsity=100.00%" in str(mask)
+    assert "░" not in str(mask)
 
 
 def test_a_mask_prints_its_blocks():

@@ -121,6 +121,18 @@ def test_what_is_computed_for_nothing_is_no_part_of_the_key():
     assert traced == trace(lambda s, b, h, q, k: s * 3, "score_mod")
 
 
+def test_arguments_may_be_named_as_torch_names_them():
+    def named(s, b, h, q, k):
+        both = torch.add(input=torch.exp(input=s), other=torch.clamp(input=s, min=0.5), alpha=2)
+        return torch.where(condition=torch.ge(input=q, other=k), input=both, other=torch.nn.functional.silu(input=s))
+
+    def plain(s, b, h, q, k):
+        both = torch.add(torch.exp(s), torch.clamp(s, 0.5), alpha=2)
+        return torch.where(torch.ge(q, k), both, torch.nn.functional.silu(s))
+
+    assert trace(named, "score_mod") == trace(plain, "score_mod")
+
+
 def test_operands_that_may_be_swapped_are():
     first = trace(lambda s, b, h, q, k: s * 2 + q, "score_mod")
     assert first.text == trace(lambda s, b, h, q, k: q + 2 * s, "score_mod").text

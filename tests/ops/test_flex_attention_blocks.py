@@ -172,3 +172,50 @@ def test_a_mask_made_inside_a_compiled_function_may_break_the_graph_but_works():
     qkv = inputs(1, (2, 2), (40, 40))
     wanted = flex_attention(*qkv, block_mask=mask.sliding_window(40, left=6, right=0))
     assert torch.allclose(compiled(*qkv, 7), wanted)
+
+
+def test_a_tensor_of_a_mask_mod_that_changed_before_the_backward_is_noticed():
+    keep = KEEP[0, 0, :20].clone()
+    block_mask = create_block_mask(lambda b, h, q, k: keep[q ^ k & 3], None, None, 17, 20, device="cpu")
+    assert block_mask.intervals is None
+    out = flex_attention(*inputs(1, (1, 1), (17, 20)), None, block_mask)
+    keep.logical_not_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_a_mask_of_inference_mode_has_gradients():
+    with torch.inference_mode():
+        keep = KEEP[0, 0, :20].clone()
+        block_mask = create_block_mask(lambda b, h, q, k: keep[q ^ k & 3], None, None, 17, 20, device="cpu")
+        attended = create_mask(block_mask.mask_mod, 1, 1, 17, 20, device="cpu")
+    assert block_mask.intervals is None
+    check(*inputs(1, (1, 1), (17, 20)), None, block_mask, attended.clone())
+
+
+HASHES = {
+    "products": lambda b, h, q, k: ((q * 1103515245 ^ k * 12345) >> 16) % 10 < 7,
+    "products where few attend": lambda b, h, q, k: (q < 1) & (((q * 1103515245 ^ k * 12345) >> 16) % 10 < 7),
+    "products of wider ones": lambda b, h, q, k: ((q.long() * 1103515245 ^ k * 12345) >> 16) % 10 < 7,
+}
+
+
+@pytest.mark.parametrize("name", HASHES)
+def test_what_is_attended_is_what_torch_says_of_int64_or_refused(name):
+    hashed, lengths, qkv = HASHES[name], (30, 40), inputs(1, (1, 1), (30, 40))
+    theirs = torch_flex.create_block_mask(hashed, None, None, *lengths, device="cpu", BLOCK_SIZE=16)
+    lists = theirs.kv_num_blocks, theirs.kv_indices, theirs.full_kv_num_blocks, theirs.full_kv_indices
+    listed = BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=16, mask_mod=hashed, seq_lengths=lengths)
+    if name == "products":
+        for make in (
+            lambda: create_block_mask(hashed, None, None, *lengths, device="cpu"),
+            lambda: flex_attention(*qkv, None, theirs),
+            lambda: flex_attention(*qkv, None, listed),
+            lambda: listed.reading().thinned(1, 1),
+        ):
+            with pytest.raises(ValueError, match=r"mask_mod meets an int32 with \d{10}: .*x.long\(\)"):
+                make()
+        return
+    attended = torch_flex.create_mask(hashed, 1, 1, *lengths, device="cpu")
+    for block_mask in (create_block_mask(hashed, None, None, *lengths, device="cpu"), theirs, listed):
+        check(*qkv, None, block_mask, attended)

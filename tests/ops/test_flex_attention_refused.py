@@ -1,12 +1,13 @@
 """What flex_attention refuses: each error names the argument, what came and what is allowed."""
 
+import dataclasses
 import functools
 
 import pytest
 import torch
 from torch.nn.attention import flex_attention as torch_flex
 
-from cute_attn import AuxRequest, IntervalMask, backend, flex_attention, mask
+from cute_attn import AuxRequest, IntervalMask, backend, create_block_mask, flex_attention, mask
 
 zeros = functools.partial(torch.zeros, dtype=torch.bfloat16)
 Q, K = zeros(2, 4, 6, 16), zeros(2, 4, 8, 16)
@@ -161,6 +162,32 @@ def test_a_captured_tensor_on_another_device():
     table = torch.zeros(8, device="meta")
     match = r"score_mod must capture tensors on the device of query, cpu, got one of shape \(8,\) on meta"
     refused(ValueError, match, score_mod=lambda s, b, h, q, k: s + table[k])
+
+
+def test_a_tensor_that_stayed_behind_when_a_mask_moved():
+    keep = torch.tensor([True, False, True, True, False, True])
+    block_mask = create_block_mask(lambda b, h, q, k: keep[q ^ (k & 1)], None, None, 6, 8, device="cpu")
+    reading = block_mask.reading()
+    traced = reading.predicate.traced._replace(tensors=[keep.to("meta")])
+    predicate = dataclasses.replace(reading.predicate, traced=traced, versions=(0,))
+    block_mask._reading = dataclasses.replace(reading, predicate=predicate)
+    match = r"mask_mod must capture tensors on the device of query, cpu, got one of shape \(6,\) on meta"
+    refused(ValueError, match, block_mask=block_mask)
+
+
+@pytest.mark.parametrize(
+    ("table", "layout"),
+    [
+        (torch.zeros(8).to_sparse(), "of layout torch.sparse_coo"),
+        (torch.nested.nested_tensor([zeros(8)], layout=torch.jagged), "nested"),
+    ],
+)
+def test_captured_tensors_that_are_not_dense(table, layout):
+    index = (0,) * (table.ndim - 1)
+    match = f"_mod captures a tensor that is {layout}: it must be dense"
+    refused(ValueError, match, score_mod=lambda s, b, h, q, k: s + table[(*index, k)])
+    with pytest.raises(ValueError, match=match):
+        create_block_mask(lambda b, h, q, k: table[(*index, k)] > q, None, None, 6, 8, device="cpu")
 
 
 def test_options_for_our_kernels_change_nothing_on_the_reference():
