@@ -69,6 +69,9 @@ def test_no_index_that_is_called_inside_is_outside_anywhere(text):
         traced = trace(lambda s, b, h, q, k: s + TABLE[index(b, h, q, k)], "score_mod")
     except (ValueError, ZeroDivisionError, TypeError):
         return
+    except IndexError:  # of numbers alone, which PyTorch reads by itself
+        assert not set("bhqk") & set(text.replace("torch", ""))
+        return
     marked = with_reads_inside(traced.graph, SIZES, [TABLE.shape], traced.scalars)
     for load in (node for node in marked.nodes if node.op == "load_inside" and node.operands):
         places = torch.tensor(list(itertools.product(*map(range, SIZES))), dtype=torch.int32)
