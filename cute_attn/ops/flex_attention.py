@@ -72,8 +72,9 @@ def flex_attention(
         scale: None means `1 / sqrt(head_dim)`.
         enable_gqa: allows fewer key heads than query heads: query head h uses key head `h // (heads_q / heads_k)`.
         return_lse: returns `(out, lse)`.
-        kernel_options: None, or a dict with `softmax`, "stale" or "exact", as `cute_attn.backend` takes it. It changes
-            no result.
+        kernel_options: None, or a dict with any of `softmax`, "stale" or "exact", as `cute_attn.backend` takes it, and
+            `tile` and `backward_tile`, a TileConfig and a BackwardTile of `cute_attn.spec.tiles` or dicts of their
+            fields. They change no result.
         return_aux: an AuxRequest, ours or torch's: returns `(out, AuxOutput)`.
 
     Returns:
