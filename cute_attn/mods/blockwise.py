@@ -44,7 +44,7 @@ class Thinned(NamedTuple):
 
 
 class BlockMods:
-    """score: None for none. thinned: None for a mask that is intervals. dtype: in which floats are computed. wanted: of
+    """score: None for none. thinned: None for a mask that is intervals. dtype: in which scores are computed. wanted: of
     each tensor that score captured whether it needs a gradient.
 
     gradients: of these tensors, gathered by the backward in `dtype`; None where not wanted.
@@ -126,8 +126,10 @@ class BlockMods:
         }
         if scores is not None:
             inputs["score"] = scores
+        # a mask is what its function said when it was made, in fp32, whatever comes to be attended
+        dtype = torch.float32 if name == "mask_mod" else self._dtype
         of_function = function.tensors, function.scalars
-        return evaluate(graph, inputs, *of_function, self._dtype, attended, name, scatters, refuses_wrapping=refuses)
+        return evaluate(graph, inputs, *of_function, dtype, attended, name, scatters, refuses_wrapping=refuses)
 
 
 def _hidden_in(mask: IntervalMask, block: BlockLike, heads: slice) -> Tensor:

@@ -219,3 +219,17 @@ def test_what_is_attended_is_what_torch_says_of_int64_or_refused(name):
     attended = torch_flex.create_mask(hashed, 1, 1, *lengths, device="cpu")
     for block_mask in (create_block_mask(hashed, None, None, *lengths, device="cpu"), theirs, listed):
         check(*qkv, None, block_mask, attended)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_what_is_attended_does_not_depend_on_the_dtype_of_query(dtype):
+    def thirds(b, h, q, k):
+        return (q / 3 - k / 3) * 3 == q - k
+
+    block_mask = create_block_mask(thirds, None, None, 90, 90, device="cpu", BLOCK_SIZE=16)
+    attended = torch_flex.create_mask(thirds, 1, 1, 90, 90, device="cpu")
+    assert block_mask.intervals is None
+    assert not attended.all()
+    zeros = torch.zeros(1, 1, 90, 8, dtype=dtype)
+    found = flex_attention(zeros, zeros, torch.eye(90, dtype=dtype)[None, None], None, block_mask) > 0
+    assert torch.equal(found, attended)
