@@ -16,8 +16,8 @@ from cute_attn import sim
 
 pytestmark = pytest.mark.slow
 
-# Calls with a table that has no entry beyond the longest sequence, the last one, whose tiles come round in every ring; of
-# the prefill's tiles the first and the last hold values that nobody attends.
+# Calls with a table that has no entry beyond the longest sequence, the last one, whose tiles come round in every ring;
+# the first and the last tile of the prefill hold values that nobody attends.
 CALLS = {
     "boxes": ({"lengths": (1, 100, 300), "page_size": 64, "heads": (8, 2)}, {}),
     "window": ({"lengths": (1, 100, 300), "page_size": 64, "heads": (8, 2)}, {"window_size": (70, 0)}),
