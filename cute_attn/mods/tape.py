@@ -358,4 +358,8 @@ def apply(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return element(tape, tensor, (), index)
     if name not in HANDLERS:
         raise unknown(tape.kind, name)
+    if "input" in kwargs:  # torch's name of the first operand, which the condition of where precedes
+        kwargs = {**kwargs}
+        before = (kwargs.pop("condition"),) if "condition" in kwargs else args
+        args = (*before, kwargs.pop("input"))
     return HANDLERS[name](tape, *args, **kwargs)

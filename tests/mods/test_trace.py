@@ -127,6 +127,25 @@ def test_operands_that_may_be_swapped_are():
     assert trace(lambda b, h, q, k: q >= k, "mask_mod").text == trace(lambda b, h, q, k: k <= q, "mask_mod").text
 
 
+def by_place(s, b, h, q, k):
+    bounded, moved = torch.clamp(s, -2.0, 2.0), s + k
+    inner = torch.where(h == q, moved, torch.relu(s))
+    return torch.where(q > k, torch.tanh(bounded), inner)
+
+
+def by_name(s, b, h, q, k):
+    bounded, moved = torch.clamp(input=s, min=-2.0, max=2.0), torch.add(input=s, other=k)
+    inner = torch.where(torch.eq(input=h, other=q), input=moved, other=torch.relu(input=s))
+    return torch.where(condition=torch.gt(input=q, other=k), input=torch.tanh(input=bounded), other=inner)
+
+
+def test_operands_may_have_the_names_that_torch_gives_them():
+    assert trace(by_name, "score_mod").text == trace(by_place, "score_mod").text
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: (x + 1, tuple(trace(by_name, "score_mod"))), fullgraph=True, backend="eager")
+    assert compiled(torch.zeros(1))[1] == tuple(trace(by_place, "score_mod"))
+
+
 def test_a_text_is_json_and_reads_back():
     traced = trace(OPERATORS["clamp"], "score_mod")
     assert json.loads(traced.text)
