@@ -108,17 +108,11 @@ def _shape(rank: int, drawn: Drawn) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class NamedMaskMod:
-    """made: what thins the intervals of a problem. certain: some of these, all of whose pairs are attended whatever it
-    says; None for none."""
+    """made: what thins the intervals of a problem. has_certain: whether those of the first half of the keys stay whole
+    whatever it says."""
 
     made: Callable[[Drawn], Traced]
-    certain: Callable[[IntervalMask], IntervalMask] | None = None
-
-
-def _early(mask: IntervalMask) -> IntervalMask:
-    """The first half of the keys."""
-    half = mask.seqlen_k // 2
-    return IntervalMask(mask.lo.clamp_max(half), mask.hi.clamp_max(half), mask.seqlen_k, heads=mask.heads)
+    has_certain: bool = True
 
 
 def _ranks(drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,10 +143,10 @@ def _diagonals(drawn: Drawn) -> Traced:
 
 
 MASK_MODS = {
-    "one comparison": NamedMaskMod(_one_comparison, _early),
-    "two comparisons": NamedMaskMod(_two_comparisons, _early),
-    "documents": NamedMaskMod(_documents),
-    "unless certain": NamedMaskMod(_diagonals, _early),
+    "one comparison": NamedMaskMod(_one_comparison),
+    "two comparisons": NamedMaskMod(_two_comparisons),
+    "documents": NamedMaskMod(_documents, has_certain=False),
+    "unless certain": NamedMaskMod(_diagonals),
 }
 
 
@@ -168,10 +162,12 @@ def mask_mod_of(name: str, graph: str, drawn: Drawn) -> Traced:
 
 
 def certain_of(name: str, has_certain: bool, mask: IntervalMask) -> IntervalMask | None:
-    """Pairs of a mask that are attended whatever a mask_mod says; has_certain: whether one that a graph has leaves
-    some."""
-    made = (_early if has_certain else None) if name == ANY else MASK_MODS[name].certain
-    return None if made is None else made(mask)
+    """Pairs of a mask that are attended whatever a mask_mod says, None for none; has_certain: of one that a graph
+    has."""
+    if not (has_certain if name == ANY else MASK_MODS[name].has_certain):
+        return None
+    half = mask.seqlen_k // 2
+    return IntervalMask(mask.lo.clamp_max(half), mask.hi.clamp_max(half), mask.seqlen_k, heads=mask.heads)
 
 
 def held(mask_mod: Traced, heads: int, rows: int, keys: int) -> torch.Tensor:
