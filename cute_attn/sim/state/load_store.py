@@ -14,6 +14,7 @@ from .cta import CTA
 from .fault import Fault
 from .flags import Strength
 from .groups import Group
+from .races import Races
 from .shared_traffic import ATOMIC, LOAD, STORE
 from .spaces import put, resolve, wide, words_at
 
@@ -47,14 +48,31 @@ def load(
         space, total = resolve(total)
     loaded = _load(c, space, site, g, total, dtype, count, where)
     if c.world.races:
-        warps, size = g.lanes.warp + g.wg.number, int(dtype[1:]) * count
-        if where is not None:
-            total, warps = total[..., where], warps[where]
-        if warps.size and space == "global":
-            c.world.races.load(c, warps, site, total, size, strength)
-        elif warps.size and space in ("shared", "cluster") and strength is None:  # others poll: see acquire_all
-            c.world.races.shared(c, warps, site, space, total, size, LOAD)
+        _note_load(c, c.world.races, site, g, space, total, int(dtype[1:]) * count, where, strength)
     return loaded
+
+
+def _note_load(
+    c: CTA,
+    races: Races,
+    site: tuple[int, ...],
+    g: Group,
+    space: str,
+    address: np.ndarray,
+    size: int,
+    where: Any,
+    strength: Strength | None,
+) -> None:
+    """Tells those who look for races."""
+    warps = g.lanes.warp + g.wg.number
+    if where is not None:
+        address, warps = address[..., where], warps[where]
+    for i in range(0, size if warps.size else 0, 16):
+        part = min(16, size - i)
+        if space == "global":
+            races.load(c, warps, site, address + i, part, strength)
+        elif space in ("shared", "cluster") and strength is None:  # others poll: see acquire_all
+            races.shared(c, warps, site, space, address + i, part, LOAD)
 
 
 def _load(
@@ -117,13 +135,13 @@ def store(
         address, raw, warps = address[..., where], raw[..., where, :], warps[where]
     raw = raw.view(np.uint8)
     try:
-        if c.world.races and space == "global":
-            c.world.races.store(c, warps, site, address, raw, strength)
-        elif c.world.races and space in ("shared", "cluster"):
-            kind = STORE if strength is None else ATOMIC
-            c.world.races.shared(c, warps, site, space, address, size, kind, values=raw)
         for i in range(0, size, 16):
             part = min(16, size - i)
+            if c.world.races and space == "global":
+                c.world.races.store(c, warps, site, address + i, raw[..., i : i + part], strength)
+            elif c.world.races and space in ("shared", "cluster"):
+                kind, values = STORE if strength is None else ATOMIC, raw[..., i : i + part]
+                c.world.races.shared(c, warps, site, space, address + i, part, kind, values=values)
             words = np.ascontiguousarray(raw[..., i : i + part]).view("c16" if part == 16 else f"u{part}")[..., 0]
             put(c, space, g, address + i, part, words, warps)
     except Fault as fault:
