@@ -63,7 +63,8 @@ def run(
             remains what it was. None takes those of the `simulated` around, none by default.
         races: whether accesses to global memory that nothing orders are looked for; such a pair is a Race. None takes
             what the `simulated` around says, False by default.
-        deterministic: with races: floating-point additions of one element that nothing orders are races too.
+        deterministic: with races: floating-point additions of one element that nothing orders are races too, if a sum
+            in its tensor is rounded.
 
     Returns:
         The report of all launches together.

@@ -42,7 +42,7 @@ def strict(
             own, which then runs in `simulated`, and whose returned tensors are compared too.
         args: its arguments. Tensors start every run with the same contents, and end with those of the eager run.
         deterministic: whether the function claims the same bits in every run: then floating-point additions of one
-            element that nothing orders are races too.
+            element that nothing orders are races too, if a sum in its tensor is rounded.
         ptx, fresh, warn: as for `run`; fresh is for compiled functions only.
 
     Returns:

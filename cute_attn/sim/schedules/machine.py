@@ -28,6 +28,7 @@ class Machine:
         self.launch, self.program, self.memory, self.mode = launch, program, memory, schedule.mode
         self.random = random.Random()
         self.recorder: Recorder | None = None
+        memory.watches_sums = schedule.fixed_sums
         self.races = Races(*program.units, fixed_sums=schedule.fixed_sums) if schedule.races else None
         self.parameters = self._parameters()
         self.spares = Spares(program.dynamic_start + launch.smem_bytes, program.registers, self.findings)
@@ -120,6 +121,8 @@ class Machine:
         self.woken += len(groups)
 
     def report(self) -> Report:
+        if self.races:
+            self.races.end(self)
         buffers = self.memory.buffers
         noted = [(buffers[i], additions) for i, additions in self.memory.additions.items() if additions.several]
         rounding = {b.name: additions.bound(b.data) for b, additions in noted}

@@ -140,8 +140,8 @@ def store(
             if c.world.races and space == "global":
                 c.world.races.store(c, warps, site, address + i, raw[..., i : i + part], strength)
             elif c.world.races and space in ("shared", "cluster"):
-                kind, values = STORE if strength is None else ATOMIC, raw[..., i : i + part]
-                c.world.races.shared(c, warps, site, space, address + i, part, kind, values=values)
+                kind = STORE if strength is None else ATOMIC
+                c.world.races.shared(c, warps, site, space, address + i, part, kind, values=raw[..., i : i + part])
             words = np.ascontiguousarray(raw[..., i : i + part]).view("c16" if part == 16 else f"u{part}")[..., 0]
             put(c, space, g, address + i, part, words, warps)
     except Fault as fault:

@@ -65,6 +65,7 @@ class Races:
         self.flags = Flags()
         self._traffic: dict[int, Traffic] = {}
         self._clusters: list[Any] = []
+        self._sums: dict[int, tuple[Fault, Place]] = {}  # by buffer: additions in no order, the first found
         self._issuers: dict[tuple[int, int], int] = {}  # by cluster and mbarrier: whose copy reported to it last
 
     def start(self, cluster: Any, ctas: int, warps: int) -> Order:
@@ -235,7 +236,7 @@ class Races:
             if not reported:
                 site = int(sites[at]) if isinstance(sites, np.ndarray) else sites
                 place = self._place(c.cluster.order.number, int(warps[at]), site)
-                self._found(c, self.explain(c.cluster.order, kind, conflict), place)
+                self._found(c.world, self.explain(c.cluster.order, kind, conflict), place)
                 reported = True
 
     def explain(self, order: Order, said: str, conflict: Conflict) -> Fault:
@@ -335,7 +336,9 @@ class Races:
             if not (a.kind | kind) & (STORES | STRONG_STORES) or self._agree(a, row, kind):
                 continue
             met = meeting(a.starts, a.size, row.starts, row.size)
-            if met is not None:
+            if met is not None and a.kind & kind & ADDS:
+                self._sums.setdefault(index, self._fault(c, index, a, *met, epoch, kind))
+            elif met is not None:
                 self._report(c, index, a, met[0], met[1], epoch, kind)
 
     def _agree(self, a: Access, row: Row, kind: int) -> bool:
@@ -402,6 +405,19 @@ class Races:
         error: type[SimError] = Race,
     ) -> None:
         """Finds fault with an access of a lane and the one with this name."""
+        self._found(c.world, *self._fault(c, index, a, lane, byte, epoch, kind, error))
+
+    def _fault(
+        self,
+        c: Any,
+        index: int,
+        a: Access,
+        lane: int,
+        byte: int,
+        epoch: int,
+        kind: int,
+        error: type[SimError] = Race,
+    ) -> tuple[Fault, Place]:
         buffer, other = c.world.memory.buffers[index], unpacked(epoch)
         cluster, who = divmod(other.agent, len(a.order.clock))
         site = int(a.sites[lane]) if isinstance(a.sites, np.ndarray) else a.sites
@@ -414,14 +430,20 @@ class Races:
         elif other.clock == IN_FLIGHT:
             what += ", which nobody has waited for"
         fault = Fault(error, what, f"global {buffer.address + byte:#x}", [f"the other is at {before}"])
-        self._found(c, fault, place)
+        return fault, place
 
-    def _found(self, c: Any, fault: Fault, place: Place) -> None:
+    def end(self, world: Any) -> None:
+        """The launch is over: sums in no order are found fault with if any of the buffer was rounded."""
+        for index, (fault, place) in self._sums.items():
+            if world.memory.additions[index].rounded:
+                self._found(world, fault, place)
+
+    def _found(self, world: Any, fault: Fault, place: Place) -> None:
         try:
-            c.world.findings.found(fault)
+            world.findings.found(fault)
         except Fault:
             raise fault.at(place) from None
-        c.world.warn_found(place)
+        world.warn_found(place)
 
     def _place(self, cluster: int, warp: int, site: int) -> Place:
         ctas = self._clusters[cluster].ctas
