@@ -26,7 +26,7 @@ class Cluster:
 
     def __init__(self, size: int, threads: int, races: Races | None = None) -> None:
         warps = 4 * -(-threads // 128)
-        self.order = races.start(self, size, warps) if races else Order(size, warps)
+        self.order = races.start(size, warps) if races else Order(size, warps)
         self.told = Told()  # at its barrier
         self.ctas: list[CTA] = []
         self.phase = 0
@@ -66,7 +66,7 @@ class CTA:
         self.world, self.translation, self.cluster, self.index, self.rank = world, translation, cluster, index, rank
         self.shared = spares.shared()
         if world.races:
-            world.races.watch_shared(self.shared, cluster.order)
+            world.races.start_cta(self.shared, cluster.order, index, translation)
         self.base = rank << RANK_SHIFT
         block = world.launch.block
         threads = math.prod(block)

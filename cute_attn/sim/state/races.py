@@ -24,6 +24,7 @@ from .order import NOBODY, Order
 from .shared_memory import SharedMemory
 from .shared_traffic import STORE, Conflict, SharedTraffic
 from .traffic import ADDS, LOADS, NARROW, STORES, STRONG_LOADS, STRONG_STORES, Access, Row, Traffic, meeting
+from .translation import Translation
 
 BULK = Strength("relaxed", SCOPES["gpu"])  # a bulk reduction of an element
 MOST_BARRIERS = 64  # of a CTA that get a clock
@@ -64,17 +65,24 @@ class Races:
         self._unit, self._shared_unit, self._fixed_sums = unit, shared_unit, fixed_sums
         self.flags = Flags()
         self._traffic: dict[int, Traffic] = {}
-        self._clusters: list[Any] = []
+        self._translation: Translation | None = None
+        self._ctas: list[list[tuple[int, int, int]]] = []  # of each cluster
+        self._warps = 0  # of a CTA
         self._sums: dict[int, tuple[Fault, Place]] = {}  # by buffer: additions in no order, the first found
         self._issuers: dict[tuple[int, int], int] = {}  # by cluster and mbarrier: whose copy reported to it last
 
-    def start(self, cluster: Any, ctas: int, warps: int) -> Order:
+    def start(self, ctas: int, warps: int) -> Order:
         """A cluster starts: its clocks."""
-        self._clusters.append(cluster)
-        return Order(ctas, warps, len(self._clusters) - 1, MOST_BARRIERS * ctas)
+        self._ctas.append([])
+        self._warps = warps
+        return Order(ctas, warps, len(self._ctas) - 1, MOST_BARRIERS * ctas)
 
-    def watch_shared(self, memory: SharedMemory, order: Order) -> None:
-        """A CTA starts, with this memory."""
+    def start_cta(
+        self, memory: SharedMemory, order: Order, index: tuple[int, int, int], translation: Translation
+    ) -> None:
+        """A CTA of it starts, with this memory."""
+        self._ctas[order.number].append(index)
+        self._translation = translation
         memory.traffic = SharedTraffic(memory.data.size, self._shared_unit, order, self.explain)
 
     def issued(self, barrier: MBarrier, warp: int) -> None:
@@ -446,9 +454,9 @@ class Races:
         world.warn_found(place)
 
     def _place(self, cluster: int, warp: int, site: int) -> Place:
-        ctas = self._clusters[cluster].ctas
-        rank, number = divmod(warp - 1, 4 * len(ctas[0].warpgroups))
-        return ctas[0].translation.place(site, ctas[rank].index, (number,))
+        assert self._translation is not None
+        rank, number = divmod(warp - 1, self._warps)
+        return self._translation.place(site, self._ctas[cluster][rank], (number,))
 
 
 def _sites(site: Any, address: np.ndarray) -> Any:

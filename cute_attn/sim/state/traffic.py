@@ -73,7 +73,7 @@ class Traffic:
         self._unit, self._first = unit, address % 16  # units begin at multiples of their size
         self._units = (self._first + size) // unit + 1
         self._stores: np.ndarray | None = None
-        self._loads: list[tuple[Access, Any]] = []
+        self._loads: list[tuple[np.ndarray, np.ndarray, np.ndarray, int, Party]] = []
         self._polls: dict[tuple[int, int, int], int] = {}
         self.rows: list[Row] = []
         self.epochs, self._low, self._high, self.kinds = (np.zeros(16, np.int64) for _ in range(4))
@@ -102,7 +102,7 @@ class Traffic:
 
     def note(self, a: Access, when: int | None = None) -> None:
         """An ordinary load, or a copy; `when` it is over, if not now."""
-        self._loads.append((a, a.epochs(when)))
+        self._loads.append((a.epochs(when), a.warps, a.starts, a.size, a.party))
         self.met |= LOADS
 
     def add(self, a: Access, when: int | None = None) -> int:
@@ -125,10 +125,10 @@ class Traffic:
 
     def _settle(self) -> None:
         """Makes rows of what was only noted."""
-        for a, epochs in self._loads:
-            for warp in np.unique(a.warps).tolist():
-                here = a.warps == warp
-                self._add(int(epochs[here][0]), LOADS, Row(a.starts[here], a.size, a.party, 0))
+        for epochs, warps, starts, size, party in self._loads:
+            for warp in np.unique(warps).tolist():
+                here = warps == warp
+                self._add(int(epochs[here][0]), LOADS, Row(starts[here], size, party, 0))
         self._loads.clear()
 
     def _add(self, epoch: int, kind: int, row: Row) -> int:

@@ -49,8 +49,8 @@ class Load:
         for shared, first, barrier, accessor in self.targets:
             last = first + self.size
             self._check(shared, first, accessor)
-            if shared.traffic and barrier.order:
-                clock = int(barrier.order.clock[barrier.clock]) + 1
+            if shared.traffic:
+                clock = int(barrier.order.clock[barrier.clock]) + 1 if barrier.order else 0
                 shared.traffic.note_copy(barrier.clock, clock, self.site, first, last)
             if hold:
                 shared.code[first:last] = IN_FLIGHT
