@@ -14,20 +14,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..addresses import OFFSET_MASK, RANK_SHIFT
 from ..errors import MissingProxyFence, Place, Race, SimError
-from .barriers import MBarrier
 from .epochs import IN_FLIGHT, unordered, unpacked
 from .fault import Fault
 from .flags import SCOPES, Flags, Strength, among
-from .order import NOBODY, Order
-from .shared_memory import SharedMemory
-from .shared_traffic import STORE, Conflict, SharedTraffic
+from .shared_races import SharedRaces, sites_of
 from .traffic import ADDS, LOADS, NARROW, STORES, STRONG_LOADS, STRONG_STORES, Access, Row, Traffic, meeting
-from .translation import Translation
 
 BULK = Strength("relaxed", SCOPES["gpu"])  # a bulk reduction of an element
-MOST_BARRIERS = 64  # of a CTA that get a clock
 _GLOBAL = -1  # the table of an order for asynchronous accesses to global memory
 
 
@@ -58,43 +52,15 @@ class Pending:
             self.traffic.stores[self.units] = np.where(own, now, there)
 
 
-class Races:
+class Races(SharedRaces):
     """The accesses of a launch in progress. `fixed_sums`: floating-point additions in no order count as races too."""
 
     def __init__(self, unit: int, shared_unit: int, *, fixed_sums: bool):
-        self._unit, self._shared_unit, self._fixed_sums = unit, shared_unit, fixed_sums
+        super().__init__(shared_unit)
+        self._unit, self._fixed_sums = unit, fixed_sums
         self.flags = Flags()
         self._traffic: dict[int, Traffic] = {}
-        self._translation: Translation | None = None
-        self._ctas: list[list[tuple[int, int, int]]] = []  # of each cluster
-        self._warps = 0  # of a CTA
         self._sums: dict[int, tuple[Fault, Place]] = {}  # by buffer: additions in no order, the first found
-        self._issuers: dict[tuple[int, int], int] = {}  # by cluster and mbarrier: whose copy reported to it last
-
-    def start(self, ctas: int, warps: int) -> Order:
-        """A cluster starts: its clocks."""
-        self._ctas.append([])
-        self._warps = warps
-        return Order(ctas, warps, len(self._ctas) - 1, MOST_BARRIERS * ctas)
-
-    def start_cta(
-        self, memory: SharedMemory, order: Order, index: tuple[int, int, int], translation: Translation
-    ) -> None:
-        """A CTA of it starts, with this memory."""
-        self._ctas[order.number].append(index)
-        self._translation = translation
-        memory.traffic = SharedTraffic(memory.data.size, self._shared_unit, order, self.explain)
-
-    def issued(self, barrier: MBarrier, warp: int) -> None:
-        """A copy of this warp will report to an mbarrier: what a report says of who made it."""
-        if barrier.order is not None:
-            self._issuers[barrier.order.number, barrier.clock] = warp
-
-    def watch(self, c: Any, barrier: MBarrier) -> None:
-        """An mbarrier is initialised: it gets a clock of the cluster, as long as there are any."""
-        clock = c.cluster.order.barrier_clock()
-        if clock != NOBODY:
-            barrier.order, barrier.clock = c.cluster.order, clock
 
     # ------------------------------------------------------------------ loads, stores and atomic operations of lanes
 
@@ -164,7 +130,7 @@ class Races:
         self, c: Any, warps: np.ndarray, site: Any, address: np.ndarray, size: int, kind: int, strength: Any
     ) -> list[tuple[int, Access]]:
         """By buffer."""
-        sites = _sites(site, address)
+        sites = sites_of(site, address)
         warps = np.broadcast_to(warps, address.shape).reshape(-1)
         index, offset = c.world.memory.locate(address, size)
         offset = offset.reshape(-1)
@@ -188,74 +154,6 @@ class Races:
         first = c.world.memory.buffers[index].address
         for warp, start in dict.fromkeys(zip(a.warps.tolist(), a.starts.tolist(), strict=True)):
             do(c, warp, first + start)
-
-    # ------------------------------------------------------------------ shared memory
-
-    def shared(
-        self,
-        c: Any,
-        warps: np.ndarray,
-        site: Any,
-        space: str,
-        address: np.ndarray,
-        size: int,
-        kind: str,
-        *,
-        values: np.ndarray | None = None,
-        when: int | None = None,
-    ) -> None:
-        """Lanes access shared memory of the cluster: they are about to store bytes [..., lanes, size]."""
-        sites = _sites(site, address)
-        warps, address = np.broadcast_to(warps, address.shape).reshape(-1), address.reshape(-1)
-        values = values.reshape(-1, size) if values is not None else None
-        if space == "shared":
-            self._shared(c, c.shared, warps, sites, address - c.base, size, kind, values, when)
-            return
-        ranks, offsets = address >> RANK_SHIFT, address & OFFSET_MASK
-        for rank in np.unique(ranks).tolist():
-            here = ranks == rank
-            some = sites[here] if isinstance(sites, np.ndarray) else sites
-            raw = values[here] if values is not None else None
-            peer = c.peer(rank, int(offsets[here][0]))
-            self._shared(c, peer.shared, warps[here], some, offsets[here], size, kind, raw, when)
-
-    def _shared(
-        self,
-        c: Any,
-        memory: SharedMemory,
-        warps: np.ndarray,
-        sites: Any,
-        offsets: np.ndarray,
-        size: int,
-        kind: str,
-        values: np.ndarray | None,
-        when: int | None,
-    ) -> None:
-        assert memory.traffic is not None
-        memory.check(offsets, size)
-        reported = False
-        for conflict in memory.traffic.access(warps, sites, offsets, size, kind, when):
-            at = conflict.lane
-            if kind == conflict.kind == STORE and values is not None:
-                start, other = int(offsets[at]), conflict.other
-                there = memory.data[start : start + size] if other is None else values[other]
-                if (there == values[at]).all():  # to store what is there does no harm
-                    continue
-            if not reported:
-                site = int(sites[at]) if isinstance(sites, np.ndarray) else sites
-                place = self._place(c.cluster.order.number, int(warps[at]), site)
-                self._found(c.world, self.explain(c.cluster.order, kind, conflict), place)
-                reported = True
-
-    def explain(self, order: Order, said: str, conflict: Conflict) -> Fault:
-        """What is wrong about an access to shared memory of a cluster that conflicts with an earlier one."""
-        other = unpacked(conflict.epoch)
-        before = self._place(order.number, self._issuers.get((order.number, other.agent), other.agent), other.site)
-        what = f"{said} of shared address {conflict.byte:#x}, and nothing orders it behind the "
-        what += f"{'asynchronous ' if other.proxy else ''}{conflict.kind} of it by {before.who}"
-        if other.clock == IN_FLIGHT:
-            what += ", which it has not waited for"
-        return Fault(Race, what, f"shared {conflict.byte:#x}", [f"the other is at {before}"])
 
     # ------------------------------------------------------------------ copies
 
@@ -413,7 +311,7 @@ class Races:
         error: type[SimError] = Race,
     ) -> None:
         """Finds fault with an access of a lane and the one with this name."""
-        self._found(c.world, *self._fault(c, index, a, lane, byte, epoch, kind, error))
+        self.found(c.world, *self._fault(c, index, a, lane, byte, epoch, kind, error))
 
     def _fault(
         self,
@@ -429,8 +327,8 @@ class Races:
         buffer, other = c.world.memory.buffers[index], unpacked(epoch)
         cluster, who = divmod(other.agent, len(a.order.clock))
         site = int(a.sites[lane]) if isinstance(a.sites, np.ndarray) else a.sites
-        place = self._place(a.order.number, int(a.warps[lane]), site)
-        before = self._place(cluster, self._issuers.get((cluster, who), who), other.site)
+        place = self.place(a.order.number, int(a.warps[lane]), site)
+        before = self.place(cluster, self.issuer(cluster, who), other.site)
         what = f"{_said(a.kind, a.proxy)} of byte {byte} of {buffer.name}, and nothing orders it behind the "
         what += f"{_said(kind, other.proxy)} of it by {before.who}"
         if error is MissingProxyFence:
@@ -444,27 +342,7 @@ class Races:
         """The launch is over: sums in no order are found fault with if any of the buffer was rounded."""
         for index, (fault, place) in self._sums.items():
             if world.memory.additions[index].rounded:
-                self._found(world, fault, place)
-
-    def _found(self, world: Any, fault: Fault, place: Place) -> None:
-        try:
-            world.findings.found(fault)
-        except Fault:
-            raise fault.at(place) from None
-        world.warn_found(place)
-
-    def _place(self, cluster: int, warp: int, site: int) -> Place:
-        assert self._translation is not None
-        rank, number = divmod(warp - 1, self._warps)
-        return self._translation.place(site, self._ctas[cluster][rank], (number,))
-
-
-def _sites(site: Any, address: np.ndarray) -> Any:
-    """The instruction of each element of [..., lanes], flat: one for all, or an array."""
-    if isinstance(site, int) or address.ndim == 1 or len(site) != address.shape[0] or len(site) == 1:
-        return site if isinstance(site, int) else site[0]
-    rows = np.array(site).reshape(-1, *[1] * (address.ndim - 1))
-    return np.broadcast_to(rows, address.shape).reshape(-1)
+                self.found(world, fault, place)
 
 
 def _said(kind: int, proxy: bool) -> str:
