@@ -18,6 +18,12 @@ class Place:
     cta: tuple[int, int, int] | None = None
     warps: tuple[int, ...] = ()
 
+    @property
+    def who(self) -> str:
+        """The warps, and their CTA."""
+        warps = f"warp{'s' if len(self.warps) > 1 else ''} {', '.join(map(str, self.warps))}"
+        return warps + (f" of CTA {self.cta}" if self.cta is not None else "")
+
     def __str__(self) -> str:
         parts = [f"kernel {self.kernel}"]
         if self.cta is not None:
@@ -65,6 +71,10 @@ class MissingProxyFence(SimError):
 
 class MissingBarrier(SimError):
     """The async proxy touches shared memory that another warp wrote, and no barrier orders the one behind the other."""
+
+
+class Race(SimError):
+    """Two accesses to the same memory, of which one at least writes, and nothing orders one behind the other."""
 
 
 class TransactionCount(SimError):

@@ -40,12 +40,17 @@ class Schedule:
     source late, whoever is woken runs first. `random`: by `seed`, every warp on its own. `starve`: as `late`, and the
     warp or warpgroup that `seed` chooses runs only when nothing else can.
 
+    races: accesses that nothing orders are looked for, and are an error. fixed_sums: floating-point additions of an
+    element that nothing orders are among them.
+
     Raises:
         ValueError: for an unknown mode or a negative seed.
     """
 
     mode: Mode = "eager"
     seed: int = 0
+    races: bool = False
+    fixed_sums: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):

@@ -62,6 +62,8 @@ def run(
     workers=1,
     warned=(),
     recorder=None,
+    races=False,
+    fixed_sums=False,
 ):
     """Runs `body` with NumPy arrays (passed as pointers, written in place) and bytes (passed by value); the report."""
     parameters = ["pointer" if isinstance(a, np.ndarray) else len(a) for a in arguments]
@@ -74,7 +76,7 @@ def run(
     launch = Launch(
         "kernel", frame(body, parameters, shared, declarations), (grid, 1, 1), (block, 1, 1), (cluster, 1, 1), smem, raw
     )
-    return execute(launch, buffers, Schedule(mode, seed), workers, warned, recorder)
+    return execute(launch, buffers, Schedule(mode, seed, races, fixed_sums), workers, warned, recorder)
 
 
 def compute(lines, *inputs, result, block=128, mode="eager"):

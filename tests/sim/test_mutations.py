@@ -53,6 +53,8 @@ def test_the_document_lists_every_mutation_with_its_verdict():
         ("a loaded from the wrong columns", EAGER, "WrongResult"),
         ("two warps issue the bulk reduction", EAGER, "RedundantReduction"),
         ("one element too many", EAGER, "OutOfBounds"),
+        ("stage released before its products are done", EAGER, "Race"),
+        ("k not awaited", EAGER, "Race"),
         ("a load that straddles elements", EAGER, "Misaligned"),
     ],
 )

@@ -7,6 +7,7 @@ from cute_attn import sim
 from cute_attn.launch.backward import backward
 from cute_attn.launch.forward import forward
 from cute_attn.mask import causal
+from cute_attn.sim.errors import Race
 
 MASK = causal(192, 320)
 
@@ -29,15 +30,8 @@ def gradients(sm_margin, deterministic=False):
     return function
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sm_margin", [0, 131])  # 131 leaves one CTA, whose bulk additions are in no order either
-def test_python_code_that_calls_the_backward_gives_no_alarm(sm_margin):
-    sim.strict(gradients(sm_margin), *inputs())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sm_margin", [0, 131])
-def test_the_compiled_backward_alone_gives_no_alarm(sm_margin, monkeypatch):
+def compiled(gradients, monkeypatch):
+    """The one call of a compiled function that they make."""
     calls, run = [], sim.run
 
     def noted(function, *args, **options):
@@ -47,8 +41,21 @@ def test_the_compiled_backward_alone_gives_no_alarm(sm_margin, monkeypatch):
     arguments = inputs()
     with monkeypatch.context() as patch:
         patch.setattr(sim, "run", noted)
-        gradients(sm_margin)(*arguments)
-    ((function, args, options),) = calls
+        gradients(*arguments)
+    (call,) = calls
+    return call
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sm_margin", [0, 131])  # 131 leaves one CTA, whose bulk additions are in no order either
+def test_python_code_that_calls_the_backward_gives_no_alarm(sm_margin):
+    sim.strict(gradients(sm_margin), *inputs())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sm_margin", [0, 131])
+def test_the_compiled_backward_alone_gives_no_alarm(sm_margin, monkeypatch):
+    function, args, options = compiled(gradients(sm_margin), monkeypatch)
     report = sim.strict(function, *args, ptx=options["ptx"], fresh=options["fresh"])
     assert report.derived
 
@@ -56,3 +63,23 @@ def test_the_compiled_backward_alone_gives_no_alarm(sm_margin, monkeypatch):
 @pytest.mark.slow
 def test_a_deterministic_backward_gives_the_same_bits_in_every_schedule():
     sim.strict(gradients(0, deterministic=True), *inputs(), deterministic=True)
+
+
+@pytest.mark.slow
+def test_turns_that_order_nothing_are_found_though_no_schedule_shows_it(monkeypatch):
+    function, args, options = compiled(gradients(0, deterministic=True), monkeypatch)
+    release, acquire = "red.release.gpu.global.add", "ld.acquire.gpu.global"
+    ptx = options["ptx"]
+    assert release in ptx
+    assert acquire in ptx
+
+    sim.run(function, *args, ptx=ptx, races=True, deterministic=True)
+    for text in (
+        ptx.replace(release, release.replace("release", "relaxed")),
+        ptx.replace(release, release.replace("gpu", "cta")),
+        ptx.replace(acquire, acquire.replace("acquire", "relaxed")),
+        ptx.replace("cp.async.bulk.wait_group \t0", "cp.async.bulk.wait_group.read \t0"),
+    ):
+        assert text != ptx
+        with pytest.raises(Race, match=r"nothing orders it behind the (bulk reduction|atomic operation) of it by"):
+            sim.run(function, *args, ptx=text, races=True, deterministic=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..formats import WIDTH
+from ..state.flags import SCOPES
 from .ptx import Mem, Operand, Reg, Sym, Vec
 from .template import KIND_WIDTH, Reader, Template, Typed, is_sink
 
@@ -35,6 +36,17 @@ def is_published(r: Reader) -> bool:
     """Stores and atomics that are made for others to poll."""
     told = not {"release", "acq_rel", "volatile", "mmio"}.isdisjoint(r.modifiers)
     return told and r.instruction.name in ("st", "red", "atom")
+
+
+def _strength(r: Reader) -> str:
+    """What an access says of its order, as an argument of a call; atomic operations are relaxed, others weak."""
+    order = next((m for m in r.modifiers if m in ("relaxed", "acquire", "release", "acq_rel")), None)
+    scope = next((m for m in r.modifiers if m in SCOPES), None)
+    if not {"volatile", "mmio"}.isdisjoint(r.modifiers):
+        order, scope = "relaxed", "sys"
+    if order is None and r.instruction.name in ("ld", "ldu", "st"):
+        return "None"
+    return f"Strength({order or 'relaxed'!r}, {SCOPES[scope or 'gpu']})"
 
 
 def address(r: Reader, operand: Operand) -> tuple[Typed, int]:
@@ -74,6 +86,7 @@ def _numpy(kind: str) -> str:
 
 
 def _load(r: Reader) -> Template:
+    strength = _strength(r)
     space, kind, items = _transfer(r, 0, "destinations")
     base, offset = address(r, r.operands[1])
     named = space == "param" and isinstance(base.operand, Sym)
@@ -82,7 +95,7 @@ def _load(r: Reader) -> Template:
         call = f"load_store.load_parameter(c, '{base.operand.name}', {offset}, '{_numpy(kind)}', {len(items)})"
     else:
         what = f"'{space}', {{0}}, {{offset}}, '{_numpy(kind)}', {len(items)}"
-        call = f"load_store.load(c, {{site}}, g, {what}, {{where}})"
+        call = f"load_store.load(c, {{site}}, g, {what}, {{where}}, {strength})"
     widths = [KIND_WIDTH[o.kind] if isinstance(o, Reg) else WIDTH[kind] for o in items]
     if any(w > WIDTH[kind] for w in widths):
         wide = f"np.uint{widths[0]}"
@@ -96,19 +109,20 @@ def _load(r: Reader) -> Template:
 
 
 def _store(r: Reader) -> Template:
+    strength = _strength(r)
     space, kind, items = _transfer(r, 1, "sources")
     base, offset = address(r, r.operands[0])
     values = [Typed(o, f"b{KIND_WIDTH[o.kind] if isinstance(o, Reg) else max(WIDTH[kind], 16)}") for o in items]
     places = "".join(f"{{{i + 1}}}, " for i in range(len(values)))
     what = f"'{space}', {{0}}, {{offset}}, 'u{WIDTH[kind] // 8}', ({places})"
-    call = f"load_store.store(c, {{site}}, g, {what}, {{where}})"
+    call = f"load_store.store(c, {{site}}, g, {what}, {{where}}, {strength})"
     template = r.template(call, [], [base, *values], ordered=True, extra=(space, kind))
     template.offsets, template.statement = offset, True
     return template
 
 
 def _atomic(r: Reader) -> Template:
-    returns = r.instruction.name == "atom"
+    returns, strength = r.instruction.name == "atom", _strength(r)
     space, operation, kind = _space(r), r.need(*_OPERATIONS), r.need(*_ATOMIC_TYPES)
     vector = r.take("v2", "v4", "v8")
     r.done(*_IGNORED, "noftz")
@@ -123,7 +137,7 @@ def _atomic(r: Reader) -> Template:
     values = [Typed(o, f"b{WIDTH[kind]}") for items in groups for o in items]
     places = "".join(f"{{{i + 1}}}, " for i in range(len(values)))
     what = f"'{space}', '{operation}', '{kind}'"
-    call = f"atomics.atomic(c, {{site}}, g, {what}, {{0}}, {{offset}}, ({places}), {returns}, {{where}})"
+    call = f"atomics.atomic(c, {{site}}, g, {what}, {{0}}, {{offset}}, ({places}), {returns}, {{where}}, {strength})"
     kept = [Typed(o, f"b{WIDTH[kind]}") for o in destination if not is_sink(o)]
     if len(kept) < len(destination) and len(destination) > 1:
         raise r.fail("a vector with sinks")

@@ -65,8 +65,10 @@ def _send(c: CTA, g: Group, site: int, address: int, bar: int, raw: np.ndarray, 
     peer = c.peer(rank, offset)
     accessor = Accessor(c.cluster.order, [g.wg.number + warp], rank)
     target = Target(peer.shared, offset, mbarrier_at(c, bar)[1], accessor)
+    if c.world.races:
+        c.world.races.issued(target.barrier, g.wg.number + warp)
     label = f"PTX line {c.translation.place(site).line}, warp {4 * g.wg.index + warp}"
-    c.world.start(AsyncStore(Sent(raw), raw.size, 0, [target], c.translation.place(site, peer.index), label))
+    c.world.start(AsyncStore(Sent(raw), raw.size, 0, [target], c.translation.place(site, peer.index), label, site))
 
 
 def _note(c: CTA, g: Group, site: int, bars: np.ndarray, size: int) -> None:

@@ -104,7 +104,8 @@ def is_idle(node: Node) -> bool:
     """Whether a node changes nothing but registers."""
     if node.kind == SEGMENT:
         return not any(t.statement for t in node.detail)
-    return node.kind == BRANCH or (node.kind == SYSTEM and node.operation in (system.try_wait, system.nothing))
+    idle = (system.try_wait, system.memory_fence, system.nothing)
+    return node.kind == BRANCH or (node.kind == SYSTEM and node.operation in idle)
 
 
 def _may_return(nodes: Sequence[Node], start: int) -> bool:

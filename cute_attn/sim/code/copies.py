@@ -10,10 +10,13 @@ import numpy as np
 from ..addresses import OFFSET_MASK, PARAM_BASE, RANK_SHIFT
 from ..errors import CopyInFlight, OutOfBounds, RedundantReduction, UnsupportedDescriptor, UnsupportedInstruction
 from ..state.cta import CTA
+from ..state.epochs import IN_FLIGHT as NEVER
 from ..state.fault import Fault
 from ..state.groups import Group
 from ..state.order import Accessor
+from ..state.rounding import UNIT
 from ..state.shared_memory import IN_FLIGHT, granules
+from ..state.shared_traffic import STORE
 from ..state.steps import COPY, Thing
 from ..state.tensor_map import Box, Span, TensorMap, decode_map
 from ..state.transfers import Load, SharedSource, Store, Target
@@ -185,7 +188,12 @@ def _start_load(
             c.world.recorder.take(c, 4 * g.wg.index + warp, site, COPY, thing, size)
         targets.append(Target(peer.shared, to & OFFSET_MASK, mbarrier_at(c, home << RANK_SHIFT | offset)[1], accessor))
     place = c.translation.place(site, c.cluster.ctas[ranks[0]].index)
-    c.world.start(Load(what, size, swizzle, targets, place, f"PTX line {place.line}, warp {g.warps[0]}"))
+    if c.world.races:
+        for target in targets:
+            c.world.races.issued(target.barrier, g.wg.number + warp)
+    if c.world.races and not isinstance(what, SharedSource):
+        c.world.races.copy_in(c, g.wg.number + warp, site, what, targets[0].barrier)
+    c.world.start(Load(what, size, swizzle, targets, place, f"PTX line {place.line}, warp {g.warps[0]}", site))
 
 
 # ---------------------------------------------------------------------- stores and reductions
@@ -205,7 +213,12 @@ def bulk_store(c: CTA, g: Group, node: Node) -> bool:
                 continue
             seen[row] = lane
             store = _make_store(c, g, site, row, operation, kind, tensor=coordinates is not None)
-            store.begin(Accessor(c.cluster.order, [g.wg.number + lane // 32], c.rank))
+            warp = g.wg.number + lane // 32
+            store.begin(Accessor(c.cluster.order, [warp], c.rank))
+            if c.world.races:
+                adds = operation == "add" and store.target.type in UNIT
+                reduces = operation is not None
+                store.noted = c.world.races.copy_out(c, warp, site, store.target, reduces=reduces, adds=adds)
             if operation is not None:
                 _note_reduction(c, g, site, row, store, lane)
             c.bulk.setdefault((g.wg.index, lane), Queue()).open.append(store)
@@ -295,6 +308,8 @@ def bulk_wait(c: CTA, g: Group, node: Node) -> bool:
                     if not read:
                         store.write(c.world.memory)
                         c.world.progress += 1
+                    if c.world.races:
+                        store.settle(g.wg.number + lane // 32, written=not read)
             if not read:
                 queue.groups = queue.groups[max(len(queue.groups) - keep, 0) :]
     except Fault as fault:
@@ -334,7 +349,9 @@ class Classic:
     taken: np.ndarray  # bytes that come from the source; the rest is zero
     label: str
     warp: int  # in the order of the cluster
+    site: int
     done: bool = False
+    waited: bool = False
     spans: list[tuple[int, int]] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -386,7 +403,7 @@ def classic_copy(c: CTA, g: Group, node: Node) -> bool:
         for number, warp in zip(g.lanes.warp_numbers, g.warps, strict=True):
             here = g.lanes.warp == number
             label = f"PTX line {line}, warp {warp}"
-            copy = Classic(offset[here], address[here], size, taken_bytes[here], label, g.wg.number + number)
+            copy = Classic(offset[here], address[here], size, taken_bytes[here], label, g.wg.number + number, site)
             _start_classic(c, copy)
             for lane in g.lanes.lanes[here].tolist():
                 c.classic.setdefault((g.wg.index, lane), Queue()).open.append(copy)
@@ -399,6 +416,9 @@ def _start_classic(c: CTA, copy: Classic) -> None:
     copy.spans = [(first, first + copy.size) for first in copy.to.tolist()]
     for first, last in copy.spans if c.shared.readers.any() else ():
         c.shared.check_writable(first, last)
+    if c.world.races:
+        warps = np.full(copy.to.size, copy.warp)
+        c.world.races.shared(c, warps, copy.site, "shared", copy.to + c.base, copy.size, STORE, when=NEVER)
     if c.world.holds_copies():
         c.shared.code[copy.to[:, None] + np.arange(copy.size)] = IN_FLIGHT
         c.shared.pending.append(copy)
@@ -430,6 +450,19 @@ def _finish_classic(c: CTA, copy: Classic) -> None:
     c.world.progress += 1
 
 
+def _wait_classic(c: CTA, copy: Classic) -> None:
+    """A thread waits for them, for all of the warp."""
+    _finish_classic(c, copy)
+    if c.world.races and not copy.waited:
+        copy.waited = True
+        assert c.shared.traffic is not None
+        c.shared.traffic.settle(copy.warp, copy.to, copy.size)
+        whole = copy.taken == copy.size
+        if whole.any():
+            warps = np.full(int(np.count_nonzero(whole)), copy.warp)
+            c.world.races.load(c, warps, copy.site, copy.source[whole], copy.size, None)
+
+
 def classic_commit(c: CTA, g: Group, node: Node) -> bool:
     for lane in g.lanes.lanes.tolist():
         queue = c.classic.setdefault((g.wg.index, lane), Queue())
@@ -447,8 +480,8 @@ def classic_wait(c: CTA, g: Group, node: Node) -> bool:
                 continue
             cut = max(len(queue.groups) - keep, 0)
             for copy in [x for group in queue.groups[:cut] for x in group] + (queue.open if everything else []):
-                if not copy.done:
-                    _finish_classic(c, copy)
+                if not copy.waited:
+                    _wait_classic(c, copy)
             queue.groups = queue.groups[cut:]
             if everything:
                 queue.open = []
@@ -465,7 +498,7 @@ def classic_arrive(c: CTA, g: Group, node: Node) -> bool:
         for lane, one in zip(g.lanes.lanes.tolist(), address(c, g).tolist(), strict=True):
             queue = c.classic.get((g.wg.index, lane), Queue())
             for copy in [x for group in queue.groups for x in group] + queue.open:
-                _finish_classic(c, copy)
+                _wait_classic(c, copy)
             peer, barrier = mbarrier_at(c, one)
             if c.world.recorder:
                 thing = Thing("mbarrier", peer.index, barrier.address)

@@ -15,6 +15,7 @@ from ..state.matrices import MmaTile
 from . import access, arithmetic, convert, mma, system, warp, wgmma
 from .constants import constant_registers, moves_constant
 from .control_flow import find_joins, find_spins
+from .extents import unit_of
 from .layout import Layout
 from .node import BRANCH, EXIT, SEGMENT, Node
 from .operands import node_of
@@ -33,6 +34,7 @@ class Program:
         self.rows, self.sites = self.layout.rows, self.layout.sites
         self.registers = self.rows.size
         self.local_bytes, self.dynamic_start = self.layout.local_bytes, self.layout.dynamic_start
+        self.units = tuple(unit_of(self.kernel.instructions, space) for space in ("global", "shared"))
         self.locks: dict[Reg, int] = {}  # wgmma registers: their bit
         self.tiles: dict[int, MmaTile] = {}
         self.nodes: list[Node] = []

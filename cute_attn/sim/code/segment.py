@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..state import atomics, load_store, products
+from ..state.flags import Strength
 from . import functions, mma, warp
 from .ptx import Imm, Not, Reg, Sym
 from .rows import Rows
@@ -54,7 +55,7 @@ class Emitter:
             self._emit(group)
         head = [f"    {v} = V.{v}" for v in sorted(self.views)]
         source = "\n".join(["def run(V, c, g):", *head, *(f"    {line}" for line in self.lines), "    return None"])
-        modules = {"np": np, "atomics": atomics, "load_store": load_store, "products": products}
+        modules = {"np": np, "atomics": atomics, "load_store": load_store, "products": products, "Strength": Strength}
         namespace: dict[str, Any] = {**modules, **vars(functions), **vars(warp), **vars(mma), **self.constants}
         exec(compile(source, f"<{name}>", "exec"), namespace)
         return namespace["run"]

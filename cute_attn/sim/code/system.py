@@ -17,6 +17,7 @@ from ..state import products
 from ..state.barriers import MBarrier
 from ..state.cta import CTA
 from ..state.fault import Fault
+from ..state.flags import SCOPES
 from ..state.groups import Group
 from ..state.shared_memory import BARRIER, UNWRITTEN
 from ..state.steps import ARRIVE, EXPECT, INIT, LOOK, MEET, PASS, WAIT, Thing
@@ -227,7 +228,9 @@ def mbarrier_init(c: CTA, g: Group, node: Node) -> bool:
             if not 0 < expected < 1 << 20:
                 raise Fault(OutOfBounds, f"an mbarrier of {expected} arrivals", f"mbarrier {offset:#x}")
             c.shared.check_writable(offset, offset + 8)
-            c.mbarriers[offset] = MBarrier(offset, expected)
+            c.mbarriers[offset] = barrier = MBarrier(offset, expected)
+            if c.world.races:
+                c.world.races.watch(c, barrier)
             if c.world.recorder:
                 c.world.recorder.note(c, g, site, INIT, Thing("mbarrier", c.index, offset), expected)
             c.shared.code[offset : offset + 8] = BARRIER
@@ -363,15 +366,33 @@ def _fence(layout: Layout, r: Reader) -> Node:
         r.need("alias")
         r.done()
         return node_of(layout, r, nothing)
+    names = set(r.modifiers)
     r.done(*_FENCE_MODIFIERS)
-    return node_of(layout, r, nothing)
+    if any(name.startswith(("mbarrier_init", "sync_restrict")) for name in names):
+        return node_of(layout, r, nothing)
+    scope = next((SCOPES[name] for name in SCOPES if name in names), SCOPES["gpu"])  # membar.gl, and what has none
+    return node_of(layout, r, memory_fence, scope)
+
+
+def memory_fence(c: CTA, g: Group, node: Node) -> bool:
+    """fence.acq_rel and its kin: only flags in global memory depend on it, and only races on these."""
+    if c.world.races:
+        for warp in g.numbers:
+            c.world.races.flags.fence(c, warp, node.detail[1])
+    return True
 
 
 def proxy_fence(c: CTA, g: Group, node: Node) -> bool:
-    """Of the memory of all CTAs, of this one alone, or of none: of global memory nothing here depends on a fence."""
+    """Of the shared memory of all CTAs or of this one alone, of global memory, or of both."""
     _, space = node.detail
-    if space != "global":
-        c.cluster.order.fence(g.numbers, slice(c.rank, c.rank + 1) if space == "shared::cta" else slice(None))
+    ctas = c.cluster.order.ctas
+    memories = {
+        "shared::cta": slice(c.rank, c.rank + 1),
+        "shared::cluster": slice(ctas),
+        "global": slice(ctas, None),
+        None: slice(None),
+    }
+    c.cluster.order.fence(g.numbers, memories[space])
     return True
 
 

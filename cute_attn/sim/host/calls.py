@@ -17,17 +17,20 @@ import torch
 
 from ...backend import backend, current
 from ...loadable import load_module
-from ..errors import MissingBarrier, MissingProxyFence, Place, SimError, UninitializedRead, UntestedVersion
+from ..errors import MissingBarrier, MissingProxyFence, Place, Race, SimError, UninitializedRead, UntestedVersion
 from ..launch import Report, Schedule
 from . import from_disk, gpu, stub
 from .arguments import CudaView
 from .capture import collected, simulate
 from .fresh import FreshMemory, watching
 
-CAN_WARN = (UninitializedRead, MissingBarrier, MissingProxyFence)
+CAN_WARN = (UninitializedRead, MissingBarrier, MissingProxyFence, Race)
 TESTED_VERSIONS = ("4.8.1",)  # of nvidia-cutlass-dsl: the stub leans on symbols and layouts that nobody documents
 
 
+_watched_within: contextvars.ContextVar[tuple[bool, bool]] = contextvars.ContextVar(  # races, deterministic
+    "cute_attn_sim_watched", default=(False, False)
+)
 _warned_within: contextvars.ContextVar[tuple[type[SimError], ...]] = contextvars.ContextVar(
     "cute_attn_sim_warned", default=()
 )
@@ -41,6 +44,8 @@ def run(
     ptx: str | None = None,
     fresh: Sequence[torch.Tensor | None] = (),
     warn: Sequence[type[SimError]] | None = None,
+    races: bool | None = None,
+    deterministic: bool = False,
 ) -> Report:
     """Calls a compiled function on CPU tensors and executes the kernels that it launches.
 
@@ -54,8 +59,12 @@ def run(
             torch.empty; None is skipped. To read them before a launch of this call wrote them is an error. What they
             share with other arguments counts as written. Within `simulated` such tensors are found by themselves.
         warn: classes of findings that become warnings of the report, after which the kernel goes on: of
-            UninitializedRead (but not its CopyInFlight), MissingBarrier and MissingProxyFence. What was read remains
-            what it was. None takes those of the `simulated` around, none by default.
+            UninitializedRead (but not its CopyInFlight), MissingBarrier, MissingProxyFence and Race. What was read
+            remains what it was. None takes those of the `simulated` around, none by default.
+        races: whether accesses to global memory that nothing orders are looked for; such a pair is a Race. None takes
+            what the `simulated` around says, False by default.
+        deterministic: with races: floating-point additions of one element that nothing orders are races too, if a sum
+            in its tensor is rounded.
 
     Returns:
         The report of all launches together.
@@ -64,7 +73,7 @@ def run(
         SimError: what the kernels did wrong, or what the simulator does not know.
         TypeError, ValueError: arguments of another kind; also what the host code itself raises.
     """
-    schedule, warned = _schedule(mode, seed), _warned(warn)
+    schedule, warned = _schedule(mode, seed, races, deterministic), _warned(warn)
     if hasattr(function, "ir_module"):
         return _simulate_compiled(function, args, {}, schedule, ptx, fresh, warned)
     if ptx is None:
@@ -87,14 +96,18 @@ def load(shared_object: Path | bytes, name: str) -> Any:
 
 @contextlib.contextmanager
 def simulated(
-    mode: str | None = None, seed: int | None = None, warn: Sequence[type[SimError]] | None = None
+    mode: str | None = None,
+    seed: int | None = None,
+    warn: Sequence[type[SimError]] | None = None,
+    races: bool | None = None,
+    deterministic: bool = False,
 ) -> Iterator[list[Report]]:
     """Within it, host code that compiles and calls CuTe DSL functions by itself runs on CPU tensors.
 
     CPU tensors say `is_cuda` and reach the DSL as CUDA tensors, compiled functions keep their PTX, a call simulates
     them, and cute_attn's own functions use backend "sim". The yielded list receives the report of each call. Functions
-    compiled before keep working if they kept their PTX. `warn` is as for `run`, and holds for every call within. Not
-    for several threads at once: it patches torch and the DSL.
+    compiled before keep working if they kept their PTX. `warn`, `races` and `deterministic` are as for `run`, and hold
+    for every call within. Not for several threads at once: it patches torch and the DSL.
 
     Memory that torch.empty and its kin return within it is known to be unwritten until a kernel or an operator of
     PyTorch writes it; to read it in a kernel before is an error. A tensor handed out by `numpy` or DLPack counts as
@@ -106,7 +119,7 @@ def simulated(
     from cutlass.cute import runtime
     from cutlass.cutlass_dsl import CuTeDSL, tvm_ffi_provider
 
-    schedule, warned = _schedule(mode, seed), _warned(warn)
+    schedule, warned = _schedule(mode, seed, races, deterministic), _warned(warn)
     reports: list[Report] = []
 
     def call(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -124,6 +137,7 @@ def simulated(
         stack.enter_context(backend("sim", mode=schedule.mode, seed=schedule.seed))
         stack.callback(collected.reset, collected.set(reports))
         stack.callback(_warned_within.reset, _warned_within.set(warned))
+        stack.callback(_watched_within.reset, _watched_within.set((schedule.races, schedule.fixed_sums)))
         for owner, name, value in (
             (settings, "keep_ptx", True),
             (settings, "dump_dir", dump),
@@ -158,11 +172,13 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             delattr(owner, name)  # uncovers the inherited one
 
 
-def _schedule(mode: str | None, seed: int | None) -> Schedule:
+def _schedule(mode: str | None, seed: int | None, races: bool | None, deterministic: bool) -> Schedule:
     request = current()
     options: dict[str, Any] = request.options if request.name == "sim" else {}
     chosen: Any = mode if mode is not None else options.get("mode", "eager")
-    return Schedule(chosen, seed if seed is not None else options.get("seed", 0))  # refuses what it does not know
+    watched = _watched_within.get() if races is None else (races, races and deterministic)
+    number = seed if seed is not None else options.get("seed", 0)
+    return Schedule(chosen, number, *watched)  # refuses what it does not know
 
 
 def _warned(warn: Sequence[type[SimError]] | None) -> tuple[type[SimError], ...]:

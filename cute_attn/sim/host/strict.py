@@ -14,7 +14,7 @@ from .capture import merged
 
 STARVED = 5  # a warp of the second warpgroup, where there is one: its peers get ahead of it
 SCHEDULES = (
-    Schedule("eager"),
+    Schedule("eager", races=True),
     Schedule("late"),
     *(Schedule("random", seed) for seed in (1, 2, 3)),
     Schedule("starve", STARVED),
@@ -35,11 +35,14 @@ def strict(
 ) -> Report:
     """Runs `function(*args)` in eager, late, three random and a starving schedule and compares what they leave.
 
+    In the eager one races are looked for: accesses to global memory that nothing orders, whatever the schedule.
+
     Args:
         function: a compiled function, as `run` takes it; or Python code that calls compiled functions or cute_attn's
             own, which then runs in `simulated`, and whose returned tensors are compared too.
         args: its arguments. Tensors start every run with the same contents, and end with those of the eager run.
-        deterministic: whether the function claims the same bits in every run, whatever the order of its reductions.
+        deterministic: whether the function claims the same bits in every run: then floating-point additions of one
+            element that nothing orders are races too, if a sum in its tensor is rounded.
         ptx, fresh, warn: as for `run`; fresh is for compiled functions only.
 
     Returns:
@@ -63,10 +66,11 @@ def strict(
         for name, tensor in tensors.items():
             tensor.detach().copy_(before[name])
         returned: dict[str, torch.Tensor] = {}
+        watched: Any = {"warn": warn, "races": schedule.races, "deterministic": deterministic}
         if is_kernel:
-            report = run(function, *args, mode=schedule.mode, seed=schedule.seed, ptx=ptx, fresh=fresh, warn=warn)
+            report = run(function, *args, mode=schedule.mode, seed=schedule.seed, ptx=ptx, fresh=fresh, **watched)
         else:
-            with simulated(schedule.mode, schedule.seed, warn) as reports:
+            with simulated(schedule.mode, schedule.seed, **watched) as reports:
                 returned = dict(_tensors([function(*args)], ["result"]))
             report = merged(reports)
         outcomes.append((report, {name: t.detach().clone() for name, t in {**tensors, **returned}.items()}))

@@ -16,7 +16,7 @@ def start_cluster(machine: Machine) -> None:
     launch = machine.launch
     first = machine.unstarted.pop()
     cx, cy, cz = launch.cluster
-    cluster = Cluster(cx * cy * cz, math.prod(launch.block))
+    cluster = Cluster(cx * cy * cz, math.prod(launch.block), machine.races)
     for rank in range(cx * cy * cz):
         index = (first[0] + rank % cx, first[1] + rank // cx % cy, first[2] + rank // (cx * cy))
         cta = CTA(machine, machine.program, machine.spares, cluster, index, rank)

@@ -13,6 +13,7 @@ from ..launch import Launch, Report, Schedule
 from ..state.cta import Cluster
 from ..state.global_memory import GlobalMemory
 from ..state.groups import Group
+from ..state.races import Races
 from ..state.spares import Spares
 from ..state.steps import Recorder
 from ..state.transfers import Load, Store
@@ -27,6 +28,8 @@ class Machine:
         self.launch, self.program, self.memory, self.mode = launch, program, memory, schedule.mode
         self.random = random.Random()
         self.recorder: Recorder | None = None
+        memory.watches_sums = schedule.fixed_sums
+        self.races = Races(*program.units, fixed_sums=schedule.fixed_sums) if schedule.races else None
         self.parameters = self._parameters()
         self.spares = Spares(program.dynamic_start + launch.smem_bytes, program.registers, self.findings)
         self.resident: list[Cluster] = []
@@ -118,6 +121,8 @@ class Machine:
         self.woken += len(groups)
 
     def report(self) -> Report:
+        if self.races:
+            self.races.end(self)
         buffers = self.memory.buffers
         noted = [(buffers[i], additions) for i, additions in self.memory.additions.items() if additions.several]
         rounding = {b.name: additions.bound(b.data) for b, additions in noted}

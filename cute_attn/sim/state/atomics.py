@@ -13,7 +13,10 @@ from ..formats import WIDTH
 from .combine import FLOATING, combined
 from .cta import CTA
 from .fault import Fault
+from .flags import Strength
 from .groups import Group
+from .races import Races
+from .shared_traffic import ATOMIC
 from .spaces import put, resolve, wide, words_at
 
 _ELEMENT = {"f32": "f4", "f64": "f8", "f16": "f2", "f16x2": "f2", "bf16": "bf16", "bf16x2": "bf16"}
@@ -31,6 +34,7 @@ def atomic(
     values: Any,
     returns: bool,
     where: Any,
+    strength: Strength,
 ) -> Any:
     """Old values if `returns`: one a lane, or a tuple where the operation is one on vectors."""
     total = wide(address, offset, g)
@@ -39,11 +43,39 @@ def atomic(
     if c.world.recorder and space == "global":
         c.world.recorder.atomic(c, g, site, operation, kind, total, values, where)
     try:
+        if c.world.races:
+            _note(c, c.world.races, g, site, space, operation, kind, total, len(values), returns, where, strength)
         old = _apply(c, g, space, operation, kind, total, values, returns, where)
     except Fault as fault:
         c.raise_fault(fault, site, g)
     c.warn_found(site, g)
     return old
+
+
+def _note(
+    c: CTA,
+    races: Races,
+    g: Group,
+    site: Any,
+    space: str,
+    operation: str,
+    kind: str,
+    address: np.ndarray,
+    values: int,
+    returns: bool,
+    where: Any,
+    strength: Strength,
+) -> None:
+    """Tells those who look for races."""
+    warps = g.lanes.warp + g.wg.number
+    if where is not None:
+        address, warps = address[..., where], warps[where]
+    size = WIDTH[kind] // 8 * (1 if operation == "cas" else values)
+    if warps.size and space in ("shared", "cluster"):
+        races.shared(c, warps, site, space, address, size, ATOMIC)
+    elif warps.size:
+        adds = operation == "add" and kind in FLOATING
+        races.atomic(c, warps, site, address, size, strength, returns=returns, adds=adds)
 
 
 def _apply(

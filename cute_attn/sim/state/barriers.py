@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import OverArrival, TransactionCount
 from .fault import Fault
 from .groups import Group
+from .order import NOBODY, Known, Order
 
 MAX_TRANSACTION = (1 << 20) - 1
 
@@ -18,17 +19,24 @@ class Told:
     """What arrivals at a barrier tell those who pass it, as Order.release gives it."""
 
     def __init__(self) -> None:
-        self.arriving: np.ndarray | None = None  # in the phase that is under way
-        self.passed: np.ndarray | None = None  # in those that are over
+        self.arriving: Known | None = None  # in the phase that is under way
+        self.passed: Known | None = None  # in those that are over
 
-    def tell(self, seen: np.ndarray) -> None:
-        self.arriving = seen if self.arriving is None else np.maximum(self.arriving, seen)
+    def tell(self, known: Known) -> None:
+        self.arriving = known.joined(self.arriving)
 
     def complete(self) -> None:
         """The phase is over: whoever passes the barrier from now on is told."""
         if self.arriving is not None:
-            self.passed = self.arriving if self.passed is None else np.maximum(self.passed, self.arriving)
+            self.passed = self.arriving.joined(self.passed)
             self.arriving = None
+
+    def count(self, order: Order, barrier: int) -> None:
+        """Whoever passes the mbarrier with this clock from now on knows the copies that reported to it until now."""
+        order.clock[barrier] += 1
+        if self.passed is None:
+            self.passed = Known(np.zeros_like(order.seen[0]))
+        self.passed.seen[0, barrier] = order.clock[barrier]
 
     def to(self, group: Group) -> None:
         """These warps pass the barrier."""
@@ -49,6 +57,8 @@ class MBarrier:
     copies: int = 0  # asynchronous copies in flight that will report here
     expecting: tuple[int, tuple[int, ...]] | None = None  # who expected bytes last: instruction, warps
     told: Told = field(default_factory=Told)
+    order: Order | None = None  # where races are looked for: who has its clock
+    clock: int = NOBODY  # its place there
 
     def __post_init__(self) -> None:
         self.pending = self.expected
@@ -97,6 +107,8 @@ class MBarrier:
             raise Fault(TransactionCount, what, self.subject, [str(self)])
         self.phase += 1
         self.told.complete()
+        if self.order is not None:
+            self.told.count(self.order, self.clock)
         self.pending = self.expected
         woken, self.waiters = self.waiters, []
         return woken

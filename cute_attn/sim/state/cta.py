@@ -14,6 +14,7 @@ from .fault import Fault
 from .groups import WARP, Group
 from .lanes import Warpgroup
 from .order import Order
+from .races import Races
 from .spares import Spares
 from .special import special_registers
 from .translation import Translation
@@ -23,8 +24,9 @@ from .world import World
 class Cluster:
     """CTAs that run together and reach each other's shared memory."""
 
-    def __init__(self, size: int, threads: int) -> None:
-        self.order = Order(size, 4 * -(-threads // 128))
+    def __init__(self, size: int, threads: int, races: Races | None = None) -> None:
+        warps = 4 * -(-threads // 128)
+        self.order = races.start(size, warps) if races else Order(size, warps)
         self.told = Told()  # at its barrier
         self.ctas: list[CTA] = []
         self.phase = 0
@@ -63,6 +65,8 @@ class CTA:
     ):
         self.world, self.translation, self.cluster, self.index, self.rank = world, translation, cluster, index, rank
         self.shared = spares.shared()
+        if world.races:
+            world.races.start_cta(self.shared, cluster.order, index, translation)
         self.base = rank << RANK_SHIFT
         block = world.launch.block
         threads = math.prod(block)

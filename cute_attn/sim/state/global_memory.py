@@ -33,6 +33,7 @@ class GlobalMemory:
         self.additions: dict[int, Additions] = {}  # by buffer, for those that receive floating-point additions
         self.loaded: set[int] = set()  # buffers whose contents somebody read
         self.stored: set[int] = set()
+        self.watches_sums = False  # whether it matters that sums are rounded
         self.last = 0
 
     def note_additions(self, address: np.ndarray, old: np.ndarray, new: np.ndarray, kind: str) -> None:
@@ -40,7 +41,7 @@ class GlobalMemory:
         which = np.searchsorted(self.starts, address, side="right") - 1
         for index in np.unique(which).tolist():
             b, here = self.buffers[index], which == index
-            noted = self.additions.setdefault(index, Additions(b.data.size, kind))
+            noted = self.additions.setdefault(index, Additions(b.data.size, kind, watched=self.watches_sums))
             noted.note(address[here] - b.address, old[here], new[here])
 
     def find(self, low: int, high: int) -> int | None:

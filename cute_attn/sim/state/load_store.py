@@ -12,7 +12,10 @@ import numpy as np
 from ..errors import UnsupportedInstruction
 from .cta import CTA
 from .fault import Fault
+from .flags import Strength
 from .groups import Group
+from .races import Races
+from .shared_traffic import ATOMIC, LOAD, STORE
 from .spaces import put, resolve, wide, words_at
 
 
@@ -37,12 +40,39 @@ def load(
     dtype: str,
     count: int,
     where: Any,
+    strength: Strength | None = None,
 ) -> Any:
     """Elements of a type at these addresses; a tuple of them, for `count` in a row, if there are several."""
     total = wide(address, offset, g)
     if space == "generic":
         space, total = resolve(total)
-    return _load(c, space, site, g, total, dtype, count, where)
+    loaded = _load(c, space, site, g, total, dtype, count, where)
+    if c.world.races:
+        _note_load(c, c.world.races, site, g, space, total, int(dtype[1:]) * count, where, strength)
+    return loaded
+
+
+def _note_load(
+    c: CTA,
+    races: Races,
+    site: tuple[int, ...],
+    g: Group,
+    space: str,
+    address: np.ndarray,
+    size: int,
+    where: Any,
+    strength: Strength | None,
+) -> None:
+    """Tells those who look for races."""
+    warps = g.lanes.warp + g.wg.number
+    if where is not None:
+        address, warps = address[..., where], warps[where]
+    for i in range(0, size if warps.size else 0, 16):
+        part = min(16, size - i)
+        if space == "global":
+            races.load(c, warps, site, address + i, part, strength)
+        elif space in ("shared", "cluster") and strength is None:  # others poll: see acquire_all
+            races.shared(c, warps, site, space, address + i, part, LOAD)
 
 
 def _load(
@@ -86,6 +116,7 @@ def store(
     dtype: str,
     values: tuple[Any, ...],
     where: Any,
+    strength: Strength | None = None,
 ) -> None:
     """Puts elements of a type, so many in a row as there are values, at these addresses."""
     address = wide(address, offset, g)
@@ -106,6 +137,11 @@ def store(
     try:
         for i in range(0, size, 16):
             part = min(16, size - i)
+            if c.world.races and space == "global":
+                c.world.races.store(c, warps, site, address + i, raw[..., i : i + part], strength)
+            elif c.world.races and space in ("shared", "cluster"):
+                kind = STORE if strength is None else ATOMIC
+                c.world.races.shared(c, warps, site, space, address + i, part, kind, values=raw[..., i : i + part])
             words = np.ascontiguousarray(raw[..., i : i + part]).view("c16" if part == 16 else f"u{part}")[..., 0]
             put(c, space, g, address + i, part, words, warps)
     except Fault as fault:
@@ -121,6 +157,8 @@ def ldmatrix(c: CTA, site: Any, g: Group, address: np.ndarray, offset: Any, coun
     rows = _matrix_rows(c, site, g, address, offset, count)
     try:
         words = c.shared.load(rows, 16)
+        if c.world.races:
+            c.world.races.shared(c, np.array(g.numbers)[:, None, None], site, "shared", rows + c.base, 16, LOAD)
     except Fault as fault:
         c.raise_fault(fault, site, g)
     c.warn_found(site, g)
@@ -147,6 +185,9 @@ def stmatrix(
     words = np.ascontiguousarray(halves).view(np.complex128)[..., 0]
     warps = np.asarray(g.numbers)[:, None, None]
     try:
+        if c.world.races:
+            raw = np.broadcast_to(words, rows.shape)[..., None].view(np.uint8)
+            c.world.races.shared(c, warps, site, "shared", rows + c.base, 16, STORE, values=raw)
         c.shared.store(rows, 16, words, warps, c.cluster.order)
     except Fault as fault:
         c.raise_fault(fault, site, g)

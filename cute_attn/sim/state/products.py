@@ -18,6 +18,7 @@ from .groups import Group
 from .lanes import Entry, Warpgroup, WarpState
 from .matrices import Footprint
 from .order import Accessor
+from .shared_traffic import SharedTraffic
 
 
 def wgmma(c: CTA, sites: tuple[int, ...], g: Group, a: Any, b: Any, accumulate: Any) -> None:
@@ -123,6 +124,8 @@ def _note(c: CTA, operand: Footprint, accessor: Accessor) -> None:
         if c.world.mode != "eager":  # there the products run at once, and check then
             c.shared.check_granules(selector)
         c.shared.check_ordered(selector, accessor, "read")
+        if c.shared.traffic:
+            c.shared.traffic.demand(c.world.findings, "asynchronous load", accessor.warps, selector)
         c.shared.readers[selector] += 1
 
 
@@ -177,6 +180,8 @@ def retire(c: CTA, g: Group, keep: int) -> None:
             entries = state.committed.popleft()
             execute(c, g, entries)
             for entry in entries:
+                if c.shared.traffic:
+                    _settle(c.shared.traffic, g, warp, entry)
                 entry.waiting -= 1
                 done = entry.a_read.get(warp, ()) if entry.waiting else (*entry.a_read.get(warp, ()), *entry.b_read)
                 for selector in done:
@@ -185,3 +190,10 @@ def retire(c: CTA, g: Group, keep: int) -> None:
         for entry in [e for group in state.committed for e in group] + state.open:
             state.accumulators |= entry.locks[0]
             state.fragments |= entry.locks[1]
+
+
+def _settle(traffic: SharedTraffic, g: Group, warp: int, entry: Entry) -> None:
+    """Where races are looked for: a warp has waited for a product, that is, for the parts of all four warps."""
+    four = tuple(range(g.wg.number, g.wg.number + 4))
+    for selector in (*entry.b_read, *(s for rows in entry.a_read.values() for s in rows)):
+        traffic.note_read(g.wg.number + warp, four, entry.sites[0], selector)

@@ -20,6 +20,7 @@ from ..formats import SHIFT, WORD
 from .fault import Fault
 from .findings import Findings
 from .order import NOBODY, Accessor, Order
+from .shared_traffic import SharedTraffic
 
 # shadow codes of a byte of shared memory
 UNWRITTEN, WRITTEN, IN_FLIGHT, BARRIER = range(4)
@@ -54,6 +55,7 @@ class SharedMemory:
         self.codes: dict[int, np.ndarray] = {n: self.code.view(WORD[n]) for n in WORD}
         self.granule_codes = self.code.view(np.uint64).reshape(-1, 2)
         self.pending: list[Any] = []  # asynchronous copies into or out of here, for messages
+        self.traffic: SharedTraffic | None = None  # where races are looked for
         self.clear()
 
     def clear(self) -> None:

@@ -98,6 +98,20 @@ class Box:
         where = tuple(slice(lo, h) for lo, h in zip(low[::-1], high[::-1], strict=True))
         return first, [s.stop - s.start for s in where], where
 
+    @property
+    def type(self) -> str:
+        return self.map.type
+
+    def spans(self) -> tuple[np.ndarray, int] | None:
+        """Addresses of the rows of the box, and their length; None if none of it is inside the tensor."""
+        inside = self._inside()
+        if inside is None:
+            return None
+        first, extent, _ = inside
+        axes = [n * s for n, s in zip(map(np.arange, extent[:-1]), self.map.strides[:0:-1], strict=True)]
+        starts = first + np.asarray(sum(np.ix_(*axes)) if axes else 0, np.int64)
+        return starts.reshape(-1), extent[-1] * self.map.element
+
     def read(self, memory: GlobalMemory) -> np.ndarray:
         """The box as bytes; elements outside the tensor are zero."""
         inside = self._inside()
@@ -148,6 +162,9 @@ class Span:
 
     def __str__(self) -> str:
         return f"{self.size} bytes at global {self.first:#x}"
+
+    def spans(self) -> tuple[np.ndarray, int]:
+        return np.array([self.first]), self.size
 
     def _window(self, memory: GlobalMemory, *, writes: bool) -> tuple[np.ndarray, np.ndarray | None]:
         if self.first % 16 or self.size % 16:

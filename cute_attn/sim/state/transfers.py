@@ -12,6 +12,7 @@ from .barriers import MBarrier
 from .fault import Fault
 from .global_memory import GlobalMemory
 from .order import Accessor
+from .races import Pending
 from .shared_memory import IN_FLIGHT, SharedMemory, granules
 from .tensor_map import Box, Span, swizzled
 
@@ -35,6 +36,7 @@ class Load:
     targets: list[Target]
     place: Place  # of the instruction, in the first CTA that it goes to
     label: str
+    site: int
     spans: list[tuple[int, int]] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -47,6 +49,9 @@ class Load:
         for shared, first, barrier, accessor in self.targets:
             last = first + self.size
             self._check(shared, first, accessor)
+            if shared.traffic:
+                clock = int(barrier.order.clock[barrier.clock]) + 1 if barrier.order else 0
+                shared.traffic.note_copy(barrier.clock, clock, self.site, first, last)
             if hold:
                 shared.code[first:last] = IN_FLIGHT
                 shared.data[first:last] = 0xFF
@@ -59,6 +64,10 @@ class Load:
         shared.check_range(first, last, 16 if not self.swizzle else 128)
         shared.check_writable(first, last)
         shared.check_ordered(granules(first, last), accessor, "write")
+        if shared.traffic:
+            shared.traffic.demand(
+                shared.findings, "asynchronous store", accessor.warps, granules(first, last), writes=True
+            )
 
     def _put(self, shared: SharedMemory, first: int, raw: np.ndarray) -> None:
         words = raw.view(np.complex128)
@@ -143,6 +152,8 @@ class Store:
     label: str
     raw: np.ndarray | None = None
     written: bool = False
+    noted: Pending | None = None  # where races are looked for
+    waited: bool = False  # for its source to be read
     spans: list[tuple[int, int]] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -152,6 +163,9 @@ class Store:
         self.shared.check_range(self.first, self.first + self.size, 16 if not self.swizzle else 128)
         self.shared.check_readable(self.first, self.first + self.size)
         self.shared.check_ordered(granules(self.first, self.first + self.size), accessor, "read")
+        if self.shared.traffic:
+            where = granules(self.first, self.first + self.size)
+            self.shared.traffic.demand(self.shared.findings, "asynchronous load", accessor.warps, where)
         self.shared.readers[self.first >> 4 : (self.first + self.size) >> 4] += 1
         self.spans = [(self.first, self.first + self.size)]
         self.shared.pending.append(self)
@@ -173,6 +187,15 @@ class Store:
         if self in self.shared.pending:
             self.shared.pending.remove(self)
             self.shared.readers[self.first >> 4 : (self.first + self.size) >> 4] -= 1
+
+    def settle(self, warp: int, *, written: bool) -> None:
+        """Where races are looked for: its warp has waited until it was read, or written too."""
+        assert self.shared.traffic is not None
+        if not self.waited:
+            self.shared.traffic.note_read(warp, (warp,), self.site, granules(self.first, self.first + self.size))
+        if written and self.noted:
+            self.noted.settle()
+        self.waited = True
 
     def write(self, memory: GlobalMemory) -> None:
         """Makes the bytes visible in global memory, once."""

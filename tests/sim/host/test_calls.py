@@ -118,6 +118,24 @@ def test_mode_and_seed_come_from_the_call_or_else_from_the_backend(launches):
         calls.run(kernels.scaled_sum(), *vectors(10), 1.0, mode="fast")
 
 
+def test_races_are_looked_for_where_the_call_or_what_is_round_it_says_so(launches):
+    calls.run(kernels.scaled_sum(), *vectors(10), 1.0, races=True)
+    calls.run(kernels.scaled_sum(), *vectors(10), 1.0, races=True, deterministic=True)
+    with calls.simulated(races=True, deterministic=True):
+        calls.run(kernels.scaled_sum(), *vectors(10), 1.0)
+        calls.run(kernels.scaled_sum(), *vectors(10), 1.0, races=False)
+    watched = [(schedule.races, schedule.fixed_sums) for *_, schedule in launches]
+    assert watched == [(True, False), (True, True), (True, True), (False, False)]
+
+
+def test_strict_looks_for_races_in_one_schedule_and_for_sums_in_no_order_where_there_must_be_none(launches):
+    for deterministic in (False, True):
+        strict(kernels.scaled_sum(), *vectors(10), 1.0, deterministic=deterministic)
+    first, second = ([x[2] for x in launches[i : i + 6]] for i in (0, 6))
+    assert [(s.mode, s.fixed_sums) for s in first if s.races] == [("eager", False)]
+    assert [(s.mode, s.fixed_sums) for s in second if s.races] == [("eager", True)]
+
+
 def test_another_version_of_the_dsl_is_refused(launches, monkeypatch):
     monkeypatch.setattr(calls.importlib.metadata, "version", lambda name: "4.9.0")
     with pytest.raises(UntestedVersion, match=r"nvidia-cutlass-dsl 4\.9\.0 .* tested with 4\.8\.1"):

@@ -57,7 +57,8 @@ def run(mutation: Mutation, schedule: Schedule) -> Finding:
     arguments, expected = workload.arguments()
     function = workload.function()
     try:
-        sim.run(function, *arguments, mode=schedule.mode, seed=schedule.seed, ptx=mutated(mutation))
+        how = {"mode": schedule.mode, "seed": schedule.seed, "races": schedule.races}
+        sim.run(function, *arguments, ptx=mutated(mutation), **how)
         check(expected)
     except (sim.SimError, WrongResult) as error:
         return Finding(type(error).__name__, str(error), any(_names(what, error, workload) for what in mutation.about))
