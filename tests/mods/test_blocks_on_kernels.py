@@ -11,7 +11,7 @@ from cute_attn import BlockMask, backend, create_block_mask, create_mask, flex_a
 
 # For each size of blocks: queries and keys, heads of queries and keys.
 SIZES = {
-    64: ((70, 300), (8, 1)),
+    64: ((129, 300), (8, 1)),
     128: ((257, 290), (1, 1)),
     256: ((257, 300), (2, 2)),
     (256, 64): ((270, 300), (1, 1)),
