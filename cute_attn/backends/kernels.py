@@ -279,7 +279,7 @@ class Kernels:
             self._check_order(score, wanted)
         served, lengths = score, (q.shape[1], k.shape[1])
         if score is not None and (not any(wanted) or _added_in_no_order(score, wanted)):
-            served = by_table(score, q.shape[2], *lengths, q.device)
+            served = by_table(score, q.shape[2], *lengths, q.device, for_backward=True)
         wanted_of_served = wanted if served is score else [any(wanted)]
         captured = None if served is None else CapturedGradients(served, wanted_of_served, q.device)
         dq, dk, dv, _ = backward(

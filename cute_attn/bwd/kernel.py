@@ -225,7 +225,7 @@ class MainKernel:
             graphs=self.graphs(tensors, item, (first_key, first_key + 8), group),
             p_address=row_address(shared.p_data, *place, thread) if p.share_p else None,
             ds_address=row_address(shared.ds_data, *place, thread),
-            where=Where(item.batch, Int32(0), others * p.queries + thread % 4 * 2, first_key),
+            where=Where(item.batch, Int32(0), others * p.queries + cute.arch.lane_idx() % 4 * 2, first_key),
             bounds=self.bounds_of_many(tensors, item) if self.spec.mask.is_many else None,
             shared=shared,
             group=group,

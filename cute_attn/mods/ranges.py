@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from .graph import INSIDE, Graph, Node
+from .graph import Graph, Node
 
 __all__ = ["with_reads_inside"]
 
@@ -38,10 +38,10 @@ def _marked(
     for node in graph.nodes:
         of = [ranges[i] for i in node.operands]
         ranges.append(inputs[node.op] if node.op in inputs else _range(node, of, scalars))
-        if node.action in ("load", "scatter"):
+        if node.op in ("load", "scatter"):
             shape = shapes[int(node.args[0])]
             if all(r is not None and r[0] >= 0 and r[1] < size for r, size in zip(of, shape, strict=False)):
-                node = Node(node.action + INSIDE, node.args, node.dtype)
+                node = Node(f"{node.op}_inside", node.args, node.dtype)
         nodes.append(node)
     return replace(graph, nodes=tuple(nodes))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cute_attn.mods.distance import ROOM, TABLED
+from cute_attn.mods.distance import ROOM, TABLED, distances_of
 from cute_attn.mods.graph import Graph
 from cute_attn.mods.ranges import with_reads_inside
 from cute_attn.mods.tape import CAPTURED
@@ -46,8 +46,8 @@ class NamedMod:
 
 
 def _distance(drawn: Drawn) -> Traced:
-    table = drawn.floats(drawn.heads, drawn.rows + ROOM + drawn.keys - 1)
-    return Traced(TABLED, [table], [drawn.keys - 1])
+    columns = distances_of(drawn.rows, drawn.keys)
+    return Traced(TABLED, [drawn.floats(drawn.heads, len(columns))], [-columns.start])
 
 
 def _stages(drawn: Drawn) -> Traced:
@@ -75,6 +75,8 @@ def score_mod_of(name: str, graph: str, drawn: Drawn) -> Traced:
         return SCORE_MODS[name].made(drawn)
     marked = Graph.parse(graph)
     marked = marked.only(marked.outputs[:1])
+    if marked.text == TABLED:
+        return _distance(drawn)
     nodes = tuple(replace(node, op=node.action if node.action == "load" else node.op) for node in marked.nodes)
     function = replace(marked, nodes=nodes)
     inside = {node.args[0] for node in marked.nodes if node.op == "load_inside"}
