@@ -43,7 +43,7 @@ class KeyEvaluator(Evaluator):
         self.is_tame = all(node.op in TAME for node in graph.nodes if node.dtype == "f32")
         self.is_tame = self.is_tame and all(node.op != "load" for node in graph.nodes)
         inside = ("load_inside", "scatter_inside")
-        self.has_room_for_keys = not any(
+        self.has_room_for_keys = graph.reads("load_tabled") and not any(
             n.op in inside and "kv" in of for n, of in zip(graph.nodes, self.inputs, strict=True)
         )
         later: set[int] = {i for i in graph.outputs if graph.nodes[i].action != "scatter"}
