@@ -25,14 +25,14 @@ class ServedScore:
     A bias that depends on the distance alone is a table, so that one kernel serves all of them. Not where gradients of
     what it captured are wanted that kernels can add up in a fixed order: those of a table have none.
 
-    q, k: of the call. wanted: which of the captured tensors need a gradient; none in a forward.
+    q, k: of the call. wanted: in a backward, which of the captured tensors need a gradient.
     """
 
-    def __init__(self, score: Traced, q: Tensor, k: Tensor, wanted: Sequence[bool] = ()) -> None:
-        lengths = q.shape[1], k.shape[1]
+    def __init__(self, score: Traced, q: Tensor, k: Tensor, wanted: Sequence[bool] | None = None) -> None:
+        lengths, is_backward, wanted = (q.shape[1], k.shape[1]), wanted is not None, wanted or ()
         self._score, self._wanted, self._lengths, self._device = score, wanted, lengths, q.device
         has_order = any(wanted) and not added_in_no_order(score, wanted)
-        self.score = score if has_order else by_table(score, q.shape[2], *lengths, q.device)
+        self.score = score if has_order else by_table(score, q.shape[2], *lengths, q.device, is_backward)
 
     def gradients(self) -> CapturedGradients:
         """Where the kernels of a backward leave them."""

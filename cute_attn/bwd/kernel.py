@@ -195,6 +195,8 @@ class MainKernel:
             p_operand = dv.make_fragment_A(dv.partition_A(shared.p))
         if not p.split_keys and self.products.share_ds:
             ds_operand = dk.make_fragment_A(dk.partition_A(shared.ds))
+        # A table of distances leaves no register for what depends on the opaque thread; the lane may be read again.
+        lane = cute.arch.lane_idx() if "load_tabled" in self.spec.score.graph else thread
         place = (keys * KEYS, others * p.queries)  # of S^T in the tile
         first_key = item.tile * self.n + keys * KEYS + thread // 32 * 16 + thread % 32 // 4
         return Consumer(
@@ -225,7 +227,7 @@ class MainKernel:
             graphs=self.graphs(tensors, item, (first_key, first_key + 8), group),
             p_address=row_address(shared.p_data, *place, thread) if p.share_p else None,
             ds_address=row_address(shared.ds_data, *place, thread),
-            where=Where(item.batch, Int32(0), others * p.queries + thread % 4 * 2, first_key),
+            where=Where(item.batch, Int32(0), others * p.queries + lane % 4 * 2, first_key),
             bounds=self.bounds_of_many(tensors, item) if self.spec.mask.is_many else None,
             shared=shared,
             group=group,

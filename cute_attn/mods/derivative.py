@@ -39,7 +39,8 @@ def derivative(graph: Graph, wanted: tuple[bool, ...]) -> Graph:
         if adjoint is None or not depends[i] or node.op == "score":
             continue
         if node.action == "load":
-            scatters.append(tape.add("scatter", (*node.args, adjoint.node), "f32").node)
+            scatter = "scatter_tabled" if node.op == "load_tabled" else "scatter"
+            scatters.append(tape.add(scatter, (*node.args, adjoint.node), "f32").node)
             continue
         if node.op not in _RULES:
             continue

@@ -1,7 +1,8 @@
 """score_mods that add a function of query head and distance, q - kv: ALiBi, T5's buckets, any relative bias.
 
 The function is evaluated once for each distance, in PyTorch, into a table, so that kernels know one score_mod for all
-of them: score + table[h, q - kv + seqlen_k - 1].
+of them: score + table[h, q - kv + offset]. It has room for the rows and keys that fill up a tile past the ends, so that
+kernels read it unguarded.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ from .graph import ELEMENT, Graph, Node
 from .tape import Tape
 from .trace import Traced, trace
 
-__all__ = ["ROOM", "TABLED", "bias_of", "by_table", "served_graph", "table_gradients"]
+__all__ = ["TABLED", "bias_of", "by_table", "distances_of", "served_graph", "table_gradients"]
 
 Tensor = torch.Tensor
 
-ROOM = 128  # rows past the end that a kernel may evaluate, for nothing: at most a tile of them
+ROOM = 256  # rows and keys past the ends that a kernel may ask of, for nothing: less than a tile of each
+FINITE = 1.0e30  # beyond every score
 _ANY = torch.empty(0, 0, device="cpu")
-# The text of every such function: it captured the table, fp32 (heads_q, seqlen_q + ROOM + seqlen_k - 1), and
-# seqlen_k - 1, so that the index is in range at every pair, and at rows that fill a tile.
-TABLED = trace(lambda score, b, h, q, kv: score + _ANY[h, q - kv + 2], "score_mod").text
+# The text of every such function: it captured the table, fp32 (heads_q, distances), and how far behind its first column
+# that of distance 0 is.
+TABLED = trace(lambda score, b, h, q, kv: score + _ANY[h, q - kv + 2], "score_mod").text.replace(
+    '"load"', '"load_tabled"'
+)
 
 
 def served_graph(graph: Graph) -> Graph:
@@ -35,14 +39,27 @@ def served_graph(graph: Graph) -> Graph:
     return graph if bias_of(graph) is None else Graph.parse(TABLED)
 
 
-def by_table(score: Traced, heads: int, seqlen_q: int, seqlen_k: int, device: torch.device) -> Traced:
-    """The same score_mod with a table for its bias, where it has one that depends on the distance alone."""
+def distances_of(seqlen_q: int, seqlen_k: int) -> range:
+    """Those of the columns of a table."""
+    return range(1 - seqlen_k - ROOM, seqlen_q + ROOM)
+
+
+def by_table(
+    score: Traced, heads: int, seqlen_q: int, seqlen_k: int, device: torch.device, for_backward: bool = False
+) -> Traced:
+    """The same score_mod with a table for its bias, where it has one that depends on the distance alone.
+
+    for_backward: whether numbers are to stand in for NaN and infinity, which may be what it is where nobody attends: a
+        row that attends one has an lse that says so.
+    """
     bias = bias_of(score.graph)
     if bias is None or not seqlen_q or not seqlen_k:
         return score
-    inputs = _distances(bias, heads, seqlen_q, seqlen_k, device)
+    inputs, columns = _distances(bias, heads, seqlen_q, seqlen_k, device), distances_of(seqlen_q, seqlen_k)
     (table,) = evaluate(bias, inputs, score.tensors, score.scalars, torch.float32, clamps=True)
-    return Traced(TABLED, [table.expand(heads, seqlen_q + ROOM + seqlen_k - 1)], [seqlen_k - 1])
+    if for_backward:
+        table = torch.where(table < FINITE, table, FINITE)
+    return Traced(TABLED, [table.expand(heads, len(columns))], [-columns.start])
 
 
 def table_gradients(
@@ -76,7 +93,8 @@ def table_gradients(
 
 def _distances(bias: Graph, heads: int, seqlen_q: int, seqlen_k: int, device: torch.device) -> dict[str, Tensor]:
     """Inputs of a bias: for every distance a pair that has it."""
-    distance = torch.arange(1 - seqlen_k, seqlen_q + ROOM, dtype=torch.int32, device=device)
+    columns = distances_of(seqlen_q, seqlen_k)
+    distance = torch.arange(columns.start, columns.stop, dtype=torch.int32, device=device)
     inputs = {
         "h": torch.arange(heads, dtype=torch.int32, device=device)[:, None],
         "q": distance.clamp(min=0),

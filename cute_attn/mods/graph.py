@@ -13,6 +13,8 @@ load                                     which of the captured tensors; then its
                                          negative index counts from the end
 scatter                                  the same, then a value: adds it to the tensor's gradient there
 load_inside scatter_inside               the same, where every index is known to lie in the tensor (see `ranges`)
+load_tabled scatter_tabled               the same, of a table that is made for kernels (see `distance`): inside at rows
+                                         and keys past the end too, as many as fill a tile; a number in backwards
 convert                                  x, to the node's dtype; a float to an integer truncates
 round_bf16 round_fp16                    x, rounded to such a float and back
 add sub mul floor_divide remainder       x, y of the node's dtype; // and % as Python has them
@@ -37,13 +39,26 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["COLUMN", "ELEMENT", "INPUTS", "INSIDE", "ITEM", "ROW", "Graph", "Node", "Written", "canonical", "operands"]
+__all__ = [
+    "COLUMN",
+    "ELEMENT",
+    "INPUTS",
+    "ITEM",
+    "ROW",
+    "UNGUARDED",
+    "Graph",
+    "Node",
+    "Written",
+    "canonical",
+    "operands",
+]
 
-INSIDE = "_inside"  # ends the names of operations on captured tensors that need no guard
+# Operations on captured tensors that need no guard, and what they are with one.
+UNGUARDED = {f"{action}_{how}": action for action in ("load", "scatter") for how in ("inside", "tabled")}
 INPUTS = ("score", "b", "h", "q", "kv")
 # What a value depends on, from what changes most seldom to what changes with every element of a tile.
 ITEM, ROW, COLUMN, ELEMENT = range(4)
-_OWN_STAGE = {"score": ELEMENT, "scatter": ELEMENT, "scatter_inside": ELEMENT, "q": ROW, "kv": COLUMN}
+_OWN_STAGE = {"score": ELEMENT, "q": ROW, "kv": COLUMN}
 
 Argument = int | float | str
 Written = tuple[str, tuple[Argument, ...], str]  # op, args and dtype of a node
@@ -53,7 +68,7 @@ def operands(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Those arguments of an operation that are numbers of nodes; they are the last ones."""
     if op in ("const", "scalar"):
         return ()
-    return args[1:] if op.removesuffix(INSIDE) in ("load", "scatter") else args
+    return args[1:] if UNGUARDED.get(op, op) in ("load", "scatter") else args
 
 
 @dataclass(frozen=True)
@@ -67,7 +82,7 @@ class Node:
     @property
     def action(self) -> str:
         """The operation, whether or not it needs a guard."""
-        return self.op.removesuffix(INSIDE)
+        return UNGUARDED.get(self.op, self.op)
 
     @property
     def operands(self) -> tuple[int, ...]:
@@ -106,7 +121,8 @@ class Graph:
         """ITEM, ROW, COLUMN or ELEMENT of each node: how often it must be computed."""
         found: list[int] = []
         for node in self.nodes:
-            below = {found[i] for i in node.operands} | {_OWN_STAGE.get(node.op, ITEM)}
+            own = ELEMENT if node.action == "scatter" else _OWN_STAGE.get(node.op, ITEM)
+            below = {found[i] for i in node.operands} | {own}
             found.append(ELEMENT if ELEMENT in below or {ROW, COLUMN} <= below else max(below))
         return found
 

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from .graph import INSIDE, Graph, Node
+from .graph import Graph, Node
 
 __all__ = ["INT32", "WRAPPING", "may_wrap", "with_reads_inside"]
 
@@ -44,10 +44,10 @@ def _marked(
     nodes = []
     for node in graph.nodes:
         of = [ranges[i] for i in node.operands]
-        if node.action in ("load", "scatter"):
+        if node.op in ("load", "scatter"):
             shape = shapes[int(node.args[0])]
             if all(r is not None and r[0] >= 0 and r[1] < size for r, size in zip(of, shape, strict=False)):
-                node = Node(node.action + INSIDE, node.args, node.dtype)
+                node = Node(f"{node.op}_inside", node.args, node.dtype)
         nodes.append(node)
     return replace(graph, nodes=tuple(nodes))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cute_attn.mask import IntervalMask
-from cute_attn.mods.distance import ROOM, TABLED
+from cute_attn.mods.distance import ROOM, TABLED, distances_of
 from cute_attn.mods.evaluate import evaluate
 from cute_attn.mods.graph import Graph
 from cute_attn.mods.ranges import with_reads_inside
@@ -49,8 +49,8 @@ class NamedMod:
 
 
 def _distance(drawn: Drawn) -> Traced:
-    table = drawn.floats(drawn.heads, drawn.rows + ROOM + drawn.keys - 1)
-    return Traced(TABLED, [table], [drawn.keys - 1])
+    columns = distances_of(drawn.rows, drawn.keys)
+    return Traced(TABLED, [drawn.floats(drawn.heads, len(columns))], [-columns.start])
 
 
 def _stages(drawn: Drawn) -> Traced:
@@ -80,6 +80,8 @@ def score_mod_of(name: str, graph: str, drawn: Drawn) -> Traced:
 def _of_graph(graph: str, drawn: Drawn) -> Traced:
     marked = Graph.parse(graph)
     marked = marked.only(marked.outputs[:1])
+    if marked.text == TABLED:
+        return _distance(drawn)
     nodes = tuple(replace(node, op=node.action if node.action == "load" else node.op) for node in marked.nodes)
     function = replace(marked, nodes=nodes)
     inside = {node.args[0] for node in marked.nodes if node.op == "load_inside"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mods_case import places
 
-from cute_attn.mods.distance import ROOM, TABLED, bias_of, by_table, table_gradients
+from cute_attn.mods.distance import ROOM, TABLED, bias_of, by_table, distances_of, table_gradients
 from cute_attn.mods.evaluate import evaluate
 from cute_attn.mods.trace import trace
 
@@ -72,7 +72,9 @@ def test_a_bias_of_the_distance_is_one_graph_with_a_table_that_says_the_same(nam
     tabled = by_table(traced, HEADS, ROWS, KEYS, torch.device("cpu"))
     assert tabled.text == TABLED
     (table,), (offset,) = tabled.tensors, tabled.scalars
-    assert (table.shape, table.dtype, offset) == ((HEADS, ROWS + ROOM + KEYS - 1), torch.float32, KEYS - 1)
+    columns = distances_of(ROWS, KEYS)
+    assert (columns.start + ROOM, columns.stop - ROOM) == (1 - KEYS, ROWS)
+    assert (table.shape, table.dtype, offset) == ((HEADS, len(columns)), torch.float32, -columns.start)
     at = torch.arange(ROWS)[:, None] - torch.arange(KEYS) + offset
     assert torch.equal(table[:, at], dense(TABLES[name], torch.zeros(1, HEADS, ROWS, KEYS)))
 
@@ -168,7 +170,7 @@ def test_distances_that_nobody_attends_may_index_outside_and_be_nan_and_give_no_
 
 def test_only_what_is_wanted_gets_a_gradient():
     traced = trace(lambda s, b, h, q, k: s + SLOPES[h] * (k - q) + BIAS[h, q - k], "score_mod")
-    found = table_gradients(traced, torch.ones(HEADS, ROWS + ROOM + KEYS - 1), [False, True], ROWS, KEYS)
+    found = table_gradients(traced, torch.ones(HEADS, len(distances_of(ROWS, KEYS))), [False, True], ROWS, KEYS)
     assert found[0] is None
     assert found[1].shape == BIAS.shape
 

@@ -14,7 +14,7 @@ from cutlass.cutlass_dsl import dsl_user_op
 
 from cute_attn.sm90.ptx import asm
 
-from ..graph import INPUTS, Graph
+from ..graph import INPUTS, UNGUARDED, Graph
 from ..scatters import kind_of
 from .evaluator import Evaluator, Values, address
 from .operations import chosen, constant, read, smaller
@@ -27,7 +27,7 @@ ORIGIN, POINTERS, DISTANCE = range(6, 9)  # beside scopes: those of a row, with 
 _KNOWN = [{"b"}, {"b", "kv"}, {"b", "h"}, {"b", "h", "kv"}, {"b", "h", "q"}, set(INPUTS)]
 FINITE = 1.0e30  # beyond every score; what lies outside the mask may be NaN
 # Of floats, those that make no NaN and no infinity of numbers: they may be asked of rows past the end.
-TAME = {"score", "const", "scalar", "load_inside", "scatter_inside", "add", "sub", "mul", "neg", "where", "convert"}
+TAME = {"score", "const", "scalar", "add", "sub", "mul", "neg", "where", "convert", *UNGUARDED}
 
 Scopes = dict[int, Any]
 
@@ -42,6 +42,10 @@ class KeyEvaluator(Evaluator):
         self.steps = self._steps()
         self.is_tame = all(node.op in TAME for node in graph.nodes if node.dtype == "f32")
         self.is_tame = self.is_tame and all(node.op != "load" for node in graph.nodes)
+        inside = ("load_inside", "scatter_inside")
+        self.has_room_for_keys = graph.reads("load_tabled") and not any(
+            n.op in inside and "kv" in of for n, of in zip(graph.nodes, self.inputs, strict=True)
+        )
         later: set[int] = {i for i in graph.outputs if graph.nodes[i].action != "scatter"}
         for number, node in enumerate(graph.nodes):
             other = node.action == "scatter"
@@ -118,10 +122,13 @@ class KeyGraph:
 
     @classmethod
     def of(cls, graph: str, tensors: Any, scalars: Any, batch: Any, keys: Any, lengths: Any) -> "KeyGraph":
-        """keys: the two; such as lie past the end repeat the last one. lengths: of queries and keys."""
+        """keys: the two; such as lie past the end repeat the last one, where that makes a difference. lengths: of
+        queries and keys."""
         evaluator = KeyEvaluator(Graph.parse(graph), tensors, scalars)
         item = evaluator.filled(ITEM, {}, b=batch)
-        of_keys = [evaluator.filled(KEY, item, kv=cutlass.min(key, lengths[1] - 1)) for key in keys]
+        if not (evaluator.is_tame and evaluator.has_room_for_keys):
+            keys = [cutlass.min(key, lengths[1] - 1) for key in keys]
+        of_keys = [evaluator.filled(KEY, item, kv=key) for key in keys]
         return cls(evaluator, of_keys, lengths[0] - 1)
 
     def in_tile(self, head: Any) -> list[Scopes]:
@@ -194,7 +201,7 @@ class TileScores(TileGraph):
         self.flow = flow
         graph, inputs = scores.evaluator.graph, scores.evaluator.inputs
         # Whether there may be no number past the end: of a score of 0, or where a table is read that no row asks for.
-        reads = any(node.action == "load" and "q" in of for node, of in zip(graph.nodes, inputs, strict=True))
+        reads = any(node.op == "load_inside" and "q" in of for node, of in zip(graph.nodes, inputs, strict=True))
         self.may_be_none = "score" in inputs[graph.outputs[1]] or (scores.evaluator.is_tame and reads)
         self.scatters = [(i, kind_of(graph, i)) for i in graph.outputs if graph.nodes[i].action == "scatter"]
         self.sums = [[Float32(0.0), Float32(0.0)] for _ in self.scatters]

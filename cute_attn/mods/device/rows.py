@@ -23,7 +23,8 @@ AnyRows = TypeVar("AnyRows", bound="_Rows")
 class _Rows:
     """A graph on the two rows of a thread in an item, `row` and `row + 8`.
 
-    rows: what the graph computes once for each. last_key: the last one that there is.
+    rows: what the graph computes once for each. last_key: the last one that there is; None if the graph may be asked of
+    any.
     """
 
     evaluator: ElementEvaluator
@@ -36,20 +37,23 @@ class _Rows:
     ) -> AnyRows:
         """where: the first of the two rows. Rows past the end repeat the last one: nothing of them is stored."""
         evaluator = ElementEvaluator(Graph.parse(graph), tensors, scalars)
+        nodes, inputs = evaluator.graph.nodes, evaluator.graph.inputs()
+        reads_keys = any(node.op == "load_inside" and "kv" in of for node, of in zip(nodes, inputs, strict=True))
         item = evaluator.of_item(where.batch, where.head)
         rows = [evaluator.of_row(item, cutlass.min(where.row + 8 * h, seqlen_q - 1)) for h in range(2)]
-        return cls(evaluator, rows, seqlen_k - 1)
+        return cls(evaluator, rows, seqlen_k - 1 if reads_keys else None)
 
     def columns(self, first: Any, n: int, is_inside: bool) -> Iterator[Values]:
         """What both rows share of each of the thread's columns in a tile of n, in their order.
 
         first: the first of them. is_inside: whether all columns of the tile are those of keys; else those past the end
-        repeat the last one.
+        repeat the last one, where that makes a difference: whatever they are is masked.
         """
+        as_they_are = is_inside or self.last_key is None
         for j in range(n // 8):
             for q in range(2):
                 at = Moved(first, 8 * j + q)
-                yield self.evaluator.of_column(at if is_inside else cutlass.min(plain(at), self.last_key))
+                yield self.evaluator.of_column(at if as_they_are else cutlass.min(plain(at), self.last_key))
 
 
 class RowScores(_Rows):
