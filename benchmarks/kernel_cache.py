@@ -23,6 +23,7 @@ from cute_attn.spec.forward import ForwardSpec
 from cute_attn.spec.mask import MaskForm
 
 SPEC = ForwardSpec(mask=MaskForm(1))
+ROUNDS, CALLS, PROCESSES = 101, 1000, 3
 FRESH = (
     "import time, torch, cute_attn\n"
     "from cute_attn.launch import run as launch\n"
@@ -52,14 +53,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         os.environ["CUTE_ATTN_CACHE_DIR"] = directory
         cold = in_fresh_process()
-        first_warm = min(in_fresh_process() for _ in range(3))
+        first_warm = min(in_fresh_process() for _ in range(PROCESSES))
         rows = [
             ("cold: nothing cached, fresh process, the compiler imported", cold),
             ("compiling again in a warm process", seconds(lambda: cache.commit(link(compile(SPEC))))),
             ("warm disk, fresh process, libraries loaded with it", first_warm),
-            ("warm disk: find, verify hashes, load", median_seconds(from_disk, 101, 3)),
-            ("of which find and verify hashes", median_seconds(lambda: obtain(SPEC), 101, 3)),
-            ("in memory", median_seconds(lambda: [launch.kernel(SPEC, "sim") for _ in range(1000)], 101, 3) / 1000),
+            ("warm disk: find, verify hashes, load", median_seconds(from_disk, ROUNDS, 3)),
+            ("of which find and verify hashes", median_seconds(lambda: obtain(SPEC), ROUNDS, 3)),
+            ("in memory", median_seconds(lambda: [launch.kernel(SPEC, "sim") for _ in range(CALLS)], ROUNDS, 3) / CALLS),
         ]
     save(
         "kernel_cache",
