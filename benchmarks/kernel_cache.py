@@ -60,7 +60,10 @@ def main() -> None:
             ("warm disk, fresh process, libraries loaded with it", first_warm),
             ("warm disk: find, verify hashes, load", median_seconds(from_disk, ROUNDS, 3)),
             ("of which find and verify hashes", median_seconds(lambda: obtain(SPEC), ROUNDS, 3)),
-            ("in memory", median_seconds(lambda: [launch.kernel(SPEC, "sim") for _ in range(CALLS)], ROUNDS, 3) / CALLS),
+            (
+                "in memory",
+                median_seconds(lambda: [launch.kernel(SPEC, "sim") for _ in range(CALLS)], ROUNDS, 3) / CALLS,
+            ),
         ]
     save(
         "kernel_cache",
