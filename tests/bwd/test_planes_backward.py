@@ -10,7 +10,7 @@ from cute_attn.mask import causal, sliding_window
 from cute_attn.ops.attention_op import attention
 
 
-@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("share", [pytest.param(x, marks=pytest.mark.slow) if x != "both" else x for x in SHARES])
 def test_every_plane_has_its_own_gradients(share, backend):
     with cute_attn.backend(backend):
         check(mask_of(share, 2, 6, 150, 300), 2, (6, 2), sink=share == "both", deterministic=share == "heads")
@@ -45,6 +45,7 @@ def gradients(mask, leaves, dout, deterministic=False):
     return torch.autograd.grad(out, leaves, dout)
 
 
+@pytest.mark.slow
 def test_deterministic_gradients_of_heads_have_the_same_bits_in_every_schedule():
     mask = mask_of("both", 2, 4, 200, 300)
     q, k, v, dout, *_ = inputs(mask, 2, (4, 2), 64, torch.bfloat16)

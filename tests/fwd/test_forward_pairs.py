@@ -1,6 +1,7 @@
 """Every pair of features together in some case: a covering array.
 
-With narrow tiles, which compile in half the time, it is part of `make test`; with the default ones of `make test-all`.
+With narrow tiles, which compile in half the time, and head dims up to 128 it is part of `make test`, the rest of
+`make test-all`.
 """
 
 from dataclasses import replace

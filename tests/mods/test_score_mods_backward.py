@@ -112,6 +112,7 @@ def test_every_kind_of_read_has_its_gradient():
         check(causal(150, 170), every_kind_of_read)
 
 
+@pytest.mark.slow
 def test_what_is_infinite_or_outside_of_a_table_where_nobody_attends_reaches_no_gradient():
     def made(c, at_least=-math.inf, first=-1000, last=1000):
         def score_mod(s, b, h, q, k):

@@ -36,6 +36,7 @@ def test_idle_rows_and_keys_of_a_call_may_hold_anything(backend):
         assert not got.isnan().any()
 
 
+@pytest.mark.slow
 def test_every_schedule_of_the_simulator_cleans_them():
     mask = MASKS["holes"]
     inputs = inputs_for(mask)
