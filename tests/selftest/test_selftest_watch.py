@@ -24,7 +24,7 @@ def play(monkeypatch):
 
     def rows(plan, patience=2.0, budget=60.0):
         monkeypatch.setenv("PLAN", json.dumps(PLAN | plan))
-        forwards = [case for case in cases(["matrix"]) if case.op == "fwd" and not case.score_mod]
+        forwards = [case for case in cases(["matrix"]) if case.op == "fwd" and not (case.score_mod or case.mask_mod)]
         chosen = [case for case in forwards if case.dims == (64, 64)]
         settings = Settings("sm90", "", time.monotonic() + budget, patience)
         return {row["case"].split()[2]: row for row in run(chosen, settings)}
