@@ -17,6 +17,8 @@ INSTEAD = {
     "fa4_func_with_sink": "fa3_func_with_sink takes the same tensors; kernels here are for Hopper",
     "fa4_varlen_func_with_sink": "fa3_varlen_func_with_sink takes the same tensors; kernels here are for Hopper",
     "fa4_qkvpacked_func_with_sink": "fa3_qkvpacked_func_with_sink takes the same tensors; kernels here are for Hopper",
+    "scaled_dot_product_attention": "it is in cute_attn.integrations.torch, and takes an IntervalMask",
+    "varlen_attn": "fa3_varlen_func_with_sink takes packed documents; or see cute_attn.integrations.torch.register",
     "dsa_attn_func": "keys that an indexer chose are the indexer_mask of a call of AttentionOp",
     "AttnForwardMeta": "flex_flash_attn_func returns a tuple, (out, lse) or (out, lse, max_logits)",
     "GeneralAttnMaskType": "types of slices are AttnMaskType, their names or 0 to 3",

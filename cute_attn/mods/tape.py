@@ -226,6 +226,11 @@ class _Taped:
             raise AttributeError(name)
         raise unknown(self.tape.kind, name)
 
+    def __matmul__(self, _: Any) -> Any:
+        raise unknown(self.tape.kind, "matmul")
+
+    __rmatmul__ = __matmul__
+
 
 class Value(_Taped):
     """A scalar inside of a mod: a node of the graph. It behaves as a 0-d tensor whose value nobody knows."""

@@ -53,8 +53,9 @@ def trace(function: Callable[..., Any], kind: Kind, device: torch.device | None 
         what = "a bool" if kind == "mask_mod" else "the new score"
         raise refuse(kind, f"returned {type(result).__name__}", f"it must return {what}")
     value = tape.value(result)
-    if kind == "mask_mod" and value.dtype_name == "f32":  # a bias, say, whose -inf would be true and whose 0 false
-        raise refuse(kind, "returned a float", "it must return a bool: a comparison, such as x != 0")
+    if kind == "mask_mod" and value.dtype_name != "bool":  # a bias, say, or a difference that nobody compared
+        number = "a float" if value.dtype_name == "f32" else "an integer"
+        raise refuse(kind, f"returned {number}", "it must return a bool: a comparison, such as x != 0")
     output = tape.converted(value, "f32" if kind == "score_mod" else "bool")
     return Traced(*tape.finished((output.node,)))
 

@@ -83,6 +83,11 @@ def test_it_compiles_without_a_break():
 
 BAD = {
     "bias": ({"attn_mask": torch.zeros(37, 37)}, TypeError, r"attn_mask must be bool, got torch.float32.*score_mod"),
+    "integers": (
+        {"attn_mask": torch.ones(37, 37, dtype=torch.int64)},
+        TypeError,
+        r"attn_mask must be bool, got torch.int64",
+    ),
     "shape": ({"attn_mask": torch.ones(36, 37, dtype=torch.bool)}, ValueError, r"broadcast to \(2, 4, 37, 37\), got"),
     "list": ({"attn_mask": [1]}, TypeError, "attn_mask must be an IntervalMask, a bool tensor or None"),
     "lengths": ({"attn_mask": cute_attn.mask.causal(36)}, ValueError, "attn_mask.*36"),
@@ -104,7 +109,10 @@ def test_bad_tensors_are_named():
     q, k, v = tensors(2)
     with pytest.raises(ValueError, match="same number of heads unless enable_gqa is True, got 4 and 2"):
         scaled_dot_product_attention(q, k[:, :2], v[:, :2])
-    with pytest.raises(ValueError, match=r"query must be \(..., heads, tokens, head_dim\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"query must be \(..., heads, tokens, head_dim\), three dimensions or more, got shape \(37, 16\)",
+    ):
         scaled_dot_product_attention(q[0, 0], k[0, 0], v[0, 0])
     with pytest.raises(ValueError, match=r"batch dimensions of query, \(1, 2\), got \(2, 1\)"):
         scaled_dot_product_attention(q[None], k[:, None], v[:, None])

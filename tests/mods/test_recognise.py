@@ -70,7 +70,7 @@ def diffusion(b, h, q, k):
         (lambda b, h, q, k: q - k < 10 * h + LENGTHS_OF[b], 1, 6),
         (lambda b, h, q, k: k < q * 0.5, 1, 1),
         (lambda b, h, q, k: (q - k).to(torch.float32) < 20.5, 1, 1),
-        (lambda b, h, q, k: (q >= k).int() * (DOCUMENTS[q] == DOCUMENTS[k]).int(), 1, 1),
+        (lambda b, h, q, k: ((q >= k).int() * (DOCUMENTS[q] == DOCUMENTS[k]).int()).bool(), 1, 1),
         (lambda b, h, q, k: (DOCUMENTS[q] == DOCUMENTS[k]) ^ (q >= k), 2, 1),
         (lambda b, h, q, k: k <= torch.where(DOCUMENTS[q] > 3, q + 20, q), 1, 1),
         (neighbours, 7, 1),

@@ -305,6 +305,18 @@ def test_a_mask_mod_that_returns_a_float_is_refused(returned):
         trace(returned, "mask_mod")
 
 
+@pytest.mark.parametrize("returned", [lambda b, h, q, k: q - k, lambda b, h, q, k: q.long(), lambda b, h, q, k: 1])
+def test_a_mask_mod_that_returns_an_integer_is_refused(returned):
+    with pytest.raises(ValueError, match=r"^mask_mod returned an integer: it must return a bool.* x != 0"):
+        trace(returned, "mask_mod")
+
+
+@pytest.mark.parametrize("product", [lambda s, h: s @ s, lambda s, h: TABLE[h] @ TABLE[h], lambda s, h: TABLE @ s])
+def test_a_product_of_matrices_is_refused_by_name(product):
+    with pytest.raises(ValueError, match=r"^score_mod uses matmul: there is one score at a time"):
+        trace(lambda s, b, h, q, k: product(s, h), "score_mod")
+
+
 def said_of_operators():
     """name -> what the page says of it in a graph, and in kernels."""
     page = (Path(__file__).parents[2] / "docs" / "flex_attention.md").read_text()

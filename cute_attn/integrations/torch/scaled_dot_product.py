@@ -72,9 +72,8 @@ def _in_four_dims(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Te
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
         if x.ndim < 3 or x.ndim != query.ndim:
-            raise ValueError(
-                f"{name} must be (..., heads, tokens, head_dim), of as many dimensions as query, got {tuple(x.shape)}"
-            )
+            rule = "three dimensions or more" if query.ndim < 3 else f"{query.ndim} dimensions, as query has"
+            raise ValueError(f"{name} must be (..., heads, tokens, head_dim), {rule}, got shape {tuple(x.shape)}")
     leading = query.shape[:-3]
     if query.ndim > 4 and not leading == key.shape[:-3] == value.shape[:-3]:
         raise ValueError(
@@ -100,6 +99,8 @@ def _as_intervals(mask: Any, shape: tuple[int, ...]) -> IntervalMask:
             "cute_attn.flex_attention, which reads it where it lies: lambda score, b, h, q_idx, kv_idx: score + "
             "bias[q_idx, kv_idx]"
         )
+    if mask.dtype != torch.bool:
+        raise TypeError(f"attn_mask must be bool, got {mask.dtype}: attn_mask.bool() keeps what is not 0")
     try:
         dense = mask.expand(shape)
     except RuntimeError:
