@@ -247,10 +247,9 @@ _register("__rrshift__", _swapped(_shift("shift_right")))
 # ---------------------------------------------------------------- choosing
 
 
-def _where(tape: Tape, condition: Any, input: Any = None, other: Any = None) -> Value:
-    if input is None or other is None:
+def _where(tape: Tape, condition: Any, x: Any = None, other: Any = None) -> Value:
+    if x is None or other is None:
         raise refuse(tape.kind, "uses where with one argument", "torch.where(condition, x, y)")
-    x = input
     chosen = tape.value(condition)
     if chosen.dtype_name != "bool" and isinstance(x, Value) and x.dtype_name == "bool":
         chosen, x = x, chosen  # tensor.where(condition, other)

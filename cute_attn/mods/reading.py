@@ -20,6 +20,7 @@ from .trace import Traced
 __all__ = ["Captured", "Reading", "Seen", "is_reachable", "read_function", "read_lists", "version_of"]
 
 _PAIRS = 1 << 18  # evaluated together
+_NO_ANSWER = IndexError, ZeroDivisionError, ValueError  # of what `evaluate` is asked
 
 
 @dataclass(frozen=True)
@@ -264,11 +265,7 @@ class _Rows:
         certain = self._inside(self.certain, begin, end, keys)
         try:
             said = self._holds(begin, end, keys, inside | certain)
-        except (
-            IndexError,
-            ZeroDivisionError,
-            ValueError,
-        ):  # it has no answer in some certain pairs, unless it has none elsewhere
+        except _NO_ANSWER:  # in some certain pairs, unless it has none elsewhere either
             return certain | (inside & self._holds(begin, end, keys, inside & ~certain)), False
         return certain | (inside & said), bool((said | ~certain).all())
 

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from .registration import Registration, register
+from ..registration import Registration
+from .registration import register
 from .scaled_dot_product import scaled_dot_product_attention
 
 __all__ = ["Registration", "register", "scaled_dot_product_attention"]

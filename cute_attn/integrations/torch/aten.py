@@ -6,6 +6,8 @@ Names, order and results are those of PyTorch's schemas. What these have and ker
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ...checks import check_cu_seqlens, check_qkv, check_scale, check_unsupported, check_window
@@ -57,8 +59,9 @@ def flash_attention_forward(
     return out, lse, *_auxiliary(query)
 
 
-def flash_attention_forward_no_dropout_inplace(out: Tensor, *arguments: object, **options: object) -> Tensor:
-    found, lse, *_ = flash_attention_forward(*arguments, **options)  # type: ignore[arg-type]  # of the same schema
+def flash_attention_forward_no_dropout_inplace(out: Tensor, *rest: Any, **options: Any) -> Tensor:
+    """rest, options: as `flash_attention_forward` has them."""
+    found, lse, *_ = flash_attention_forward(*rest, **options)
     out.copy_(found)
     return lse
 
@@ -111,31 +114,18 @@ def scaled_dot_product_flash_attention(
     found, lse, *rest = flash_attention_forward(
         q, k, v, None, None, *lengths, dropout_p, is_causal, return_debug_mask, scale=scale
     )
-    out = torch.empty_like(query).copy_(found.transpose(1, 2))  # where query's strides put it, as compilers expect
+    out, laid = found.transpose(1, 2), torch.empty_like(query, device="meta").stride()
+    if out.stride() != laid:  # compilers expect the strides of query
+        out = torch.empty_like(query).copy_(out)
     return (out, lse, None, None, *lengths, *rest)  # type: ignore[return-value]
 
 
 def scaled_dot_product_flash_attention_backward(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    logsumexp: Tensor,
-    cum_seq_q: Tensor | None,
-    cum_seq_k: Tensor | None,
-    max_q: int,
-    max_k: int,
-    dropout_p: float,
-    is_causal: bool,
-    philox_seed: Tensor,
-    philox_offset: Tensor,
-    *,
-    scale: float | None = None,
+    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, *rest: Any, scale: float | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """rest: as `flash_attention_backward` has it."""
     dout, q, k, v, o = (x.transpose(1, 2) for x in (grad_out, query, key, value, out))
-    rest = None, None, max_q, max_k, dropout_p, is_causal, philox_seed, philox_offset
-    dq, dk, dv = flash_attention_backward(dout, q, k, v, o, logsumexp, *rest, scale=scale)
+    dq, dk, dv = flash_attention_backward(dout, q, k, v, o, *rest, scale=scale)
     return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
 
 

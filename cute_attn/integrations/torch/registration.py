@@ -7,34 +7,15 @@ from typing import Any
 import torch
 from torch.nn import attention
 
+from ..registration import Registration
 from .aten import OPERATORS
 
-__all__ = ["NAME", "Registration", "register"]
+__all__ = ["NAME", "register"]
 
 NAME = "cute_attn"
 DISPATCH_KEY = "CUDA"
 
 _alive: set[Registration] = set()
-
-
-class Registration:
-    """What `register` returns. `remove()` takes the name out of PyTorch again, and us out of its operators if we were
-    active there; as a context manager it does so at the end of the block."""
-
-    def remove(self) -> None:
-        """Undoes this registration. The name stays while another one lives; a second call does nothing."""
-        if self in _alive:
-            _alive.remove(self)
-            if not _alive and _implementations().get(NAME) is _activate:
-                if attention.current_flash_attention_impl() == NAME:
-                    attention.restore_flash_attention_impl()
-                del _implementations()[NAME]
-
-    def __enter__(self) -> Registration:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.remove()
 
 
 def register() -> Registration:
@@ -49,9 +30,14 @@ def register() -> Registration:
     if _implementations().get(NAME, _activate) is not _activate:
         raise RuntimeError(f"PyTorch has another flash attention implementation of the name {NAME!r} already")
     attention.register_flash_attention_impl(NAME, register_fn=_activate)
-    registration = Registration()
-    _alive.add(registration)
-    return registration
+    return Registration(_alive, _forget)
+
+
+def _forget() -> None:
+    if _implementations().get(NAME) is _activate:
+        if attention.current_flash_attention_impl() == NAME:
+            attention.restore_flash_attention_impl()
+        del _implementations()[NAME]
 
 
 class _Active:

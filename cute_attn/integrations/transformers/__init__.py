@@ -11,7 +11,8 @@ except ImportError as error:
         f'{error}; pip install "cute-attn[transformers]" brings it'
     ) from error
 
+from ..registration import Registration
 from .layer_mask import as_attention_mask
-from .registration import Registration, register
+from .registration import register
 
 __all__ = ["Registration", "as_attention_mask", "register"]

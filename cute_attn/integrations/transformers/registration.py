@@ -7,10 +7,11 @@ from typing import Any
 
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from ..registration import Registration
 from .attention import attention_forward
 from .masks import layer_mask
 
-__all__ = ["NAME", "Registration", "register"]
+__all__ = ["NAME", "register"]
 
 NAME = "cute_attn"
 ENTRIES: tuple[tuple[dict[str, Any], Callable[..., Any]], ...] = (
@@ -19,26 +20,6 @@ ENTRIES: tuple[tuple[dict[str, Any], Callable[..., Any]], ...] = (
 )
 
 _alive: set[Registration] = set()
-
-
-class Registration:
-    """What `register` returns. `remove()` takes the name out of transformers again; as a context manager it does so at
-    the end of the block. A model that was made under the name cannot run without it."""
-
-    def remove(self) -> None:
-        """Undoes this registration. The name stays while another one lives; a second call does nothing."""
-        if self in _alive:
-            _alive.remove(self)
-            if not _alive:
-                for mapping, function in ENTRIES:
-                    if mapping.get(NAME) is function:
-                        del mapping[NAME]
-
-    def __enter__(self) -> Registration:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.remove()
 
 
 def register() -> Registration:
@@ -51,6 +32,10 @@ def register() -> Registration:
             raise RuntimeError(f"transformers has another attention implementation of the name {NAME!r} already")
     for mapping, function in ENTRIES:
         mapping[NAME] = function
-    registration = Registration()
-    _alive.add(registration)
-    return registration
+    return Registration(_alive, _forget)
+
+
+def _forget() -> None:
+    for mapping, function in ENTRIES:
+        if mapping.get(NAME) is function:
+            del mapping[NAME]

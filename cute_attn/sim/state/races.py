@@ -245,7 +245,7 @@ class Races(SharedRaces):
             if met is not None and a.kind & kind & ADDS:
                 self._sums.setdefault(index, self._fault(c, index, a, *met, epoch, kind))
             elif met is not None:
-                self._report(c, index, a, met[0], met[1], epoch, kind)
+                self.found(c.world, *self._fault(c, index, a, met[0], met[1], epoch, kind))
 
     def _agree(self, a: Access, row: Row, kind: int) -> bool:
         """Whether an access and a row may come in any order, as their scopes take each other in."""
@@ -264,14 +264,15 @@ class Races(SharedRaces):
             lane, epoch = int(lanes[at]), int(epochs[at])
             byte = traffic.byte(int(units[lane, columns[at]]))
             if not self._equal(c, index, a, lane):
-                self._report(c, index, a, lane, byte, epoch, STORES)
+                self.found(c.world, *self._fault(c, index, a, lane, byte, epoch, STORES))
                 return
         if a.proxy:
             late = unordered(a.order, a.warps[lanes], epochs, table=_GLOBAL)
             if late.any():
                 at = int(np.flatnonzero(late)[0])
                 byte = traffic.byte(int(units[lanes[at], columns[at]]))
-                self._report(c, index, a, int(lanes[at]), byte, int(epochs[at]), STORES, MissingProxyFence)
+                fault = self._fault(c, index, a, int(lanes[at]), byte, int(epochs[at]), STORES, MissingProxyFence)
+                self.found(c.world, *fault)
 
     @staticmethod
     def _equal(c: Any, index: int, a: Access, lane: int) -> bool:
@@ -294,24 +295,10 @@ class Races(SharedRaces):
             other = last[int(a.starts[lane])]
             if a.warps[lane] != a.warps[other] and (a.values[lane] != a.values[other]).any():
                 byte = traffic.byte(int(units[lane, column]))
-                self._report(c, index, a, lane, byte, int(a.epochs()[other]), STORES)
+                self.found(c.world, *self._fault(c, index, a, lane, byte, int(a.epochs()[other]), STORES))
                 return
 
     # ------------------------------------------------------------------ reports
-
-    def _report(
-        self,
-        c: Any,
-        index: int,
-        a: Access,
-        lane: int,
-        byte: int,
-        epoch: int,
-        kind: int,
-        error: type[SimError] = Race,
-    ) -> None:
-        """Finds fault with an access of a lane and the one with this name."""
-        self.found(c.world, *self._fault(c, index, a, lane, byte, epoch, kind, error))
 
     def _fault(
         self,
