@@ -26,10 +26,12 @@ PAGES = {
     **{path: path for path in sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("benchmarks/results/*.md"))},
 }
 
-# The pages of the API reference, their titles, and the public names on them: those of a module, or ... for all.
-REFERENCE: dict[str, tuple[str, dict[str, str]]] = {
+# The pages of the API reference: their titles, where these things are explained, and the public names on them: those of
+# a module, or ... for all.
+REFERENCE: dict[str, tuple[str, list[str], dict[str, str]]] = {
     "attention": (
         "Attention",
+        ["api", "flex_attention", "decode"],
         {
             "cute_attn": "flex_flash_attn_func flex_attention AuxRequest AuxOutput flash_attn_with_kvcache "
             "fa3_func_with_sink fa3_qkvpacked_func_with_sink fa3_varlen_func_with_sink fa2_func_with_sink "
@@ -39,23 +41,27 @@ REFERENCE: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "masks": (
         "Masks",
+        ["masks", "gallery", "functions"],
         {"cute_attn.mask": "...", "cute_attn": "BlockMask create_block_mask create_mask and_masks or_masks noop_mask"},
     ),
     "layer": (
         "The layer",
+        ["attention_op"],
         {
             "cute_attn": "AttentionOp AttentionType KVQuant KVTensor normalize_attention normalize_cudnn_attention "
             "ChunkedCausalMask LoadBalancedCausalMask StripedMask balanced_order"
         },
     ),
-    "dist": ("Context parallelism", {"cute_attn.dist": "..."}),
+    "dist": ("Context parallelism", ["context_parallel_usage", "context_parallel"], {"cute_attn.dist": "..."}),
     "integrations": (
         "Integrations",
+        ["torch", "transformers"],
         {"cute_attn.integrations.torch": "...", "cute_attn.integrations.transformers": "..."},
     ),
-    "kernels": ("Kernels", {"cute_attn": "load_bundle record_specs", "autotune": "..."}),
-    "sim": ("Simulator", {"cute_attn.sim": "..."}),
+    "kernels": ("Kernels", ["deployment", "autotune"], {"cute_attn": "load_bundle record_specs", "autotune": "..."}),
+    "sim": ("Simulator", ["own_kernels", "simulator"], {"cute_attn.sim": "..."}),
 }
+ENUMS = {"AttentionType", "AttnMaskType", "AttnOverlapMode", "OverlapAlgType"}  # their members have no docstrings
 
 
 def public_names(module: str) -> list[str]:
@@ -68,17 +74,23 @@ def public_names(module: str) -> list[str]:
 
 
 def names_of(module: str, chosen: str) -> list[str]:
-    return public_names(module) if chosen == "..." else chosen.split()
-
-
-def reference_page(title: str, modules: dict[str, str]) -> str:
-    """What the generator puts docstrings into."""
-    names = [f"{module}.{name}" for module, chosen in modules.items() for name in names_of(module, chosen)]
-    return "\n\n".join([f"# {title}", *(f"::: {name}" for name in names)]) + "\n"
+    """Functions before classes where all are shown, else in the order that is chosen."""
+    return sorted(public_names(module), key=lambda name: name[0].isupper()) if chosen == "..." else chosen.split()
 
 
 def title_of(path: str) -> str:
     return (ROOT / path).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+
+
+def reference_page(title: str, guides: list[str], modules: dict[str, str]) -> str:
+    """What the generator puts docstrings into."""
+    links = ", ".join(f"[{title_of(f'docs/{guide}.md')}](../{guide}.md)" for guide in guides)
+    sections = [f"# {title}", f"Explained, with examples: {links}."]
+    for module, chosen in modules.items():
+        for name in names_of(module, chosen):
+            options = "\n    options:\n      show_if_no_docstring: true" if name in ENUMS else ""
+            sections.append(f"::: {module}.{name}{options}")
+    return "\n\n".join(sections) + "\n"
 
 
 def moved(text: str, path: str) -> str:

@@ -31,7 +31,7 @@ def test_every_page_has_one_place_in_the_navigation():
 def test_the_reference_shows_every_public_name(module):
     shown = {
         name.rpartition(".")[2]
-        for _, modules in make_site.REFERENCE.values()
+        for _, _, modules in make_site.REFERENCE.values()
         for there, chosen in modules.items()
         for name in make_site.names_of(there, chosen)
     }
