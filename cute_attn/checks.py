@@ -64,15 +64,16 @@ def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: str) ->
 def check_alike(layout: str, **tensors: torch.Tensor) -> None:
     """Tensors with the dimensions of `layout`, of one of our dtypes and on one device."""
     (first_name, first), *_ = tensors.items()
-    *others, last = tensors
-    names = f"{', '.join(others)} and {last}"
+    ndim = layout.count(",") + 1
     for name, x in tensors.items():
         _check_tensor(name, x)
-        if x.ndim != layout.count(",") + 1:
+        if x.ndim != ndim:
             raise ValueError(f"{name} must have shape {layout}, got {tuple(x.shape)}")
-        if x.dtype != first.dtype:
-            raise TypeError(f"{names} must have one dtype, got {first_name} {first.dtype} and {name} {x.dtype}")
-        if x.device != first.device:
+        if x.dtype != first.dtype or x.device != first.device:
+            *others, last = tensors
+            names = f"{', '.join(others)} and {last}"
+            if x.dtype != first.dtype:
+                raise TypeError(f"{names} must have one dtype, got {first_name} {first.dtype} and {name} {x.dtype}")
             raise ValueError(
                 f"{names} must be on one device, got {first_name} on {first.device} and {name} on {x.device}"
             )

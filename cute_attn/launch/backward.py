@@ -20,7 +20,7 @@ from .captured import NOTHING_CAPTURED, CapturedGradients, captured_by, text_of
 from .order import in_turns
 from .rows import pack_bounds, unpack_rows
 from .run import KernelBackend, Order, run
-from .shapes import PlanForm, spec_of_call
+from .shapes import PlanForm, score_of_call, spec_of_call
 from .tensors import DTYPE_NAMES, free_multiprocessors, in_kernel_form
 from .tiles import tile_of_call
 
@@ -171,7 +171,7 @@ def backward(
         return KernelGradients(dq, dk, dv, row_terms(dout, out, lse, is_empty, dlse))
     tiles = -(-seqlen_q // tile.m)
     sizes = batch, heads_q, tiles * tile.m, seqlen_k  # kernels ask of rows past the end too
-    score = ScoreForm.of(softmax_scale, softcap) if captured is None else ScoreForm("graph", captured.text(sizes))
+    score = score_of_call(softmax_scale, softcap) if captured is None else ScoreForm("graph", captured.text(sizes))
     spec: BackwardSpec = spec_of_call(
         "bwd",
         plan.form,

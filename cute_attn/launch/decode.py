@@ -16,7 +16,7 @@ from cute_attn.spec.score import ScoreForm
 
 from .dims import kernel_dims
 from .run import KernelBackend, Order, run
-from .shapes import PLAIN, PlanForm, spec_of_call
+from .shapes import PLAIN, PlanForm, score_of_call, spec_of_call
 from .tensors import DTYPE_NAMES, free_multiprocessors, in_kernel_form
 
 __all__ = [
@@ -72,7 +72,7 @@ def decode(
         (q.shape[3], cache.values.shape[3]),
         tokens * (heads_q // heads_k),
         page_size if cache.table is not None else None,
-        score=ScoreForm.of(softmax_scale, softcap),
+        score=score_of_call(softmax_scale, softcap),
         tree=tree is not None,
         sink=sink is not None,
         cache=CACHE_NAMES.get(cache.keys.dtype, "same"),

@@ -16,7 +16,7 @@ from cute_attn.spec.tiles import Tile
 
 from .captured import captured_by, text_of
 from .run import KernelBackend, Order, run
-from .shapes import PlanForm, spec_of_call
+from .shapes import PlanForm, score_of_call, spec_of_call
 from .tensors import DTYPE_NAMES, free_multiprocessors, in_kernel_form, rows_contiguous
 from .tiles import tile_of_call
 
@@ -148,7 +148,9 @@ def forward(
         results.fill_without_keys(sink_lse)
         return results.returned()
     sizes = batch, heads_q, seqlen_q, seqlen_k
-    score = ScoreForm.of(softmax_scale, softcap) if score_mod is None else ScoreForm("graph", text_of(score_mod, sizes))
+    score = (
+        score_of_call(softmax_scale, softcap) if score_mod is None else ScoreForm("graph", text_of(score_mod, sizes))
+    )
     spec: ForwardSpec = spec_of_call(
         "fwd",
         plan.form,

@@ -17,7 +17,7 @@ from cute_attn.spec.score import ScoreForm
 
 from .decode import MOST_TOKENS, in_pool_form, limited, pages_of, results
 from .run import KernelBackend, Order, run
-from .shapes import PLAIN, PlanForm, spec_of_call
+from .shapes import PLAIN, PlanForm, score_of_call, spec_of_call
 from .tensors import DTYPE_NAMES, free_multiprocessors, in_kernel_form
 from .tiles import default_tile
 
@@ -62,7 +62,7 @@ def prefill(
         (head_dim, out.shape[3]),
         None if cache.table is None else cache.keys.shape[1],
         window=window[0] >= 0,
-        score=ScoreForm.of(softmax_scale, softcap),
+        score=score_of_call(softmax_scale, softcap),
         sink=sink is not None,
         softmax=softmax,
     )

@@ -15,7 +15,7 @@ from cute_attn.spec.tiles import Tile
 from .dims import kernel_dims
 from .tiles import default_tile
 
-__all__ = ["PLAIN", "PlanForm", "spec_for", "spec_of_call", "spec_of_plan"]
+__all__ = ["PLAIN", "PlanForm", "score_of_call", "spec_for", "spec_of_call", "spec_of_plan"]
 
 PLAIN = ScoreForm()
 
@@ -67,7 +67,9 @@ def spec_of_plan(
     return row.spec(**({name: fact for name, fact in facts.items() if name in own} | variant))
 
 
-spec_of_call = functools.cache(spec_of_plan)  # calls come again: their specs are made, and checked, once
+# Calls come again: their specs are made, and checked, once.
+spec_of_call = functools.cache(spec_of_plan)
+score_of_call = functools.lru_cache(maxsize=256)(ScoreForm.of)
 
 
 def spec_for(
