@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parent / "dist"))
+from ranks import run_ranks
 
 FOLDER = Path(__file__).parents[1] / "examples"
 EXAMPLE = FOLDER / "train_packed_documents.py"
@@ -20,7 +24,8 @@ SHORT = {
 
 
 def test_every_example_has_a_run_here():
-    assert set(FOLDER.rglob("*.py")) == {EXAMPLE, *(FOLDER / f"{name}.py" for name in ("serve_with_a_cache", *SHORT))}
+    others = "attend_across_ranks", "serve_with_a_cache", *SHORT
+    assert set(FOLDER.rglob("*.py")) == {EXAMPLE, *(FOLDER / f"{name}.py" for name in others)}
 
 
 def example(name):
@@ -43,12 +48,38 @@ def test_a_picture_of_the_mask_is_written_where_it_is_asked_for(tmp_path, capsys
     assert (tmp_path / "mask.png").read_bytes().startswith(b"\x89PNG")
 
 
+def compared(rank, world):
+    return example("attend_across_ranks").compare(300, torch.device("cpu"))
+
+
+def test_modules_of_other_libraries_on_two_ranks_match_themselves_alone():
+    (documents, _, *held, _, titan, megatron), other = run_ranks(2, compared, 2)
+    assert other == [documents, *other[1:]]
+    assert documents == "4 documents in 300 tokens"
+    tokens, pairs = zip(*((int(n.replace(",", "")) for n in line.split()[1:]) for line in held), strict=True)
+    assert sum(tokens) == 300
+    assert 300 * 301 // 2 > sum(pairs) > max(pairs) > 0
+    for line in (titan, megatron):
+        found, alone, _ = map(float, line.split()[1:])
+        assert found == pytest.approx(alone, rel=1e-5)
+
+
+def by_torchrun(ranks, *command):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    done = subprocess.run([*launcher, *command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_one_rank_prints_the_table():
+    assert len(by_torchrun(2, FOLDER / "attend_across_ranks.py", "--tokens", "200").splitlines()) == 7
+
+
 @pytest.mark.slow
 def test_training_on_three_ranks_matches_training_alone():
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
-    done = subprocess.run([*command, EXAMPLE, "--steps", "4"], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    losses = re.findall(r"loss ([\d.]+) on 3 ranks, ([\d.]+) alone", done.stdout)
+    printed = by_torchrun(3, EXAMPLE, "--steps", "4")
+    losses = re.findall(r"loss ([\d.]+) on 3 ranks, ([\d.]+) alone", printed)
     assert len(losses) == 4
     for together, alone in losses:
         assert abs(float(together) - float(alone)) <= 1e-4
