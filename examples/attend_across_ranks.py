@@ -10,7 +10,6 @@ and their positions. Each module also runs alone, over the whole sequence: loss 
 from __future__ import annotations
 
 import argparse
-import os
 from typing import NamedTuple
 
 import torch
@@ -135,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Packed documents over ranks, in other libraries' attention modules.")
     parser.add_argument("--tokens", type=int, default=1000, help="of the packed sequence (default 1000)")
     options = parser.parse_args(arguments)
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device("cuda", dist.get_node_local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
