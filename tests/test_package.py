@@ -1,9 +1,11 @@
 """`cute-attn package`: what it writes without the loader that takes it, and what it refuses."""
 
 import ast
+import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,13 +88,16 @@ def test_other_contents_get_another_name_and_equal_ones_the_same(tmp_path, monke
     assert name("third") != first
 
 
-def test_a_bundle_makes_a_variant_for_its_cuda_and_processor(tmp_path, bundle):
+@pytest.mark.parametrize(("made_with", "cuda"), [("12", "126"), ("13", "130"), ("12 13", "130")])
+def test_a_bundle_makes_a_variant_for_its_cuda_and_processor(made_with, cuda, tmp_path, bundle):
+    packages = {f"nvidia-cutlass-dsl-libs-cu{number}": "4.8.1" for number in made_with.split()}
+    bundle = altered(bundle, tmp_path / "bundle", lambda manifest: manifest["made_from"].update(packages=packages))
     code, output = package("--layout", "kernels", "--output", tmp_path / "hub", "--bundle", bundle)
     assert code == 0, output
     variants = {path.name: path for path in (tmp_path / "hub" / "build").iterdir()}
     assert [name for name in variants if f"build/{name} " in output] == list(variants)
     (ahead,) = variants.keys() - {"torch-cuda"}
-    assert re.fullmatch(r"torch-stable-abi29-cu(126|130)-(x86_64|aarch64)-linux", ahead)
+    assert re.fullmatch(rf"torch-stable-abi29-cu{cuda}-(x86_64|aarch64)-linux", ahead)
     names = [json.loads((path / "metadata.json").read_text())["id"] for path in variants.values()]
     assert len(set(names)) == 2
     (entry,) = cache.entry_directories(variants[ahead] / "bundle")
@@ -121,12 +126,22 @@ def altered(bundle, path, change):
 
 
 def of_no_cuda(manifest):
-    packages = manifest["made_from"]["packages"]
-    manifest["made_from"]["packages"] = {name: v for name, v in packages.items() if "libs-cu" not in name}
+    manifest["made_from"]["packages"] = {"apache-tvm-ffi": "0.1.11"}
 
 
 def of_other_sources(manifest):
     manifest["made_from"]["sources"] = "0" * 64
+
+
+def for_another_processor(bundle, path):
+    """A bundle with a second kernel, which says in its header that it is for the other processor."""
+    shutil.copytree(bundle, path)
+    made = link(compiled(ForwardSpec(head_dim=64, head_dim_v=64)))
+    code = bytearray(made.shared_object)
+    code[18] ^= 0x3E ^ 0xB7
+    sums = {**made.manifest["sha256"], "kernel.so": hashlib.sha256(code).hexdigest()}
+    cache.commit(replace(made, shared_object=bytes(code), manifest={**made.manifest, "sha256": sums}), path)
+    return path
 
 
 def broken(bundle, path):
@@ -140,7 +155,8 @@ def test_a_bundle_that_would_not_serve_is_refused_before_anything_is_written(tmp
     (tmp_path / "empty").mkdir()
     for path, words in (
         (altered(bundle, tmp_path / "other", of_other_sources), "is none of this cute_attn's: other sources"),
-        (altered(bundle, tmp_path / "neither", of_no_cuda), "made with one of .* for one processor, got neither"),
+        (altered(bundle, tmp_path / "neither", of_no_cuda), "made with .*cu13 or .*cu12, got apache-tvm-ffi"),
+        (for_another_processor(bundle, tmp_path / "mixed"), "for one processor, got (aarch64 and x86_64)"),
         (broken(bundle, tmp_path / "broken"), "is broken: .*kernel.so is not the file that was written there"),
         (tmp_path / "empty", "holds no compiled kernels: a bundle is what"),
         (tmp_path / "absent", "--bundle.*No such file or directory|absent.*No such file"),

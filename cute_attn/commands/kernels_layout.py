@@ -35,7 +35,7 @@ LOADER = "0.17.2"  # the oldest `kernels` that was tried
 PURE = "torch-cuda"
 # PyTorch 2.9 or newer, CUDA of that major version and at least that minor one; ours links no symbol of PyTorch.
 AHEAD_OF_TIME = "torch-stable-abi29-{cuda}-{machine}-linux"
-CUDA = {"nvidia-cutlass-dsl-libs-cu12": "cu126", "nvidia-cutlass-dsl-libs-cu13": "cu130"}
+CUDA = {"nvidia-cutlass-dsl-libs-cu13": "cu130", "nvidia-cutlass-dsl-libs-cu12": "cu126"}  # the compiler's; new first
 
 _NAMES = "flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache"
 INIT = f'''"""cute_attn {cute_attn.__version__} as a kernel of the Hugging Face Hub; written by `cute-attn package`."""
@@ -79,8 +79,8 @@ def write_kernels_layout(output: Path, bundle: Path | None) -> list[Path]:
         output: empty, or yet to be made.
         bundle: its kernels make a second variant; None: the one of Python alone.
 
-    Raises ValueError for a bundle of which a kernel is broken, is of other sources, or is for another CUDA or processor
-    than the others; OSError where something cannot be read or written.
+    Raises ValueError for a bundle of which a kernel is broken, of other sources, of no known CUDA, or for another
+    processor than the others; OSError where something cannot be read or written.
     """
     kernels = [] if bundle is None else _sound(bundle)
     ahead = _variant_of(kernels) if kernels else ""
@@ -121,14 +121,14 @@ def _sound(bundle: Path) -> list[Path]:
 
 def _variant_of(kernels: list[Path]) -> str:
     """The variant whose machines run all of these kernels."""
-    made_with = {tuple(sorted(CUDA.keys() & read_manifest(kernel)["made_from"]["packages"])) for kernel in kernels}
-    machines = {machine_of(kernel / "kernel.so") for kernel in kernels}
-    if len(made_with) > 1 or len(*made_with) != 1 or len(machines) > 1:
-        found = ", ".join(sorted({"+".join(names) or "neither" for names in made_with} | machines))
-        raise ValueError(
-            f"the kernels of a bundle must be made with one of {', '.join(CUDA)} and for one processor, got {found}"
-        )
-    return AHEAD_OF_TIME.format(cuda=CUDA[made_with.pop()[0]], machine=machines.pop())
+    packages = {name for kernel in kernels for name in read_manifest(kernel)["made_from"]["packages"]}
+    made_with = [name for name in CUDA if name in packages]
+    machines = sorted({machine_of(kernel / "kernel.so") for kernel in kernels})
+    if not made_with:
+        raise ValueError(f"kernels must be made with {' or '.join(CUDA)}, got {', '.join(sorted(packages))}")
+    if len(machines) > 1:
+        raise ValueError(f"the kernels of a bundle must be for one processor, got {' and '.join(machines)}")
+    return AHEAD_OF_TIME.format(cuda=CUDA[made_with[0]], machine=machines[0])
 
 
 def _metadata(variant: Path) -> dict[str, Any]:

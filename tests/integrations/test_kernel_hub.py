@@ -36,7 +36,7 @@ from kernels import get_local_kernel
 for name in ("autotune", "click", "cute_attn", "matplotlib", "PIL", "platformdirs", "rich"):
     assert name not in sys.modules
     sys.modules[name] = None
-torch.version.cuda = "12.8"
+torch.version.cuda = os.environ.get("CUDA", "12.8")
 kernel = get_local_kernel(Path(sys.argv[1]))
 torch.version.cuda = None
 """
@@ -68,6 +68,12 @@ assert loaded.metadata.id == kernel.__name__
 loaded.metadata.digest.validate(Digest.hash_variant(DigestAlgorithm.SHA256, Path(kernel.__file__).parent))
 
 q, k, v = (torch.randn(2, 9, heads, 8, requires_grad=True) for heads in (4, 2, 2))
+torch.version.cuda = "12.8"
+example = (Path(sys.argv[1]) / "README.md").read_text().split("```python")[1].split("```")[0]
+exec(example.replace("this folder", sys.argv[1]))
+torch.version.cuda = None
+torch.testing.assert_close(out, kernel.flash_attn_func(q, k, v, causal=True)[0])
+
 sink = torch.randn(4)
 def dense(q, k, v, keys=None):
     q, k, v = q.transpose(1, 2), *(x.transpose(1, 2).repeat_interleave(2, 1) for x in (k, v))
@@ -187,6 +193,8 @@ def test_what_it_compiles_makes_the_variant_that_runs_without_the_compiler(folde
     _, _, first = run(program, folder, CUTE_ATTN_CACHE_DIR=str(cache)).partition(" ")
     _pure, ahead = write_kernels_layout(tmp_path / "hub", cache)
     elsewhere = str(tmp_path / "none")
-    file, _, second = run(program, tmp_path / "hub", "no compiler", CUTE_ATTN_CACHE_DIR=elsewhere).partition(" ")
+    cuda = "13.0" if "-cu130-" in ahead.name else "12.8"
+    printed = run(program, tmp_path / "hub", "no compiler", CUTE_ATTN_CACHE_DIR=elsewhere, CUDA=cuda)
+    file, _, second = printed.partition(" ")
     assert Path(file) == ahead / "__init__.py"
     assert first == second
