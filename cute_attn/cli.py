@@ -23,6 +23,7 @@ COMMANDS = {
     "verify": "Whether a kernel can hang: simulated in every schedule, all orders of its barriers searched.",
     "autotune": "The fastest tiles for given shapes: searched, measured, written where the kernels look them up.",
     "build": "Kernels compiled ahead into a bundle, for machines without a compiler.",
+    "package": "The library as a folder for another loader: the Hugging Face Hub's.",
     "cache": "Compiled kernels on disk: listed, verified, pruned.",
     "selftest": "The kernels on this machine's GPU against float64: run it after every installation.",
     "doctor": "What this machine has, and what of cute_attn runs on it.",

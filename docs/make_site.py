@@ -55,8 +55,8 @@ REFERENCE: dict[str, tuple[str, list[str], dict[str, str]]] = {
     "dist": ("Context parallelism", ["context_parallel_usage", "context_parallel"], {"cute_attn.dist": "..."}),
     "integrations": (
         "Integrations",
-        ["torch", "transformers"],
-        {"cute_attn.integrations.torch": "...", "cute_attn.integrations.transformers": "..."},
+        ["torch", "transformers", "hub"],
+        {f"cute_attn.integrations.{library}": "..." for library in ("torch", "transformers", "hub")},
     ),
     "kernels": ("Kernels", ["deployment", "autotune"], {"cute_attn": "load_bundle record_specs", "autotune": "..."}),
     "sim": ("Simulator", ["own_kernels", "simulator"], {"cute_attn.sim": "..."}),
@@ -66,7 +66,9 @@ ENUMS = {"AttentionType", "AttnMaskType", "AttnOverlapMode", "OverlapAlgType"}  
 
 def public_names(module: str) -> list[str]:
     """Its `__all__`, read without importing it."""
-    tree = ast.parse((ROOT / module.replace(".", "/") / "__init__.py").read_text(encoding="utf-8"))
+    place = ROOT / module.replace(".", "/")
+    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     (names,) = (
         node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
     )

@@ -124,7 +124,15 @@ def test_the_readme_names_commands_that_exist():
         assert command in cli.COMMANDS
 
 
-MODULES = ["cute_attn", "cute_attn.mask", "cute_attn.dist", "cute_attn.sim", "cute_attn.integrations.torch", "autotune"]
+MODULES = [
+    "cute_attn",
+    "cute_attn.mask",
+    "cute_attn.dist",
+    "cute_attn.sim",
+    "cute_attn.integrations.torch",
+    "cute_attn.integrations.hub",
+    "autotune",
+]
 INTEGRATIONS = {f"cute_attn.integrations.{library}": library for library in NEEDS.values()}
 
 

@@ -47,6 +47,7 @@ LEAVES = {
     "log",
     "merge",
     "packages",
+    "renamed",
     "strict_json",
 }
 # Folders of the simulator: each imports itself and those behind it.

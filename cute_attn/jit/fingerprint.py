@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..packages import versions_of
+from ..renamed import original
 from ..spec.operation import Spec, operation
 from .compile import ARCHITECTURE
 
@@ -54,7 +55,7 @@ def _sources(of_kernel: tuple[str, ...]) -> str:
         for file in files:
             name = file.relative_to(root) if file.is_relative_to(root) else file.name
             digest.update(f"{name}\n".encode())
-            digest.update(file.read_bytes())
+            digest.update(original(file.read_bytes().decode()).encode())
     return digest.hexdigest()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import Unavailable
 from ..packages import folders_of
 
-__all__ = ["runtime_library"]
+__all__ = ["machine_of", "runtime_library"]
 
 NAME = "libcute_dsl_runtime.so"
 _MACHINES = {"x86_64": 0x3E, "aarch64": 0xB7}  # as the system and as ELF names them
@@ -25,9 +25,15 @@ def runtime_library() -> Path:
     for path in found:
         if _machine(path) == here:
             return path
-    others = ", ".join(sorted({_named(_machine(path)) for path in found}))
+    others = ", ".join(sorted({machine_of(path) for path in found}))
     but = f"; there is one for {others}, and this is {platform.machine()}" if others else ""
     raise Unavailable(f"running kernels needs {NAME}, which nvidia-cutlass-dsl brings{but}")
+
+
+def machine_of(path: Path) -> str:
+    """The name of the processor that an ELF file is for."""
+    number = _machine(path)
+    return next((name for name, known in _MACHINES.items() if known == number), f"ELF machine {number}")
 
 
 def _machine(path: Path) -> int:
@@ -36,8 +42,3 @@ def _machine(path: Path) -> int:
         header = file.read(20)
     is_elf = len(header) == 20 and header.startswith(b"\x7fELF")
     return int.from_bytes(header[18:], "little" if header[5] == 1 else "big") if is_elf else 0
-
-
-def _named(machine: int) -> str:
-    names = [name for name, number in _MACHINES.items() if number == machine]
-    return names[0] if names else f"ELF machine {machine}"

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import torch
 
+from ..renamed import NAMESPACE, OPS
+
 __all__ = ["owned_intervals"]
 
 
 def owned_intervals(lo: torch.Tensor, hi: torch.Tensor, seqlen_k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Copies of int32 `(planes, layers, seqlen_q)` bounds; ValueError unless each row is intervals in [0, seqlen_k)."""
     if torch.compiler.is_compiling():
-        return torch.ops.cute_attn.owned_intervals(lo, hi, seqlen_k)
+        return OPS.owned_intervals(lo, hi, seqlen_k)
     return _owned(lo, hi, seqlen_k)
 
 
@@ -35,9 +37,9 @@ def _fake(lo: torch.Tensor, hi: torch.Tensor, seqlen_k: int) -> tuple[torch.Tens
     return torch.empty_like(lo), torch.empty_like(hi)
 
 
-_LIBRARY = torch.library.Library("cute_attn", "FRAGMENT")
+_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 _LIBRARY.define(
     "owned_intervals(Tensor lo, Tensor hi, SymInt seqlen_k) -> (Tensor, Tensor)", tags=(torch.Tag.pt2_compliant_tag,)
 )
 _LIBRARY.impl("owned_intervals", _owned, "CompositeExplicitAutograd")
-torch.library.register_fake("cute_attn::owned_intervals", _fake, lib=_LIBRARY)
+torch.library.register_fake(f"{NAMESPACE}::owned_intervals", _fake, lib=_LIBRARY)

@@ -19,6 +19,7 @@ from ..checks import check_flag, check_mask, check_qkv
 from ..mask import IntervalMask
 from ..mask.source import MaskSource
 from ..reference import compute_dtype
+from ..renamed import OPS
 from .library import PLAN_SCHEMA, register
 from .plans import is_traced, plan_of, prepare_calls
 
@@ -59,7 +60,7 @@ def attention(
     plan = plan_of(mask, q, k, v, backend, deterministic, return_max_logits)
     inputs = (q, k, v, sink, *plan, softmax_scale, softcap, deterministic, sm_margin, backend, return_max_logits)
     if not _is_ours_alone(q, k, v, sink):
-        return _OPS.attention(*inputs)
+        return OPS.attention(*inputs)
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, sink) if x is not None)
     return _Attention.apply(*inputs) if needs_grad else _forward(*inputs)
 
@@ -218,7 +219,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         q, k, v, sink, *rest = inputs
         with torch._C._AutoDispatchBelowAutograd():
-            out, lse, max_logits = (_forward if _is_ours_alone(q, k, v, sink) else _OPS.attention)(*inputs)
+            out, lse, max_logits = (_forward if _is_ours_alone(q, k, v, sink) else OPS.attention)(*inputs)
         ctx.mark_non_differentiable(max_logits)
         ctx.set_materialize_grads(False)
         plan = Plan(*rest[:_FIELDS])
@@ -238,7 +239,7 @@ class _Attention(torch.autograd.Function):
         inputs = (dout, dlse, *tensors, *ctx.plan, *ctx.scalars, needs)
         # With gradients on, a second derivative is asked for: the op says that there is none.
         is_ours_alone = not torch.is_grad_enabled() and _is_ours_alone(dout, dlse, *tensors)
-        results = (_backward if is_ours_alone else _OPS.attention_backward)(*inputs)
+        results = (_backward if is_ours_alone else OPS.attention_backward)(*inputs)
         grads = tuple(grad if need else None for grad, need in zip(results, needs, strict=True))
         return *grads, *(None,) * (ctx.inputs - 4)
 
@@ -247,7 +248,7 @@ class _AttentionBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         with torch._C._AutoDispatchBelowAutograd():
-            return _OPS.attention_backward(*inputs)
+            return OPS.attention_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -255,8 +256,6 @@ class _AttentionBackward(torch.autograd.Function):
             "attention has no second derivative: the gradients that cute_attn gives cannot be differentiated"
         )
 
-
-_OPS = torch.ops.cute_attn
 
 register("attention", _SCHEMA, _forward, _fake_forward, _Attention.apply)
 register("attention_backward", _BACKWARD_SCHEMA, _backward, _fake_backward, _AttentionBackward.apply)

@@ -15,6 +15,7 @@ from ..mask.dense import runs, runs_of_rows
 from ..mask.source import MaskSource
 from ..mask.union import stack_layers
 from ..reference import compute_dtype
+from ..renamed import OPS
 from .library import SOURCE_SCHEMA, register
 from .mask_cache import find_mask
 from .plans import is_traced, size_that_a_mask_decides
@@ -47,7 +48,7 @@ def chosen_mask(
     if not is_traced():
         return _chosen(source, rows, keys, device, choosing, chosen_among, block, top_k, indexer_mask)
     rest = rows, keys, device, choosing, chosen_among, block, top_k, indexer_mask
-    lo, hi = torch.ops.cute_attn.chosen_mask(*source, *rest)
+    lo, hi = OPS.chosen_mask(*source, *rest)
     return MaskSource("chosen", lo, hi, heads=query.shape[2] if moba else 1)
 
 

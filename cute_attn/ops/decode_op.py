@@ -13,6 +13,7 @@ from ..backend import resolve
 from ..backends.find import find
 from ..caches import KVCache, append
 from ..reference import compute_dtype
+from ..renamed import OPS
 from .library import register
 
 __all__ = ["attend_cache", "check_cache_served"]
@@ -45,12 +46,10 @@ def attend_cache(
     if k is not None and v is not None:
         written = [s if s is not None and s.ndim == 3 else None for s in (cache.key_scales, cache.value_scales)]
         given = [None if s is not None and s.ndim == 3 else s for s in (cache.key_scales, cache.value_scales)]
-        torch.ops.cute_attn.append_kv(
-            cache.keys, cache.values, *written, k, v, lengths, cache.rows, cache.table, *given
-        )
+        OPS.append_kv(cache.keys, cache.values, *written, k, v, lengths, cache.rows, cache.table, *given)
         lengths = lengths + k.shape[1]
     scalars = (softmax_scale, softcap, *window, num_splits, sm_margin, resolve(q.device))
-    return torch.ops.cute_attn.decode(q, cache.keys, cache.values, lengths, *tensors, sink, tree, *scalars)
+    return OPS.decode(q, cache.keys, cache.values, lengths, *tensors, sink, tree, *scalars)
 
 
 def _append(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..backends.plan import Plan
+from ..renamed import NAMESPACE
 
 __all__ = ["PLAN_SCHEMA", "SOURCE_SCHEMA", "register"]
 
@@ -18,7 +19,7 @@ SOURCE_SCHEMA = (
     "SymInt chunk, SymInt offset"
 )
 
-_LIBRARY = torch.library.Library("cute_attn", "FRAGMENT")
+_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 def register(
@@ -37,4 +38,4 @@ def register(
     _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
     if differentiable is not None:
         _LIBRARY.impl(name, differentiable, "Autograd")
-    torch.library.register_fake(f"cute_attn::{name}", fake, lib=_LIBRARY)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)

@@ -17,6 +17,7 @@ from ..mask.source import MaskSource
 from ..mods.blockwise import Thinned
 from ..mods.trace import Traced
 from ..reference import compute_dtype
+from ..renamed import OPS
 from .library import PLAN_SCHEMA, register
 from .plans import plan_of
 
@@ -48,9 +49,7 @@ def attention_with_mods(
     predicate, full = (None, None) if thinned is None else thinned
     bounds = (None, None, 1) if full is None else (full.lo, full.hi, full.heads)
     functions = *_written(predicate), *bounds, *_written(score)
-    return torch.ops.cute_attn.mods(
-        q, k, v, *plan, *functions, softmax_scale, deterministic, backend, return_max_scores
-    )
+    return OPS.mods(q, k, v, *plan, *functions, softmax_scale, deterministic, backend, return_max_scores)
 
 
 class _Functions(NamedTuple):
@@ -187,7 +186,7 @@ class _AttentionWithMods(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rest: tuple[Any, ...], *captured: Tensor) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            out, lse, max_scores = _OPS.mods(q, k, v, *rest)
+            out, lse, max_scores = OPS.mods(q, k, v, *rest)
         ctx.mark_non_differentiable(max_scores)
         ctx.set_materialize_grads(False)
         functions = _Functions(*rest[_FIELDS:_END])
@@ -209,7 +208,7 @@ class _AttentionWithMods(torch.autograd.Function):
         asked, captured = tensors[: len(ctx.asked)], tensors[len(ctx.asked) :]
         asked = [saved if kept is None else kept for saved, kept in zip(asked, ctx.asked, strict=True)]
         functions = ctx.functions._replace(predicate_tensors=asked, score_tensors=captured)
-        *found, by_captured = _OPS.mods_backward(
+        *found, by_captured = OPS.mods_backward(
             dout, dlse, q, k, v, out, lse, *ctx.plan, *functions, *ctx.scalars, needs, wanted
         )
         dq, dk, dv, *by_captured = (
@@ -227,7 +226,7 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            *grads, captured = _OPS.mods_backward(*inputs)
+            *grads, captured = OPS.mods_backward(*inputs)
         return *grads, *captured
 
     @staticmethod
@@ -241,8 +240,6 @@ def _backward_once(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     dq, dk, dv, *captured = _Backward.apply(*inputs)
     return dq, dk, dv, captured
 
-
-_OPS = torch.ops.cute_attn
 
 register("mods", _SCHEMA, _forward, _fake_forward, _differentiable)
 register("mods_backward", _BACKWARD_SCHEMA, _backward, _fake_backward, _backward_once)

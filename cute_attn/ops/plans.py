@@ -18,6 +18,7 @@ from ..backends.plan import FORM, Call, Plan, make_plan, tuned_generation
 from ..backends.tiles import TILES
 from ..mask import IntervalMask
 from ..mask.source import MaskSource
+from ..renamed import OPS
 from .library import SOURCE_SCHEMA, register
 from .mask_cache import find_mask, refuse_capture
 
@@ -115,7 +116,7 @@ def _in_graph(
 ) -> Plan:
     """call: None for the reference, of which nothing but the first three tensors are asked for."""
     dtype, *numbers = (_NO_CALL if call is None else call)[:_OF_OP]
-    made = torch.ops.cute_attn.plan(*source, seqlen_q, seqlen_k, device, backend, dtype, *numbers)
+    made = OPS.plan(*source, seqlen_q, seqlen_k, device, backend, dtype, *numbers)
     return Plan(*made)
 
 
