@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from unittest import mock
 
@@ -165,19 +164,15 @@ def _counts(row: Row, tile: tuple[int, int], backward: bool = False) -> tuple[np
     schedule = from_spec(row.mask_spec, row.seqlen).schedule(tile)
     table = schedule.backward if backward else schedule.forward
     items = table.items.numpy()[table.columns.tile.argsort().numpy()]
-    lists = [np.sort(np.concatenate([*_tiles(table.runs[begin:end].tolist())])) for _, _, begin, _, end, *_ in items] if backward else []  # fmt: skip
+    lists = []
+    if backward:
+        for _, _, begin, _, end, *_ in items.tolist():
+            walked = [tile for first, last, *_ in table.runs[begin:end].tolist() for tile in range(first, last)]
+            lists.append(np.array(sorted(walked), dtype=np.int64))
     return items[:, 5].astype(np.int64), items[:, 6].astype(np.int64), lists
 
 
-def _tiles(runs: list[list[int]]) -> Iterator[np.ndarray]:
-    yield np.empty(0, dtype=np.int64)
-    for first, last, *_ in runs:
-        yield np.arange(first, last)
-
-
-def _sections(
-    blocks: int, heads: int, head_bytes: int, descending: bool, heads_not_blocks: bool = False
-) -> np.ndarray:
+def _sections(blocks: int, heads: int, head_bytes: int, descending: bool, heads_not_blocks: bool = False) -> np.ndarray:
     """The block, or the head, of each item in the order of starts: sections of as many heads as L2 holds, in each all
     heads of a block before the next block. head_bytes 0: one head after another."""
     section = 1 << max(0, (L2_SECTION // head_bytes).bit_length() - 1) if head_bytes else 1

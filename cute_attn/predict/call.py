@@ -9,12 +9,13 @@ import numpy as np
 
 from .chip import makespan, makespan_in_turns
 from .clock import clock
-from .kernel import Code, Loop
+from .kernel import Code, Loop, Step
 from .machine import Machine
 from .model import Play, play
 
 __all__ = ["Call", "Prediction", "predict"]
 
+BINDING = 0.8
 _PASSES = 4  # from which what one more costs is taken
 
 
@@ -50,8 +51,9 @@ class Call:
 class Prediction:
     """seconds: of a call, of which `besides` in kernels before and after the main one. clock: Hz.
 
-    shares: of the cycles of a full tile in which each resource is occupied. binds: the one that is occupied most, or
-    "waiting" where none is for nine tenths. play: a few full tiles, from a standing start.
+    shares: of the cycles of a tile, full if most are, in which each resource is occupied. binds: the one that is
+    occupied most, or "waiting" where none is for BINDING of them. play: a few such tiles, from a standing start and
+    with loads that are always there.
     """
 
     seconds: float
@@ -66,16 +68,20 @@ class Prediction:
 def predict(call: Call, machine: Machine) -> Prediction:
     """The time of a call."""
     partial, full = (_pass(call, loop, machine) for loop in (call.code.partial, call.code.full))
-    item = machine.item + call.item_bytes * machine.reduction / machine.l2 + max(0.0, full.fill)
+    item = machine.item + call.item_bytes / machine.l2 + max(0.0, full.fill)
     if len(call.sums):
         tiles = call.partial.sum() + call.full.sum()
         step = (call.partial.sum() * partial.tile + call.full.sum() * full.tile) / max(tiles, 1)
-        cycles = makespan_in_turns(call.sums, float(step), item, machine.addition, machine.multiprocessors)
+        cycles = makespan_in_turns(
+            call.sums, float(step) + machine.ordered, item, machine.addition, machine.multiprocessors
+        )
     else:
         items = item + call.partial * partial.tile + call.full * full.tile
         cycles = makespan(items, machine.multiprocessors, call.strided)
-    tensor = call.warpgroups / call.tiles_in_pass * (
-        call.partial.sum() * call.code.partial.tensor_cycles + call.full.sum() * call.code.full.tensor_cycles
+    tensor = (
+        call.warpgroups
+        / call.tiles_in_pass
+        * (call.partial.sum() * call.code.partial.tensor_cycles + call.full.sum() * call.code.full.tensor_cycles)
     )
     share = float(tensor) / machine.multiprocessors / max(cycles, 1.0)
     memory = machine.hbm * machine.hbm_share
@@ -86,7 +92,13 @@ def predict(call: Call, machine: Machine) -> Prediction:
     shares = typical.shares | {"memory": call.moved / memory / seconds}
     most = max(shares, key=shares.__getitem__)
     return Prediction(
-        seconds, besides, hz, call.flop / seconds / 1e12, shares, most if shares[most] > 0.9 else "waiting", typical.play
+        seconds,
+        besides,
+        hz,
+        call.flop / seconds / 1e12,
+        shares,
+        most if shares[most] > BINDING else "waiting",
+        typical.play,
     )
 
 
@@ -101,10 +113,13 @@ class _Pass:
 def _pass(call: Call, loop: Loop, machine: Machine) -> _Pass:
     sends = sum(step.kind == "send" for step in loop.steps)
     sent = call.sent * call.tiles_in_pass / call.warpgroups / max(sends, 1)
-    few, more = (play([loop] * passes, call.warpgroups, machine, sent) for passes in (_PASSES, 2 * _PASSES))
+    few, more = (
+        play([*_first(loop), *[loop.steps] * passes, *_last(loop)], call.warpgroups, machine, sent)
+        for passes in (_PASSES, 2 * _PASSES)
+    )
     played = (more.cycles - few.cycles) / _PASSES
     traffic = (call.loaded + machine.reduction * call.sent) * call.tiles_in_pass / machine.l2
-    cycles = max(played, traffic)
+    cycles = (played**machine.blur + traffic**machine.blur) ** (1 / machine.blur)
     shares = {
         "tensor cores": loop.tensor_cycles * call.warpgroups,
         "shared memory": loop.shared_cycles * call.warpgroups,
@@ -114,7 +129,36 @@ def _pass(call: Call, loop: Loop, machine: Machine) -> _Pass:
     }
     return _Pass(
         cycles / call.tiles_in_pass,
-        few.cycles - _PASSES * played,
+        few.cycles - _PASSES * played - (played / call.tiles_in_pass if _overlaps(loop) else 0.0),
         {name: busy / cycles for name, busy in shares.items()},
         few,
     )
+
+
+def _overlaps(loop: Loop) -> bool:
+    """Whether a pass of a forward: it begins the scores of a tile beside the output of the one before."""
+    return "send" not in [step.kind for step in loop.steps]
+
+
+def _first(loop: Loop) -> list[tuple[Step, ...]]:
+    """The first tile of an item of the forward: scores and softmax, with nothing to multiply beside them."""
+    if not _overlaps(loop):
+        return []
+    steps, products = [], 0
+    for step in loop.steps:
+        products += step.kind == "products"
+        if products > 2:
+            break
+        if step.kind == "run" or (step.kind == "products" and products == 1):
+            steps.append(step)
+        elif step.kind == "wait":
+            steps.append(Step("wait", (0,)))
+    return [tuple(steps)]
+
+
+def _last(loop: Loop) -> list[tuple[Step, ...]]:
+    """The output of the last tile."""
+    if not _overlaps(loop):
+        return []
+    products = [step for step in loop.steps if step.kind == "products"]
+    return [(products[-1], Step("wait", (0,)))]

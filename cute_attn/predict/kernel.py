@@ -1,4 +1,4 @@
-"""From machine code to what a model can play: each loop with products as steps of a warpgroup, with what they occupy."""
+"""From machine code to what a model can play: each loop with products as steps of a warpgroup."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ class Code:
         return max(self.loops, key=lambda loop: loop.total("slots") / loop.tensor_cycles)
 
     def to_json(self) -> list[Any]:
-        return [
-            {**asdict(loop), "steps": [[step.kind, *step.work] for step in loop.steps]} for loop in self.loops
-        ]
+        return [{**asdict(loop), "steps": [[step.kind, *step.work] for step in loop.steps]} for loop in self.loops]
 
     @classmethod
     def from_json(cls, loops: Iterable[dict[str, Any]]) -> Code:
@@ -83,7 +81,7 @@ class Code:
 
 
 def read(cubin: bytes) -> Code:
-    """The loops of a kernel's machine code. Raises Unavailable without a disassembler, ValueError without such loops."""
+    """The loops of machine code. Raises Unavailable without a disassembler, ValueError without such loops."""
     blocks = sass.parse(sass.disassemble(cubin))
     loops = tuple(_loop(loop) for function in blocks for loop in sass.loops(function))
     if not loops:

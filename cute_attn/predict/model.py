@@ -1,8 +1,8 @@
 """One multiprocessor: its consumer warpgroups play the loops of a kernel against each other, event by event.
 
 The warpgroups are alike on the four sub-partitions, so one is played, with one warp of each warpgroup. What runs shares
-the pipes of the sub-partition, and what is in the tensor cores shares these, as fluids: while no pipe is overfull each
-runs as if alone; else all slow down alike.
+the pipes of the sub-partition as fluids: while no pipe is overfull each runs as if alone; else all slow down alike. The
+tensor cores take groups of products in the order in which they came.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .kernel import PIPES, Loop, Step
+from .kernel import PIPES, Step
 from .machine import Machine
 
 __all__ = ["Play", "Span", "play"]
@@ -49,6 +49,7 @@ class _Warpgroup:
     loads: tuple[float, ...] = ()  # shares of the pipes that it takes alone
     ready: float = 0.0  # not before: a latency
     groups: list[float] = field(default_factory=list)  # cycles left of each in the tensor cores
+    came: list[float] = field(default_factory=list)  # when each did, for whose products go first
     turns: int = 0  # given to it
     met: int = 0
     sent: float = 0.0  # cycles left until its dQ is gone
@@ -59,28 +60,27 @@ class _Warpgroup:
         return self.at >= len(self.steps)
 
 
-def play(loops: Sequence[Loop], warpgroups: int, machine: Machine, sent_bytes: float = 0.0) -> Play:
-    """Plays passes of loops, one after another, from a standing start. sent_bytes: of dQ, of
+def play(passes: Sequence[Sequence[Step]], warpgroups: int, machine: Machine, sent_bytes: float = 0.0) -> Play:
+    """Plays passes of a loop, one after another, from a standing start. sent_bytes: of dQ, of
     a warpgroup, that a step sends."""
-    steps = [step for loop in loops for step in loop.steps]
+    steps = [step for steps in passes for step in steps]
     groups = [_Warpgroup(number, steps) for number in range(warpgroups)]
     groups[0].turns = 1
     now, spans = 0.0, []
     busy = dict.fromkeys((*PIPES, "tensor", "reduction"), 0.0)
     waits: dict[str, float] = {}
     while True:
-        while any([_advance(group, groups, now, machine, sent_bytes) for group in groups]):
+        while sum(_advance(group, groups, now, machine, sent_bytes) for group in groups):
             pass
         if all(group.done and not group.groups for group in groups):
             break
         running = [group for group in groups if group.left > 0]
-        multiplying = [group for group in groups if group.groups]
+        first = min((group for group in groups if group.groups), key=lambda group: group.came[0], default=None)
         sending = [group for group in groups if group.sent > 0]
         load = [sum(group.loads[pipe] for group in running) for pipe in range(len(PIPES))]
         pace = 1 / max(1.0, *load)
-        share = 1 / max(1, len(multiplying))
         ends = [group.left * group.alone / pace for group in running]
-        ends += [group.groups[0] / share for group in multiplying]
+        ends += [first.groups[0]] if first else []
         ends += [group.sent * len(sending) for group in sending]
         ends += [group.ready - now for group in groups if group.ready > now + _TINY]
         if not ends:
@@ -88,19 +88,20 @@ def play(loops: Sequence[Loop], warpgroups: int, machine: Machine, sent_bytes: f
         step = max(min(ends), _TINY)
         for pipe, name in enumerate(PIPES):
             busy[name] += step * pace * load[pipe]
-        busy["tensor"] += step * bool(multiplying)
+        busy["tensor"] += step * (first is not None)
         busy["reduction"] += step * bool(sending)
         for group in running:
             group.left = max(0.0, group.left - step * pace / group.alone)
             spans.append(Span(group.number, "run", now, now + step))
             if group.left * group.alone < _TINY:
                 group.left, group.at = 0.0, group.at + 1
-        for group in multiplying:
-            group.groups[0] -= step * share
-            spans.append(Span(group.number, "products", now, now + step))
-            if group.groups[0] < _TINY:
-                group.groups.pop(0)
-                group.ready = now + step + machine.wait_latency
+        if first:
+            first.groups[0] -= step
+            spans.append(Span(first.number, "products", now, now + step))
+            if first.groups[0] < _TINY:
+                first.groups.pop(0)
+                first.came.pop(0)
+                first.ready = now + step + machine.wait_latency
         for group in sending:
             group.sent = max(0.0, group.sent - step / len(sending))
         for group in groups:
@@ -125,6 +126,7 @@ def _advance(group: _Warpgroup, groups: list[_Warpgroup], now: float, machine: M
     others = [other for other in groups if other is not group]
     if step.kind == "products":
         group.groups.append(float(step.work[0]))
+        group.came.append(now)
     elif step.kind == "wait" and (len(group.groups) > step.work[0] or group.ready > now + _TINY):
         group.waiting = "tensor"
     elif step.kind == "turn":
