@@ -27,8 +27,6 @@ from .specs import check_goes_with, spec_under, tile_under
 
 __all__ = ["command"]
 
-LONGEST = 1 << 18  # of turns, and of tables of items, that are walked in seconds
-
 
 @click.command("predict")
 @click.option("--op", type=click.Choice(OPERATIONS), default="fwd", show_default=True)
@@ -83,8 +81,6 @@ def command(
             raise click.UsageError("--stages goes with --tile: the default tile has its own")
     if heads_q % heads_k:
         raise click.UsageError(f"--heads-q must be a multiple of --heads-k, got {heads_q} and {heads_k}")
-    if seqlen > LONGEST:
-        raise click.UsageError(f"--seqlen may be at most {LONGEST}, got {seqlen}: the model lays every tile by itself")
     disassembler()  # sooner than after the compile
     row, dims, intervals = operation(op), (head_dim, head_dim_v or head_dim), from_spec(mask, seqlen)
     config = tile_under(row, default_tile(op, dims), tile, stages)

@@ -87,9 +87,11 @@ def predict(call: Call, machine: Machine) -> Prediction:
     memory = machine.hbm * machine.hbm_share
     hz = clock(machine, share, cycles / machine.boost_clock)
     besides = call.besides / memory + call.kernels * machine.launch
-    seconds = max(cycles / hz, call.moved / memory) + besides
+    main = max(cycles / hz, call.moved / memory)
+    seconds = main + besides
     typical = full if call.full.sum() * full.tile >= call.partial.sum() * partial.tile else partial
-    shares = typical.shares | {"memory": call.moved / memory / seconds}
+    shares = {name: busy * cycles / hz / main for name, busy in typical.shares.items()}
+    shares["memory"] = call.moved / memory / main
     most = max(shares, key=shares.__getitem__)
     return Prediction(
         seconds,

@@ -18,27 +18,31 @@ from .kernel import Code
 __all__ = ["OPERATIONS", "call_of"]
 
 OPERATIONS = ("fwd", "bwd")
+MOST_ITEMS, MOST_TURNS = 1 << 21, 1 << 24  # that are laid, or walked, in seconds
 
 
 def call_of(spec: Spec, code: Code, mask: IntervalMask, heads: tuple[int, int], batch: int = 1) -> Call:
     """A launch of a compiled spec. heads: of q and of k. batch: elements that share the mask.
 
-    Raises ValueError for an operation that the model does not know, a mask with planes of its own, and heads of q that
-    those of k do not divide.
+    Raises ValueError for an operation that the model does not know, a mask with planes of its own, heads of q that
+    those of k do not divide, and more items than are laid in seconds.
     """
     if spec.op not in OPERATIONS:
         raise ValueError(
-            f"op must be one of {', '.join(map(repr, OPERATIONS))}: the model knows no other, got {spec.op!r}"
+            f"op must be one of {', '.join(map(repr, OPERATIONS))}, got {spec.op!r}: the model knows no other"
         )
     if mask.planes != 1:
         raise ValueError(f"mask must be shared by all heads and batch elements, got one of {mask.planes} planes")
     if heads[0] % heads[1]:
         raise ValueError(f"heads_q must be a multiple of heads_k, got {heads[0]} and {heads[1]}")
     schedule = mask.schedule((spec.tile.m, spec.tile.n))
+    items = (schedule.q_tiles if spec.op == "fwd" else schedule.k_tiles) * heads[0] * batch
+    if items > MOST_ITEMS:
+        side = "queries" if spec.op == "fwd" else "keys"
+        raise ValueError(f"the call has {items} tiles of {side}, at most {MOST_ITEMS} are laid out")
     attended = float((mask.hi - mask.lo).clamp(min=0).sum()) * batch * heads[0]
     if isinstance(spec, ForwardSpec):
         return _forward(spec, code, schedule, heads, batch, attended)
-    assert isinstance(spec, BackwardSpec)
     return _backward(spec, code, schedule, heads, batch, attended)
 
 
@@ -73,6 +77,8 @@ def _backward(
     table = in_turns(schedule) if spec.deterministic else schedule.backward
     columns = table.columns
     partial, full = (_repeated(count * group, heads[1] * batch) for count in (columns.n_partial, columns.n_full))
+    if spec.deterministic and (turns := int(partial.sum() + full.sum())) > MOST_TURNS:
+        raise ValueError(f"the call has {turns} tiles that take turns, at most {MOST_TURNS} are walked")
     return Call(
         code,
         warpgroups=2,
