@@ -49,11 +49,22 @@ def test_the_architecture_names_every_file_of_the_packages_that_it_lists():
     assert missing == []
 
 
+def anchors(page):
+    """Of the headings of a page, as the web pages of repositories make them."""
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = [
+        re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", words) for words in re.findall(r"^#+ (.*)", prose, re.MULTILINE)
+    ]
+    return {re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-") for words in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_and_pictures_exist(page):
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text()):
         if "://" not in target:
-            assert (page.parent / target).exists(), target
+            there = page.parent / target if target else page
+            assert there.exists(), target
+            assert not anchor or anchor in anchors(there), f"{target}#{anchor}"
 
 
 def test_the_galleries_are_what_their_script_writes(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
-"""What the migration page says: offered names are there, others are refused with a sentence, differences are real."""
+"""What the migration pages say: offered names are there, others are refused with a sentence, differences are real."""
 
+import operator
+import pkgutil
 import re
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import cute_attn
 from cute_attn import AttnMaskType, AttnRange, AttnRanges, dist, fa3_func_with_sink, flex_flash_attn_func
 from cute_attn.elsewhere import INSTEAD, INSTEAD_IN_DIST
 
-PAGE = (Path(__file__).parent.parent / "docs" / "migration.md").read_text()
+PAGES = {page.stem: page.read_text() for page in (Path(__file__).parent.parent / "docs").glob("from_*.md")}
 METHODS = {
     AttnRange: "clone diff_by intersect is_empty is_overlap_with is_subrange_of offset seqlen truncate union",
     AttnRanges: "append chunk clone extend find_hole_ranges find_overlap_ranges from_cu_seqlens from_ranges insert "
@@ -20,15 +22,43 @@ METHODS = {
 }
 
 
-def test_every_name_that_the_page_offers_is_there():
-    offered = PAGE.split("Offered under their names:")[1].split("Ranges and types")[0]
-    names = re.findall(r"`(\w+)`", offered)
-    assert len(names) >= 9
-    for name in names:
-        assert hasattr(dist, name) if name in dist.__all__ else name in cute_attn.__all__, name
+def rows_of_names(page):
+    """Of the table below `## Names`: the names there, and what is written of here."""
+    table = PAGES[page].split("## Names\n")[1].split("\n## ")[0]
+    rows = [row.strip("| ").split(" | ") for row in re.findall(r"^\| `.*", table, re.MULTILINE)]
+    return [(re.findall(r"`([\w.]+)`", there), here) for there, here in rows]
+
+
+def find(name):
+    """What a page calls by this name: of a module that it names, of cute_attn or of cute_attn.dist."""
+    if name.startswith("cute_attn."):
+        return pkgutil.resolve_name(name)
+    first = name.partition(".")[0]
+    home = cute_attn if first in cute_attn.__all__ else dist
+    assert first in home.__all__, name
+    return operator.attrgetter(name)(home)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_name_that_a_page_offers_is_there(page):
+    rows = rows_of_names(page)
+    assert len(rows) >= 4
+    for there, here in rows:
+        offered = re.findall(r"`([\w.]+)`", here)
+        assert offered or "`(out, lse)`" in here, there
+        for name in offered:
+            assert name == "indexer_mask" or find(name), name
+
+
+def test_methods_of_ranges_and_types_are_there():
     for kind, methods in METHODS.items():
         for name in methods.split():
             assert hasattr(kind, name), name
+
+
+def test_names_that_are_refused_are_on_a_page_beside_what_there_is_instead():
+    told = {name for page in PAGES for there, _ in rows_of_names(page) for name in there}
+    assert (INSTEAD.keys() | INSTEAD_IN_DIST.keys()) <= told
 
 
 def words_of(sentence):

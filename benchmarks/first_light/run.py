@@ -105,11 +105,15 @@ class Runner:
         until = f"{seconds - GRACE:.0f}"
         command = [until if word == UNTIL else word for word in (*step.command, *extra)]
         begun = time.monotonic()
-        with open(self.out / f"{step.name}.log", "ab") as log:
+        path = self.out / f"{step.name}.log"
+        with open(path, "ab") as log:
             ended, said = self._watched(step.name, command, seconds, log)
         for line in said:
             if line.startswith(("FAILED ", "ERROR ")):  # of pytest
                 self.note(step.name, case=line.split()[1], status="wrong", detail=line)
+        if not said and ended != "exit 0":  # it died without a word: the end of its traceback
+            lines = path.read_text(errors="replace").split("\n")
+            said = [line for line in lines if line.strip() and not line.startswith("{")]
         if said:
             ended += f": {said[-1][:200]}"
         took = time.monotonic() - begun

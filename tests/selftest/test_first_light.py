@@ -88,6 +88,7 @@ def test_every_test_of_the_kernels_that_runs_on_a_gpu_too_is_among_those_of_the_
 def test_a_step_that_fails_hangs_or_is_not_there_costs_itself_alone(runner):
     for step in (
         Step("fails", 20, (PYTHON, "-c", 'print(\'{"case": "x", "status": "wrong"}\'); raise SystemExit(3)')),
+        Step("raises", 20, (PYTHON, "-c", "raise ModuleNotFoundError('No module named click')")),
         Step("absent", 20, ("/nowhere/at/all",)),
         Step("right", 20, says(case="y", status="right")),
     ):
@@ -95,6 +96,7 @@ def test_a_step_that_fails_hangs_or_is_not_there_costs_itself_alone(runner):
     runner.run(Step("tests", 20, (PYTHON, "-c", "print('FAILED a.py::b - boom\\n1 failed, 2 passed in 3 s')")))
     details = {f["case"]: f["detail"] for f in runner.found if f["step"] == "steps"}
     assert details["fails"] == "exit 3"
+    assert details["raises"] == "exit 1: ModuleNotFoundError: No module named click"
     assert details["tests"] == "exit 0: 1 failed, 2 passed in 3 s"
     assert details["absent"].startswith("FileNotFoundError")
     assert details["right"] == "exit 0"
