@@ -16,17 +16,17 @@ class Machine:
     boost_clock: float = 1.98e9
     hbm: float = 4.8e12
     hbm_share: float = 0.9
-    l2: float = 28.8
+    l2: float = 29.3
     reduction: float = 2.0
     blur: float = 3.0
     launch: float = 4e-6
     issue: float = 1.0
     turn_latency: float = 30.0
     wait_latency: float = 20.0
-    item: float = 8800.0
-    addition: float = 4000.0
-    ordered: float = 330.0
-    sustained: float = 0.455
+    item: float = 9230.0
+    addition: float = 6000.0
+    ordered: float = 567.0
+    sustained: float = 0.442
     heats_from: float = 0.017
     heats_to: float = 0.025
 
@@ -43,7 +43,7 @@ FITTED = {
 _FITTED = "fitted: flash-attn-4's times at head_dim 128"
 SOURCES = {
     "multiprocessors": "NVIDIA's data sheet of the H100 SXM and H200",
-    "boost_clock": "Hz; the highest clock of NVIDIA's data sheet; the rows that are too short to heat agree with it",
+    "boost_clock": "Hz; the highest that H100 and H200 SXM report",
     "hbm": "bytes a second; NVIDIA's data sheet",
     "hbm_share": "assumed: what a copy reaches of it",
     "l2": f"bytes a cycle and multiprocessor, to and from L2; {_FITTED}",
@@ -51,12 +51,12 @@ SOURCES = {
     "reduction": "bytes of L2 traffic for a byte that is added there: it is read and written",
     "launch": "seconds a kernel; assumed",
     "issue": "cycles a slot of a warp alone; one is the least, and what the forward's times ask for",
-    "turn_latency": "cycles of a named barrier; assumed",
+    "turn_latency": "cycles of a barrier of all consumers; assumed",
     "wait_latency": "cycles from the end of a product until a warp goes on; assumed",
     "item": f"cycles of an item beside its tiles: launch, first loads, output; {_FITTED}",
-    "addition": f"cycles from a tile's end until the next may add to the same sum; {_FITTED}, deterministic",
+    "addition": f"cycles from a tile's end until the next may add to the same sum; {_FITTED}, deterministic; ends at its bound",
     "ordered": f"cycles a tile more where sums have turns; {_FITTED}, deterministic",
-    "sustained": f"share of cycles with products that the power allows at the boost clock; {_FITTED}, 16 Ki and more",
+    "sustained": f"share of cycles with products that the power allows at the boost clock; {_FITTED}",
     "heats_from": "seconds of a call up to which ten of them keep the boost clock; read off the same table",
     "heats_to": "seconds of a call from which the power decides; read off the same table",
 }
