@@ -305,17 +305,24 @@ def test_doctor_and_cache_ls_read_well_at_60_columns(run, monkeypatch, tmp_path)
 @pytest.fixture
 def never(monkeypatch):
     """Work that must not begin."""
-    from cute_attn.commands import demo, inspect, plan, show
+    from cute_attn.commands import demo, inspect, plan, predict, show
 
     def begin(*arguments, **options):
         raise AssertionError("the work began")
 
-    for module, name in ((show, "from_spec"), (plan, "from_spec"), (demo, "from_spec"), (inspect, "compile")):
+    works = [
+        (show, "from_spec"),
+        (plan, "from_spec"),
+        (predict, "from_spec"),
+        (demo, "from_spec"),
+        (inspect, "compile"),
+    ]
+    for module, name in works:
         monkeypatch.setattr(module, name, begin)
 
 
 @pytest.mark.parametrize(
-    "command", [("show", "--mask", "causal"), ("plan", "--world", "2", "--seqlen", "64"), ("demo",)]
+    "command", [("show", "--mask", "causal"), ("plan", "--world", "2", "--seqlen", "64"), ("predict",), ("demo",)]
 )
 @pytest.mark.parametrize(
     ("name", "words"),

@@ -27,20 +27,18 @@ def call_of(spec: Spec, code: Code, mask: IntervalMask, heads: tuple[int, int], 
     Raises ValueError for an operation that the model does not know, a mask with planes of its own, heads of q that
     those of k do not divide, and more items than are laid in seconds.
     """
-    if spec.op not in OPERATIONS:
-        raise ValueError(
-            f"op must be one of {', '.join(map(repr, OPERATIONS))}, got {spec.op!r}: the model knows no other"
-        )
+    if not isinstance(spec, (ForwardSpec, BackwardSpec)):
+        allowed = ", ".join(map(repr, OPERATIONS))
+        raise ValueError(f"op must be one of {allowed}, got {spec.op!r}: the model knows no other")
     if mask.planes != 1:
         raise ValueError(f"mask must be shared by all heads and batch elements, got one of {mask.planes} planes")
     if heads[0] % heads[1]:
         raise ValueError(f"heads_q must be a multiple of heads_k, got {heads[0]} and {heads[1]}")
     schedule = mask.schedule((spec.tile.m, spec.tile.n))
-    items = (schedule.q_tiles if spec.op == "fwd" else schedule.k_tiles) * heads[0] * batch
-    if items > MOST_ITEMS:
-        side = "queries" if spec.op == "fwd" else "keys"
+    side, tiles = ("queries", schedule.q_tiles) if spec.op == "fwd" else ("keys", schedule.k_tiles)
+    if (items := tiles * heads[0] * batch) > MOST_ITEMS:
         raise ValueError(f"the call has {items} tiles of {side}, at most {MOST_ITEMS} are laid out")
-    attended = float((mask.hi - mask.lo).clamp(min=0).sum()) * batch * heads[0]
+    attended = float((mask.hi - mask.lo).sum()) * batch * heads[0]
     if isinstance(spec, ForwardSpec):
         return _forward(spec, code, schedule, heads, batch, attended)
     return _backward(spec, code, schedule, heads, batch, attended)
