@@ -59,8 +59,8 @@ class Row:
         return 2.0 * BATCH * self.heads_q * pairs * depth
 
 
-def compiled(row: Row) -> Code:
-    """The kernel with the products for a row, compiled without a GPU and without tensors."""
+def compiled(row: Row, **options: object) -> Code:
+    """The kernel with the products for a row, compiled without a GPU and without tensors. options: of its forward."""
     os.environ.setdefault("CUTE_DSL_ARCH", "sm_90a")
     os.environ.setdefault("FLASH_ATTENTION_ARCH", "sm_90")
     os.environ.setdefault("FLASH_ATTENTION_NUM_SMS", "132")
@@ -95,18 +95,19 @@ def compiled(row: Row) -> Code:
             lse = torch.empty(BATCH, row.heads_q, row.seqlen, device="cuda")
             interface._flash_attn_bwd(q, k, v, out, out, lse, **mask)
         else:
-            interface._flash_attn_fwd(q, k, v, return_lse=True, **mask)
+            interface._flash_attn_fwd(q, k, v, return_lse=True, **mask, **options)
     name = "FlashAttentionBackwardSm90" if row.backward else "FlashAttentionForwardSm90"
     return read(found[name])
 
 
-def call_of(row: Row, code: Code) -> Call:
-    return _backward(row, code) if row.backward else _forward(row, code)
+def call_of(row: Row, code: Code, tile: tuple[int, int] | None = None) -> Call:
+    """tile: of the forward, if it is not the one that flash-attn-4 chooses."""
+    return _backward(row, code) if row.backward else _forward(row, code, tile or FORWARD[row.head_dim])
 
 
-def _forward(row: Row, code: Code) -> Call:
+def _forward(row: Row, code: Code, tile: tuple[int, int]) -> Call:
     """The query heads of a key head are packed into a tile's rows."""
-    m, n = FORWARD[row.head_dim]
+    m, n = tile
     group = row.heads_q // row.heads_k
     partial, full, _ = _counts(row, (m // group, n))
     d, dv = row.head_dim, row.head_dim_v

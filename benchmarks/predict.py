@@ -30,6 +30,7 @@ from cute_attn.predict.call import Call, predict
 from cute_attn.predict.kernel import Code, embedded_cubin, read
 from cute_attn.predict.machine import FITTED, H200, SOURCES, Machine
 from cute_attn.spec.operation import Spec
+from cute_attn.spec.tiles import TileConfig
 
 FOLDER = Path(__file__).parent
 MEASURED, PROFILES = FOLDER / "h200_peers.csv", FOLDER / "results" / "flash_attention_4_profiles.json"
@@ -44,6 +45,28 @@ OUR_KERNELS = (  # of which predictions stand beside the peers' times
 FITTED_ON = 128  # head_dim
 LONGEST_TURNS = 8192  # of rows with turns that constants are fitted on: longer ones take seconds each
 HALF_A_GAP = "half the cycles between items"
+FA3 = "FlashAttention-3, arXiv 2407.08608, section 3.1 and the ablation of section 4.2, FP16 on an H100"
+PLAIN = Row(16, 16, 128, 128, "full", 0, 8192, "flash_attention_4", False, False, 0.0)
+PLAIN_64 = replace(PLAIN, heads_q=32, heads_k=32, head_dim=64, head_dim_v=64)
+# A problem, what is compared, two kernels as (stored name, tile, options), how much faster the first was, and where.
+RANKINGS = [
+    (
+        PLAIN,
+        "softmax under the products of a warpgroup, or not, head_dim 128 (here flash-attn-4)",
+        ("128/128 full forward", (128, 128), {}),
+        ("128/128 full forward, no overlap", (128, 128), {"intra_wg_overlap": False}),
+        "1.14 (661 beside 582 TFLOP/s)",
+        FA3,
+    ),
+    (
+        PLAIN_64,
+        "tiles of 192x128 or 128x128, head_dim 64",
+        ("64/64 full forward, 192x128", (192, 128), {"tile_mn": (192, 128)}),
+        ("64/64 full forward, 128x128", (128, 128), {"tile_mn": (128, 128)}),
+        "above 1 (no number)",
+        "flash-attn-4, comments of interface.py",
+    ),
+]
 # Changes of our kernels and what of a call they would change; each as if nothing else did.
 CHANGES = {
     "loads shared by two CTAs (multicast)": lambda call: replace(call, loaded=call.loaded / 2),
@@ -208,6 +231,23 @@ def our_kernels(rows: Sequence[Row]) -> tuple[list[dict[str, object]], list[dict
     ]
 
 
+def rankings() -> list[dict[str, object]]:
+    """Whether the model orders kernels as those found who measured them: how much faster the first is."""
+    codes, found = stored(), []
+    for row, what, first, second, published, source in RANKINGS:
+        times = [predict(call_of(row, codes[name], tile), H200).seconds for name, tile, _ in (first, second)]
+        found.append({"of": what, "published": published, "predicted": f"{times[1] / times[0]:.2f}", "source": source})
+    mask = from_spec("full", PLAIN.seqlen)
+    calls = []
+    for ping_pong in (True, False):
+        spec = spec_for("fwd", "bf16", 128, 128, mask, TileConfig(ping_pong=ping_pong))
+        calls.append(ours.call_of(spec, code_of(spec), mask, (PLAIN.heads_q, PLAIN.heads_k), batch=2))
+    times = [predict(call, H200).seconds for call in calls]
+    what = "ping-pong or not, head_dim 128 (here our kernel)"
+    about = {"of": what, "published": "1.09 to 1.12", "predicted": f"{times[1] / times[0]:.2f}", "source": FA3}
+    return [*found, about]
+
+
 def constants() -> list[dict[str, object]]:
     return [{"constant": name, "value": getattr(H200, name), "source": source} for name, source in SOURCES.items()]
 
@@ -218,6 +258,10 @@ def store(rows: Sequence[Row]) -> None:
     for row in rows:
         if row.backend == "flash_attention_4" and row.kernel not in kernels:
             kernels[row.kernel] = compiled(row).to_json()
+    for row, _, *both, _, _ in RANKINGS:
+        for name, _, options in both:
+            if name not in kernels:
+                kernels[name] = compiled(row, **options).to_json()
     about = "The loops of flash-attn-4's kernels as cute_attn.predict.kernel reads them; by benchmarks/predict.py"
     text = json.dumps({"about": about, "version": VERSION, "kernels": kernels})
     PROFILES.write_text(text.replace('{"steps"', '\n{"steps"') + "\n")
@@ -253,6 +297,7 @@ def main(arguments: Sequence[str] = ()) -> None:
         f"Windows of {OTHER_WINDOW} keys": other,
         "Our kernels on the same problems: predicted, not measured": our_rows,
         "What changes of our kernels would gain, by the model": pays,
+        "Orders that others found": rankings(),
         "Constants": constants(),
     }
     save("predict", "Predicted beside measured", table, notes, tables)
