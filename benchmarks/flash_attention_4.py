@@ -3,6 +3,7 @@ its sources: `interface.py` for the tiles, `tile_scheduler.py` for the orders)."
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from dataclasses import dataclass
@@ -81,7 +82,12 @@ def compiled(row: Row, **options: object) -> Code:
 
     window = {"window_size_left": row.keys - 1, "window_size_right": 0} if row.keys else {}
     mask = {"causal": row.mask == "causal", **window}
-    with FakeTensorMode(), mock.patch.object(interface.cute, "compile", keeping):
+    kernels = (interface._flash_attn_fwd, interface._flash_attn_bwd)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(FakeTensorMode())
+        stack.enter_context(mock.patch.object(interface.cute, "compile", keeping))
+        for kernel in kernels:  # what this process compiled before is not kept
+            stack.enter_context(mock.patch.object(kernel, "compile_cache", {}))
         q, k, v, out = (
             tensor(heads, dim)
             for heads, dim in (
