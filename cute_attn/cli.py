@@ -20,6 +20,7 @@ COMMANDS = {
     "show": "A mask as text and PNG, with its tiles counted.",
     "plan": "How a sequence would be split over many GPUs: balance, bytes, stages, who holds what.",
     "inspect": "What a kernel costs, read off its machine code: registers, spills, issue slots of its loops.",
+    "predict": "How long a kernel should take on a GPU that is not there: predicted by a model, with its error bar.",
     "verify": "Whether a kernel can hang: simulated in every schedule, all orders of its barriers searched.",
     "autotune": "The fastest tiles for given shapes: searched, measured, written where the kernels look them up.",
     "build": "Kernels compiled ahead into a bundle, for machines without a compiler.",

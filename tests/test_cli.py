@@ -170,6 +170,15 @@ def test_a_function_that_cannot_be_shown_is_one_line(run, functions, mod, words)
         (["inspect", "--field", "mask=1"], ["--field", "mask is said by other options"]),
         (["inspect", "--stages", "4"], ["--stages goes with --tile"]),
         (["inspect", "--max-logits", "--softmax", "stale"], ["--max-logits implies --softmax exact"]),
+        (["predict", "--op", "decode"], ["'decode' is not one of 'fwd', 'bwd'"]),
+        (["predict", "--op", "bwd", "--softmax", "exact"], ["--softmax goes with --op fwd"]),
+        (["predict", "--deterministic"], ["--deterministic goes with --op bwd"]),
+        (["predict", "--stages", "4"], ["--stages goes with --tile"]),
+        (["predict", "--heads-q", "8", "--heads-k", "3"], ["--heads-q must be a multiple of --heads-k, got 8 and 3"]),
+        (["predict", "--seqlen", "8kb"], ["--seqlen", "such as 65536, 64Ki, 1Mi or 10M, got '8kb'"]),
+        (["predict", "--gpu", "b200"], ["--gpu", "'h100', 'h200'"]),
+        (["predict", "--mask", "caudal"], ["unknown mask 'caudal'"]),
+        (["predict", "--head-dim", "300"], ["--head-dim", "8<=x<=256"]),
         (["demo", "--dtype", "fp8"], ["--dtype", "'bf16', 'fp16', 'fp32', 'fp64'"]),
         (["demo", "--mask", "prefix_lm:prefix_length=4/8", "--seqlen", "16"], ["has a batch of 2"]),
     ],
@@ -296,17 +305,24 @@ def test_doctor_and_cache_ls_read_well_at_60_columns(run, monkeypatch, tmp_path)
 @pytest.fixture
 def never(monkeypatch):
     """Work that must not begin."""
-    from cute_attn.commands import demo, inspect, plan, show
+    from cute_attn.commands import demo, inspect, plan, predict, show
 
     def begin(*arguments, **options):
         raise AssertionError("the work began")
 
-    for module, name in ((show, "from_spec"), (plan, "from_spec"), (demo, "from_spec"), (inspect, "compile")):
+    works = [
+        (show, "from_spec"),
+        (plan, "from_spec"),
+        (predict, "from_spec"),
+        (demo, "from_spec"),
+        (inspect, "compile"),
+    ]
+    for module, name in works:
         monkeypatch.setattr(module, name, begin)
 
 
 @pytest.mark.parametrize(
-    "command", [("show", "--mask", "causal"), ("plan", "--world", "2", "--seqlen", "64"), ("demo",)]
+    "command", [("show", "--mask", "causal"), ("plan", "--world", "2", "--seqlen", "64"), ("predict",), ("demo",)]
 )
 @pytest.mark.parametrize(
     ("name", "words"),

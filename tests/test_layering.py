@@ -11,9 +11,10 @@ ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "cute_attn": "modules ops launch jit mods mask",
     "cli": "",
-    "commands": "cute_attn cli selftest dist ops profile launch jit sim mods mask spec",
+    "commands": "cute_attn cli selftest dist ops predict profile launch jit sim mods mask spec",
     "selftest": "cute_attn ops launch jit mods mask spec decode_reference reference",
     "autotune": "cli profile launch jit mask spec",
+    "predict": "profile launch mask spec",
     "profile": "launch jit mask spec",
     "integrations": "ops checks mods mask",
     "modules": "ops checks mask reference",

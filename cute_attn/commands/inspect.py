@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,11 @@ from ..jit.compiler import needs_compiler
 from ..launch.tiles import default_tile
 from ..profile.inspect import KernelReport, inspect, keep
 from ..profile.sass import disassembler
-from ..spec.operation import Operation, operation
-from ..spec.tiles import Tile
+from ..spec.operation import operation
 from .build import json_object
 from .files import NewFolder
 from .options import TileSize, given
-from .specs import OperationName, SpecField, check_goes_with, has, spec_under
+from .specs import OperationName, SpecField, check_goes_with, spec_under, tile_under
 
 __all__ = ["command"]
 
@@ -91,7 +89,7 @@ def command(
     disassembler()  # sooner than after the compile
     if text is None:
         row, dims = operation(op), (head_dim, head_dim_v or head_dim)
-        config = _tile(row, default_tile(op, dims), tile, stages)
+        config = tile_under(row, default_tile(op, dims), tile, stages)
         fields = {"sink": sink, "max_logits": max_logits, "softmax": "exact" if max_logits else softmax, **dict(extra)}
         spec = spec_under(row, dtype, dims, mask, seqlen, config, softcap, fields)
     else:
@@ -109,18 +107,6 @@ def command(
     console.print(_loops(report))
     for path in kept:
         click.echo(f"kept: {path}")
-
-
-def _tile(row: Operation, default: Any, tile: tuple[int, int] | None, stages: int) -> Tile:
-    """The default with other numbers of rows, keys and stages, of those that such a tile has."""
-    if tile is None:
-        return default
-    wanted = {"m": tile[0], "rows": tile[0], "n": tile[1], "stages": stages}
-    found = replace(default, **{name: value for name, value in wanted.items() if has(row.tile, name)})
-    for what, size, made in (("rows", tile[0], found.m), ("keys", tile[1], found.n)):
-        if size != made:
-            raise click.UsageError(f"--tile {tile[0]}x{tile[1]}: the {row.title} has tiles of {made} {what}")
-    return found
 
 
 def _summary(report: KernelReport) -> Table:

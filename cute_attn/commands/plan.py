@@ -28,11 +28,11 @@ from ..dist.plans.predict import MoverPrediction, predict_movers
 from ..dist.workload import lognormal_documents
 from ..mask import from_spec
 from .files import Picture
+from .options import Tokens
 from .terminal import drawn
 
 __all__ = ["command"]
 
-SUFFIXES = {"k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 UNEVEN = 1.5  # times the mean area, from which on a rank is said to have too much
 CHUNKS_A_RANK = 4  # as few as balance a causal mask
 ALGS: dict[str, DispatchAlg] = {
@@ -42,21 +42,6 @@ ALGS: dict[str, DispatchAlg] = {
     "contiguous": ContiguousDispatchAlg(),
     "zigzag": ZigzagDispatchAlg(),
 }
-
-
-class Tokens(click.ParamType):
-    """A number of tokens, perhaps with a suffix."""
-
-    name = "tokens"
-
-    def convert(self, value, param, ctx):
-        if isinstance(value, int):
-            return value
-        text = value.lower().rstrip("kmgi")
-        suffix = value.lower()[len(text) :]
-        if not text.isdigit() or int(text) < 1 or (suffix and suffix not in SUFFIXES):
-            self.fail(f"expected a number such as 65536, 64Ki, 1Mi or 10M, got {value!r}", param, ctx)
-        return int(text) * SUFFIXES.get(suffix, 1)
 
 
 @click.command("plan")

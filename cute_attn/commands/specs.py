@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import click
@@ -15,7 +15,7 @@ from ..spec.score import ScoreForm
 from ..spec.tiles import Tile
 from ..strict_json import loads
 
-__all__ = ["OperationName", "SpecField", "check_goes_with", "has", "spec_under"]
+__all__ = ["OperationName", "SpecField", "check_goes_with", "has", "spec_under", "tile_under"]
 
 OF_ALL = ("dtype", "head_dim", "head_dim_v", "mask", "score", "tile")  # fields that have options of their own
 
@@ -85,3 +85,15 @@ def spec_under(
         return spec_for(row.name, dtype, *head_dims, from_spec(mask, seqlen), tile, score, **own)
     except TypeError as error:
         raise click.UsageError(str(error)) from None
+
+
+def tile_under(row: Operation, default: Any, tile: tuple[int, int] | None, stages: int) -> Tile:
+    """The default with other numbers of rows, keys and stages, of those that such a tile has."""
+    if tile is None:
+        return default
+    wanted = {"m": tile[0], "rows": tile[0], "n": tile[1], "stages": stages}
+    found = replace(default, **{name: value for name, value in wanted.items() if has(row.tile, name)})
+    for what, size, made in (("rows", tile[0], found.m), ("keys", tile[1], found.n)):
+        if size != made:
+            raise click.UsageError(f"--tile {tile[0]}x{tile[1]}: the {row.title} has tiles of {made} {what}")
+    return found

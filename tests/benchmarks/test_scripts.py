@@ -59,6 +59,10 @@ def mask_planning(tiny):
     tiny("mask_planning", ROWS=(1 << 12, 1 << 13), BLOCK_SPARSE_ROWS=1 << 11).main()
 
 
+def predict(tiny):
+    tiny("predict", LENGTHS=(2048,), OUR_KERNELS=("64/64 causal_window forward",)).main()
+
+
 def sim_speed(tiny):
     pytest.importorskip("flash_attn.cute.interface", reason="flash-attn-4 is not installed: pip install -e '.[peers]'")
     rounds = {"ROUNDS": 1, "DIRECT_ROUNDS": 2, "SIDE_BY_SIDE_ROUNDS": 1, "GROWTH_ROUNDS": 1}
@@ -67,7 +71,7 @@ def sim_speed(tiny):
 
 RUNS = [attention, dist_check_ranks, dist_plan, large_logits, launch_overhead, mask_planning]
 # Seconds for each of several kernels.
-COMPILING = [backward_profile, decode_profile, forward_profile, kernel_cache, sim_speed]
+COMPILING = [backward_profile, decode_profile, forward_profile, kernel_cache, predict, sim_speed]
 WRITTEN = {"dist_plan": ["dist_plan", "dist_plan_time"]}
 
 

@@ -1,0 +1,73 @@
+"""Our kernels as calls: the items that their schedules have."""
+
+import pytest
+import torch
+
+from cute_attn.launch.shapes import spec_for
+from cute_attn.mask import IntervalMask, from_spec
+from cute_attn.predict.kernel import Code, Loop, Step
+from cute_attn.predict.ours import call_of
+
+TOKENS, HEADS, BATCH = 1024, (8, 2), 2
+
+
+def code(tensor_cycles):
+    return Code((Loop((Step("run", (1, 0, 0, 0, 0)),), tensor_cycles, 0),))
+
+
+def call(op, mask="causal", tensor_cycles=2048, heads=HEADS, **more):
+    intervals = from_spec(mask, TOKENS)
+    return call_of(spec_for(op, "bf16", 128, 128, intervals, **more), code(tensor_cycles), intervals, heads, BATCH)
+
+
+def test_the_forward_has_an_item_for_every_query_tile_of_every_head():
+    found = call("fwd")
+    assert len(found.partial) == 8 * HEADS[0] * BATCH
+    assert (found.partial.sum(), found.full.sum()) == (8 * 16, 28 * 16)
+    assert found.partial[0] + found.full[0] == 8  # the longest first
+
+
+def test_the_backward_has_an_item_for_every_key_tile_of_every_key_head_that_walks_its_query_heads():
+    found = call("bwd")
+    assert len(found.partial) == 8 * HEADS[1] * BATCH
+    tiles = 16 * 8 - sum(2 * key_tile for key_tile in range(8))  # of 64 rows and 128 keys, not above the diagonal
+    assert found.partial.sum() + found.full.sum() == tiles * HEADS[0] * BATCH
+
+
+def test_turns_begin_with_the_last_key_tile_and_name_sums_of_every_head():
+    found = call("bwd", deterministic=True)
+    assert len(found.sums) == len(found.partial)
+    assert [len(sums) for sums in found.sums] == (found.partial + found.full).tolist()
+    assert sorted(set(found.sums[0] % 16)) == [14, 15]
+    assert max(int(sums.max()) for sums in found.sums) == 16 * HEADS[0] * BATCH - 1
+
+
+def test_flop_are_those_of_attended_pairs():
+    pairs = TOKENS * (TOKENS + 1) / 2 * HEADS[0] * BATCH
+    assert call("fwd").flop == 4 * 128 * pairs
+    assert call("bwd").flop == 10 * 128 * pairs
+
+
+def test_a_pass_of_two_tiles_is_told_by_its_products():
+    assert (call("fwd").tiles_in_pass, call("fwd", tensor_cycles=1024).tiles_in_pass) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda: call("fwd", heads=(8, 3)), "heads_q must be a multiple of heads_k, got 8 and 3"),
+        (lambda: call("fwd", heads=(1 << 20, 1)), "tiles of queries, at most 2097152"),
+        (lambda: call("bwd", heads=(1 << 17, 1 << 17), deterministic=True), "tiles that take turns, at most"),
+        (lambda: call("decode"), "op must be one of 'fwd', 'bwd', got 'decode'"),
+    ],
+)
+def test_what_the_model_does_not_know_is_refused_by_name(change, words):
+    with pytest.raises(ValueError, match=words):
+        change()
+
+
+def test_planes_of_their_own_are_refused():
+    ends = torch.arange(1, 129, dtype=torch.int32).repeat(2, 1, 1)
+    mask = IntervalMask(torch.zeros_like(ends), ends, 128)
+    with pytest.raises(ValueError, match="mask must be shared by all heads and batch elements, got one of 2 planes"):
+        call_of(spec_for("fwd", "bf16", 128, 128, mask), code(2048), mask, HEADS)

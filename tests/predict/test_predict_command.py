@@ -1,0 +1,81 @@
+"""`cute-attn predict`, on the loops of a kernel that is not compiled here."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from cute_attn.cli import main
+from cute_attn.commands import predict as command
+from cute_attn.predict.kernel import Code, Loop, Step
+from cute_attn.predict.machine import HELD_OUT
+
+SOFTMAX = Step("run", (300, 100, 200, 500, 10))
+WAITS = (Step("wait", (1,)), SOFTMAX, Step("wait", (0,)))
+LOOP = Loop((Step("turn"), Step("products", (512,)), Step("products", (512,)), Step("give"), *WAITS), 1024, 640)
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """`run(*arguments)` is the result of the command, and `run.specs` are those it asked for."""
+    specs = []
+
+    def obtain(spec):
+        specs.append(spec)
+        return SimpleNamespace(shared_object=b"")
+
+    for name, value in {
+        "obtain": obtain,
+        "embedded_cubin": lambda shared_object: shared_object,
+        "read": lambda cubin: Code((LOOP,)),
+        "disassembler": lambda: "nvdisasm",
+    }.items():
+        monkeypatch.setattr(command, name, value)
+
+    def invoke(*arguments):
+        result = CliRunner().invoke(main, ["predict", *arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    invoke.specs = specs
+    return invoke
+
+
+def test_it_says_that_it_predicts_and_how_far_it_may_be_off(run):
+    said = " ".join(run("--seqlen", "2Ki").split())
+    assert "predicted, not measured" in said
+    assert f"{HELD_OUT['fwd'].mean:.0%} on average and {HELD_OUT['fwd'].worst:.0%} at worst" in said
+    assert "warpgroup 2" in said
+
+
+def test_json_has_the_time_what_binds_and_the_error_bar(run):
+    found = json.loads(run("--op", "bwd", "--seqlen", "2Ki", "--deterministic", "--json"))
+    assert found["predicted"] is True
+    assert found["milliseconds"] > 0
+    assert found["error"]["rows"] == HELD_OUT["deterministic"].rows
+    assert run.specs[0].deterministic
+
+
+def test_other_memory_and_more_tokens_change_the_time(run):
+    times = [json.loads(run("--json", "--seqlen", seqlen))["milliseconds"] for seqlen in ("2Ki", "4Ki")]
+    assert 2 < times[1] / times[0] < 5
+
+
+def test_the_tile_of_the_option_is_the_one_that_is_asked_for(run):
+    run("--tile", "128x96", "--stages", "4", "--seqlen", "2Ki")
+    assert (run.specs[0].tile.n, run.specs[0].tile.stages) == (96, 4)
+
+
+def test_a_picture_is_written(run, tmp_path):
+    said = run("--seqlen", "2Ki", "--png", str(tmp_path / "a.png"))
+    assert "picture: " in said
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_kernel_of_the_cache_is_read_without_compiling_it_again():
+    result = CliRunner().invoke(main, ["predict", "--seqlen", "2Ki", "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output)
+    assert 300 < found["tflops"] < 990
