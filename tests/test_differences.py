@@ -1,6 +1,7 @@
 """Every row of the tables of differences, in the pages for those who come from elsewhere, by the smallest call that
 shows it."""
 
+import copy
 import inspect
 import re
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed
 from oracle import assert_close, dense_attention
 
 from cute_attn import (
@@ -141,7 +143,9 @@ def _():
 def _():
     q, k, v = batched()
     slopes = torch.tensor([0.5, 0.25], dtype=torch.float64)
-    refused(ValueError, "alibi_slopes is not supported", fa2_func_with_sink, q, k, v, alibi_slopes=slopes)
+    refused(
+        ValueError, "ALiBi is a score_mod of cute_attn.flex_attention", fa2_func_with_sink, q, k, v, alibi_slopes=slopes
+    )
     x = [tensor.transpose(1, 2) for tensor in (q, k, v)]
     out = flex_attention(*x, lambda score, b, h, q_idx, kv_idx: score - slopes[h] * (q_idx - kv_idx).abs())
     distance = (torch.arange(6)[:, None] - torch.arange(6)).abs()
@@ -155,7 +159,16 @@ def _():
     q, lengths = randn(1, 1, 2, 8), torch.tensor([6], dtype=torch.int32)
     out = flash_attn_with_kvcache(q, pool, pool, cache_seqlens=lengths, page_table=pages)
     assert_close("out", out, flash_attn_with_kvcache(q, *[pool[[1, 0]].view(1, 6, 2, 8)] * 2), 1e-12)
-    refused(TypeError, "block_table", flash_attn_with_kvcache, q, pool, pool, block_table=pages)
+    refused(ValueError, "takes pages, as page_table", flash_attn_with_kvcache, q, pool, pool, block_table=pages)
+
+
+@shows("from_flash_attention", "keywords of one version alone")
+def _():
+    x = batched()
+    asks_for_nothing = {"dropout_p": 0.0, "alibi_slopes": None, "block_table": None, "page_table": None}
+    assert torch.equal(fa3_func_with_sink(*x, **asks_for_nothing), fa3_func_with_sink(*x))
+    assert torch.equal(fa2_func_with_sink(*x, num_splits=1, pack_gqa=True, qv=None), fa2_func_with_sink(*x))
+    refused(ValueError, "flash_attn_with_kvcache takes it", fa3_func_with_sink, *x, page_table=torch.zeros(1, 1))
 
 
 @shows("from_flash_attention", "a mask of another shape")
@@ -211,8 +224,6 @@ def _():
 
 
 def _gradient_of_sinks(rank, x, sink):
-    import torch.distributed
-
     key = dist.magi_attn_flex_key([[0, 8]], [[0, 8]], "full", 8, 8, 0, 2, torch.distributed.group.WORLD)
     sink.requires_grad_()
     dist.calc_attn(*(dist.dispatch(tensor, key) for tensor in x), key, sink)[0].sum().backward()
@@ -268,6 +279,63 @@ def _():
     for name in ("index_attn", "index_attn_indices"):
         given = *packed(), [[0, 6]], [[0, 6]]
         refused(TypeError, f"{name} is not supported: give the blocks", flex_flash_attn_func, *given, **{name: None})
+
+
+@shows(
+    "from_magi_attention",
+    "`num_heads_q`, `num_heads_kv`, `head_dim`, `head_dim_v` of keys; `dynamic_max_degree`, `calc_cost_factor`, "
+    "`comm_cost_factor` of `OverlapConfig`",
+    "`window_size` of varlen keys",
+    "`dispatch(x, key, pad_value)`, `undispatch(x, key, is_partial_grad)`",
+    "`q_ranges`, `k_ranges`, `attn_mask_type` of a key",
+)
+def _():
+    hints = {"dynamic_max_degree": 8, "calc_cost_factor": 0.5, "comm_cost_factor": 0.1}
+    assert dist.OverlapConfig(**hints) == dist.OverlapConfig()
+    refused(TypeError, "unexpected keyword argument 'head_dim'", dist.OverlapConfig, head_dim=8)
+    run_ranks(1, _keys_of_newer_versions)
+
+
+def _keys_of_newer_versions(rank):
+    ends, group = [0, 8], torch.distributed.group.WORLD
+    key = dist.magi_attn_varlen_key(ends, ends, 0, 2, group)
+    hints = {"num_heads_q": 2, "num_heads_kv": 2, "head_dim": 8, "head_dim_v": 8}
+    for function, given in (
+        (dist.magi_attn_varlen_key, (ends, ends, 0, 2, group)),
+        (dist.magi_attn_flex_key, ([[0, 8]], [[0, 8]], "full", 8, 8, 0, 2, group)),
+        (dist.make_varlen_key_for_new_mask_after_dispatch, (ends, ends, key)),
+    ):
+        function(*given, **hints, window_size=[-1, -1])
+        refused(ValueError, "infer_attn_mask_from_cu_seqlens makes slices", function, *given, window_size=(3, 0))
+    assert dist.magi_attn_varlen_key(ends, ends, 0, 2, group, **hints) == key
+    x = torch.randn(8, 2)
+    assert torch.equal(dist.dispatch(x, key, pad_value=0.0), dist.dispatch(x, key))
+    refused(ValueError, "rows of padding are zeros", dist.dispatch, x, key, pad_value=-100)
+    for function, third in ((dist.dispatch, 0.0), (dist.undispatch, True)):
+        refused(TypeError, "side must be 'q' or 'k', got .*by keyword", function, x, key, third)
+    for name in ("q_ranges", "k_ranges", "attn_mask_type"):
+        refused(AttributeError, f"a key has no {name}, only a digest of its mask", getattr, key, name)
+    assert copy.copy(key) == key
+
+
+@shows(
+    "from_magi_attention",
+    "`chunk_size`, `uneven_shard` of `DispatchConfig`; `grpcoll_config`, `high_bandwith_domain_size`, `deterministic` "
+    "of `DistAttnConfig`",
+)
+def _():
+    assert dist.DispatchConfig(uneven_shard=False, chunk_size=None) == dist.DispatchConfig()
+    assert dist.DistAttnConfig(deterministic=False, high_bandwith_domain_size=1) == dist.DistAttnConfig()
+    refused(ValueError, "argument of magi_attn_flex_key", dist.DispatchConfig, chunk_size=512)
+    refused(ValueError, "compute_pad_size says", dist.DispatchConfig, uneven_shard=True)
+    refused(ValueError, "the mover of DistAttnConfig", dist.DistAttnConfig, grpcoll_config=1)
+    refused(ValueError, "2-D mesh", dist.DistAttnConfig, high_bandwith_domain_size=8)
+    refused(ValueError, "argument of calc_attn", dist.DistAttnConfig, deterministic=True)
+
+
+@shows("from_magi_attention", "`degree=0` of `OverlapConfig`")
+def _():
+    refused(ValueError, "got 0: enable=False attends all keys at once", dist.OverlapConfig, degree=0)
 
 
 # ---------------------------------------------------------------- flex_attention

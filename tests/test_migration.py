@@ -10,7 +10,7 @@ import torch
 
 import cute_attn
 from cute_attn import AttnMaskType, AttnRange, AttnRanges, dist, fa3_func_with_sink, flex_flash_attn_func
-from cute_attn.elsewhere import INSTEAD, INSTEAD_IN_DIST
+from cute_attn.elsewhere import INSTEAD, INSTEAD_IN_DIST, KEYWORDS, KEYWORDS_IN_DIST
 
 PAGES = {page.stem: page.read_text() for page in (Path(__file__).parent.parent / "docs").glob("from_*.md")}
 METHODS = {
@@ -71,6 +71,16 @@ def test_other_names_are_refused_with_what_there_is_instead(name):
         exec(f"from cute_attn import {name}")
     is_in_dist = INSTEAD[name] == "it is in cute_attn.dist"
     assert name in dist.__all__ if is_in_dist else words_of(INSTEAD[name]) & set(cute_attn.__all__)
+
+
+def test_what_serves_a_keyword_is_there():
+    for keywords, names in ((KEYWORDS, cute_attn.__all__), (KEYWORDS_IN_DIST, dist.__all__)):
+        for name, (neutral, served) in keywords.items():
+            assert neutral
+            for found in re.findall(
+                r"cute_attn\.[\w.]+|\b(?:flash|flex|fa\d|infer|magi)_\w+|\b[A-Z]\w+[A-Z]\w+", served
+            ):
+                assert pkgutil.resolve_name(found) if "." in found else found in (*names, "ALiBi"), name
 
 
 @pytest.mark.parametrize("name", INSTEAD_IN_DIST)
