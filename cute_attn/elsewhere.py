@@ -139,3 +139,39 @@ KEYWORDS_IN_DIST: Keywords = {
 }
 HINTS_OF_KEYS = ("head_dim", "head_dim_v", "num_heads_kv", "num_heads_q")
 HINTS_OF_OVERLAP = ("calc_cost_factor", "comm_cost_factor", "dynamic_max_degree")
+
+# What MaxText's attention operation is made with, and AttentionOp is not.
+KEYWORDS_OF_LAYERS: Keywords = {
+    "attention_kernel": (_NONE, "cute_attn.backend chooses"),
+    "config": (_NONE, "of it AttentionOp takes moba_chunk_size and moba_topk"),
+    "rngs": (_NONE, "nothing is drawn, and there are no parameters"),
+    **dict.fromkeys(("float32_logits", "float32_qk_product"), ((True, False), "scores are fp32 at least")),
+    **dict.fromkeys(
+        ("dtype", "max_prefill_predict_length", "max_target_length", "quant"), (_NONE, "tensors say it: leave it out")
+    ),
+    **dict.fromkeys(
+        (
+            "flash_axis_names_kv",
+            "flash_axis_names_kv_ep",
+            "flash_axis_names_q",
+            "flash_axis_names_q_ep",
+            "flash_axis_names_splash_kernel",
+            "flash_axis_names_splash_kernel_ep",
+            "mesh",
+            "ragged_lengths_names",
+            "ragged_qkv_axis_names",
+        ),
+        (_NONE, "context parallelism is that of cute_attn.dist, over process groups"),
+    ),
+    **dict.fromkeys(
+        (
+            "cache_logical_axis_names",
+            "cache_scale_logical_axis_names",
+            "compute_axis_order",
+            "key_axis_order",
+            "prefill_cache_logical_axis_names",
+            "reshape_q",
+        ),
+        (_NONE, "tensors lie as they lie: leave it out"),
+    ),
+}
