@@ -286,6 +286,7 @@ def _():
     "`num_heads_q`, `num_heads_kv`, `head_dim`, `head_dim_v` of keys; `dynamic_max_degree`, `calc_cost_factor`, "
     "`comm_cost_factor` of `OverlapConfig`",
     "`window_size` of varlen keys",
+    "`chunk_size=None`, and a `pad_size` of 0 where rows are missing",
     "`dispatch(x, key, pad_value)`, `undispatch(x, key, is_partial_grad)`",
     "`q_ranges`, `k_ranges`, `attn_mask_type` of a key",
 )
@@ -308,6 +309,8 @@ def _keys_of_newer_versions(rank):
         function(*given, **hints, window_size=[-1, -1])
         refused(ValueError, "infer_attn_mask_from_cu_seqlens makes slices", function, *given, window_size=(3, 0))
     assert dist.magi_attn_varlen_key(ends, ends, 0, 2, group, **hints) == key
+    refused(TypeError, "got None: 512 to 1,024 rows", dist.magi_attn_varlen_key, ends, ends, 0, None, group)
+    refused(ValueError, "got 0; compute_pad_size gives 1", dist.magi_attn_varlen_key, ends, ends, 0, 3, group)
     x = torch.randn(8, 2)
     assert torch.equal(dist.dispatch(x, key, pad_value=0.0), dist.dispatch(x, key))
     refused(ValueError, "rows of padding are zeros", dist.dispatch, x, key, pad_value=-100)

@@ -79,6 +79,8 @@ def magi_attn_flex_key(
         check_kind("dist_attn_config", dist_attn_config, DistAttnConfig)
         total_seqlen_q = check_int("total_seqlen_q", total_seqlen_q, 0, END)
         total_seqlen_k = check_int("total_seqlen_k", total_seqlen_k, 0, END)
+        if chunk_size is None:
+            raise TypeError("chunk_size must be an int, got None: 512 to 1,024 rows suit long sequences")
         pad_size, chunk_size = check_int("pad_size", pad_size, 0), check_int("chunk_size", chunk_size, 1)
         for name, value in (
             ("is_same_source", is_same_source),
