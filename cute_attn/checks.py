@@ -3,12 +3,16 @@ allowed. What passed here is not checked again below."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 
+from .elsewhere import KEYWORDS, Keywords
 from .kinds import is_int, is_number
 from .mask import IntervalMask
 from .mask.checks import END, INTEGERS, check_flag, check_integers, check_is_dense, shown
@@ -34,7 +38,11 @@ __all__ = [
     "check_unsupported",
     "check_window",
     "is_readable",
+    "takes_keywords_of",
 ]
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 SINK_LAYOUTS = ("sh", "ssh")
@@ -276,10 +284,42 @@ def check_ends(name: str, ends: torch.Tensor) -> None:
 def check_unsupported(**arguments: tuple[object, ...]) -> None:
     """Arguments that exist for the sake of the signature, each given as (value, the values allowed ...)."""
     for name, (value, *allowed) in arguments.items():
-        is_plain = is_number(value, np.integer, np.floating)
-        if not any(value is x or (is_plain and value == x) for x in allowed):
-            got = shown(value) if isinstance(value, (torch.Tensor, np.ndarray)) else repr(value)
-            raise ValueError(f"{name} is not supported: it must be {' or '.join(map(repr, allowed))}, got {got}")
+        _, served = KEYWORDS.get(name, ((), ""))
+        _check_neutral(name, value, allowed, served)
+
+
+def _check_neutral(name: str, value: object, allowed: Sequence[object], served: str) -> None:
+    """served: what does what other values ask for."""
+    if isinstance(value, list):
+        value = tuple(value)
+    is_plain = is_number(value, np.integer, np.floating) or isinstance(value, tuple)
+    if not any(value is x or (is_plain and value == x) for x in allowed):
+        got = shown(value) if isinstance(value, (torch.Tensor, np.ndarray)) else repr(value)
+        instead = f"; {served}" if served else ""
+        raise ValueError(f"{name} is not supported: it must be {' or '.join(map(repr, allowed))}, got {got}{instead}")
+
+
+def takes_keywords_of(
+    keywords: Keywords, hints: Collection[str] = ()
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Decorates a function that takes, besides its own, what the like of it takes elsewhere: hints fall, keywords that
+    ask for nothing too, and the others are refused with what serves them."""
+
+    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        own = inspect.signature(function).parameters
+        foreign = {name: keywords.get(name, ((), "")) for name in (*keywords, *hints) if name not in own}
+
+        @functools.wraps(function)
+        def call(*args: Parameters.args, **options: Parameters.kwargs) -> Result:
+            for name in [name for name in options if name in foreign]:
+                value = options.pop(name)
+                if name not in hints:
+                    _check_neutral(name, value, *foreign[name])
+            return function(*args, **options)
+
+        return call
+
+    return decorate
 
 
 def is_readable(x: torch.Tensor) -> bool:

@@ -1,8 +1,16 @@
-"""Names that users of other libraries look for here, and what there is instead."""
+"""Names and keywords that users of other libraries look for here, and what there is instead."""
 
 from __future__ import annotations
 
-__all__ = ["INSTEAD", "INSTEAD_IN_DIST"]
+__all__ = [
+    "HINTS_OF_KEYS",
+    "HINTS_OF_OVERLAP",
+    "INSTEAD",
+    "INSTEAD_IN_DIST",
+    "KEYWORDS",
+    "KEYWORDS_IN_DIST",
+    "Keywords",
+]
 
 _SINK = "has FlashAttention's arguments, with sink and sink_layout after the sequences: pass what follows by keyword"
 _DIST = "it is in cute_attn.dist"
@@ -65,4 +73,105 @@ INSTEAD_IN_DIST = {
     ),
     **dict.fromkeys(("GreedyOverlapAlg", "OverlapAlg", "UniformOverlapAlg"), _STAGES),
     **dict.fromkeys(("AttnMaskType", "AttnRange", "AttnRanges", "flex_flash_attn_func"), _PACKAGE),
+}
+
+Keywords = dict[str, tuple[tuple[object, ...], str]]  # name -> the values that ask for nothing, what serves the others
+
+_NONE, _FALSE = (None,), (False,)
+
+# What attention functions elsewhere take.
+KEYWORDS: Keywords = {
+    "alibi_slopes": (
+        _NONE,
+        "ALiBi is a score_mod of cute_attn.flex_attention: score - slopes[h] * abs(q_idx - kv_idx)",
+    ),
+    "attention_chunk": ((0,), "cute_attn.mask.chunked_causal makes such a mask, for flex_flash_attn_func"),
+    "block_table": (_NONE, "flash_attn_with_kvcache takes pages, as page_table"),
+    "causal": (_FALSE, "attn_type_map says it, or an IntervalMask, such as cute_attn.mask.causal makes"),
+    "dropout_p": ((0.0,), "no kernel drops probabilities"),
+    "num_splits": ((1, 0), "flash_attn_with_kvcache divides keys"),
+    "out": (_NONE, "it is made anew by every call, and returned"),
+    "pack_gqa": ((None, False, True), "it is a hint"),
+    "q_descale": (_NONE, "queries have 16 bits or more; flash_attn_with_kvcache takes k_descale and v_descale"),
+    "qv": (_NONE, "concatenate qv to q and v to k, along head_dim"),
+    "rotary_interleaved": ((True, False), "it is a hint"),
+    "scheduler_metadata": (_NONE, "plans are made from the mask, and kept: leave it out"),
+    "sm_margin": ((0,), "the fa3 functions take it"),
+    "window_size": ((None, (-1, -1)), "an IntervalMask says it, such as cute_attn.mask.sliding_window makes"),
+    **dict.fromkeys(
+        ("aux_tensors", "block_sparse_tensors", "mask_mod", "score_mod"),
+        (_NONE, "cute_attn.flex_attention takes score_mods and block masks"),
+    ),
+    **dict.fromkeys(("cache_batch_idx", "cache_seqlens", "page_table"), (_NONE, "flash_attn_with_kvcache takes it")),
+    **dict.fromkeys(
+        ("cache_leftpad", "leftpad_k"),
+        (_NONE, "a page_table of flash_attn_with_kvcache, with pages of one token, says where a sequence begins"),
+    ),
+    **dict.fromkeys(
+        ("cu_seqlens_k", "cu_seqlens_k_new", "cu_seqlens_q", "max_seqlen_k", "max_seqlen_q"),
+        (_NONE, "fa3_varlen_func_with_sink takes packed documents"),
+    ),
+    **dict.fromkeys(("k_descale", "v_descale"), (_NONE, "flash_attn_with_kvcache takes it, for caches of 8 bits")),
+    **dict.fromkeys(("learnable_sink", "s_aux", "sinks"), (_NONE, "the argument is named sink")),
+    **dict.fromkeys(
+        ("return_attn_probs", "return_lse", "return_softmax_lse"),
+        (_FALSE, "lse comes with return_softmax_lse=True of flash_attn_with_kvcache, return_attn_probs=True of others"),
+    ),
+    **dict.fromkeys(("rotary_cos", "rotary_seqlens", "rotary_sin"), (_NONE, "rotate q and k before the call")),
+    **dict.fromkeys(
+        ("seqused_k", "seqused_q"),
+        (_NONE, "flash_attn_with_kvcache takes lengths, as cache_seqlens; fa3_varlen_func_with_sink the full ones"),
+    ),
+}
+
+# What keys, configs and what works on them take elsewhere; of hints no value is looked at.
+KEYWORDS_IN_DIST: Keywords = {
+    "chunk_size": (_NONE, "it is an argument of magi_attn_flex_key and its sisters"),
+    "deterministic": (_FALSE, "it is an argument of calc_attn"),
+    "grpcoll_config": (_NONE, "what brings keys is the mover of DistAttnConfig"),
+    "high_bandwith_domain_size": ((1,), "a 2-D mesh says which ranks are near"),
+    "pad_value": ((0,), "rows of padding are zeros; pad_at_dim adds others"),
+    "uneven_shard": (_FALSE, "every rank holds equally many rows: compute_pad_size says how many to add"),
+    "window_size": (
+        (None, (-1, -1)),
+        "infer_attn_mask_from_cu_seqlens makes slices of documents with windows, for magi_attn_flex_key",
+    ),
+}
+HINTS_OF_KEYS = ("head_dim", "head_dim_v", "num_heads_kv", "num_heads_q")
+HINTS_OF_OVERLAP = ("calc_cost_factor", "comm_cost_factor", "dynamic_max_degree")
+
+# What MaxText's attention operation is made with, and AttentionOp is not.
+KEYWORDS_OF_LAYERS: Keywords = {
+    "attention_kernel": (_NONE, "cute_attn.backend chooses"),
+    "config": (_NONE, "of it AttentionOp takes moba_chunk_size and moba_topk"),
+    "rngs": (_NONE, "nothing is drawn, and there are no parameters"),
+    **dict.fromkeys(("float32_logits", "float32_qk_product"), ((True, False), "scores are fp32 at least")),
+    **dict.fromkeys(
+        ("dtype", "max_prefill_predict_length", "max_target_length", "quant"), (_NONE, "tensors say it: leave it out")
+    ),
+    **dict.fromkeys(
+        (
+            "flash_axis_names_kv",
+            "flash_axis_names_kv_ep",
+            "flash_axis_names_q",
+            "flash_axis_names_q_ep",
+            "flash_axis_names_splash_kernel",
+            "flash_axis_names_splash_kernel_ep",
+            "mesh",
+            "ragged_lengths_names",
+            "ragged_qkv_axis_names",
+        ),
+        (_NONE, "context parallelism is that of cute_attn.dist, over process groups"),
+    ),
+    **dict.fromkeys(
+        (
+            "cache_logical_axis_names",
+            "cache_scale_logical_axis_names",
+            "compute_axis_order",
+            "key_axis_order",
+            "prefill_cache_logical_axis_names",
+            "reshape_q",
+        ),
+        (_NONE, "tensors lie as they lie: leave it out"),
+    ),
 }

@@ -1,5 +1,7 @@
-"""What the migration pages say: offered names are there, others are refused with a sentence, differences are real."""
+"""What the migration pages say: offered names are there, others are refused with a sentence."""
 
+import ast
+import inspect
 import operator
 import pkgutil
 import re
@@ -10,7 +12,7 @@ import torch
 
 import cute_attn
 from cute_attn import AttnMaskType, AttnRange, AttnRanges, dist, fa3_func_with_sink, flex_flash_attn_func
-from cute_attn.elsewhere import INSTEAD, INSTEAD_IN_DIST
+from cute_attn.elsewhere import INSTEAD, INSTEAD_IN_DIST, KEYWORDS, KEYWORDS_IN_DIST, KEYWORDS_OF_LAYERS
 
 PAGES = {page.stem: page.read_text() for page in (Path(__file__).parent.parent / "docs").glob("from_*.md")}
 METHODS = {
@@ -73,6 +75,43 @@ def test_other_names_are_refused_with_what_there_is_instead(name):
     assert name in dist.__all__ if is_in_dist else words_of(INSTEAD[name]) & set(cute_attn.__all__)
 
 
+def test_what_serves_a_keyword_is_there():
+    for keywords, names in (
+        (KEYWORDS, cute_attn.__all__),
+        (KEYWORDS_IN_DIST, dist.__all__),
+        (KEYWORDS_OF_LAYERS, ["AttentionOp"]),
+    ):
+        for name, (neutral, served) in keywords.items():
+            assert neutral
+            for found in re.findall(
+                r"cute_attn\.[\w.]+|\b(?:flash|flex|fa\d|infer|magi)_\w+|\b[A-Z]\w+[A-Z]\w+", served
+            ):
+                assert pkgutil.resolve_name(found) if "." in found else found in (*names, "ALiBi"), name
+
+
+def test_the_page_has_the_whole_signature_of_the_layer_and_all_arguments_to_drop():
+    page = PAGES["from_maxtext"].split("## Arguments of the module\n")[1].split("\n## ")[0]
+    written = re.findall(r"^    (\w+)=(.+?),(?:  #.*)?$", page, re.MULTILINE)
+    here = inspect.signature(cute_attn.AttentionOp).parameters
+    assert [name for name, _ in written] == list(here)
+    for name, value in written[2:]:
+        assert ast.literal_eval(value) == getattr(here[name].default, "value", here[name].default), name
+    rows = [row.strip("| ").split(" | ") for row in re.findall(r"^\| `.*", page, re.MULTILINE)]
+    (same, _), (config, _), *others = rows
+    assert set(re.findall(r"`(\w+)`", same)) < here.keys()
+    assert all(text.startswith("dropped: ") for _, text in others)
+    dropped = [name for there in (config, *(there for there, _ in others)) for name in re.findall(r"`(\w+)`", there)]
+    assert sorted(dropped) == sorted(KEYWORDS_OF_LAYERS)
+
+
+def test_arguments_of_a_layer_that_are_to_be_dropped_are_told_what_serves_them():
+    plain = repr(cute_attn.AttentionOp(4, 2))
+    for name, (neutral, served) in KEYWORDS_OF_LAYERS.items():
+        assert all(repr(cute_attn.AttentionOp(4, 2, **{name: value})) == plain for value in neutral)
+        with pytest.raises(ValueError, match=f"^{name} is not supported: .*, got 'x'; {re.escape(served)}$"):
+            cute_attn.AttentionOp(4, 2, **{name: "x"})
+
+
 @pytest.mark.parametrize("name", INSTEAD_IN_DIST)
 def test_other_names_of_context_parallelism_are_refused_with_what_there_is_instead(name):
     with pytest.raises(ImportError, match=rf"^cute_attn\.dist has no {name}: "):
@@ -95,22 +134,6 @@ def test_no_name_that_is_here_is_refused():
 
 def packed(tokens=6, heads=2):
     return [torch.randn(tokens, heads, 8, dtype=torch.float64) for _ in range(3)]
-
-
-def test_lse_has_heads_first():
-    assert flex_flash_attn_func(*packed(), [[0, 6]], [[0, 6]])[1].shape == (2, 6)
-
-
-def test_a_pair_that_two_slices_cover_counts_once():
-    q, k, v = packed()
-    once, twice = (flex_flash_attn_func(q, k, v, [[0, 6]] * n, [[0, 6]] * n)[0] for n in (1, 2))
-    assert torch.equal(once, twice)
-
-
-def test_a_range_never_changes_and_lists_without_ranges_lie_at_0():
-    with pytest.raises(AttributeError):
-        AttnRange(0, 4).start = 1
-    assert (AttnRanges().start, AttnRanges().end) == (0, 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

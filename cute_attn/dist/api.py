@@ -11,13 +11,14 @@ import torch
 
 from ..backend import resolve
 from ..backends.find import find
-from ..checks import check_flag, check_qkv, check_scale, check_sink, check_softcap
+from ..checks import check_flag, check_qkv, check_scale, check_sink, check_softcap, takes_keywords_of
+from ..elsewhere import HINTS_OF_KEYS, KEYWORDS_IN_DIST
 from ..mask import IntervalMask
 from ..mask.ranges import RangesLike
 from .checks import check_int, check_rows, check_side, check_tensor
 from .config import DistAttnConfig
 from .cost import CostModel
-from .groups import GroupOrMesh
+from .groups import GroupOrMesh, find_groups
 from .make_key import magi_attn_flex_key, magi_attn_varlen_key
 from .partial import AttentionSettings
 from .registry import DistAttnRuntimeKey, registry
@@ -39,6 +40,7 @@ __all__ = [
 _DEFAULT = DistAttnConfig()
 
 
+@takes_keywords_of(KEYWORDS_IN_DIST, HINTS_OF_KEYS)
 def magi_attn_flex_dispatch(
     x: torch.Tensor,
     q_ranges: RangesLike | IntervalMask,
@@ -72,6 +74,7 @@ def magi_attn_flex_dispatch(
     return dispatch(x, key), key
 
 
+@takes_keywords_of(KEYWORDS_IN_DIST, HINTS_OF_KEYS)
 def magi_attn_varlen_dispatch(
     x: torch.Tensor,
     cu_seqlens_q: torch.Tensor | Sequence[int],
@@ -89,6 +92,7 @@ def magi_attn_varlen_dispatch(
     return dispatch(x, key), key
 
 
+@takes_keywords_of(KEYWORDS_IN_DIST)
 def dispatch(x: torch.Tensor, key: DistAttnRuntimeKey, side: str = "q") -> torch.Tensor:
     """This rank's rows of a global tensor that every rank holds, padded with zeros.
 
@@ -243,11 +247,12 @@ def calc_attn(
     return results if return_max_logits else results[:2]
 
 
-def get_most_recent_key() -> DistAttnRuntimeKey:
-    """The key that was made, or asked for again, last. ValueError if there is none."""
-    return registry.most_recent()
+def get_most_recent_key(cp_group_or_mesh: GroupOrMesh | None = None) -> DistAttnRuntimeKey:
+    """The key that was made, or asked for again, last, of a group if one is given. ValueError if there is none."""
+    return registry.most_recent(None if cp_group_or_mesh is None else find_groups(cp_group_or_mesh))
 
 
-def clear_cache() -> None:
-    """Forgets all plans; keys made before are unknown from here on. Every rank must call it at the same point."""
-    registry.clear()
+def clear_cache(cp_group_or_mesh: GroupOrMesh | None = None) -> None:
+    """Forgets all plans, or those of a group; keys made before are unknown from here on. Every rank, of the group, must
+    call it at the same point."""
+    registry.clear(None if cp_group_or_mesh is None else find_groups(cp_group_or_mesh))

@@ -65,7 +65,7 @@ def check_kind(name: str, value: object, kind: type) -> None:
 
 def check_side(side: str) -> str:
     if not isinstance(side, str):
-        raise TypeError(f"side must be 'q' or 'k', got {shown(side)}")
+        raise TypeError(f"side must be 'q' or 'k', got {shown(side)}: pass what follows it by keyword")
     if side not in ("q", "k"):
         raise ValueError(f"side must be 'q' or 'k', got {side!r}")
     return side

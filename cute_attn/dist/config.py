@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypeVar
 
+from ..checks import takes_keywords_of
+from ..elsewhere import HINTS_OF_OVERLAP, KEYWORDS_IN_DIST
 from .checks import END, check_finite, check_int
 
 __all__ = [
@@ -22,7 +26,18 @@ __all__ = [
     "ZigzagDispatchAlg",
 ]
 
+Config = TypeVar("Config")
 MOVERS = ("auto", "group_cast", "ring", "ulysses", "ulysses_ring")
+
+
+def _with_keywords_of_others(*hints: str) -> Callable[[type[Config]], type[Config]]:
+    """Decorates a config that newer MagiAttention makes with more."""
+
+    def decorate(kind: type[Config]) -> type[Config]:
+        kind.__init__ = takes_keywords_of(KEYWORDS_IN_DIST, hints)(kind.__init__)  # type: ignore[method-assign]
+        return kind
+
+    return decorate
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,7 @@ class AutoDispatchAlg(DispatchAlg):
     """Whichever of the others is predicted to be fastest by the cost model."""
 
 
+@_with_keywords_of_others()
 @dataclass(frozen=True)
 class DispatchConfig:
     """alg: how chunks are given to ranks, an instance of one of the DispatchAlg classes."""
@@ -92,6 +108,7 @@ class OverlapAlgType(Enum):
     GREEDY = "greedy"
 
 
+@_with_keywords_of_others(*HINTS_OF_OVERLAP)
 @dataclass(frozen=True)
 class OverlapConfig:
     """How remote keys are cut into stages, so that one stage travels while another is computed.
@@ -103,6 +120,7 @@ class OverlapConfig:
     max_num_chunks: >= 1; the unit of cutting grows so that no rank has more units than this.
     alg: how the units are given to stages.
     sm_margin: multiprocessors >= 0 that attention leaves free for communication while both run.
+    dynamic_max_degree, calc_cost_factor, comm_cost_factor: by keyword, hints of newer versions that change nothing.
     """
 
     enable: bool = True
@@ -123,11 +141,14 @@ class OverlapConfig:
         for name, least in (("min_chunk_size", 1), ("max_num_chunks", 1), ("sm_margin", 0)):
             check_int(f"OverlapConfig: {name}", getattr(self, name), least, END)
         if self.mode is AttnOverlapMode.STATIC:
+            if check_int("OverlapConfig: degree", self.degree) == 0:
+                raise ValueError("OverlapConfig: degree must be >= 1, got 0: enable=False attends all keys at once")
             check_int("OverlapConfig: degree", self.degree, 1, END)
         elif self.degree is not None:
             raise ValueError(f"OverlapConfig: degree must be None in DYNAMIC mode, got {self.degree!r}")
 
 
+@_with_keywords_of_others()
 @dataclass(frozen=True)
 class DistAttnConfig:
     """Everything that context parallelism lets a user choose.

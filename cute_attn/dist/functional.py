@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 
 from ..mask import AttnMaskType, AttnRange, AttnRanges
-from ..mask.checks import Integers, check_cumulative, check_flag, check_integers
+from ..mask.checks import Integers, check_cumulative, check_device, check_flag, check_integers
 from ..mask.ranges import RangesLike, ranges_tensor
 from .checks import END, as_list, check_finite, check_int, check_kind, check_tensor
 
@@ -83,7 +83,9 @@ def apply_padding(
     )
 
 
-def infer_varlen_mask_from_batch(batch_size: int, seq_len: int) -> tuple[torch.Tensor, torch.Tensor]:
+def infer_varlen_mask_from_batch(
+    batch_size: int, seq_len: int, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """`(cu_seqlens_q, cu_seqlens_k)`, int32 `(batch_size + 1,)` each: a batch of equal lengths as a packed sequence.
 
     ValueError unless `batch_size`, `seq_len` and their product, the total length, are in [0, 2^31).
@@ -91,7 +93,7 @@ def infer_varlen_mask_from_batch(batch_size: int, seq_len: int) -> tuple[torch.T
     batch_size, seq_len = check_int("batch_size", batch_size, 0, END), check_int("seq_len", seq_len, 0, END)
     if batch_size * seq_len >= END:
         raise ValueError(f"batch_size * seq_len must be below 2^31, got {batch_size} * {seq_len}")
-    cu_seqlens = torch.arange(batch_size + 1, dtype=torch.int32, device="cpu") * seq_len
+    cu_seqlens = torch.arange(batch_size + 1, dtype=torch.int32, device=check_device(device)) * seq_len
     return cu_seqlens, cu_seqlens.clone()
 
 
@@ -117,8 +119,7 @@ def infer_attn_mask_from_sliding_window(
     Returns `(q_ranges, k_ranges, types)`, rows ascending. Rows whose window misses k_range (early rows, where there
     are more queries than keys) are in no slice.
     """
-    for name, value in (("q_range", q_range), ("k_range", k_range)):
-        check_kind(name, value, AttnRange)
+    q_range, k_range = _range("q_range", q_range), _range("k_range", k_range)
     left, right = _window(window_size)
     shift = k_range.end - q_range.end  # row i stands at key i + shift
     # Row from which the window's left edge is inside the keys, and first row whose right edge passes their end.
@@ -188,6 +189,16 @@ def infer_attn_mask_from_cu_seqlens(
             k_ranges.append(k_range)
             types.append(kind)
     return q_ranges, k_ranges, types, *totals
+
+
+def _range(name: str, value: AttnRange) -> AttnRange:
+    """Also of MagiAttention's."""
+    if not (hasattr(value, "start") and hasattr(value, "end")):
+        check_kind(name, value, AttnRange)
+    try:
+        return AttnRange.from_range(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None
 
 
 def _window(window_size: Sequence[int]) -> tuple[int, int]:

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import torch
 
-from ..checks import check_cu_seqlens, check_flag
+from ..checks import check_cu_seqlens, check_flag, takes_keywords_of
+from ..elsewhere import HINTS_OF_KEYS, KEYWORDS_IN_DIST
 from ..mask import AttnRanges, IntervalMask
 from ..mask.checks import check_cumulative
 from ..mask.ranges import RangesLike, slice_tensors
@@ -35,6 +36,7 @@ CALL = "making a key"
 _DEFAULT = DistAttnConfig()
 
 
+@takes_keywords_of(KEYWORDS_IN_DIST, HINTS_OF_KEYS)
 def magi_attn_flex_key(
     q_ranges: RangesLike | IntervalMask,
     k_ranges: RangesLike | None,
@@ -64,6 +66,7 @@ def magi_attn_flex_key(
         is_same_source: queries and keys are one sequence, dispatched alike (self-attention). Otherwise
             (cross-attention) keys have their own placement, `side="k"` of `dispatch`.
         is_q_permutable, is_k_permutable: rows that are not permutable are placed contiguously.
+        num_heads_q, num_heads_kv, head_dim, head_dim_v: by keyword, hints of newer versions that change nothing.
 
     Equal content gives an equal key and plans once. Raises TypeError or ValueError naming the argument: slices as in
     IntervalMask.from_slices, lengths that differ though the source is the same, a pad_size that does not make equal
@@ -76,6 +79,8 @@ def magi_attn_flex_key(
         check_kind("dist_attn_config", dist_attn_config, DistAttnConfig)
         total_seqlen_q = check_int("total_seqlen_q", total_seqlen_q, 0, END)
         total_seqlen_k = check_int("total_seqlen_k", total_seqlen_k, 0, END)
+        if chunk_size is None:
+            raise TypeError("chunk_size must be an int, got None: 512 to 1,024 rows suit long sequences")
         pad_size, chunk_size = check_int("pad_size", pad_size, 0), check_int("chunk_size", chunk_size, 1)
         for name, value in (
             ("is_same_source", is_same_source),
@@ -115,6 +120,7 @@ def magi_attn_flex_key(
     return _agreed_key(content, make)
 
 
+@takes_keywords_of(KEYWORDS_IN_DIST, HINTS_OF_KEYS)
 def magi_attn_varlen_key(
     cu_seqlens_q: torch.Tensor | Sequence[int],
     cu_seqlens_k: torch.Tensor | Sequence[int],
@@ -144,6 +150,7 @@ def magi_attn_varlen_key(
     )
 
 
+@takes_keywords_of(KEYWORDS_IN_DIST, HINTS_OF_KEYS)
 def make_flex_key_for_new_mask_after_dispatch(
     q_ranges: RangesLike | IntervalMask,
     k_ranges: RangesLike | None,
@@ -179,6 +186,7 @@ def make_flex_key_for_new_mask_after_dispatch(
     return _agreed_key(content, make)
 
 
+@takes_keywords_of(KEYWORDS_IN_DIST, HINTS_OF_KEYS)
 def make_varlen_key_for_new_mask_after_dispatch(
     cu_seqlens_q: torch.Tensor | Sequence[int],
     cu_seqlens_k: torch.Tensor | Sequence[int],

@@ -41,6 +41,11 @@ class DistAttnRuntimeKey:
         lengths = f"{self.total_seqlen_q:,} x {self.total_seqlen_k:,} tokens in chunks of {self.chunk_size:,}"
         return f"DistAttnRuntimeKey({lengths}, {self.groups!r}, mask {self.mask_digest[:8]})"
 
+    def __getattr__(self, name: str) -> object:
+        if name in ("attn_mask_type", "k_ranges", "q_ranges"):
+            raise AttributeError(f"a key has no {name}, only a digest of its mask: keep what it was made of")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     @property
     def compared(self) -> dict[str, object]:
         """What must be equal on every rank, by the name of the argument."""
@@ -104,15 +109,22 @@ class Registry:
             )
         return key.manager
 
-    def most_recent(self) -> DistAttnRuntimeKey:
-        if self._most_recent is None:
+    def most_recent(self, groups: Groups | None = None) -> DistAttnRuntimeKey:
+        """groups: whose keys count; None for all."""
+        key = self._most_recent if groups is None else next(reversed(self._keys.get(groups, {})), None)
+        if key is None:
             raise ValueError("there is no most recent key: none has been made since the start or the last clear_cache")
-        return self._most_recent
+        return key
 
-    def clear(self) -> None:
-        self._keys.clear()
-        self._managers.clear()
-        self._most_recent = None
+    def clear(self, groups: Groups | None = None) -> None:
+        """groups: whose keys go; None for all."""
+        for gone in [groups] if groups is not None else list(self._keys):
+            self._keys.pop(gone, None)
+        for manager in list(self._managers):
+            if groups in (None, manager.groups):
+                self._managers.discard(manager)
+        if self._most_recent is not None and groups in (None, self._most_recent.groups):
+            self._most_recent = None
 
 
 def _settings(name: str, config: DistAttnConfig | DispatchConfig | OverlapConfig) -> Iterator[tuple[str, object]]:

@@ -194,7 +194,7 @@ class AttnRanges(Sequence[AttnRange]):
     def make_range_local(self, other: AttnRange) -> tuple[AttnRange, AttnRange]:
         """Where a range lies among the positions of the merged ranges, counted one after another; and the merged range
         that holds it. Raises ValueError where none does."""
-        before = 0
+        before, other = 0, AttnRange.from_range(other)
         for r in self.merge():
             if other.is_subrange_of(r):
                 return other.offset(before - r.start), r

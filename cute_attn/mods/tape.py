@@ -278,8 +278,15 @@ class Value(_Taped):
     def _as_number(self, *_: Any) -> Any:
         raise refuse(
             self.tape.kind,
-            "makes a Python number of a score or an index (int, float, item, range, math)",
+            "makes a Python number of a score or an index (int, float, item, math)",
             "there is one graph for all of them; compute with torch, and x.to(dtype) for a cast",
+        )
+
+    def __index__(self) -> Any:
+        raise refuse(
+            self.tape.kind,
+            "indexes a list, a tuple or a range by a score or an index, which have no value yet",
+            "index a tensor made outside of the function, such as table = torch.tensor(values), by table[h]",
         )
 
     def __hash__(self) -> int:
@@ -298,7 +305,7 @@ class Value(_Taped):
             "compute with torch, and index torch.from_numpy(array)",
         )
 
-    __int__ = __float__ = __index__ = __len__ = __iter__ = __getitem__ = __complex__ = _as_number
+    __int__ = __float__ = __len__ = __iter__ = __getitem__ = __complex__ = _as_number
     item = tolist = numpy = _as_number
 
 

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..checks import check_flag, check_scale, check_softcap
+from ..checks import check_flag, check_scale, check_softcap, takes_keywords_of
+from ..elsewhere import KEYWORDS_OF_LAYERS
 from ..kinds import is_number
 from ..mask.checks import check_number, shown
 from ..mask.source import MaskSource
@@ -47,6 +48,7 @@ class AttentionOp(torch.nn.Module):
     normalize_attention: ClassVar[Any] = staticmethod(normalize_attention)
     normalize_cudnn_attention: ClassVar[Any] = staticmethod(normalize_cudnn_attention)
 
+    @takes_keywords_of(KEYWORDS_OF_LAYERS)
     def __init__(
         self,
         num_query_heads: int,

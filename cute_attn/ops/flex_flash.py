@@ -20,7 +20,9 @@ from ..checks import (
     check_scale,
     check_sink,
     check_softcap,
+    takes_keywords_of,
 )
+from ..elsewhere import KEYWORDS
 from ..mask import AttnMaskType, IntervalMask
 from ..mask.checks import shown
 from ..mask.ranges import RangesLike, check_one_length, ranges_tensor, types_tensor
@@ -87,6 +89,7 @@ def _note_sixth(value: object) -> None:
 
 
 @_as_newer_versions_call_it
+@takes_keywords_of(KEYWORDS)
 def flex_flash_attn_func(
     q: torch.Tensor,
     k: torch.Tensor,

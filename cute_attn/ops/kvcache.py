@@ -5,7 +5,16 @@ from __future__ import annotations
 import torch
 
 from ..caches import KVCache
-from ..checks import check_count, check_flag, check_scale, check_softcap, check_unsupported, check_window
+from ..checks import (
+    check_count,
+    check_flag,
+    check_scale,
+    check_softcap,
+    check_unsupported,
+    check_window,
+    takes_keywords_of,
+)
+from ..elsewhere import KEYWORDS
 from ..mask import IntervalMask
 from .decode_op import attend_cache, check_cache_served
 from .kvcache_checks import (
@@ -29,6 +38,7 @@ __all__ = ["flash_attn_with_kvcache"]
 Tensor = torch.Tensor
 
 
+@takes_keywords_of(KEYWORDS)
 def flash_attn_with_kvcache(
     q: Tensor,
     k_cache: Tensor,
@@ -93,7 +103,8 @@ def flash_attn_with_kvcache(
         sm_margin: streaming multiprocessors that num_splits=0 leaves out of account, and a prefill leaves alone.
         rotary_interleaved, pack_gqa: hints that change nothing.
         qv, rotary_cos, rotary_sin, rotary_seqlens, cache_leftpad, cu_seqlens_q, cu_seqlens_k_new, max_seqlen_q,
-            q_descale, attention_chunk, scheduler_metadata: not supported, they only complete the signature.
+            q_descale, attention_chunk, scheduler_metadata: not supported, they only complete the signature; anything
+            but their defaults raises ValueError that names what serves it, as do version 2's keywords.
 
     A position past the capacity, and one whose page is not in the pool, is written nowhere; to attend to it reads no
     memory outside of the cache, but gives numbers without a meaning. Where lengths and pages are on the host it raises

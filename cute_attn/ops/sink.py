@@ -14,8 +14,8 @@ What all nine share:
         both are on the host; nothing is read off a GPU.
     sm_margin: streaming multiprocessors left free for others.
     dropout_p, alibi_slopes, block_table, qv, the descales, attention_chunk: not supported, they only complete the
-        signature; anything but their defaults raises ValueError. num_splits may be 0 or 1, seqused_* the full lengths,
-        on the host.
+        signature; anything but their defaults raises ValueError that names what serves it. So do, by keyword, all that
+        the other versions of these functions take. num_splits may be 0 or 1, seqused_* the full lengths, on the host.
 
 They return out, like q with the head_dim of v; with return_attn_probs `(out, lse)`, lse the natural logarithm with the
 sinks in it, fp32 (fp64 with fp64 inputs), `(batch, heads_q, seqlen_q)` or `(heads_q, total_q)`. Both are
@@ -43,7 +43,9 @@ from ..checks import (
     check_softcap,
     check_unsupported,
     check_window,
+    takes_keywords_of,
 )
+from ..elsewhere import KEYWORDS
 from ..mask.checks import Integers, shown
 from ..mask.source import MaskSource
 from .attention_op import attention
@@ -66,6 +68,7 @@ Window = Sequence[int | None] | Tensor | None
 Hint = int | Tensor | None
 
 
+@takes_keywords_of(KEYWORDS)
 def fa3_func_with_sink(
     q: Tensor,
     k: Tensor,
@@ -99,6 +102,7 @@ def fa3_func_with_sink(
     )
 
 
+@takes_keywords_of(KEYWORDS)
 def fa3_varlen_func_with_sink(
     q: Tensor,
     k: Tensor,
@@ -141,6 +145,7 @@ def fa3_varlen_func_with_sink(
     )
 
 
+@takes_keywords_of(KEYWORDS)
 def fa3_qkvpacked_func_with_sink(
     qkv: Tensor,
     sink: Tensor | None = None,
@@ -179,6 +184,7 @@ def fa3_qkvpacked_func_with_sink(
     )
 
 
+@takes_keywords_of(KEYWORDS)
 def fa2_func_with_sink(
     q: Tensor,
     k: Tensor,
@@ -201,6 +207,7 @@ def fa2_func_with_sink(
     return _attend(q, k, v, sink, sink_layout, softmax_scale, softcap, mask, deterministic, 0, return_attn_probs)
 
 
+@takes_keywords_of(KEYWORDS)
 def fa2_qkvpacked_func_with_sink(
     qkv: Tensor,
     sink: Tensor | None = None,
@@ -223,6 +230,7 @@ def fa2_qkvpacked_func_with_sink(
     return _attend(q, k, v, sink, sink_layout, softmax_scale, softcap, mask, deterministic, 0, return_attn_probs)
 
 
+@takes_keywords_of(KEYWORDS)
 def fa2_kvpacked_func_with_sink(
     q: Tensor,
     kv: Tensor,
@@ -246,6 +254,7 @@ def fa2_kvpacked_func_with_sink(
     return _attend(q, k, v, sink, sink_layout, softmax_scale, softcap, mask, deterministic, 0, return_attn_probs)
 
 
+@takes_keywords_of(KEYWORDS)
 def fa2_varlen_func_with_sink(
     q: Tensor,
     k: Tensor,
@@ -274,6 +283,7 @@ def fa2_varlen_func_with_sink(
     return _attend(q, k, v, sink, sink_layout, softmax_scale, softcap, mask, deterministic, 0, return_attn_probs)
 
 
+@takes_keywords_of(KEYWORDS)
 def fa2_varlen_qkvpacked_func_with_sink(
     qkv: Tensor,
     cu_seqlens: Tensor,
@@ -301,6 +311,7 @@ def fa2_varlen_qkvpacked_func_with_sink(
     return _attend(q, k, v, sink, sink_layout, softmax_scale, softcap, mask, deterministic, 0, return_attn_probs)
 
 
+@takes_keywords_of(KEYWORDS)
 def fa2_varlen_kvpacked_func_with_sink(
     q: Tensor,
     kv: Tensor,

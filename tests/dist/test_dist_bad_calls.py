@@ -90,7 +90,7 @@ def good_calls(group):
             "q_ranges": AttnRanges(ranges), "k_ranges": AttnRanges(ranges),
             "attn_mask_type": [AttnMaskType.FULL] * 2, "total_seqlen": 8, "pad_size": 4,
         },
-        "infer_varlen_mask_from_batch": {"batch_size": 2, "seq_len": 3},
+        "infer_varlen_mask_from_batch": {"batch_size": 2, "seq_len": 3, "device": "cpu"},
         "squash_batch_dim": {"x": x},
         "infer_attn_mask_from_sliding_window": {
             "q_range": AttnRange(0, 8), "k_range": AttnRange(0, 8), "window_size": (1, 0),
@@ -112,13 +112,14 @@ def good_calls(group):
             "heads_q": 4, "heads_k": 2, "head_dim": 8, "head_dim_v": 8, "element_size": 2, "flops": 1.0,
             "bandwidth": 1.0, "latency": 0.0, "overlap": 0.5,
         },
+        "get_most_recent_key": {"cp_group_or_mesh": group},
+        "clear_cache": {"cp_group_or_mesh": group},  # the last one: no key is known behind it
     }  # fmt: skip
 
 
 UNCALLED = {
     "AttnOverlapMode", "OverlapAlgType",  # enums
     "AutoDispatchAlg", "ContiguousDispatchAlg", "MinHeapDispatchAlg", "ZigzagDispatchAlg",  # take nothing
-    "clear_cache", "get_most_recent_key",  # take nothing
     "CastPlan", "CastStage", "RingPlan", "RingStep", "UlyssesHeads", "DistAttnRuntimeKey",  # others make them
 }  # fmt: skip
 

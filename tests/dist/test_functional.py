@@ -91,7 +91,28 @@ def test_a_batch_is_a_packed_sequence_of_equal_lengths():
     assert torch.equal(squash_batch_dim(x)[7], x[1, 2])
 
 
+def test_lengths_of_a_batch_lie_where_they_are_asked_for():
+    assert infer_varlen_mask_from_batch(3, 5, "cpu")[0].device.type == "cpu"
+    with pytest.raises(ValueError, match="device must be one that is here, got 'nowhere'"):
+        infer_varlen_mask_from_batch(3, 5, "nowhere")
+
+
 # ---------------------------------------------------------------- sliding windows
+
+
+class TheirRange:
+    """MagiAttention's, as far as it is looked at."""
+
+    def __init__(self, start, end):
+        self.start, self.end = start, end
+
+
+def test_ranges_of_another_library_are_taken():
+    wanted = infer_attn_mask_from_sliding_window(AttnRange(0, 8), AttnRange(0, 9), (3, 1))
+    assert infer_attn_mask_from_sliding_window(TheirRange(0, 8), TheirRange(0, 9), (3, 1)) == wanted
+    assert AttnRanges([[2, 9]]).make_range_local(TheirRange(4, 6)) == (AttnRange(2, 4), AttnRange(2, 9))
+    with pytest.raises(ValueError, match="k_range: AttnRange: 0 <= start <= end"):
+        infer_attn_mask_from_sliding_window(TheirRange(0, 8), TheirRange(9, 0), (3, 1))
 
 
 def window(rows, keys, left, right):

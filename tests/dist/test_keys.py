@@ -117,6 +117,31 @@ def _most_recent(rank):
     assert get_most_recent_key() == first
 
 
+def test_a_group_has_its_own_most_recent_key_and_is_cleared_alone():
+    run_ranks(1, _groups_apart)
+
+
+def _groups_apart(rank):
+    other = dist.new_group([0])
+    with pytest.raises(ValueError, match="no most recent key"):
+        get_most_recent_key(other)
+    first = make_key()
+    second = magi_attn_flex_key(Q, K, "causal", LENGTH, LENGTH, 0, CHUNK, other)
+    make_key(types="full")
+    assert make_key() == get_most_recent_key(dist.group.WORLD) == get_most_recent_key() == first
+    assert get_most_recent_key(other) == second
+    clear_cache(other)
+    dispatch(torch.zeros(LENGTH), first)
+    with pytest.raises(ValueError, match="key is unknown"):
+        dispatch(torch.zeros(LENGTH), second)
+    with pytest.raises(ValueError, match="no most recent key"):
+        get_most_recent_key(other)
+    assert get_most_recent_key() == first
+    clear_cache(dist.group.WORLD)
+    with pytest.raises(ValueError, match="no most recent key"):
+        get_most_recent_key()
+
+
 def test_the_registry_keeps_the_last_few_and_old_keys_go_on_working(monkeypatch):
     run_ranks(2, _eviction)
 

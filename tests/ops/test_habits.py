@@ -1,6 +1,8 @@
 """What callers bring from FlashAttention, MagiAttention and NumPy: taken where it is harmless, else refused by a
 sentence that says what would do."""
 
+import inspect
+import re
 import warnings
 
 import numpy as np
@@ -20,10 +22,12 @@ from cute_attn import (
     fa3_func_with_sink,
     fa3_qkvpacked_func_with_sink,
     fa3_varlen_func_with_sink,
+    flash_attn_with_kvcache,
     flex_flash_attn_func,
     mask,
     noop_mask,
 )
+from cute_attn.elsewhere import KEYWORDS
 from cute_attn.ops import flex_flash
 
 ENDS = torch.tensor([0, 4, 4, 11, 12])  # lengths 4, 0, 7, 1
@@ -130,6 +134,42 @@ def test_lengths_in_use_may_be_the_full_ones(form):
     for name in ("seqused_q", "seqused_k"):
         with pytest.raises(ValueError, match=f"{name} is not supported: it must be None or the full lengths"):
             fa3_varlen_func_with_sink(*PACKED, *BY_SEQUENCE, **{name: short})
+
+
+CACHES = torch.randn(2, 1, 4, 8), *torch.randn(2, 2, 12, 2, 8)
+ALL = [*NINE, (flash_attn_with_kvcache, CACHES), (flex_flash_attn_func, [*PACKED, [[0, 12]], [[0, 12]]])]
+
+
+@pytest.mark.parametrize(("function", "inputs"), ALL, ids=[f.__name__ for f, _ in ALL])
+def test_keywords_of_other_versions_pass_where_they_ask_for_nothing_and_else_are_told_what_serves_them(
+    function, inputs
+):
+    def first(result):
+        return result[0] if isinstance(result, tuple) else result
+
+    own, wanted = inspect.signature(function).parameters, first(function(*inputs))
+    foreign = KEYWORDS.keys() - own - (flex_flash.HINTS if function is flex_flash_attn_func else set())
+    assert "block_table" in foreign or function is fa2_varlen_func_with_sink
+    for name in sorted(foreign):
+        neutral, served = KEYWORDS[name]
+        for value in neutral:
+            assert torch.equal(first(function(*inputs, **{name: value})), wanted)
+        with pytest.raises(ValueError, match=f"^{name} is not supported: it must be .*, got 'x'; {re.escape(served)}$"):
+            function(*inputs, **{name: "x"})
+
+
+def test_arguments_that_only_complete_a_signature_are_told_what_serves_them():
+    for name in ("alibi_slopes", "dropout_p"):
+        with pytest.raises(ValueError, match=re.escape(KEYWORDS[name][1])):
+            fa2_func_with_sink(*DENSE, **{name: 0.5})
+    with pytest.raises(ValueError, match="flash_attn_with_kvcache takes pages, as page_table"):
+        fa2_varlen_func_with_sink(*PACKED, *BY_SEQUENCE, block_table=ENDS)
+
+
+def test_a_window_that_is_none_may_be_a_list():
+    flex_flash_attn_func(*PACKED, [[0, 12]], [[0, 12]], window_size=[-1, -1])
+    with pytest.raises(ValueError, match=r"window_size is not supported.*got \(3, 0\); .*mask.sliding_window"):
+        flex_flash_attn_func(*PACKED, [[0, 12]], [[0, 12]], window_size=[3, 0])
 
 
 # ----------------------------------------------------------- the longest length

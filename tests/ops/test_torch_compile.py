@@ -156,7 +156,12 @@ def test_habits_of_other_libraries_compile_without_a_graph_break():
         longest = (ends[1:] - ends[:-1]).max()  # a tensor, as FlashAttention's callers have it
         sinks = sink.to(torch.bfloat16)
         return fa3_varlen_func_with_sink(
-            q + 1, k, v, ends, ends, longest, 7, sinks, num_splits=0, window_size=(None, 0), return_attn_probs=True
+            *(q + 1, k, v, ends, ends, longest, 7, sinks),
+            num_splits=0,
+            window_size=(None, 0),
+            return_attn_probs=True,
+            dropout_p=0.0,
+            block_table=None,
         )
 
     assert_compiles(varlen, [randn(ROWS, 4, 8), randn(ROWS, 2, 8), randn(ROWS, 2, 8), randn(4)])
