@@ -108,6 +108,8 @@ class MainKernel:
             block=(WARPGROUP * (1 + GROUPS), 1, 1),
             stream=stream,
             min_blocks_per_mp=1,  # without it ptxas may ignore setmaxnreg
+            # a CTA with several items may wait for any other's: all must be resident, which CUDA then sees to
+            cooperative=scalars.ctas < arguments.work() if const_expr(self.spec.deterministic) else False,
         )
 
     # ------------------------------------------------------------------ roles

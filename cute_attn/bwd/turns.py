@@ -3,8 +3,9 @@
 A key tile adds to the dQ of a query tile when all key tiles behind it that attend the query tile have done so. CTAs are
 started in that order, last key tile first, and with an item each wait for none that was started after them: so some CTA
 can always go on. (Thread blocks start in the order of their index: CUDA does not promise it, but GPUs do so.) With
-several items a CTA, as sm_margin makes them, all CTAs of the launch must be resident together. Under a causal mask no
-CTA waits at all if all take the same time: its own diagonal tile is each one's first, and so on down.
+several items a CTA, as sm_margin makes them, all CTAs must be resident together: then the launch is cooperative, which
+CUDA begins when there is room for all of them, or refuses. Under a causal mask no CTA waits at all if all take the same
+time: its own diagonal tile is each one's first, and so on down.
 `cute_attn.launch.order` says in which order a key tile walks its query tiles.
 """
 

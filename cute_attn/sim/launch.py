@@ -21,6 +21,7 @@ class Launch:
     cluster: tuple[int, int, int]  # (1, 1, 1) if none
     smem_bytes: int  # dynamic shared memory asked for
     arguments: tuple[bytes, ...]  # raw bytes of each kernel parameter, in order, sizes from the PTX .param list
+    cooperative: bool = False  # whether all CTAs are to be resident together
 
 
 class Buffer(NamedTuple):

@@ -5,7 +5,9 @@ import torch
 from backward_case import check, check_same_bits
 from cases import LENGTHS, SCHEDULES, Case, block_sparse, huge, one_hot, packed, stacked, with_gaps
 
+from cute_attn.launch.tensors import SIMULATED_SMS
 from cute_attn.mask import IntervalMask, causal, full, sliding_window
+from cute_attn.sim.host import capture
 
 
 @pytest.mark.parametrize("n", LENGTHS[:4])
@@ -49,6 +51,23 @@ def test_strided_inputs_run_without_a_copy(backend, caplog):
 
 def test_deterministic_gradients_have_the_same_bits_in_every_schedule(backend):
     check_same_bits(Case(causal(300), heads=(4, 2), options={"deterministic": True}), backend, SCHEDULES[:4])
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_ctas_that_take_turns_in_several_items_are_launched_to_be_resident_together(deterministic, monkeypatch):
+    launches = []
+
+    def execute(launch, *arguments, **options):
+        launches.append((launch.grid[0], launch.cooperative))
+        return original(launch, *arguments, **options)
+
+    original = capture.execute
+    monkeypatch.setattr(capture, "execute", execute)
+    for margin, ctas in ((0, 6), (SIMULATED_SMS - 6, 6), (SIMULATED_SMS - 2, 2)):
+        options = {"deterministic": deterministic, "sm_margin": margin}
+        check(Case(causal(300), heads=(4, 2), options=options), "sim")
+        assert (ctas, deterministic and ctas < 6) in launches
+        assert not any(cooperative for grid, cooperative in launches if grid != 2)
 
 
 def test_two_layers_fp16_with_sinks_and_a_gradient_of_lse(backend):

@@ -23,6 +23,7 @@ from ..state.steps import Recorder
 from . import stub
 from .arguments import buffers_of, converted
 
+COOPERATIVE = 2  # cudaLaunchAttributeCooperative
 CLUSTER_DIMENSION = 4  # cudaLaunchAttributeClusterDimension
 NOT_SUPPORTED = 801  # cudaErrorNotSupported
 
@@ -166,12 +167,14 @@ def _hook() -> None:
 
 
 def _launch(kernel: str, ptx: str, config: stub.LaunchConfig, arguments: Any) -> Launch:
-    cluster = (1, 1, 1)
+    cluster, cooperative = (1, 1, 1), False
     attributes = (stub.LaunchAttribute * config.n_attributes).from_address(config.attributes or 0)
     for attribute in attributes if config.n_attributes else ():
         if attribute.id == CLUSTER_DIMENSION:
             cluster = tuple(attribute.value[:3])
+        elif attribute.id == COOPERATIVE:
+            cooperative = bool(attribute.value[0])
     grid, block = tuple(config.grid), tuple(config.block)
     parameters = program_of(ptx, kernel).kernel.params.values()
     values = tuple(ctypes.string_at(arguments[i], parameter.size) for i, parameter in enumerate(parameters))
-    return Launch(kernel, ptx, grid, block, cluster, config.smem_bytes, values)
+    return Launch(kernel, ptx, grid, block, cluster, config.smem_bytes, values, cooperative)

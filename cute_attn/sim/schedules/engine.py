@@ -19,7 +19,8 @@ from .batches import cut
 from .scheduler import Scheduler
 
 MAX_DYNAMIC_SHARED = 227 * 1024  # what a Hopper multiprocessor lets one CTA ask for
-MAX_THREADS = 1024
+SHARED, RESERVED = 228 * 1024, 1024  # of a multiprocessor; of it, for each CTA
+MAX_THREADS, RESIDENT_THREADS, RESIDENT_CTAS, MULTIPROCESSORS = 1024, 2048, 32, 132
 
 
 def execute(
@@ -67,3 +68,6 @@ def _check(launch: Launch) -> None:
     if not 0 <= launch.smem_bytes <= MAX_DYNAMIC_SHARED:
         what = f"{launch.smem_bytes} bytes of dynamic shared memory; a CTA has {MAX_DYNAMIC_SHARED}"
         raise SharedMemoryExceeded(what, Place(name))
+    together = min(SHARED // (launch.smem_bytes + RESERVED), RESIDENT_THREADS // threads, RESIDENT_CTAS)
+    if launch.cooperative and (ctas := math.prod(launch.grid)) > (most := together * MULTIPROCESSORS):
+        raise ValueError(f"{name}: a cooperative launch of {ctas} CTAs; at most {most} of them are resident together")

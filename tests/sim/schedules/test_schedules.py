@@ -139,6 +139,10 @@ def test_schedules_and_launches_are_checked():
         ({"block": (2048, 1, 1)}, "at most 1024"),
         ({"grid": (0, 1, 1)}, "positive"),
         ({"arguments": (b"abcd",)}, "0 parameters"),
+        (
+            {"grid": (133, 1, 1), "smem_bytes": 200 << 10, "cooperative": True},
+            "cooperative launch of 133 CTAs; at most 132",
+        ),
     ):
         shape = {
             "grid": (1, 1, 1),
