@@ -5,17 +5,15 @@ score, its derivative and what flows to captured tensors.
 """
 
 import functools
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Boolean, Float32, Int32, Uint32, range_constexpr
+from cutlass import Int32, Uint32, range_constexpr
 
 from cute_attn.mods.device.keys import Flow, KeyGraph, TilePredicate, TileScores
-from cute_attn.mods.device.operations import chosen
-from cute_attn.sm90.ptx import exp2, fma, keep_inside, pack
+from cute_attn.sm90.ptx import exp2, fma, has_bit, keep_inside, keep_where, pack, with_bit
 from cute_attn.sm90.score import Where
 from cute_attn.spec.backward import BackwardSpec
 
@@ -67,11 +65,12 @@ class GraphMath(TileMath):
         graphs: tuple[TileScores | None, TilePredicate | None],
         where: Where,
         masked: bool,
+        early: list[Any] | None,
     ) -> None:
         """packed = P^T and dS^T = P^T (dP^T - delta) times the derivative of the score; both zero outside the mask.
 
         dp: dP^T; None if nothing but P is asked for. statistics: shift and delta; bounds, layers, where, masked: as in
-        `probabilities`. graphs: of the tile.
+        `probabilities`. graphs: of the tile. early: what `asked_early` gives; then the predicate is not asked here.
         """
         p_packed, ds_packed = (cute.recast_tensor(x, Int32) for x in packed)
         of_scores, predicate = graphs
@@ -81,6 +80,11 @@ class GraphMath(TileMath):
             flags, certain = self.flags_of_marked(bounds, layers)
         elif masked and self.spec.mask.is_many:
             flags = self.flags_of_many(bounds, layers)
+        if early is not None:
+            predicate = None
+            if certain is not None:
+                early = [word | certain[j] for j, word in enumerate(early)]
+            flags = early if flags is None else [word & flags[j] for j, word in enumerate(early)]
         for i in range(self.queries // 16):
             shifts, deltas = (self.of_thread(x, i) for x in statistics)
             limits = []
@@ -95,19 +99,16 @@ class GraphMath(TileMath):
                         k, row = 8 * i + 4 * b + 2 * h + e, 2 * b + e
                         x, slope, element = changed[k % 4]
                         exponent = fma(x, self.exp2_factor, shifts[row])
-                        keep: Any = None
+                        keep: Any = None if flags is None else has_bit(flags[i // 4], k % 32)
                         if predicate is not None:
-                            keep = predicate.holds(h, asked[e])
-                        if flags is not None:
-                            bit = Uint32(1) << (k % 32)
-                            inside = Boolean(flags[i // 4] & bit)
+                            holds = predicate.holds(h, asked[e])
                             if certain is not None:
-                                keep = keep | Boolean(certain[i // 4] & bit)
-                            keep = inside if keep is None else inside & keep
-                        elif masked:
-                            exponent = keep_inside(exponent, self.keys[h], self.intervals(limits, row))
-                        if keep is not None:
-                            exponent = chosen(keep, exponent, Float32(-math.inf))
+                                holds = holds | has_bit(certain[i // 4], k % 32)
+                            keep = holds if keep is None else keep & holds
+                        if masked and not self.spec.mask.is_many:
+                            exponent = keep_inside(exponent, self.keys[h], self.intervals(limits, row), keep)
+                        elif keep is not None:
+                            exponent = keep_where(exponent, keep)
                         p.append(exp2(exponent))
                         if dp is not None:
                             gradient = p[e] * (dp[k] - deltas[row])
@@ -120,6 +121,25 @@ class GraphMath(TileMath):
                         ds_packed[place] = pack(*ds, self.spec.dtype == "bf16")
         if of_scores is not None:
             of_scores.finish()
+
+    def asked_early(self, predicate: TilePredicate | None) -> list[Any] | None:
+        """Of every register of the fragment a bit, what a predicate says, while the products run; None where it is
+        asked when they are done, which takes up to two instructions less a score.
+
+        What is read of the rows waits in registers, and beside dK and dV of 128 keys and dims these hold one element of
+        every row but not two: there, whoever reads more is asked early.
+        """
+        is_full = self.spec.tile.n == 128 and self.spec.head_dim == 128
+        if predicate is None or not is_full or predicate.reads_of_rows < 2:
+            return None
+        words: list[Any] = [Uint32(0) for _ in range(-(-self.queries // 64))]
+        for place in range(self.queries // 8):
+            asked = [predicate.column(8 * place + e) for e in range(2)]
+            for h in range(2):
+                for e in range(2):
+                    k = 4 * place + 2 * h + e
+                    words[k // 32] = with_bit(words[k // 32], k % 32, predicate.holds(h, asked[e]))
+        return words
 
     def changed(self, graph: TileScores | None, scores: cute.Tensor, where: Where, first: int) -> list[Any]:
         """Of four registers: the new score; from its gradient that of the old one, None for the same; and of a graph,

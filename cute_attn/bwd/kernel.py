@@ -314,11 +314,12 @@ class MainKernel:
         place = Place.read(c.shared.places, q_slot)
         where = c.where._replace(head=place.head, row=c.where.row + place.first)
         graphs = c.graphs.in_tile(where, masked)  # what it loads comes under the products
+        early = c.math.asked_early(graphs[1])
         warpgroup.wait_group(0)
         statistics = c.shared.shift[None, q_slot], c.shared.delta[None, do_slot]
         packed = c.p_packed, c.ds_packed
         bounds = self.bounds(c, q_slot, place, masked)
-        c.math.gradients(c.scores, dp, packed, statistics, *bounds, graphs, where, masked)
+        c.math.gradients(c.scores, dp, packed, statistics, *bounds, graphs, where, masked, early)
 
     @cute.jit
     def accumulate_dk_dq(self, c, use, q_slot, ds_slot):

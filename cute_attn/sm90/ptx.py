@@ -11,6 +11,7 @@ __all__ = [
     "asm",
     "exp2",
     "fma",
+    "has_bit",
     "keep_inside",
     "keep_where",
     "not_before",
@@ -20,6 +21,7 @@ __all__ = [
     "store_matrices",
     "tanh",
     "thread_here",
+    "with_bit",
 ]
 
 
@@ -83,8 +85,10 @@ def opaque_zero(*, loc: Any = None, ip: Any = None) -> Float32:
 
 
 @dsl_user_op
-def keep_inside(x: Float32, key: Int32, intervals: Any, *, loc: Any = None, ip: Any = None) -> Float32:
-    """x if `lo <= key < hi` for one of the (lo, hi), None for no bound, else -inf.
+def keep_inside(
+    x: Float32, key: Int32, intervals: Any, also: Any = None, *, loc: Any = None, ip: Any = None
+) -> Float32:
+    """x if `lo <= key < hi` for one of the (lo, hi), None for no bound, and `also` holds, if given; else -inf.
 
     One select and one comparison a bound: the compiler, left to itself, makes a select of each bound.
     """
@@ -98,8 +102,13 @@ def keep_inside(x: Float32, key: Int32, intervals: Any, *, loc: Any = None, ip: 
                 lines.append(f"setp.{test}{combine}.s32 p, $2, ${len(operands)}{old};")
         lines.append("mov.pred q, p;" if number == 0 else "or.pred q, q, p;")
     values = [Float32(x).ir_value(loc=loc, ip=ip)] + [Int32(v).ir_value(loc=loc, ip=ip) for v in operands[1:]]
+    kinds = ["=f", "f"] + ["r"] * (len(operands) - 1)
+    if also is not None:
+        values.append(Boolean(also).ir_value(loc=loc, ip=ip))
+        kinds.append("b")
+        lines.append(f"and.pred q, q, ${len(values)};")
     text = "{ .reg .pred p, q; " + " ".join(lines) + " selp.f32 $0, $1, 0fFF800000, q; }"
-    return Float32(asm(T.f32(), values, text, ",".join(["=f", "f"] + ["r"] * (len(operands) - 1)), loc, ip))
+    return Float32(asm(T.f32(), values, text, ",".join(kinds), loc, ip))
 
 
 @dsl_user_op
@@ -107,6 +116,20 @@ def keep_where(x: Float32, keep: Boolean, *, loc: Any = None, ip: Any = None) ->
     """x or -inf, with one select: the compiler, left to itself, makes one of each part of a condition."""
     operands = [Float32(x).ir_value(loc=loc, ip=ip), Boolean(keep).ir_value(loc=loc, ip=ip)]
     return Float32(asm(T.f32(), operands, "selp.f32 $0, $1, 0fFF800000, $2;", "=f,f,b", loc, ip))
+
+
+@dsl_user_op
+def with_bit(word: Uint32, bit: int, condition: Boolean, *, loc: Any = None, ip: Any = None) -> Uint32:
+    """A word, in which a bit is set where a condition holds."""
+    operands = [Uint32(word).ir_value(loc=loc, ip=ip), Boolean(condition).ir_value(loc=loc, ip=ip)]
+    return Uint32(asm(T.i32(), operands, f"@$2 or.b32 $0, $0, {1 << bit};", "=r,0,b", loc, ip))
+
+
+@dsl_user_op
+def has_bit(word: Uint32, bit: int, *, loc: Any = None, ip: Any = None) -> Boolean:
+    """Whether a bit of a word is set, with one instruction: the compiler, left to itself, may shift it first."""
+    text = f"{{ .reg .b32 x; and.b32 x, $1, {1 << bit}; setp.ne.u32 $0, x, 0; }}"
+    return Boolean(asm(T.bool(), [Uint32(word).ir_value(loc=loc, ip=ip)], text, "=b,r", loc, ip))
 
 
 def _float_instruction(text: str, operands: int) -> Callable[..., Float32]:

@@ -32,6 +32,11 @@ def alibi():
     return trace(lambda s, b, h, q, k: s + SLOPES[h] * (q - k), "score_mod")
 
 
+def two_comparisons():
+    asked = trace(lambda b, h, q, k: (DOCUMENTS[q] < OTHERS[k]) & (OTHERS[q] > DOCUMENTS[k]), "mask_mod")
+    return MaskForm(1, predicate=text_of(asked, SIZES))
+
+
 def check_that_nothing_spills(spec):
     report = inspect(compile(spec))
     assert (report.spill_bytes, report.warnings) == (0, ())
@@ -39,9 +44,12 @@ def check_that_nothing_spills(spec):
 
 @pytest.mark.parametrize("dims", [(128, 128), (192, 128)])
 def test_forwards_that_ask_a_predicate_keep_all_in_registers(dims):
-    asked = trace(lambda b, h, q, k: (DOCUMENTS[q] < OTHERS[k]) & (OTHERS[q] > DOCUMENTS[k]), "mask_mod")
-    mask = MaskForm(1, predicate=text_of(asked, SIZES))
-    check_that_nothing_spills(ForwardSpec(head_dim=dims[0], head_dim_v=dims[1], mask=mask, tile=fwd.graph_tile(*dims)))
+    mask, tile = two_comparisons(), fwd.graph_tile(*dims)
+    check_that_nothing_spills(ForwardSpec(head_dim=dims[0], head_dim_v=dims[1], mask=mask, tile=tile))
+
+
+def test_a_backward_that_asks_a_predicate_keeps_all_in_registers():
+    check_that_nothing_spills(BackwardSpec(mask=two_comparisons(), tile=bwd.default_tile(128, 128)))
 
 
 @pytest.mark.parametrize(("score_mod", "learns"), [(distance, True), (distance, False), (alibi, True)])

@@ -2,16 +2,27 @@
 
 import pytest
 import torch
-from test_score_mods_backward import check, every_kind_of_read
+from test_score_mods_backward import check, every_kind_of_read, in_one_order
 
 from cute_attn import BlockMask, backend, create_block_mask, create_mask
 
 SIGNS = torch.randn(300, generator=torch.Generator().manual_seed(1))
+PAIRS = torch.rand(300, 300, generator=torch.Generator().manual_seed(2)) > 0.5
 KEEP = torch.rand(2, 4, 300, generator=torch.Generator().manual_seed(0)) > 0.5
 
 
 def dilated(b, h, q, k):
     return (q - k) % 3 == 0
+
+
+def compared_twice(b, h, q, k):
+    """Reads two elements of a row."""
+    return (SIGNS[q] * SIGNS[k] < 0.5) & (SIGNS[299 - q] * SIGNS[k] > -1.0)
+
+
+def listed(b, h, q, k):
+    """Reads an element for every pair."""
+    return PAIRS[q, k]
 
 
 def of_heads(b, h, q, k):
@@ -46,6 +57,22 @@ def test_pairs_that_a_predicate_leaves_and_no_others_have_gradients():
     mask, attended = thinned(dilated, None, None, 130, 300)
     with backend("sim"):
         check(mask, lambda c: None, attended=attended)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "seed"), [("eager", 0), ("late", 0), ("random", 1)])
+def test_a_predicate_asked_while_the_products_run(mode, seed):
+    """As at head_dim 128, where what it reads of the rows would overfill the registers."""
+    mask, attended = thinned(compared_twice, None, None, 70, 140)
+    with backend("sim", mode=mode, seed=seed):
+        check(mask, lambda c: None, attended=attended, dims=(128, 128))
+
+
+@pytest.mark.slow
+def test_pairs_of_full_blocks_are_attended_whatever_a_predicate_said_while_the_products_ran():
+    mask, attended = with_certain_blocks(listed, 170, 160)
+    with backend("sim"):
+        check(mask, in_one_order, attended=attended, dims=(128, 128))
 
 
 @pytest.mark.slow

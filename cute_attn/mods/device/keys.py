@@ -164,6 +164,13 @@ class TileGraph:
 class TilePredicate(TileGraph):
     """What thins a mask."""
 
+    @property
+    def reads_of_rows(self) -> int:
+        """How many elements of captured tensors it reads for a row and both keys."""
+        e = self.evaluator
+        reads = [of for node, of in zip(e.graph.nodes, e.inputs, strict=True) if node.action == "load" and "q" in of]
+        return sum(2 if "kv" in of else 1 for of in reads)
+
     def holds(self, key: int, column: Scopes) -> Any:
         """Whether a row attends a key, 0 or 1, as far as it goes."""
         return self.evaluator.value(self.evaluator.graph.outputs[0], self.scopes[key] | column | {ELEMENT: {}})
