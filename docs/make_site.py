@@ -97,18 +97,20 @@ def reference_page(title: str, guides: list[str], modules: dict[str, str]) -> st
 
 def moved(text: str, path: str) -> str:
     """A page with its links as they are in the site: to places there, named by titles in the place of file names; links
-    to sources become their words."""
+    to sources become their words. Raises SystemExit for a link to a file that is not there."""
     place = posixpath.dirname(PAGES[path]) or "."
 
     def replaced(match: re.Match[str]) -> str:
         words, target, anchor = match.groups()
         there = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
+        if not (ROOT / there).exists():  # the generator tells of pages alone
+            raise SystemExit(f"{path}: a link leads to {target}, which is not there")
         if there in PAGES:
             words = title_of(there) if posixpath.basename(words) == posixpath.basename(there) else words
             return f"[{words}]({posixpath.relpath(PAGES[there], place)}{anchor or ''})"
         if there.startswith("docs/images/"):
             return f"![{words}]({posixpath.relpath(there.removeprefix('docs/'), place)})"
-        return words if (ROOT / there).exists() else match[0]  # the generator tells of the latter
+        return words
 
     return LINK.sub(replaced, text)
 

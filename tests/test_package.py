@@ -173,6 +173,7 @@ def test_arguments_are_refused_by_name(tmp_path):
         (("--layout", "kernels", "--output", tmp_path), "--output must be new or empty, got .*, which has notes.txt"),
         (("--layout", "wheel", "--output", tmp_path), "'--layout': 'wheel' is not .*kernels"),
         (("--output", tmp_path), "Missing option '--layout'.*kernels"),
+        (("--layout", "kernels", "--output", PACKAGE / "hub"), "--output must lie outside of the library.*hub"),
         (("--layout", "kernels"), "Missing option '--output'"),
     ):
         code, output = package(*arguments)

@@ -46,13 +46,18 @@ def test_the_reference_shows_every_public_name(module):
         ("docs/api.md", "[time](../benchmarks/results/mask_lookup.md)", "[time](benchmarks/results/mask_lookup.md)"),
         ("benchmarks/first_light/README.md", "[masks](../../docs/masks.md)", "[masks](../masks.md)"),
         ("docs/functions.md", "[mask_mods.py](mask_mods.py)", "mask_mods.py"),
-        ("docs/api.md", "[nowhere](nowhere.md)", "[nowhere](nowhere.md)"),
         ("docs/api.md", "[here](#autocast)", "[here](#autocast)"),
         ("docs/api.md", "[web](https://example.org/)", "[web](https://example.org/)"),
     ],
 )
 def test_links_lead_to_places_of_the_site(path, written, read):
     assert make_site.moved(written, path) == read
+
+
+@pytest.mark.parametrize("link", ["[x](nowhere.md)", "[x](../benchmarks/nowhere.py)", "![x](images/nowhere.png)"])
+def test_a_link_to_a_file_that_is_not_there_ends_the_build(link):
+    with pytest.raises(SystemExit, match=r"docs/api\.md: a link leads to .*nowhere\.\w+, which is not there"):
+        make_site.moved(link, "docs/api.md")
 
 
 class Read(HTMLParser):

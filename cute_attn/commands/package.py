@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .files import Folder, NewFolder
-from .kernels_layout import write_kernels_layout
+from .kernels_layout import PACKAGE, write_kernels_layout
 
 __all__ = ["command"]
 
@@ -27,6 +27,8 @@ def command(layout: str, output: Path, bundle: Path | None) -> None:
     """
     if output.exists() and any(output.iterdir()):
         raise click.UsageError(f"--output must be new or empty, got {output}, which has {min(output.iterdir()).name}")
+    if output.resolve().is_relative_to(PACKAGE.resolve()):
+        raise click.UsageError(f"--output must lie outside of the library, which is copied, got {output}")
     for variant in write_kernels_layout(output, bundle):
         files = [path for path in variant.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)

@@ -53,6 +53,7 @@ def test_a_layer_without_a_mask_is_causal_if_it_says_so():
     check(inputs, None, torch.ones_like(CAUSAL), is_causal=False)
     check(inputs, None, CAUSAL & ~CAUSAL.tril(-3), sliding_window=3)
     check(tensors(rows=1), None, torch.ones(1, TOKENS, dtype=torch.bool))
+    check(tensors(rows=1), None, torch.arange(TOKENS)[None] >= TOKENS - 3, sliding_window=3)
     with pytest.raises(ValueError, match="attention_mask must say which keys"):
         attention_forward(LAYER, *tensors(rows=3), None)
 
@@ -154,6 +155,9 @@ def test_gradients_reach_the_sinks_in_their_dtype():
         ({"position_bias": torch.zeros(1)}, ValueError, "position_bias is not supported.*score_mod"),
         ({"cu_seq_lens_q": torch.tensor([0, 9])}, ValueError, "cu_seq_lens_q is not supported.*position_ids"),
         ({"block_table": torch.zeros(1)}, ValueError, "block_table is not supported.*continuous batching"),
+        ({"sliding_window": 3, "is_causal": False}, ValueError, "not causal.*got None and sliding_window=3"),
+        ({"sliding_window": 0}, ValueError, "sliding_window must be"),
+        ({"sliding_window": -1}, ValueError, "sliding_window must be"),
         ({"scaling": "x"}, TypeError, "scaling must be a number"),
         ({"softcap": -1.0}, ValueError, "softcap must be >= 0"),
         ({"s_aux": torch.zeros(3)}, ValueError, "sink of layout 'sh' must have shape"),

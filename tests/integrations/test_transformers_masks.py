@@ -1,5 +1,8 @@
 """Masks are intervals, and the pairs that transformers' own dense masks have."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from transformers import masking_utils as hf
@@ -128,6 +131,14 @@ def test_a_mask_of_the_users_own_is_carried_as_it_is():
     assert as_attention_mask(blocks).attended is blocks
     with pytest.raises(TypeError, match="mask must be an IntervalMask or a BlockMask of cute_attn, got"):
         as_attention_mask(torch.ones(4, 5))
+
+
+def test_a_carried_mask_is_printed_copied_and_pickled():
+    carried = as_attention_mask(IntervalMask.from_dense(torch.ones(4, 5).tril() > 0))
+    assert str(carried) == repr(carried) == f"LayerMask({carried.attended!r})"
+    for other in (copy.deepcopy(carried), pickle.loads(pickle.dumps(carried))):
+        assert other.shape == carried.shape
+        assert other.attended.equals(carried.attended)
 
 
 def test_masks_move_to_a_device_once():

@@ -8,7 +8,7 @@ import torch
 
 from ...checks import check_mask, check_qkv, check_scale, check_sink, check_softcap
 from ...mask import IntervalMask
-from ...mask.checks import shown
+from ...mask.checks import check_number, shown
 from ...mask.source import MaskSource
 from ...mods.block_mask import BlockMask
 from ...ops.attention_op import attention
@@ -89,14 +89,19 @@ def _without_mask(
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     rows, keys = q.shape[1], k.shape[1]
-    if not is_causal or rows == 1:
+    left = -1 if sliding_window is None else check_number("sliding_window", sliding_window, 1) - 1
+    if not is_causal:
+        if sliding_window is not None:
+            raise ValueError(
+                "attention_mask must say which keys a layer attends that is not causal and has a sliding_window, since "
+                f"models differ in what such a window is, got None and sliding_window={sliding_window}"
+            )
         return MaskSource("window")
-    if rows != keys:
+    if rows not in (1, keys):
         raise ValueError(
             f"attention_mask must say which keys a causal layer attends where there are {rows} queries and {keys} "
             "keys, got None"
         )
-    left = -1 if sliding_window is None else sliding_window - 1
     return MaskSource("window", window_left=left, window_right=0)
 
 

@@ -73,6 +73,12 @@ class LayerMask(TorchBlockMask):
     def __repr__(self) -> str:
         return f"LayerMask({self.attended!r})"
 
+    __str__ = __repr__  # PyTorch's reads blocks, which there are none of
+
+    def __reduce__(self) -> tuple[type[LayerMask], tuple[Any, ...]]:
+        batch, _, rows, keys = self.size
+        return LayerMask, (self.attended, batch, rows, keys)
+
 
 def as_attention_mask(mask: IntervalMask | BlockMask) -> Any:
     """A mask of the user's own as the attention_mask of a model under `attn_implementation="cute_attn"`, which all of
