@@ -185,6 +185,11 @@ def _refuse_other_masks(q_ranges: object) -> None:
             "q_ranges must be ranges or an IntervalMask, got a BlockMask: cute_attn.flex_attention takes it, and where "
             "it is intervals, `intervals` of cute_attn's is one"
         )
+    if type(q_ranges).__name__ == "IntervalMask":
+        raise TypeError(
+            "q_ranges must be ranges or an IntervalMask, got one of another copy of the library, "
+            f"{type(q_ranges).__module__}: make it by the mask module of {__name__.partition('.')[0]}"
+        )
     if callable(q_ranges):
         raise TypeError(
             f"q_ranges must be ranges or an IntervalMask, got a function: a mask_mod is no mask here; give {instead} "

@@ -275,6 +275,10 @@ def test_other_keywords_are_refused():
             create_block_mask(noop_mask, None, None, 12, 12, device="cpu"),
             r"got a BlockMask: cute_attn.flex_attention takes it",
         ),
+        (
+            type("IntervalMask", (), {"__module__": "other.mask"})(),
+            r"another copy .*, other\.mask: make it .* cute_attn",
+        ),
         ("causal", r"got 'causal': cute_attn.mask.from_spec\(name, seqlen_q, seqlen_k\) makes a mask"),
     ],
 )
