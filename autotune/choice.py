@@ -1,4 +1,4 @@
-"""Which candidates are looked at: those that the model likes best, of what can be had here."""
+"""Which candidates are looked at: those that are likeliest fast, of what can be had here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cute_attn.spec.operation import Spec
 from cute_attn.spec.tiles import Tile
 
 from .measure import EFFORTS
-from .model import MODELLED_SMS, predict
+from .model import MODELLED_SMS, guess
 from .problem import Problem
 from .profile import Profile, read_profile
 from .space import Refused, candidates
@@ -48,8 +48,8 @@ def choose_candidates(problem: Problem, effort: str, sms: int, why_not: str) -> 
 
 
 def preferred(problem: Problem, fitting: list[Tile], effort: str, sms: int = MODELLED_SMS) -> list[Tile]:
-    """The default and, as many as the effort looks at, those that the static model likes best before they compile."""
-    ranked = sorted((t for t in fitting if t != problem.default), key=lambda tile: predict(problem, tile, sms=sms))
+    """The default and, as many as the effort looks at, those that the guess of `model.py` likes best, in its order."""
+    ranked = sorted((t for t in fitting if t != problem.default), key=lambda tile: guess(problem, tile, sms))
     return [problem.default, *ranked[: EFFORTS[effort].candidates]]
 
 

@@ -42,8 +42,8 @@ def command(
 ) -> None:
     """The fastest tiles for given shapes: searched, measured, written where the kernels look them up.
 
-    Without a Hopper GPU the candidates are pruned, compiled and ranked by a static model; the defaults stay. Without a
-    compiler they are the tiles that bundles and the cache hold: see cute-attn build --candidates.
+    Without a Hopper GPU the candidates are pruned, compiled and ranked by predicted times; the defaults stay. Without
+    a compiler they are the tiles that bundles and the cache hold: see cute-attn build --candidates.
 
     \b
     cute-attn autotune --preset causal

@@ -8,30 +8,34 @@ from statistics import median
 
 from rich.table import Table
 
+from cute_attn.predict.machine import HELD_OUT
 from cute_attn.spec.tiles import Tile
 
-from .model import ASSUMPTIONS, UNKNOWN_SLOTS
+from .predicted import GPU
 from .tune import Tuning
 
 __all__ = ["NOT_MEASURED", "draw", "summary", "table", "unknown"]
 
 NOT_MEASURED = (
-    "Nothing was measured: there is no Hopper GPU here. The times below are those of a static model and the defaults "
-    f"stay. The model: {ASSUMPTIONS}."
+    "Nothing was measured: there is no Hopper GPU here. The times below are predicted by the model of cute-attn "
+    f"predict, for an {GPU}, and the defaults stay. Times closer than the error bar are in no known order. The model "
+    "cannot choose between numbers of stages, ping-pong or none, a stale or an exact maximum: it hardly sees them."
 )
 ROWS = 6  # of candidates in the table of a problem
 
 
 def table(tuning: Tuning) -> Table:
     """The candidates of a problem, best first."""
-    where = f"measured on {tuning.gpu}" if tuning.measured else "NOT measured, predicted by the static model of a GPU"
-    title = f"{tuning.problem}\n{where} with {tuning.sms} SMs"
+    where = f"measured on {tuning.gpu}" if tuning.measured else f"NOT measured, predicted for an {GPU}"
+    error = f"predictions were off by {HELD_OUT[tuning.problem.op]}"
+    title = f"{tuning.problem}\n{where} with {tuning.sms} SMs\n{error}"
     found = Table(title=title, title_justify="left", box=None)
-    for name in ("tile", "measured", "model", "registers", ""):
+    for name in ("tile", "measured", "predicted", "registers", ""):
         found.add_column(name, justify="left" if name in ("tile", "") else "right")
     seconds = _seconds(tuning)
-    for tile in sorted(seconds, key=lambda t: seconds[t])[:ROWS]:
-        predicted = tuning.predictions.get(tile)
+    shown = sorted(seconds, key=lambda t: seconds[t]) + ([] if tuning.measured else list(tuning.predictions.unknown))
+    for tile in shown[:ROWS]:
+        predicted = tuning.predictions.seconds.get(tile)
         found.add_row(
             str(tile),
             _microseconds(seconds[tile]) if tuning.measured else "-",
@@ -59,15 +63,14 @@ def summary(tuning: Tuning) -> str:
 
 
 def unknown(tuning: Tuning) -> str:
-    """Which candidates' loops are not known, why, and what the model takes in their place; "" if all are."""
-    profiles = {tile: profile for tile, profile in tuning.compiled.items() if not profile.loops}
-    if not profiles:
+    """Which candidates have no prediction, why, and where they stand; "" if all have one."""
+    without = tuning.predictions.unknown
+    if not without:
         return ""
-    why = "; ".join(dict.fromkeys(profile.unknown or "no loop has products" for profile in profiles.values()))
-    full, partial = UNKNOWN_SLOTS
     return (
-        f"loops unknown of {len(profiles)} of {len(tuning.compiled)} candidates ({why}), where the model takes {full} "
-        f"issue slots a tensor cycle of full tiles and {partial} of partial ones: {'; '.join(map(str, profiles))}"
+        f"no prediction of {len(without)} of {len(tuning.predictions.ranked)} candidates "
+        f"({'; '.join(dict.fromkeys(without.values()))}), which come last, in the order of the static guess by which "
+        f"candidates are chosen before they are compiled: {'; '.join(map(str, without))}"
     )
 
 
@@ -83,7 +86,7 @@ def draw(tunings: Sequence[Tuning], path: Path) -> None:
         colours = ["tab:green" if t == tuning.tile else "tab:blue" if tuning.measured else "silver" for t in tiles]
         axis.barh([str(t) for t in tiles], [seconds[t] * 1e6 for t in tiles], color=colours)
         axis.set_title(str(tuning.problem), fontsize=8, loc="left")
-        axis.set_xlabel("µs, median" if tuning.measured else "µs by the static model: nothing was measured", fontsize=8)
+        axis.set_xlabel("µs, median" if tuning.measured else "µs, predicted: nothing was measured", fontsize=8)
         axis.tick_params(labelsize=7)
     figure.savefig(path, dpi=120)
 
@@ -91,7 +94,7 @@ def draw(tunings: Sequence[Tuning], path: Path) -> None:
 def _seconds(tuning: Tuning) -> dict[Tile, float]:
     """The best that is known of each candidate: the final timing, the screening, without a GPU the prediction."""
     if not tuning.measured:
-        return tuning.predictions
+        return tuning.predictions.seconds
     times = {**tuning.timings.screening, **tuning.timings.final}
     return {tile: median(values) for tile, values in times.items()}
 

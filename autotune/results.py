@@ -17,9 +17,10 @@ from cute_attn.directories import cache_directory
 from cute_attn.errors import in_words
 from cute_attn.launch.tuned import table_path, tile_to_json
 from cute_attn.packages import versions_of
+from cute_attn.predict.machine import HELD_OUT
 
 from .files import write_json
-from .model import ASSUMPTIONS
+from .predicted import GPU
 from .tune import Tuning
 
 __all__ = ["metadata", "new_directory", "results_to_json", "table_of", "update_table", "write_results"]
@@ -39,7 +40,10 @@ def results_to_json(tunings: Sequence[Tuning], about: dict[str, Any]) -> dict[st
     return {
         "format": 1,
         "measured": any(tuning.measured for tuning in tunings),
-        "model": ASSUMPTIONS,
+        "predicted": {
+            "gpu": GPU,
+            "error": {op: asdict(HELD_OUT[op]) for op in sorted({t.problem.op for t in tunings})},
+        },
         "metadata": about,
         "problems": [_problem(tuning) for tuning in tunings],
     }
@@ -125,10 +129,11 @@ def _problem(tuning: Tuning) -> dict[str, Any]:
         "candidates": [
             {
                 "tile": tile_to_json(tile),
-                "profile": asdict(profile) if profile else None,
+                "profile": profile.to_json() if profile else None,
                 "built_before": tile in tuning.held,
                 "compile_seconds": tuning.compile_seconds.get(tile),
-                "predicted_seconds": tuning.predictions.get(tile),
+                "predicted_seconds": tuning.predictions.seconds.get(tile),
+                "not_predicted": tuning.predictions.unknown.get(tile),
                 "screening_seconds": timings.screening.get(tile, []),
                 "final_seconds": timings.final.get(tile, []),
                 "failed": timings.failed.get(tile),

@@ -14,7 +14,8 @@ from cute_attn.spec.tiles import Tile
 
 from .choice import choose_candidates, why_nothing_compiles
 from .measure import EFFORTS, Device, Timings, choose, measure
-from .model import MODELLED_SMS, predict
+from .model import MODELLED_SMS
+from .predicted import Predictions, predictions_of
 from .problem import Problem
 from .profile import Profile, compile_profile
 from .space import Refused
@@ -40,7 +41,7 @@ class Tuning:
     so many sms, are all there is.
     tile: the winner. refused: before compiling. compiled: profiles. held: those among them that were built before.
     rejected: after compiling, with the reason. left: not compiled, being beyond the effort or the budget, or because of
-    why_not: why nothing can be compiled here. predictions: seconds by the static model, best first.
+    why_not: why nothing can be compiled here. predictions: of what may run, in whose order it is measured.
     """
 
     problem: Problem
@@ -55,7 +56,7 @@ class Tuning:
     compile_seconds: dict[Tile, float] = field(default_factory=dict)
     rejected: list[Refused] = field(default_factory=list)
     left: list[Tile] = field(default_factory=list)
-    predictions: dict[Tile, float] = field(default_factory=dict)
+    predictions: Predictions = field(default_factory=Predictions)
     timings: Timings = field(default_factory=Timings)
 
     @property
@@ -85,8 +86,8 @@ def tune(
     candidates.
 
     Args:
-        device: what measures; None prunes, compiles and ranks by the static model, and keeps the default.
-        effort: "quick" compiles the candidates that the static model likes best, "full" all of them.
+        device: what measures; None prunes, compiles and ranks by predicted times, and keeps the default.
+        effort: "quick" compiles the default and the candidates that are likeliest fast, "full" all of them.
         budget: seconds for the problem, of which half may go into compiling; the default is always served.
         workers: compiles at a time. compiler, now: in the place of the real ones, for tests.
 
@@ -108,14 +109,13 @@ def tune(
     for tile in [t for t in tuning.compiled if t != problem.default]:
         if reason := tuning.compiled[tile].refusal:
             tuning.rejected.append(Refused(tile, reason))
-    runnable = [tile for tile in tuning.compiled if not _is_rejected(tuning, tile)]
-    predictions = {tile: predict(problem, tile, tuning.compiled[tile], sms) for tile in runnable}
-    tuning.predictions = dict(sorted(predictions.items(), key=lambda item: item[1]))
+    runnable = [tile for tile in choice.tiles if tile in tuning.compiled and not _is_rejected(tuning, tile)]
+    tuning.predictions = predictions_of(problem, runnable, tuning.compiled, sms)
     if device is None:
         return tuning
     events.begin(f"measuring {problem.op}", len(runnable))
     deadline = None if budget is None else device.now() + max(0.0, start + budget - now())
-    tuning.timings = measure(device, problem, list(tuning.predictions), EFFORTS[effort], deadline, events.step)
+    tuning.timings = measure(device, problem, tuning.predictions.ranked, EFFORTS[effort], deadline, events.step)
     return replace(tuning, tile=choose(problem.default, tuning.timings.final))
 
 

@@ -13,7 +13,7 @@ ALLOWED = {
     "cli": "",
     "commands": "cute_attn cli selftest dist ops predict profile launch jit sim mods mask spec",
     "selftest": "cute_attn ops launch jit mods mask spec decode_reference reference",
-    "autotune": "cli profile launch jit mask spec",
+    "autotune": "cli predict profile launch jit mask spec",
     "predict": "profile launch mask spec",
     "profile": "launch jit mask spec",
     "integrations": "ops checks mods mask",

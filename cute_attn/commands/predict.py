@@ -122,11 +122,7 @@ def _table(found: Prediction, call: Call, gpu: str, error: Error) -> Table:
     table.add_row(
         "predicted, not measured", f"{found.seconds * 1e3:.3g} ms, {found.tflops:.0f} TFLOP/s on one {gpu.upper()}"
     )
-    table.add_row(
-        "error bar",
-        f"{error.mean:.0%} on average and {error.worst:.0%} at worst, over {error.rows} measured times of other "
-        f"kernels on an H200 that the model was not fitted on",
-    )
+    table.add_row("error bar", str(error))
     if found.besides > 0.01 * found.seconds:
         table.add_row("of which", f"{found.besides * 1e3:.3g} ms in launches and the kernels before and after")
     table.add_row("clock", f"{found.clock / 1e9:.2f} GHz, of a call that is repeated ten times")

@@ -118,7 +118,7 @@ def test_a_bundle_without_profiles_is_measured_and_the_report_says_what_is_unkno
     bundle.load_bundle(root)
     tuning = tune(PROBLEM, FakeGpu())
     assert len(tuning.timings.screening) == len(tuning.held) == 9
-    assert f"loops unknown of 9 of 9 candidates ({root} holds its kernel without a profile" in unknown(tuning)
+    assert f"no prediction of 9 of 9 candidates ({root} holds its kernel without a profile" in unknown(tuning)
     assert f"0 compiled, 9 built before, 0 rejected after (spills, serialised products, errors), {len(tuning.left)} " \
         f"not compiled ({NO_COMPILER})" in summary(tuning)  # fmt: skip
 
@@ -213,5 +213,6 @@ def test_a_bundle_of_real_candidates_is_tuned_over_where_there_is_no_compiler(tm
     assert [outcome.error for outcome in outcomes] == ["", ""]
     found = [read_profile(root, cache.entry_path(spec, root).name) for spec in (default, other)]
     assert all(found)
-    write_profile(root, cache.entry_path(other, root).name, Profile(168, 0))  # whatever the assembler said of it
+    unread = Profile(168, 0, unknown="not read")  # whatever the assembler said of it
+    write_profile(root, cache.entry_path(other, root).name, unread)
     assert tuned_in_a_bare_process(root, "fwd") == [2, 2]

@@ -15,6 +15,7 @@ from autotune.problem import Problem, load_shapes
 from autotune.profile import Profile
 from autotune.ranks import decided_by_rank_0
 from cute_attn.launch import tuned
+from cute_attn.predict.machine import HELD_OUT
 from cute_attn.spec.tiles import TileConfig
 
 sys.path.append(str(Path(__file__).parent.parent / "dist"))
@@ -89,12 +90,19 @@ def test_without_a_gpu_it_says_plainly_that_nothing_was_measured_and_writes_no_t
     result, compiler = autotune(None)
     assert result.exit_code == 0, result.output
     assert "Nothing was measured: there is no Hopper GPU here." in result.output
-    assert "NOT measured, predicted by the static model of a GPU with 132 SMs" in result.output
-    assert "H200" not in result.output, "a GPU that is not here is not named"
+    said = " ".join(result.output.split())
+    assert "NOT measured, predicted for an H200 with 132 SMs" in said
+    for op in ("fwd", "bwd"):
+        assert f"predictions were off by {HELD_OUT[op]}" in said
+    assert "cannot choose between numbers of stages, ping-pong or none, a stale or an exact maximum" in said
+    assert "measured on" not in said
     assert "the default 128x128, 2 stages, ping-pong stays" in " ".join(result.output.split())
     assert compiler.specs
     assert results(tmp_path)["measured"] is False
-    assert "H200" not in json.dumps(results(tmp_path))
+    assert results(tmp_path)["predicted"]["gpu"] == "H200"
+    for candidate in (c for problem in results(tmp_path)["problems"] for c in problem["candidates"]):
+        assert candidate["predicted_seconds"] > 0
+        assert candidate["screening_seconds"] == candidate["final_seconds"] == []
     assert {problem["key"] for problem in results(tmp_path)["problems"]} == {None}
     assert not (tmp_path / "cache" / "tuned").exists()
 
@@ -121,15 +129,25 @@ def test_a_default_that_cannot_run_ends_with_a_message(autotune):
     assert "Error: the default tile 128x128, 2 stages, ping-pong cannot run" in result.stderr
 
 
-def test_the_report_says_which_loops_are_unknown_and_why(autotune, monkeypatch):
+def test_the_report_says_which_candidates_have_no_prediction_and_why(autotune, monkeypatch):
     def blind(spec):
         return Profile(168, 0, unknown="no nvdisasm") if spec.tile == TileConfig() else profile(spec)
 
     result, _ = autotune(None, profile=blind)
     said = " ".join(result.output.split())
-    assert "loops unknown of 1 of 9 candidates (no nvdisasm), where the model takes 0.35 issue slots" in said
-    assert "of partial ones: 128x128, 2 stages, ping-pong" in said
-    assert said.count("loops unknown") == 1, "all those of the backward are known"
+    assert "no prediction of 1 of 9 candidates (no nvdisasm), which come last" in said
+    assert "before they are compiled: 128x128, 2 stages, ping-pong" in said
+    assert said.count("no prediction") == 1, "all those of the backward have one"
+
+
+def test_without_any_prediction_the_report_ranks_by_none_and_says_so(autotune, tmp_path):
+    result, _ = autotune(None, profile=lambda spec: Profile(168, 0, unknown="no nvdisasm"))
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert said.count("no prediction of 9 of 9 candidates (no nvdisasm)") == 2
+    assert "128x128, 2 stages, ping-pong - - 168 default, chosen" in said
+    first = results(tmp_path)["problems"][0]["candidates"][0]
+    assert (first["predicted_seconds"], first["not_predicted"]) == (None, "no nvdisasm")
 
 
 def test_what_was_measured_is_written_before_the_next_problem_is_begun(autotune, tmp_path):

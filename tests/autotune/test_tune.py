@@ -4,13 +4,18 @@ from itertools import count
 from statistics import median
 
 import pytest
-from fake_gpu import FakeCompiler, FakeGpu, profile
+from fake_gpu import FakeCompiler, FakeGpu, loop, profile
 
 from autotune import PRESETS, Problem, tune
 from autotune.measure import EFFORTS, Lost, choose
-from autotune.model import predict
-from autotune.profile import Loop, Profile
+from autotune.model import guess
+from autotune.predicted import predictions_of
+from autotune.profile import Profile
 from autotune.space import candidates
+from cute_attn.predict.call import predict
+from cute_attn.predict.kernel import Code
+from cute_attn.predict.machine import H200
+from cute_attn.predict.ours import call_of
 from cute_attn.spec.operation import operation
 from cute_attn.spec.tiles import BackwardTile, TileConfig
 
@@ -79,15 +84,15 @@ def test_a_default_that_does_not_compile_ends_the_search():
         fake(compiler=FakeCompiler(refuse))
 
 
-def test_quick_compiles_the_few_that_the_model_likes_and_says_what_it_left():
+def test_quick_compiles_the_few_that_are_likeliest_fast_and_says_what_it_left():
     compiler = FakeCompiler()
     tuning = fake(compiler=compiler, effort="quick")
     kept, _ = candidates(FORWARD)
     assert compiler.specs[0].tile == DEFAULT
     assert len(compiler.specs) == 1 + EFFORTS["quick"].candidates
     assert {spec.tile for spec in compiler.specs} | set(tuning.left) == set(kept)
-    worst_taken = max(predict(FORWARD, spec.tile) for spec in compiler.specs[1:])
-    assert all(predict(FORWARD, tile) >= worst_taken for tile in tuning.left)
+    worst_taken = max(guess(FORWARD, spec.tile) for spec in compiler.specs[1:])
+    assert all(guess(FORWARD, tile) >= worst_taken for tile in tuning.left)
 
 
 def test_an_unknown_effort_is_refused():
@@ -194,33 +199,76 @@ def test_after_the_budget_no_candidate_is_begun_and_the_report_says_which():
 # ---------------------------------------------------------------- without a GPU
 
 
-def test_without_a_gpu_candidates_are_ranked_by_the_model_and_the_default_stays():
+def test_without_a_gpu_candidates_are_ranked_by_their_predicted_times_and_the_default_stays():
     tuning = fake(effort="full")
     assert not tuning.measured
     assert tuning.tile == DEFAULT
     assert tuning.speedup == 1.0
     assert not tuning.timings.screening
-    seconds = list(tuning.predictions.values())
+    seconds = list(tuning.predictions.seconds.values())
     assert seconds == sorted(seconds)
-    assert set(tuning.predictions) == set(tuning.compiled)
+    assert set(tuning.predictions.seconds) == set(tuning.compiled)
+    assert not tuning.predictions.unknown
 
 
-def test_the_model_charges_issue_slots_masked_tiles_and_the_busiest_multiprocessor():
-    lean, fat = (Profile(168, 0, (), (Loop(1000, slots),)) for slots in (300, 1500))
-    assert predict(FORWARD, DEFAULT, fat) > 1.3 * predict(FORWARD, DEFAULT, lean)
-    slow_mask = Profile(168, 0, (), (Loop(1000, 300), Loop(1000, 2000)))
-    assert predict(FORWARD, DEFAULT, slow_mask) > predict(FORWARD, DEFAULT, lean)
-    assert predict(FORWARD, DEFAULT, lean, sms=66) > 1.9 * predict(FORWARD, DEFAULT, lean, sms=132)
-    one = Problem(heads_q=1, heads_k=1, seqlen_q=128, seqlen_k=4096, mask="full")
-    assert predict(one, DEFAULT, lean, sms=132) == predict(one, DEFAULT, lean, sms=1), "one item keeps one busy"
+@pytest.mark.parametrize("problem", [FORWARD, BACKWARD], ids=["forward", "backward"])
+def test_a_prediction_is_that_of_cute_attn_predict_on_the_candidates_own_code(problem):
+    found = fake(problem=problem).predictions.seconds
+    for tile in list(found)[:2]:
+        spec = problem.spec(tile)
+        call = call_of(spec, profile(spec).code, problem.intervals(), (problem.heads_q, problem.heads_k))
+        assert found[tile] == predict(call, H200).seconds
 
 
-def test_the_model_knows_the_peak():
-    """Full attention takes no less than its products at the peak rate, 2048 multiply-adds a cycle and SM."""
+def test_a_candidate_whose_code_takes_longer_is_ranked_behind():
+    slow = FORWARD.spec(FAST)
+
+    def some_slow(spec):
+        return Profile(168, 0, (), Code((loop(4096, 9000),))) if spec == slow else profile(spec)
+
+    assert list(fake(compiler=FakeCompiler(some_slow), effort="full").predictions.seconds)[-1] == FAST
+
+
+def test_what_the_model_does_not_tell_apart_stays_as_it_was_tried_the_default_first():
+    tiles = [DEFAULT, TileConfig(stages=4), TileConfig(stages=8), TileConfig(ping_pong=False)]
+    profiles = {tile: profile(FORWARD.spec(tile)) for tile in tiles}
+    for order in (tiles, tiles[::-1]):
+        found = predictions_of(FORWARD, order, profiles, 132)
+        assert len(set(found.seconds.values())) == 1
+        assert found.ranked == order
+    assert fake(effort="full").predictions.ranked[0] == DEFAULT
+
+
+def test_candidates_without_a_prediction_come_last_with_the_reason_and_are_measured_all_the_same():
+    def blind(spec):
+        return Profile(168, 0, unknown="no nvdisasm") if spec.tile in (DEFAULT, FAST) else profile(spec)
+
+    tuning = fake(FakeGpu({FAST: 50e-6}), compiler=FakeCompiler(blind), effort="full")
+    assert tuning.predictions.unknown == {DEFAULT: "no nvdisasm", FAST: "no nvdisasm"}
+    assert tuning.predictions.ranked[-2:] == [DEFAULT, FAST]
+    assert tuning.tile == FAST
+
+
+def test_a_call_that_the_model_does_not_lay_out_is_tuned_without_predictions():
+    many = Problem(op="fwd", batch=1 << 20, heads_q=1, heads_k=1, seqlen_q=512, seqlen_k=512)
+    found = predictions_of(many, [DEFAULT], {DEFAULT: profile(many.spec(DEFAULT))}, 132)
+    assert found.seconds == {}
+    assert "at most 2097152 are laid out" in found.unknown[DEFAULT]
+
+
+def test_fewer_multiprocessors_take_longer():
+    profiles = {DEFAULT: profile(FORWARD.spec(DEFAULT))}
+    whole, half = (predictions_of(FORWARD, [DEFAULT], profiles, count).seconds[DEFAULT] for count in (132, 66))
+    assert 1.5 * whole < half < 2.5 * whole
+
+
+def test_the_guess_before_compiling_knows_the_peak_and_the_busiest_multiprocessor():
+    """Full attention takes no less than its products at the peak rate, 2048 multiply-adds a cycle of each SM."""
     problem = Problem(mask="full", seqlen_q=4096, seqlen_k=4096)
-    flops = 4 * 4096 * 4096 * problem.heads_q * problem.head_dim
-    peak = 132 * 2048 * 2 * 1.755e9
-    assert flops / peak <= predict(problem, DEFAULT) <= 2 * flops / peak
+    peak = 2 * 4096 * 4096 * problem.heads_q * problem.head_dim / (132 * 2048)
+    assert peak <= guess(problem, DEFAULT) <= 2 * peak
+    one = Problem(heads_q=1, heads_k=1, seqlen_q=128, seqlen_k=4096, mask="full")
+    assert guess(one, DEFAULT, sms=132) == guess(one, DEFAULT, sms=1), "one item keeps one busy"
 
 
 def test_presets_are_valid_and_cover_both_operations():

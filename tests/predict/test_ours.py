@@ -1,10 +1,12 @@
 """Our kernels as calls: the items that their schedules have."""
 
+import numpy as np
 import pytest
 import torch
 
 from cute_attn.launch.shapes import spec_for
 from cute_attn.mask import IntervalMask, from_spec
+from cute_attn.predict.chip import makespan, makespan_in_turns
 from cute_attn.predict.kernel import Code, Loop, Step
 from cute_attn.predict.ours import call_of
 
@@ -40,6 +42,28 @@ def test_turns_begin_with_the_last_key_tile_and_name_sums_of_every_head():
     assert [len(sums) for sums in found.sums] == (found.partial + found.full).tolist()
     assert sorted(set(found.sums[0] % 16)) == [14, 15]
     assert max(int(sums.max()) for sums in found.sums) == 16 * HEADS[0] * BATCH - 1
+
+
+def test_under_a_causal_mask_items_find_their_turns_in_step():
+    sums = call("bwd", deterministic=True).sums
+    longest = 16 * HEADS[0] // HEADS[1]
+    for addition in (0.0, 1.0):
+        assert makespan_in_turns(sums, 1.0, 0.0, addition, len(sums)) == longest
+
+
+def test_under_a_full_mask_each_key_tile_waits_for_those_behind_it():
+    sums = call("bwd", "full", deterministic=True).sums
+    for addition in (0.0, 1.0):
+        assert makespan_in_turns(sums, 1.0, 0.0, addition, len(sums)) == 16 * HEADS[0] // HEADS[1] + 7 * addition
+
+
+@pytest.mark.parametrize("mask", ["causal", "full", "sliding_window:left=255,right=0"])
+def test_turns_never_save_time_and_the_work_bounds_them(mask):
+    sums = call("bwd", mask, deterministic=True).sums
+    steps = np.array([len(numbers) for numbers in sums], dtype=float)
+    without = makespan(steps, 3, strided=False)
+    for addition in (0.0, 0.5, 1.0):
+        assert without <= makespan_in_turns(sums, 1.0, 0.0, addition, 3) <= steps.sum() * (1 + addition)
 
 
 def test_flop_are_those_of_attended_pairs():
