@@ -92,13 +92,14 @@ def command(
     found = predict(call, GPUS[gpu])
     error = HELD_OUT["deterministic" if deterministic else op]
     if png is not None:
-        draw_png(found.play, png, f"Predicted, not measured: {op}, head_dim {dims[0]}/{dims[1]}, full tiles")
+        draw_png(found.play, png, f"Predicted, not measured: {op}, head_dim {dims[0]}/{dims[1]}, loads always there")
     if as_json:
         click.echo(json.dumps(_json(found, gpu, error), indent=1))
         return
     console = Console()
     console.print(str(spec), highlight=False)
     console.print(_table(found, call, gpu, error))
+    click.echo("a few tiles, as if their loads were always there:")
     click.echo(draw_text(found.play))
     if png is not None:
         click.echo(f"picture: {png}")

@@ -46,6 +46,7 @@ def test_it_says_that_it_predicts_and_how_far_it_may_be_off(run):
     said = " ".join(run("--seqlen", "2Ki").split())
     assert "predicted, not measured" in said
     assert f"{HELD_OUT['fwd'].mean:.0%} on average and {HELD_OUT['fwd'].worst:.0%} at worst" in said
+    assert "as if their loads were always there" in said
     assert "warpgroup 2" in said
 
 
