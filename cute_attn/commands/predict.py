@@ -92,13 +92,14 @@ def command(
     found = predict(call, GPUS[gpu])
     error = HELD_OUT["deterministic" if deterministic else op]
     if png is not None:
-        draw_png(found.play, png, f"Predicted, not measured: {op}, head_dim {dims[0]}/{dims[1]}, full tiles")
+        draw_png(found.play, png, f"Predicted, not measured: {op}, head_dim {dims[0]}/{dims[1]}, loads always there")
     if as_json:
         click.echo(json.dumps(_json(found, gpu, error), indent=1))
         return
     console = Console()
     console.print(str(spec), highlight=False)
     console.print(_table(found, call, gpu, error))
+    click.echo("a few tiles, as if their loads were always there:")
     click.echo(draw_text(found.play))
     if png is not None:
         click.echo(f"picture: {png}")
@@ -112,6 +113,7 @@ def _json(found: Prediction, gpu: str, error: Error) -> dict[str, object]:
         "tflops": found.tflops,
         "clock_ghz": found.clock / 1e9,
         "binds": found.binds,
+        "at_tiles": found.at_tiles,
         "shares": found.shares,
         "error": asdict(error),
     }
@@ -127,7 +129,8 @@ def _table(found: Prediction, call: Call, gpu: str, error: Error) -> Table:
         table.add_row("of which", f"{found.besides * 1e3:.3g} ms in launches and the kernels before and after")
     table.add_row("clock", f"{found.clock / 1e9:.2f} GHz, of a call that is repeated ten times")
     table.add_row("binds", found.binds)
-    table.add_row("busy", ", ".join(f"{name} {share:.0%}" for name, share in found.shares.items()))
+    table.add_row("at tiles", f"{found.at_tiles:.0%} of the call, of all multiprocessors")
+    table.add_row("busy in a tile", ", ".join(f"{name} {share:.0%}" for name, share in found.shares.items()))
     table.add_row(
         "items", f"{len(call.partial):,}, with {call.partial.sum():,} partial and {call.full.sum():,} full tiles"
     )

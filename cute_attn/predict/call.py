@@ -51,15 +51,17 @@ class Call:
 class Prediction:
     """seconds: of a call, of which `besides` in kernels before and after the main one. clock: Hz.
 
-    shares: of the cycles of a tile, full if most are, in which each resource is occupied. binds: the one that is
-    occupied most, or "waiting" where none is for BINDING of them. play: a few such tiles, from a standing start and
-    with loads that are always there.
+    at_tiles: share of the call that the multiprocessors spend at tiles; the rest is launches, the way from one item to
+    the next, turns, and multiprocessors that have no item left. shares: of the cycles of a tile, full if most are, in
+    which each resource is occupied. binds: the one that is occupied most, or "waiting" where none is for BINDING of
+    them. play: a few such tiles, from a standing start and with loads that are always there.
     """
 
     seconds: float
     besides: float
     clock: float
     tflops: float
+    at_tiles: float
     shares: dict[str, float]
     binds: str
     play: Play
@@ -69,12 +71,10 @@ def predict(call: Call, machine: Machine) -> Prediction:
     """The time of a call."""
     partial, full = (_pass(call, loop, machine) for loop in (call.code.partial, call.code.full))
     item = machine.item + call.item_bytes / machine.l2 + max(0.0, full.fill)
+    at_tiles = float(call.partial.sum() * partial.tile + call.full.sum() * full.tile)
     if len(call.sums):
-        tiles = call.partial.sum() + call.full.sum()
-        step = (call.partial.sum() * partial.tile + call.full.sum() * full.tile) / max(tiles, 1)
-        cycles = makespan_in_turns(
-            call.sums, float(step) + machine.ordered, item, machine.addition, machine.multiprocessors
-        )
+        step = at_tiles / max(int(call.partial.sum() + call.full.sum()), 1)
+        cycles = makespan_in_turns(call.sums, step + machine.ordered, item, machine.addition, machine.multiprocessors)
     else:
         items = item + call.partial * partial.tile + call.full * full.tile
         cycles = makespan(items, machine.multiprocessors, call.strided)
@@ -92,12 +92,14 @@ def predict(call: Call, machine: Machine) -> Prediction:
     typical = full if call.full.sum() * full.tile >= call.partial.sum() * partial.tile else partial
     shares = {name: busy * cycles / hz / main for name, busy in typical.shares.items()}
     shares["memory"] = call.moved / memory / main
+    at_tiles /= machine.multiprocessors * hz * seconds
     most = max(shares, key=shares.__getitem__)
     return Prediction(
         seconds,
         besides,
         hz,
         call.flop / seconds / 1e12,
+        at_tiles,
         shares,
         most if shares[most] > BINDING else "waiting",
         typical.play,

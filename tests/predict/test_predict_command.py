@@ -46,13 +46,21 @@ def test_it_says_that_it_predicts_and_how_far_it_may_be_off(run):
     said = " ".join(run("--seqlen", "2Ki").split())
     assert "predicted, not measured" in said
     assert f"{HELD_OUT['fwd'].mean:.0%} on average and {HELD_OUT['fwd'].worst:.0%} at worst" in said
+    assert "% of the call, of all multiprocessors" in said
+    assert "as if their loads were always there" in said
     assert "warpgroup 2" in said
+
+
+def test_one_token_keeps_no_multiprocessor_busy(run):
+    found = json.loads(run("--seqlen", "1", "--json"))
+    assert found["at_tiles"] < 0.1
 
 
 def test_json_has_the_time_what_binds_and_the_error_bar(run):
     found = json.loads(run("--op", "bwd", "--seqlen", "2Ki", "--deterministic", "--json"))
     assert found["predicted"] is True
     assert found["milliseconds"] > 0
+    assert 0 < found["at_tiles"] < 1
     assert found["error"]["rows"] == HELD_OUT["deterministic"].rows
     assert run.specs[0].deterministic
 
