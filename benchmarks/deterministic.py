@@ -16,15 +16,13 @@ from typing import Any
 import numpy as np
 from common import save
 
-from cute_attn.jit.obtain import obtain
 from cute_attn.launch.shapes import spec_for
 from cute_attn.mask import from_spec
+from cute_attn.predict import ours
 from cute_attn.predict.call import predict
-from cute_attn.predict.kernel import Code, embedded_cubin, read
 from cute_attn.predict.machine import H200
-from cute_attn.predict.ours import call_of
-from cute_attn.spec.operation import Spec
 
+code_of = functools.cache(ours.code_of)
 VALIDATION = Path(__file__).parent / "results" / "predict.json"  # of predict.py
 TOKENS, HEAD_DIM, HEADS_Q, HEADS_K = 8192, 128, 32, (8, 32)
 MASKS = {
@@ -35,15 +33,10 @@ MASKS = {
 }
 
 
-@functools.cache
-def code_of(spec: Spec) -> Code:
-    return read(embedded_cubin(obtain(spec).shared_object))
-
-
 def row(name: str, heads_k: int) -> dict[str, object]:
     mask = from_spec(MASKS[name], TOKENS)
     specs = [spec_for("bwd", "bf16", HEAD_DIM, HEAD_DIM, mask, deterministic=turns) for turns in (False, True)]
-    calls = [call_of(spec, code_of(spec), mask, (HEADS_Q, heads_k)) for spec in specs]
+    calls = [ours.call_of(spec, code_of(spec), mask, (HEADS_Q, heads_k)) for spec in specs]
     without, with_turns = (predict(call, H200).seconds * 1e3 for call in calls)
     waiting = predict(calls[1], replace(H200, ordered=0.0)).seconds * 1e3
     return {

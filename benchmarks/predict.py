@@ -22,16 +22,15 @@ import numpy as np
 from common import save
 from flash_attention_4 import VERSION, Row, call_of, compiled
 
-from cute_attn.jit.obtain import obtain
 from cute_attn.launch.shapes import spec_for
 from cute_attn.mask import from_spec
 from cute_attn.predict import ours
 from cute_attn.predict.call import Call, predict
-from cute_attn.predict.kernel import Code, embedded_cubin, read
+from cute_attn.predict.kernel import Code
 from cute_attn.predict.machine import FITTED, H200, SOURCES, Machine
-from cute_attn.spec.operation import Spec
 from cute_attn.spec.tiles import TileConfig
 
+code_of = functools.cache(ours.code_of)
 FOLDER = Path(__file__).parent
 MEASURED, PROFILES = FOLDER / "h200_peers.csv", FOLDER / "results" / "flash_attention_4_profiles.json"
 WINDOW, OTHER_WINDOW = 129, 128  # keys of a row under sliding_window_size 128: itself and 128 before, or 127
@@ -175,11 +174,6 @@ def beside(rows: Sequence[tuple[Row, Call]], machine: Machine = H200) -> list[di
             }
         )
     return table
-
-
-@functools.cache
-def code_of(spec: Spec) -> Code:
-    return read(embedded_cubin(obtain(spec).shared_object))
 
 
 def our_call(row: Row) -> Call:

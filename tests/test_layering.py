@@ -14,7 +14,7 @@ ALLOWED = {
     "commands": "cute_attn cli selftest dist ops predict profile launch jit sim mods mask spec",
     "selftest": "cute_attn ops launch jit mods mask spec decode_reference reference",
     "autotune": "cli predict profile launch jit mask spec",
-    "predict": "profile launch mask spec",
+    "predict": "profile launch jit mask spec",
     "profile": "launch jit mask spec",
     "integrations": "ops checks mods mask",
     "modules": "ops checks mask reference",

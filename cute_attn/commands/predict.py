@@ -11,13 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ..jit.compiler import needs_compiler
-from ..jit.obtain import obtain
 from ..launch.tiles import default_tile
 from ..mask import from_spec
 from ..predict.call import Call, Prediction, predict
-from ..predict.kernel import embedded_cubin, read
 from ..predict.machine import GPUS, HELD_OUT, Error
-from ..predict.ours import OPERATIONS, call_of
+from ..predict.ours import OPERATIONS, call_of, code_of
 from ..predict.picture import draw_png, draw_text
 from ..profile.sass import disassembler
 from ..spec.operation import operation
@@ -87,7 +85,7 @@ def command(
     fields = {"softmax": softmax, "deterministic": deterministic}
     spec = spec_under(row, dtype, dims, mask, seqlen, config, False, fields)
     with needs_compiler():
-        code = read(embedded_cubin(obtain(spec).shared_object))
+        code = code_of(spec)
     call = call_of(spec, code, intervals, (heads_q, heads_k), batch)
     found = predict(call, GPUS[gpu])
     error = HELD_OUT["deterministic" if deterministic else op]

@@ -71,9 +71,9 @@ def predict(call: Call, machine: Machine) -> Prediction:
     """The time of a call."""
     partial, full = (_pass(call, loop, machine) for loop in (call.code.partial, call.code.full))
     item = machine.item + call.item_bytes / machine.l2 + max(0.0, full.fill)
-    at_tiles = float(call.partial.sum() * partial.tile + call.full.sum() * full.tile)
+    of_tiles = float(call.partial.sum() * partial.tile + call.full.sum() * full.tile)
     if len(call.sums):
-        step = at_tiles / max(int(call.partial.sum() + call.full.sum()), 1)
+        step = of_tiles / max(int(call.partial.sum() + call.full.sum()), 1)
         cycles = makespan_in_turns(call.sums, step + machine.ordered, item, machine.addition, machine.multiprocessors)
     else:
         items = item + call.partial * partial.tile + call.full * full.tile
@@ -92,14 +92,13 @@ def predict(call: Call, machine: Machine) -> Prediction:
     typical = full if call.full.sum() * full.tile >= call.partial.sum() * partial.tile else partial
     shares = {name: busy * cycles / hz / main for name, busy in typical.shares.items()}
     shares["memory"] = call.moved / memory / main
-    at_tiles /= machine.multiprocessors * hz * seconds
     most = max(shares, key=shares.__getitem__)
     return Prediction(
         seconds,
         besides,
         hz,
         call.flop / seconds / 1e12,
-        at_tiles,
+        of_tiles / (machine.multiprocessors * hz * seconds),
         shares,
         most if shares[most] > BINDING else "waiting",
         typical.play,

@@ -30,12 +30,9 @@ class Span:
 
 @dataclass(frozen=True)
 class Play:
-    """cycles: until the last warpgroup was through. busy: cycles in which each resource was occupied. waits: of all
-    warpgroups together, by what they waited for. spans: for a picture."""
+    """cycles: until the last warpgroup was through. spans: for a picture."""
 
     cycles: float
-    busy: dict[str, float]
-    waits: dict[str, float]
     spans: tuple[Span, ...]
 
 
@@ -67,8 +64,6 @@ def play(passes: Sequence[Sequence[Step]], warpgroups: int, machine: Machine, se
     groups = [_Warpgroup(number, steps) for number in range(warpgroups)]
     groups[0].turns = 1
     now, spans = 0.0, []
-    busy = dict.fromkeys((*PIPES, "tensor", "reduction"), 0.0)
-    waits: dict[str, float] = {}
     while True:
         while sum(_advance(group, groups, now, machine, sent_bytes) for group in groups):
             pass
@@ -86,10 +81,6 @@ def play(passes: Sequence[Sequence[Step]], warpgroups: int, machine: Machine, se
         if not ends:
             raise RuntimeError(f"the model is stuck: {[(group.at, group.waiting) for group in groups]}")
         step = max(min(ends), _TINY)
-        for pipe, name in enumerate(PIPES):
-            busy[name] += step * pace * load[pipe]
-        busy["tensor"] += step * (first is not None)
-        busy["reduction"] += step * bool(sending)
         for group in running:
             group.left = max(0.0, group.left - step * pace / group.alone)
             spans.append(Span(group.number, "run", now, now + step))
@@ -104,11 +95,8 @@ def play(passes: Sequence[Sequence[Step]], warpgroups: int, machine: Machine, se
                 first.ready = now + step + machine.wait_latency
         for group in sending:
             group.sent = max(0.0, group.sent - step / len(sending))
-        for group in groups:
-            if group.waiting:
-                waits[group.waiting] = waits.get(group.waiting, 0.0) + step
         now += step
-    return Play(now, busy, waits, tuple(_joined(spans)))
+    return Play(now, tuple(_joined(spans)))
 
 
 def _advance(group: _Warpgroup, groups: list[_Warpgroup], now: float, machine: Machine, sent_bytes: float) -> bool:
@@ -137,11 +125,10 @@ def _advance(group: _Warpgroup, groups: list[_Warpgroup], now: float, machine: M
     elif step.kind == "give":
         groups[(group.number + 1) % len(groups)].turns += 1
     elif step.kind == "meet":
-        place = (group.at, len(others))
         if group.met != group.at + 1:
             group.met = group.at + 1
             group.ready = max(group.ready, now + machine.turn_latency)
-        if any(other.at < place[0] and not other.done for other in others) or group.ready > now + _TINY:
+        if any(other.at < group.at and not other.done for other in others) or group.ready > now + _TINY:
             group.waiting = "meeting"
     elif step.kind == "staged" and group.sent > 0:
         group.waiting = "reduction"

@@ -1,10 +1,11 @@
-"""Our own kernels as calls: what `fwd` and `bwd` walk on a mask, and in which order their items start."""
+"""Our own kernels as calls: their loops, what `fwd` and `bwd` walk on a mask, and in which order their items start."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
+from cute_attn.jit.obtain import obtain
 from cute_attn.launch.order import in_turns
 from cute_attn.mask import IntervalMask, TileSchedule
 from cute_attn.mask.tiles import RunTable
@@ -13,12 +14,17 @@ from cute_attn.spec.forward import ForwardSpec
 from cute_attn.spec.operation import Spec
 
 from .call import Call
-from .kernel import Code
+from .kernel import Code, embedded_cubin, read
 
-__all__ = ["OPERATIONS", "call_of"]
+__all__ = ["OPERATIONS", "call_of", "code_of"]
 
 OPERATIONS = ("fwd", "bwd")
 MOST_ITEMS, MOST_TURNS = 1 << 21, 1 << 24  # that are laid, or walked, in seconds
+
+
+def code_of(spec: Spec) -> Code:
+    """The loops of the kernel that a launch would run, found as that finds it: compiled if it is nowhere."""
+    return read(embedded_cubin(obtain(spec).shared_object))
 
 
 def call_of(spec: Spec, code: Code, mask: IntervalMask, heads: tuple[int, int], batch: int = 1) -> Call:

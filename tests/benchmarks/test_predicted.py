@@ -64,7 +64,6 @@ def test_every_measured_row_of_flash_attention_4_is_predicted(script, stored):
 
 
 def test_nothing_of_the_rows_held_out_is_fitted(script, monkeypatch):
-    """With other times for them the fit is the same: it does not look."""
     seen = []
     monkeypatch.setattr(
         script, "_descended", lambda values, names, calls: seen.extend(row for row, _ in calls) or values

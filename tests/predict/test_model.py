@@ -69,10 +69,10 @@ def test_what_is_sent_holds_up_the_next_only():
     assert play([steps] * 2, 1, machine, sent_bytes=800.0).cycles == pytest.approx(10 + 100 + 10)
 
 
-def test_waits_are_told_by_what_they_were_for():
-    found = play([[products(100), WAIT, run(50)]], 1, IDLE)
-    assert found.waits == {"tensor": pytest.approx(100)}
-    assert found.busy["tensor"] == pytest.approx(100)
+def test_a_wait_ends_with_the_products_that_it_is_for():
+    products_first, then = play([[products(100), WAIT, run(50)]], 1, IDLE).spans
+    assert (products_first.kind, products_first.begin, products_first.end) == ("products", 0.0, pytest.approx(100))
+    assert (then.kind, then.begin, then.end) == ("run", pytest.approx(100), pytest.approx(150))
 
 
 def test_a_program_that_gives_no_turn_is_said_to_be_stuck():

@@ -1,7 +1,6 @@
 """`cute-attn predict`, on the loops of a kernel that is not compiled here."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -21,17 +20,12 @@ def run(monkeypatch):
     """`run(*arguments)` is the result of the command, and `run.specs` are those it asked for."""
     specs = []
 
-    def obtain(spec):
+    def code_of(spec):
         specs.append(spec)
-        return SimpleNamespace(shared_object=b"")
+        return Code((LOOP,))
 
-    for name, value in {
-        "obtain": obtain,
-        "embedded_cubin": lambda shared_object: shared_object,
-        "read": lambda cubin: Code((LOOP,)),
-        "disassembler": lambda: "nvdisasm",
-    }.items():
-        monkeypatch.setattr(command, name, value)
+    monkeypatch.setattr(command, "code_of", code_of)
+    monkeypatch.setattr(command, "disassembler", lambda: "nvdisasm")
 
     def invoke(*arguments):
         result = CliRunner().invoke(main, ["predict", *arguments], catch_exceptions=False)

@@ -11,6 +11,7 @@ import torch
 from ..code.program import program_of
 from ..errors import Place, SharedMemoryExceeded, SimError
 from ..launch import Buffer, Launch, Report, Schedule
+from ..properties import PROPERTIES
 from ..state.findings import Findings
 from ..state.global_memory import GlobalMemory
 from ..state.steps import Recorder
@@ -18,9 +19,7 @@ from . import blas, side_by_side
 from .batches import cut
 from .scheduler import Scheduler
 
-MAX_DYNAMIC_SHARED = 227 * 1024  # what a Hopper multiprocessor lets one CTA ask for
-SHARED, RESERVED = 228 * 1024, 1024  # of a multiprocessor; of it, for each CTA
-MAX_THREADS, RESIDENT_THREADS, RESIDENT_CTAS, MULTIPROCESSORS = 1024, 2048, 32, 132
+RESERVED_SHARED, RESIDENT_CTAS = 1024, 32  # of a multiprocessor: bytes that each CTA takes besides, CTAs at a time
 
 
 def execute(
@@ -63,11 +62,15 @@ def _check(launch: Launch) -> None:
             raise ValueError(f"{name}: {shape} is {triple}; allowed: three positive numbers")
     if any(g % c for g, c in zip(launch.grid, launch.cluster, strict=True)):
         raise ValueError(f"{name}: grid is {launch.grid}; it must be a multiple of the cluster {launch.cluster}")
-    if (threads := math.prod(launch.block)) > MAX_THREADS:
-        raise ValueError(f"{name}: block is {launch.block}, {threads} threads; allowed: at most {MAX_THREADS}")
-    if not 0 <= launch.smem_bytes <= MAX_DYNAMIC_SHARED:
-        what = f"{launch.smem_bytes} bytes of dynamic shared memory; a CTA has {MAX_DYNAMIC_SHARED}"
+    if (threads := math.prod(launch.block)) > (most := PROPERTIES.max_threads_per_block):
+        raise ValueError(f"{name}: block is {launch.block}, {threads} threads; allowed: at most {most}")
+    if not 0 <= launch.smem_bytes <= (most := PROPERTIES.shared_memory_per_block_optin):
+        what = f"{launch.smem_bytes} bytes of dynamic shared memory; a CTA has {most}"
         raise SharedMemoryExceeded(what, Place(name))
-    together = min(SHARED // (launch.smem_bytes + RESERVED), RESIDENT_THREADS // threads, RESIDENT_CTAS)
-    if launch.cooperative and (ctas := math.prod(launch.grid)) > (most := together * MULTIPROCESSORS):
+    together = min(
+        PROPERTIES.shared_memory_per_multiprocessor // (launch.smem_bytes + RESERVED_SHARED),
+        PROPERTIES.max_threads_per_multi_processor // threads,
+        RESIDENT_CTAS,
+    )
+    if launch.cooperative and (ctas := math.prod(launch.grid)) > (most := together * PROPERTIES.multi_processor_count):
         raise ValueError(f"{name}: a cooperative launch of {ctas} CTAs; at most {most} of them are resident together")
