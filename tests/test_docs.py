@@ -6,19 +6,22 @@ import importlib.util
 import io
 import json
 import re
+import shlex
 import sys
 import types
 from pathlib import Path
 
+import click
 import pytest
+from pages import MARKED
 
-from cute_attn import mask
+from cute_attn import cli, mask
 from cute_attn.launch.shapes import spec_for
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# A block of code and, if it follows at once, the block of text that it prints. A block after the line
-# `<!-- not run: REASON -->` is left alone.
+# A block of code and, if it follows at once, the block of text that it prints. Those that need a stage of their own are
+# in pages.py.
 EXAMPLE = re.compile(r"(?<!-->\n)^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 NEEDS = {"transformers.md": "transformers"}  # pages whose examples need an extra
 
@@ -38,6 +41,39 @@ def test_examples_run_in_order_and_print_what_the_page_says(page):
             exec(compile(code, str(page), "exec"), names)
         if expected or printed.getvalue():
             assert printed.getvalue() == expected, code
+
+
+def test_every_other_block_is_run_by_the_file_of_tests_that_it_names():
+    text = {page.name: page.read_text() for page in PAGES}
+    assert sum(len(re.findall(r"^<!--.*-->\n```", words, re.MULTILINE)) for words in text.values()) == sum(
+        len(MARKED.findall(words)) for words in text.values()
+    )
+    for page, words in text.items():
+        for file, _ in MARKED.findall(words):
+            assert f'blocks("{page}", __file__)' in (ROOT / file).read_text(), f"{file} runs nothing of {page}"
+    assert not [page for page, words in text.items() if "not run" in re.findall(r"<!-- (.{7})", words)]
+
+
+def commands():
+    """Every line of a page that calls us at a terminal."""
+    for page in PAGES:
+        for line in re.findall(r"^(?:    |\$ )(?:\w+=\S+ )*cute-attn (.*)", page.read_text(), re.MULTILINE):
+            yield pytest.param(shlex.split(line, comments=True), id=f"{page.stem}: {line.partition('  ')[0]}")
+
+
+@pytest.mark.parametrize("arguments", list(commands()))
+def test_commands_take_what_the_pages_give_them(arguments, tmp_path, monkeypatch):
+    """Read, not run: every option is one, every value is of its kind. Files that a reader would have are there."""
+    for name in ("kernels", "bundle"):
+        (tmp_path / name).mkdir()
+    for name in ("shapes.json", "specs.json"):
+        (tmp_path / name).touch()
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    monkeypatch.chdir(tmp_path)
+    name, command, rest = cli.main.resolve_command(click.Context(cli.main), arguments)
+    while isinstance(command, click.Group):
+        name, command, rest = command.resolve_command(click.Context(command), rest)
+    command.make_context(name, rest)
 
 
 def test_the_architecture_names_every_file_of_the_packages_that_it_lists():
@@ -118,8 +154,6 @@ def test_the_readme_names_commands_that_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^    make (\S+)", text, re.MULTILINE):
         assert f"\n{target}:" in makefile
-    from cute_attn import cli
-
     for command in re.findall(r"`cute-attn (\w+)", text):
         assert command in cli.COMMANDS
 

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
+from pages import blocks
 
 from cute_attn.commands.kernels_layout import write_kernels_layout
 
@@ -64,6 +65,7 @@ def check(found, exact, plain):
     error, allowed = ((x.double() - exact.double()).abs().max().item() for x in (found, plain))
     assert error <= 2 * allowed + 1e-6, (error, allowed)
 """
+BY_ITS_PAGE, IN_TRANSFORMERS = blocks("hub.md", __file__)
 ATTEND = """
 import torch.nn.functional as F
 from kernels import get_loaded_kernels
@@ -77,8 +79,10 @@ q, k, v = (torch.randn(2, 9, heads, 8, requires_grad=True) for heads in (4, 2, 2
 torch.version.cuda = "12.8"
 example = (Path(sys.argv[1]) / "README.md").read_text().split("```python")[1].split("```")[0]
 exec(example.replace("this folder", sys.argv[1]))
+by_its_own_page = out
+PAGE
 torch.version.cuda = None
-torch.testing.assert_close(out, kernel.flash_attn_func(q, k, v, causal=True)[0])
+assert torch.equal(out, by_its_own_page[0])
 
 sink = torch.randn(4)
 def dense(q, k, v):
@@ -134,7 +138,7 @@ assert not [name for name in ("click", "rich", "matplotlib", "PIL", "platformdir
 
 
 def test_the_loader_takes_it_where_neither_the_commands_libraries_nor_another_cute_attn_can_be_imported(folder):
-    run(LOAD + CHECK + ATTEND, folder, TESTS.parent)
+    run(LOAD + CHECK + ATTEND.replace("PAGE", BY_ITS_PAGE.replace('"hub"', "sys.argv[1]")), folder, TESTS.parent)
 
 
 COMPILE = """
@@ -168,6 +172,12 @@ for name in ("llama", "mistral", "gemma2", "gpt_oss"):
     torch.version.cuda = None
     found = [own(ids).logits, own(ids, attention_mask=padding).logits[padding.bool()]]
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+name = str(Path(sys.argv[1]).parent / "model")
+own.save_pretrained(name)
+torch.version.cuda = "12.8"
+PAGE
+torch.version.cuda = None
+torch.testing.assert_close(model.eval()(ids).logits, wanted[0], rtol=0, atol=1e-5)
 from kernels import get_loaded_kernels
 print(*(loaded.module.__file__ for loaded in get_loaded_kernels()))
 """
@@ -175,7 +185,8 @@ print(*(loaded.module.__file__ for loaded in get_loaded_kernels()))
 
 @pytest.mark.slow
 def test_transformers_loads_it_by_its_own_code_and_gives_the_logits_of_eager(folder):
-    assert run(MODELS, folder, Path(__file__).parent).split() == [str(folder / "build" / "torch-cuda" / "__init__.py")]
+    printed = run(MODELS.replace("PAGE", IN_TRANSFORMERS), folder, Path(__file__).parent)
+    assert printed.split() == [str(folder / "build" / "torch-cuda" / "__init__.py")]
 
 
 ON_KERNELS = """

@@ -1,8 +1,11 @@
 """PyTorch's registry of flash attention implementations, with our operators. There are none for CPUs, so that ours can
 stand there and PyTorch's functions run here; on GPUs they stand where PyTorch's own did."""
 
+import itertools
+
 import pytest
 import torch
+from pages import blocks
 from torch.nn import attention
 from torch.nn.attention.varlen import AuxRequest, varlen_attn, varlen_attn_out
 
@@ -80,6 +83,20 @@ def test_restoring_takes_the_operators_out_and_leaves_the_name(active):
     attention.restore_flash_attention_impl()
     assert not is_there()
     assert "cute_attn" in attention.list_flash_attention_impls()
+
+
+def test_it_is_switched_on_and_off_as_the_page_shows(monkeypatch):
+    monkeypatch.setattr(registration, "DISPATCH_KEY", "CPU")
+    q = tensors()[0].detach()
+    names = {"q": q, "k": q, "v": q, "cu_seqlens": ENDS, "longest": 17}
+    (block,) = blocks("torch.md", __file__)
+    exec(block, names)
+    assert not is_there()
+    assert "cute_attn" not in attention.list_flash_attention_impls()
+    for start, end in itertools.pairwise(ENDS):
+        alone = [x.transpose(0, 1) for x in (q[start:end],) * 3]
+        expected = torch.nn.functional.scaled_dot_product_attention(*alone)
+        torch.testing.assert_close(names["out"][start:end].transpose(0, 1), expected)
 
 
 def test_a_name_that_somebody_else_has_is_left_alone():

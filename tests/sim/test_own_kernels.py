@@ -3,12 +3,11 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from pages import blocks
 
-PAGE = (Path(__file__).parents[2] / "docs" / "own_kernels.md").read_text()
-(EXAMPLE,) = re.findall(r"^```python\n(.*?)^```\n", PAGE, re.MULTILINE | re.DOTALL)
+(EXAMPLE,) = blocks("own_kernels.md", __file__)
 
 
 @pytest.mark.parametrize(

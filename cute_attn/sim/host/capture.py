@@ -25,7 +25,7 @@ from .arguments import buffers_of, converted
 
 COOPERATIVE = 2  # cudaLaunchAttributeCooperative
 CLUSTER_DIMENSION = 4  # cudaLaunchAttributeClusterDimension
-NOT_SUPPORTED = 801  # cudaErrorNotSupported
+TAKEN = 0x7A6B  # stub.c's word for a launch that was taken; whatever else is returned is an error of the launch
 
 
 @dataclass
@@ -144,7 +144,7 @@ def _on_launch(kernel: bytes, image: int, config_address: int, arguments: Any) -
     """What the stub calls for each launch. Errors wait until the host code has returned: it cannot carry them."""
     call = _current.get()
     if call is None:
-        return NOT_SUPPORTED
+        return 0
     if call.error is None:
         try:
             launch = _launch(kernel.decode(), call.ptx, stub.LaunchConfig.from_address(config_address), arguments)
@@ -155,7 +155,7 @@ def _on_launch(kernel: bytes, image: int, config_address: int, arguments: Any) -
             call.reports.append(execute(launch, call.buffers, call.schedule, warned=call.warned, recorder=recorder))
         except BaseException as error:  # KeyboardInterrupt too: none may cross the C frames
             call.error = error
-    return 0
+    return TAKEN
 
 
 _callback = stub.LaunchCallback(_on_launch)
