@@ -207,7 +207,8 @@ def our_kernels(rows: Sequence[Row]) -> tuple[list[dict[str, object]], list[dict
                 "ours, predicted ms": round(found.seconds * 1e3, 3),
                 "ours, predicted TFLOP/s": round(found.tflops),
                 "binds": found.binds,
-                "tensor cores busy": f"{found.shares['tensor cores']:.0%}",
+                "at tiles": f"{found.at_tiles:.0%}",
+                "tensor cores busy in a tile": f"{found.shares['tensor cores']:.0%}",
             }
         )
         for change, changed in CHANGES.items():

@@ -16,6 +16,7 @@ from .model import Play, play
 __all__ = ["Call", "Prediction", "predict"]
 
 BINDING = 0.8
+AT_TILES = 0.5  # of a call, below which it is not what a tile costs that binds
 _PASSES = 4  # from which what one more costs is taken
 
 
@@ -54,7 +55,8 @@ class Prediction:
     at_tiles: share of the call that the multiprocessors spend at tiles; the rest is launches, the way from one item to
     the next, turns, and multiprocessors that have no item left. shares: of the cycles of a tile, full if most are, in
     which each resource is occupied. binds: the one that is occupied most, or "waiting" where none is for BINDING of
-    them. play: a few such tiles, from a standing start and with loads that are always there.
+    them or the call is less than AT_TILES at tiles. play: a few such tiles, from a standing start and with loads that
+    are always there.
     """
 
     seconds: float
@@ -93,6 +95,7 @@ def predict(call: Call, machine: Machine) -> Prediction:
     shares = {name: busy * cycles / hz / main for name, busy in typical.shares.items()}
     shares["memory"] = call.moved / memory / main
     most = max(shares, key=shares.__getitem__)
+    binding = shares[most] > BINDING and (most == "memory" or at_tiles >= AT_TILES)
     return Prediction(
         seconds,
         besides,
@@ -100,7 +103,7 @@ def predict(call: Call, machine: Machine) -> Prediction:
         call.flop / seconds / 1e12,
         of_tiles / (machine.multiprocessors * hz * seconds),
         shares,
-        most if shares[most] > BINDING else "waiting",
+        most if binding else "waiting",
         typical.play,
     )
 

@@ -62,21 +62,23 @@ def test_what_is_occupied_most_binds(changes, binds):
     assert predict(replace(CALL, **changes), H200).binds == binds
 
 
-def test_short_items_are_at_tiles_for_less_than_a_tile_keeps_the_tensor_cores_busy():
+def test_short_items_wait_though_a_tile_keeps_the_tensor_cores_busy():
     short = predict(replace(CALL, partial=np.full(1320, 1), full=np.zeros(1320, int)), H200)
     assert short.shares["tensor cores"] > 0.8
+    assert short.binds == "waiting"
     assert short.at_tiles == pytest.approx(2000 / (2000 + H200.item), rel=0.15)
 
 
 def test_a_call_is_at_tiles_for_less_of_the_time_if_multiprocessors_have_none():
     one = predict(replace(CALL, partial=CALL.partial[:1], full=CALL.full[:1]), H200)
     assert one.at_tiles == pytest.approx(predict(CALL, H200).at_tiles / H200.multiprocessors)
+    assert (predict(CALL, H200).binds, one.binds) == ("tensor cores", "waiting")
 
 
 def test_a_call_that_attends_nothing_takes_its_launch_and_its_items():
     nothing = predict(replace(CALL, partial=CALL.partial * 0, full=CALL.full * 0, flop=0.0), H200)
     assert nothing.seconds > CALL.kernels * H200.launch
-    assert (nothing.tflops, nothing.at_tiles) == (0, 0)
+    assert (nothing.tflops, nothing.at_tiles, nothing.binds) == (0, 0, "waiting")
 
 
 def test_what_a_call_does_besides_is_added():

@@ -47,6 +47,7 @@ def test_it_says_that_it_predicts_and_how_far_it_may_be_off(run):
 
 def test_one_token_keeps_no_multiprocessor_busy(run):
     found = json.loads(run("--seqlen", "1", "--json"))
+    assert found["binds"] == "waiting"
     assert found["at_tiles"] < 0.1
 
 
