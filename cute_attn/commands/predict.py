@@ -11,14 +11,16 @@ from rich.console import Console
 from rich.table import Table
 
 from ..jit.compiler import needs_compiler
+from ..launch.dims import kernel_dims
 from ..launch.tiles import default_tile
-from ..mask import from_spec
+from ..launch.tuned import Found, TunedKey, lookup, tables
+from ..mask import IntervalMask, from_spec
 from ..predict.call import Call, Prediction, predict
-from ..predict.machine import GPUS, HELD_OUT, Error
+from ..predict.machine import GPUS, HELD_OUT, MEASURED_ON, Error, Machine
 from ..predict.ours import OPERATIONS, call_of, code_of
 from ..predict.picture import draw_png, draw_text
 from ..profile.sass import disassembler
-from ..spec.operation import operation
+from ..spec.operation import Operation, Spec, operation
 from .files import Picture
 from .options import TileSize, Tokens, given
 from .specs import check_goes_with, spec_under, tile_under
@@ -36,7 +38,7 @@ __all__ = ["command"]
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--heads-q", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--heads-k", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--tile", type=TileSize(), metavar="ROWSxKEYS", help="The default tile if not given.")
+@click.option("--tile", type=TileSize(), metavar="ROWSxKEYS", help="As a launch takes it if not given.")
 @click.option("--stages", type=int, default=2, show_default=True, help="Of K and V, with --tile.")
 @click.option("--softmax", type=click.Choice(["stale", "exact"]), default="stale", show_default=True)
 @click.option("--deterministic", is_flag=True, help="Sums of dQ in a fixed order.")
@@ -76,12 +78,13 @@ def command(
     if "stages" in named:
         check_goes_with("--stages", "stages", [op], "tile")
         if tile is None:
-            raise click.UsageError("--stages goes with --tile: the default tile has its own")
+            raise click.UsageError("--stages goes with --tile: other tiles have their own")
     if heads_q % heads_k:
         raise click.UsageError(f"--heads-q must be a multiple of --heads-k, got {heads_q} and {heads_k}")
     disassembler()  # sooner than after the compile
     row, dims, intervals = operation(op), (head_dim, head_dim_v or head_dim), from_spec(mask, seqlen)
-    config = tile_under(row, default_tile(op, dims), tile, stages)
+    taken = _tile(row, dtype, dims, (heads_q, heads_k), intervals, GPUS[gpu], is_exact=softmax == "exact")
+    config = tile_under(row, taken.tile, tile, stages)
     fields = {"softmax": softmax, "deterministic": deterministic}
     spec = spec_under(row, dtype, dims, mask, seqlen, config, False, fields)
     with needs_compiler():
@@ -92,10 +95,12 @@ def command(
     if png is not None:
         draw_png(found.play, png, f"Predicted, not measured: {op}, head_dim {dims[0]}/{dims[1]}, loads always there")
     if as_json:
-        click.echo(json.dumps(_json(found, gpu, error), indent=1))
+        click.echo(json.dumps(_json(found, spec, call, gpu, error), indent=1))
         return
     console = Console()
     console.print(str(spec), highlight=False)
+    if tile is None and taken.key is not None:
+        console.print(f"tile: tuned on {taken.key.gpu} ({taken.source})", highlight=False)
     console.print(_table(found, call, gpu, error))
     click.echo("a few tiles, as if their loads were always there:")
     click.echo(draw_text(found.play))
@@ -103,17 +108,40 @@ def command(
         click.echo(f"picture: {png}")
 
 
-def _json(found: Prediction, gpu: str, error: Error) -> dict[str, object]:
+def _tile(
+    row: Operation,
+    dtype: str,
+    dims: tuple[int, int],
+    heads: tuple[int, int],
+    mask: IntervalMask,
+    machine: Machine,
+    *,
+    is_exact: bool,
+) -> Found:
+    """What a launch on such a GPU would take: by the tables of this machine, else the default."""
+    found = Found(default_tile(row.name, dims), "static default", None)
+    gpus = sorted({(key.gpu, key.sms) for table in tables() for key in table.tiles if machine.name in key.gpu})
+    for gpu, sms in () if is_exact else gpus:
+        key = TunedKey.of(gpu, sms, row.name, dtype, kernel_dims(row.name, *dims), heads, mask)
+        found = lookup(key, found.tile) if found.key is None else found
+    return found
+
+
+def _json(found: Prediction, spec: Spec, call: Call, gpu: str, error: Error) -> dict[str, object]:
     return {
         "predicted": True,
+        "spec": json.loads(spec.canonical()),
         "gpu": gpu,
         "milliseconds": found.seconds * 1e3,
         "tflops": found.tflops,
+        "milliseconds_besides": found.besides * 1e3,
         "clock_ghz": found.clock / 1e9,
         "binds": found.binds,
         "at_tiles": found.at_tiles,
         "shares": found.shares,
-        "error": asdict(error),
+        "items": len(call.partial),
+        "tiles": {"partial": int(call.partial.sum()), "full": int(call.full.sum())},
+        "error": {**asdict(error), "measured_on": MEASURED_ON.name},
     }
 
 
@@ -122,7 +150,8 @@ def _table(found: Prediction, call: Call, gpu: str, error: Error) -> Table:
     table.add_row(
         "predicted, not measured", f"{found.seconds * 1e3:.3g} ms, {found.tflops:.0f} TFLOP/s on one {gpu.upper()}"
     )
-    table.add_row("error bar", str(error))
+    own = gpu == MEASURED_ON.name.lower()
+    table.add_row("error bar", str(error) if own else f"unknown: no time of an {gpu.upper()} is at hand. Else {error}")
     if found.besides > 0.01 * found.seconds:
         table.add_row("of which", f"{found.besides * 1e3:.3g} ms in launches and the kernels before and after")
     table.add_row("clock", f"{found.clock / 1e9:.2f} GHz, of a call that is repeated ten times")

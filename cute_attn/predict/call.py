@@ -94,6 +94,7 @@ def predict(call: Call, machine: Machine) -> Prediction:
     typical = full if call.full.sum() * full.tile >= call.partial.sum() * partial.tile else partial
     shares = {name: busy * cycles / hz / main for name, busy in typical.shares.items()}
     shares["memory"] = call.moved / memory / main
+    at_tiles = of_tiles / (machine.multiprocessors * hz * seconds)
     most = max(shares, key=shares.__getitem__)
     binding = shares[most] > BINDING and (most == "memory" or at_tiles >= AT_TILES)
     return Prediction(
@@ -101,7 +102,7 @@ def predict(call: Call, machine: Machine) -> Prediction:
         besides,
         hz,
         call.flop / seconds / 1e12,
-        of_tiles / (machine.multiprocessors * hz * seconds),
+        at_tiles,
         shares,
         most if binding else "waiting",
         typical.play,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-__all__ = ["FITTED", "GPUS", "H100", "H200", "HELD_OUT", "SOURCES", "Error", "Machine"]
+__all__ = ["FITTED", "GPUS", "H100", "H200", "HELD_OUT", "MEASURED_ON", "SOURCES", "Error", "Machine"]
 
 
 @dataclass(frozen=True)
@@ -86,4 +86,5 @@ HELD_OUT = {
 
 H200 = Machine()
 H100 = replace(H200, name="H100", hbm=3.35e12)
+MEASURED_ON = H200  # all times that it was fitted on and compared with
 GPUS = {"h100": H100, "h200": H200}

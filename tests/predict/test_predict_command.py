@@ -1,14 +1,20 @@
 """`cute-attn predict`, on the loops of a kernel that is not compiled here."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 from click.testing import CliRunner
 
+from cute_attn import mask
 from cute_attn.cli import main
 from cute_attn.commands import predict as command
+from cute_attn.launch import tuned
+from cute_attn.launch.tuned import TunedKey
 from cute_attn.predict.kernel import Code, Loop, Step
 from cute_attn.predict.machine import HELD_OUT
+from cute_attn.spec.operation import parse_spec
+from cute_attn.spec.tiles import TileConfig
 
 SOFTMAX = Step("run", (300, 100, 200, 500, 10))
 WAITS = (Step("wait", (1,)), SOFTMAX, Step("wait", (0,)))
@@ -57,7 +63,30 @@ def test_json_has_the_time_what_binds_and_the_error_bar(run):
     assert found["milliseconds"] > 0
     assert 0 < found["at_tiles"] < 1
     assert found["error"]["rows"] == HELD_OUT["deterministic"].rows
+    assert found["error"]["measured_on"] == "H200"
+    assert parse_spec(json.dumps(found["spec"])) == run.specs[0]
+    assert 0 < found["milliseconds_besides"] < found["milliseconds"]
+    assert found["items"] == 16 * 8
+    assert found["tiles"]["full"] > found["tiles"]["partial"] > 0
     assert run.specs[0].deterministic
+
+
+def test_of_a_gpu_that_nobody_measured_the_error_is_unknown(run):
+    said = " ".join(run("--seqlen", "2Ki", "--gpu", "h100").split())
+    assert "unknown: no time of an H100 is at hand. Else" in said
+    assert "unknown" not in run("--seqlen", "2Ki")
+
+
+def test_it_takes_the_tile_that_a_launch_on_that_gpu_would_take(run, monkeypatch):
+    tile = TileConfig(128, 80, stages=4)
+    key = TunedKey.of("NVIDIA H200", 132, "fwd", "bf16", (128, 128), (32, 8), mask.causal(2048))
+    monkeypatch.setattr(tuned, "_installed", [])
+    tuned.install({"format": 1, "entries": [{"key": asdict(key), "tile": asdict(tile)}]})
+    assert "tile: tuned on NVIDIA H200 (exact)" in run("--seqlen", "2Ki")
+    for others in (["--tile", "128x96"], ["--gpu", "h100"], ["--softmax", "exact"], ["--op", "bwd"]):
+        assert "tuned" not in run("--seqlen", "2Ki", *others)
+    tiles = [spec.tile for spec in run.specs]
+    assert [taken == tile for taken in tiles] == [True, False, False, False, False]
 
 
 def test_other_memory_and_more_tokens_change_the_time(run):
