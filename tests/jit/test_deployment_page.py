@@ -8,6 +8,7 @@ from pages import blocks
 import cute_attn
 from cute_attn import cli
 from cute_attn.jit import bundle
+from cute_attn.jit.obtain import KernelNotBuilt
 from cute_attn.launch import run as launch
 
 
@@ -31,7 +32,7 @@ def test_what_a_program_needs_is_recorded_built_and_loaded(tmp_path, monkeypatch
     monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path / "nothing"))
     monkeypatch.setenv("CUTE_ATTN_CACHE_MODE", "cached-only")
     monkeypatch.setattr(launch, "_kernels", {})
-    with pytest.raises(cute_attn.KernelNotBuilt):
+    with pytest.raises(KernelNotBuilt):
         train_one_step()
     exec(load, names)
     assert torch.equal(train_one_step(), before)

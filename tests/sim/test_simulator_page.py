@@ -34,7 +34,7 @@ def test_the_calls_work(tmp_path, monkeypatch):
         compiled(a, b, out)
         return out
 
-    names = dict(locals()) | {"cute": cute, "my_kernel": my_kernel, "ptx_text": compiled.__ptx__}
+    names = dict(locals()) | {"cute": cute, "my_kernel": my_kernel, "there": tmp_path, "ptx_text": compiled.__ptx__}
     exec(CALLS, names)
     torch.testing.assert_close(names["c"], 2 * a + b)
     assert torch.equal(names["out"], c)
@@ -44,7 +44,7 @@ def test_the_calls_work(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_verify_says_of_the_deterministic_backward_what_is_printed(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", "120")
     command, _, printed = PRINTED.partition("\n")
     result = CliRunner().invoke(cli.main, command.removeprefix("$ cute-attn ").split())
     assert result.exit_code == 0, result.output
