@@ -134,6 +134,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Packed documents over ranks, in other libraries' attention modules.")
     parser.add_argument("--tokens", type=int, default=1000, help="of the packed sequence (default 1000)")
     options = parser.parse_args(arguments)
+    if not dist.is_torchelastic_launched():
+        parser.error("it runs on several ranks: torchrun --nproc-per-node 2 examples/attend_across_ranks.py")
     device = torch.device("cuda", dist.get_node_local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -33,7 +33,7 @@ def test_every_example_has_a_run_here():
 def test_an_example_fits_a_page():
     lines = {file.stem: len(file.read_text().splitlines()) for file in FOLDER.rglob("*.py")}
     longest = lines.pop("attend_across_ranks")  # two modules of others, and what they are compared with
-    assert longest < 150
+    assert longest <= 150
     assert max(lines.values()) < 100
 
 
@@ -70,6 +70,12 @@ def test_modules_of_other_libraries_on_two_ranks_match_themselves_alone():
     for line in (titan, megatron):
         found, alone, _ = map(float, line.split()[1:])
         assert found == pytest.approx(alone, rel=1e-5)
+
+
+def test_without_ranks_it_says_how_to_have_some(capsys):
+    with pytest.raises(SystemExit):
+        example("attend_across_ranks").main([])
+    assert "torchrun --nproc-per-node 2" in capsys.readouterr().err
 
 
 def by_torchrun(ranks, *command):
