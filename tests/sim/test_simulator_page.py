@@ -44,7 +44,7 @@ def test_the_calls_work(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_verify_says_of_the_deterministic_backward_what_is_printed(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "100")
     command, _, printed = PRINTED.partition("\n")
     result = CliRunner().invoke(cli.main, command.removeprefix("$ cute-attn ").split())
     assert result.exit_code == 0, result.output
