@@ -15,7 +15,7 @@ from ..checks import check_flag, check_qkv, check_scale, check_sink, check_softc
 from ..elsewhere import HINTS_OF_KEYS, KEYWORDS_IN_DIST
 from ..mask import IntervalMask
 from ..mask.ranges import RangesLike
-from .checks import check_int, check_rows, check_side, check_tensor
+from .checks import check_fill, check_int, check_rows, check_side, check_tensor
 from .config import DistAttnConfig
 from .cost import CostModel
 from .groups import GroupOrMesh, find_groups
@@ -48,9 +48,9 @@ def magi_attn_flex_dispatch(
     attn_mask_type: object,
     total_seqlen_q: int,
     total_seqlen_k: int,
-    pad_size: int,
-    chunk_size: int,
-    cp_group_or_mesh: GroupOrMesh,
+    pad_size: int = 0,
+    chunk_size: int | None = None,
+    cp_group_or_mesh: GroupOrMesh | None = None,
     dist_attn_config: DistAttnConfig = _DEFAULT,
     is_same_source: bool = True,
     is_q_permutable: bool = True,
@@ -79,26 +79,36 @@ def magi_attn_varlen_dispatch(
     x: torch.Tensor,
     cu_seqlens_q: torch.Tensor | Sequence[int],
     cu_seqlens_k: torch.Tensor | Sequence[int],
-    pad_size: int,
-    chunk_size: int,
-    cp_group_or_mesh: GroupOrMesh,
+    pad_size: int = 0,
+    chunk_size: int | None = None,
+    cp_group_or_mesh: GroupOrMesh | None = None,
     causal: bool = False,
     dist_attn_config: DistAttnConfig = _DEFAULT,
+    *,
+    window_size: Sequence[int] = (-1, -1),
 ) -> tuple[torch.Tensor, DistAttnRuntimeKey]:
     """`(dispatch(x, key), key)` with the key that magi_attn_varlen_key makes of the other arguments."""
     key = magi_attn_varlen_key(
-        cu_seqlens_q, cu_seqlens_k, pad_size, chunk_size, cp_group_or_mesh, causal, dist_attn_config
+        cu_seqlens_q,
+        cu_seqlens_k,
+        pad_size,
+        chunk_size,
+        cp_group_or_mesh,
+        causal,
+        dist_attn_config,
+        window_size=window_size,
     )
     return dispatch(x, key), key
 
 
 @takes_keywords_of(KEYWORDS_IN_DIST)
-def dispatch(x: torch.Tensor, key: DistAttnRuntimeKey, side: str = "q") -> torch.Tensor:
-    """This rank's rows of a global tensor that every rank holds, padded with zeros.
+def dispatch(x: torch.Tensor, key: DistAttnRuntimeKey, side: str = "q", *, pad_value: float = 0) -> torch.Tensor:
+    """This rank's rows of a global tensor that every rank holds, padded at its end.
 
     Args:
         x: `(total_seqlen, ...)`, any dtype; without padding.
         side: "q" or "k": whose placement. Only cross-attention has two.
+        pad_value: what rows of padding hold, such as the label that a loss ignores.
 
     Returns `(rows per rank, ...)`. The backward all-gathers: **every rank ends with the complete gradient of x**, as if
     one device had computed it. So do not sum x.grad over the ranks of this group afterwards (nor gradients of what made
@@ -106,9 +116,10 @@ def dispatch(x: torch.Tensor, key: DistAttnRuntimeKey, side: str = "q") -> torch
     """
     manager = registry.manager(key)
     with manager.guard.checks("dispatch"):
-        placement = manager.placement(check_side(side))
+        placement = manager.placement(check_side(side, "pad_value"))
         check_rows("x", x, placement.length, f"the length of side {side!r} without padding")
-    return dispatch_rows(x, placement, manager.guard)
+        pad_value = check_fill("pad_value", pad_value, x.dtype)
+    return dispatch_rows(x, placement, manager.guard, pad_value)
 
 
 def undispatch(
@@ -134,7 +145,7 @@ def undispatch(
     manager = registry.manager(key)
     with manager.guard.checks("undispatch"):
         check_flag("is_partial_grad", is_partial_grad)
-        placement = manager.placement(check_side(side))
+        placement = manager.placement(check_side(side, "is_partial_grad"))
         check_rows("x", x, placement.rows_per_rank, f"the rows of side {side!r} on each rank")
     return undispatch_rows(x, placement, manager.guard, is_partial_grad)
 
@@ -247,11 +258,13 @@ def calc_attn(
     return results if return_max_logits else results[:2]
 
 
+@takes_keywords_of(KEYWORDS_IN_DIST)
 def get_most_recent_key(cp_group_or_mesh: GroupOrMesh | None = None) -> DistAttnRuntimeKey:
     """The key that was made, or asked for again, last, of a group if one is given. ValueError if there is none."""
     return registry.most_recent(None if cp_group_or_mesh is None else find_groups(cp_group_or_mesh))
 
 
+@takes_keywords_of(KEYWORDS_IN_DIST)
 def clear_cache(cp_group_or_mesh: GroupOrMesh | None = None) -> None:
     """Forgets all plans, or those of a group; keys made before are unknown from here on. Every rank, of the group, must
     call it at the same point."""

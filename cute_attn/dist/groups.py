@@ -50,7 +50,7 @@ class Groups:
         return f"Groups({self.world} ranks{shape})"
 
 
-def find_groups(cp_group_or_mesh: GroupOrMesh) -> Groups:
+def find_groups(cp_group_or_mesh: GroupOrMesh | None) -> Groups:
     """The groups of a process group or mesh; the same object gives equal groups.
 
     The first call with a 2-D mesh that is not the whole world makes a process group of its ranks.
@@ -60,9 +60,12 @@ def find_groups(cp_group_or_mesh: GroupOrMesh) -> Groups:
     if isinstance(cp_group_or_mesh, dist.ProcessGroup):
         return Groups(cp_group_or_mesh)
     if not isinstance(cp_group_or_mesh, DeviceMesh):
+        shifted = (
+            ": pass num_heads_q, num_heads_kv and head_dim by keyword" if isinstance(cp_group_or_mesh, int) else ""
+        )
         raise TypeError(
             "cp_group_or_mesh must be a ProcessGroup of which this process is a member or a 1-D or 2-D DeviceMesh, "
-            f"got {type(cp_group_or_mesh).__name__}"
+            f"got {type(cp_group_or_mesh).__name__}{shifted}"
         )
     mesh = cp_group_or_mesh
     if mesh.ndim == 1:

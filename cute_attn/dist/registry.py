@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from weakref import WeakSet
 
+from ..elsewhere import ATTRIBUTES_OF_KEYS
 from .config import DispatchConfig, DistAttnConfig, OverlapConfig
 from .groups import Groups
 from .manager import Manager
@@ -42,8 +43,8 @@ class DistAttnRuntimeKey:
         return f"DistAttnRuntimeKey({lengths}, {self.groups!r}, mask {self.mask_digest[:8]})"
 
     def __getattr__(self, name: str) -> object:
-        if name in ("attn_mask_type", "k_ranges", "q_ranges"):
-            raise AttributeError(f"a key has no {name}, only a digest of its mask: keep what it was made of")
+        if name in ATTRIBUTES_OF_KEYS:
+            raise AttributeError(f"a key has no {name}: {ATTRIBUTES_OF_KEYS[name]}")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
