@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 
 from ..checks import check_flag, takes_keywords_of
+from ..eager import outside_of_graphs
 from ..elsewhere import HINTS_OF_KEYS, KEYWORDS_IN_DIST
 from ..mask import IntervalMask
 from ..mask.ranges import RangesLike, slice_tensors
@@ -37,6 +38,7 @@ CHUNKS_A_RANK = 8  # at least, where nobody says how many
 _DEFAULT = DistAttnConfig()
 
 
+@outside_of_graphs
 @takes_keywords_of(KEYWORDS_IN_DIST, HINTS_OF_KEYS)
 def magi_attn_flex_key(
     q_ranges: RangesLike | IntervalMask,
@@ -123,6 +125,7 @@ def magi_attn_flex_key(
     return _agreed_key(content, make)
 
 
+@outside_of_graphs
 @takes_keywords_of(KEYWORDS_IN_DIST, HINTS_OF_KEYS)
 def magi_attn_varlen_key(
     cu_seqlens_q: torch.Tensor | Sequence[int],
@@ -145,6 +148,7 @@ def magi_attn_varlen_key(
     return magi_attn_flex_key(*slices, pad_size, chunk_size, cp_group_or_mesh, dist_attn_config)
 
 
+@outside_of_graphs
 @takes_keywords_of(KEYWORDS_IN_DIST, HINTS_OF_KEYS)
 def make_flex_key_for_new_mask_after_dispatch(
     q_ranges: RangesLike | IntervalMask,
@@ -182,6 +186,7 @@ def make_flex_key_for_new_mask_after_dispatch(
     return _agreed_key(content, make)
 
 
+@outside_of_graphs
 @takes_keywords_of(KEYWORDS_IN_DIST, HINTS_OF_KEYS)
 def make_varlen_key_for_new_mask_after_dispatch(
     cu_seqlens_q: torch.Tensor | Sequence[int],
