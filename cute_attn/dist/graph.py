@@ -23,6 +23,7 @@ __all__ = ["attention_in_graph"]
 
 Tensor = torch.Tensor
 _SCALARS_SCHEMA = "float? softmax_scale, float softcap, bool deterministic, bool return_max_logits, str backend"
+_RETURN_MAX_LOGITS = 3  # which of the scalars
 _SCHEMA = (
     f"(Tensor q, Tensor k, Tensor v, Tensor? sink, Tensor key, {_SCALARS_SCHEMA}, bool[] requires_grad) "
     "-> (Tensor, Tensor, Tensor, Tensor)"
@@ -60,7 +61,7 @@ def _forward(
     manager = registry.numbered(int(key))
     call = check_call(manager, q, k, v, sink, *rest)
     with manager.guard.exchange(CALL, call.compared):
-        *results, _ = forward(q, k, v, call.sink, call.route, call.settings, rest[3])
+        *results, _ = forward(q, k, v, call.sink, call.route, call.settings, rest[_RETURN_MAX_LOGITS])
         number = torch.tensor(manager.guard.number(), device="cpu")
     out, lse, max_logits = (x.contiguous() for x in results)
     return out, lse, max_logits, number
@@ -73,7 +74,7 @@ def _fake_forward(
     return (
         q.new_empty(q.shape[0], heads, v.shape[2]),
         q.new_empty(heads, q.shape[0], dtype=dtype),
-        q.new_empty(heads if rest[3] else 0, dtype=dtype),
+        q.new_empty(heads if rest[_RETURN_MAX_LOGITS] else 0, dtype=dtype),
         torch.empty((), dtype=torch.int64, device="cpu"),
     )
 
