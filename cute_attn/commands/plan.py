@@ -25,7 +25,7 @@ from ..dist.placing.place import place
 from ..dist.plans.draw import draw_png, draw_text
 from ..dist.plans.placed import PlacedMask
 from ..dist.plans.predict import MoverPrediction, predict_movers
-from ..dist.plans.timeline import TIMED, draw_timelines, slowest_rank, timelines
+from ..dist.plans.timeline import TIMED, draw_timelines, draw_timelines_png, slowest_rank, timelines
 from ..dist.workload import lognormal_documents
 from ..mask import from_spec
 from .files import Picture
@@ -70,6 +70,7 @@ ALGS: dict[str, DispatchAlg] = {
     type=click.Choice(["fastest", *TIMED]),
     help="Draw when keys, attention and gradients of the slowest rank have their turn, of a mover or the fastest.",
 )
+@click.option("--timeline-png", type=Picture(), help="Write a picture of the timeline, and draw it.")
 @click.option("--png", type=Picture(), help="Write a picture of who holds what.")
 def command(
     world: int,
@@ -85,6 +86,7 @@ def command(
     ulysses_size: int,
     bandwidth: float,
     timeline: str | None,
+    timeline_png: Path | None,
     png: Path | None,
 ) -> None:
     """How a sequence would be split over many GPUs: balance, bytes, stages, and who holds what. Needs no GPU.
@@ -107,6 +109,7 @@ def command(
     overlap = OverlapConfig(degree=degree)
     mesh_size = ulysses_size if world % ulysses_size == 0 else None
     movers = predict_movers(placed, overlap, cost, mesh_size)
+    timeline = timeline or (None if timeline_png is None else "fastest")
     timed = None if timeline is None else _timed(movers, timeline)
     console = Console()
     console.print(_placement(placed, title, alg, seconds))
@@ -118,7 +121,11 @@ def command(
     if timed is not None:
         rank = slowest_rank(placed, cost, timed)
         click.echo(f"{timed.mover} on rank {rank}, the slowest; a block by its number, 0 what the rank holds itself")
-        click.echo(draw_timelines(timelines(timed.mover, placed, rank, overlap, cost, mesh_size), width))
+        both = timelines(timed.mover, placed, rank, overlap, cost, mesh_size)
+        click.echo(draw_timelines(both, width))
+        if timeline_png is not None:
+            draw_timelines_png(both, timeline_png, f"{title}: {timed.mover} on rank {rank} of {world:,}")
+            click.echo(f"picture: {timeline_png}")
     if png is not None:
         draw_png(placed, png, f"{title}: {seqlen:,} tokens on {world:,} ranks")
         click.echo(f"picture: {png}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from ..config import OverlapConfig
@@ -17,12 +18,22 @@ from .placed import PlacedMask
 from .predict import MoverPrediction
 from .ring import RingPlan, plan_placed_ring
 
-__all__ = ["LANES", "TIMED", "Event", "Timeline", "draw_timelines", "slowest_rank", "timelines"]
+__all__ = [
+    "LANES",
+    "TIMED",
+    "Event",
+    "Timeline",
+    "draw_timelines",
+    "draw_timelines_png",
+    "slowest_rank",
+    "timelines",
+]
 
 TIMED = ("group_cast", "ring", "ulysses", "ulysses_ring")  # movers that have timelines
 LANES = ("heads", "keys", "attend", "dK, dV")
 BACKWARD = 2.5  # times the forward's products
 FP32 = 4  # bytes, of gradients on their way
+COLORS = dict(zip(LANES, ("#b0bec5", "#ef9b33", "#5fa3bf", "#8fbf6f"), strict=True))
 MARKS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -90,6 +101,27 @@ def draw_timelines(drawn: Sequence[Timeline], width: int = 80) -> str:
             if events:
                 lines.append(f"{lane:<{margin}}{_cells(events, columns, scale)}")
     return "\n".join(lines)
+
+
+def draw_timelines_png(drawn: Sequence[Timeline], path: str | Path, title: str = "Timeline") -> Path:
+    """Writes a PNG with the same lanes, a bar for each event, and returns its path."""
+    from matplotlib.figure import Figure
+
+    lanes = [lane for lane in LANES if any(event.lane == lane for timeline in drawn for event in timeline.events)]
+    figure = Figure(figsize=(9.0, 5.0), dpi=120, facecolor="white", layout="constrained")
+    figure.suptitle(title, x=0.02, ha="left", fontsize=10)
+    for axes, timeline in zip(figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0], drawn, strict=True):
+        for event in timeline.events:
+            length, line = (event.end - event.begin) * 1e3, lanes.index(event.lane)
+            axes.barh(line, length, left=event.begin * 1e3, color=COLORS[event.lane], edgecolor="white", linewidth=0.5)
+            axes.text(event.begin * 1e3 + length / 2, line, str(event.block), ha="center", va="center", fontsize=7)
+        axes.set_yticks(range(len(lanes)), lanes)
+        axes.set_ylim(len(lanes) - 0.5, -0.5)
+        axes.set_ylabel(timeline.name)
+    axes.set_xlabel("ms")
+    path = Path(path)
+    figure.savefig(path)
+    return path
 
 
 def _cells(events: Sequence[Event], columns: int, scale: float) -> str:

@@ -161,6 +161,14 @@ def test_the_documented_timeline_is_what_the_command_prints():
     assert words(result.output)[-len(words(shown)) :] == words(shown)
 
 
+def test_a_timeline_can_be_a_picture(tmp_path):
+    png = tmp_path / "timeline.png"
+    result = run("--world", "4", "--seqlen", "4Ki", "--chunk-size", "64", "--timeline-png", str(png))
+    assert result.exit_code == 0, result.output
+    assert "the slowest; a block by its number" in result.output
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_mover_may_be_named_and_one_that_does_not_serve_is_refused():
     few = ["--world", "3", "--seqlen", "300", "--chunk-size", "10"]
     assert "ring on rank 2, the slowest" in run(*few, "--timeline", "ring", "--alg", "contiguous").output
