@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "ATTRIBUTES_OF_KEYS",
     "HINTS_OF_KEYS",
     "HINTS_OF_OVERLAP",
     "INSTEAD",
@@ -49,7 +50,10 @@ INSTEAD = {
 )
 
 _BALANCED = "MinHeapDispatchAlg balances work over ranks, and AutoDispatchAlg chooses among all ways"
-_STAGES = "OverlapAlgType says how remote keys are cut into stages"
+_CHOSEN = (
+    "calc_attn knows nothing of keys that an indexer chose; on one device they are the indexer_mask of AttentionOp"
+)
+_KEPT = "get_most_recent_key and clear_cache reach the keys that are kept"
 _PACKAGE = "it is in cute_attn itself"
 
 INSTEAD_IN_DIST = {
@@ -57,8 +61,9 @@ INSTEAD_IN_DIST = {
     "GrpCollConfig": "what brings keys is the mover of DistAttnConfig",
     "DispatchAlg": "it has no name here; AutoDispatchAlg, MinHeapDispatchAlg and others are what DispatchConfig takes",
     "SequentialDispatchAlg": "ContiguousDispatchAlg gives every rank consecutive chunks",
-    "dist_attn_runtime_dict": "get_most_recent_key and clear_cache reach the keys that are kept",
-    "dist_attn_runtime_dict_mgr": "get_most_recent_key and clear_cache reach the keys that are kept",
+    "UniformOverlapAlg": "the alg of OverlapConfig is OverlapAlgType.UNIFORM",
+    "GreedyOverlapAlg": "the alg of OverlapConfig is OverlapAlgType.GREEDY",
+    "OverlapAlg": "the alg of OverlapConfig is one of OverlapAlgType",
     "AttnForwardMeta": "calc_attn returns a tuple, (out, lse) or (out, lse, max_logits)",
     **dict.fromkeys(
         (
@@ -71,7 +76,8 @@ INSTEAD_IN_DIST = {
         ),
         _BALANCED,
     ),
-    **dict.fromkeys(("GreedyOverlapAlg", "OverlapAlg", "UniformOverlapAlg"), _STAGES),
+    **dict.fromkeys(("DistAttnRuntimeDictManager", "dist_attn_runtime_dict", "dist_attn_runtime_dict_mgr"), _KEPT),
+    **dict.fromkeys(("DsaOverlapConfig", "DsaPackedMeta", "MagiDSAInput", "MagiDSARuntimeMgr", "calc_dsa"), _CHOSEN),
     **dict.fromkeys(("AttnMaskType", "AttnRange", "AttnRanges", "flex_flash_attn_func"), _PACKAGE),
 }
 
@@ -127,15 +133,25 @@ KEYWORDS: Keywords = {
 # What keys, configs and what works on them take elsewhere; of hints no value is looked at.
 KEYWORDS_IN_DIST: Keywords = {
     "chunk_size": (_NONE, "it is an argument of magi_attn_flex_key and its sisters"),
+    "cp_group": (_NONE, "the argument is named cp_group_or_mesh"),
     "deterministic": (_FALSE, "it is an argument of calc_attn"),
     "grpcoll_config": (_NONE, "what brings keys is the mover of DistAttnConfig"),
     "high_bandwith_domain_size": ((1,), "a 2-D mesh says which ranks are near"),
-    "pad_value": ((0,), "rows of padding are zeros; pad_at_dim adds others"),
+    "pad_value": ((0,), "it is an argument of dispatch, by keyword"),
     "uneven_shard": (_FALSE, "every rank holds equally many rows: compute_pad_size says how many to add"),
     "window_size": (
         (None, (-1, -1)),
-        "infer_attn_mask_from_cu_seqlens makes slices of documents with windows, for magi_attn_flex_key",
+        "magi_attn_varlen_key takes it, and infer_attn_mask_from_cu_seqlens makes slices of it",
     ),
+}
+# What keys have elsewhere.
+ATTRIBUTES_OF_KEYS = dict.fromkeys(
+    ("attn_mask_type", "k_ranges", "q_ranges"), "only a digest of its mask: keep what it was made of"
+) | {
+    "cp_group": "its process group is groups.whole",
+    "cp_mesh": "the process groups of its mesh are groups.ring and groups.ulysses",
+    "uneven_shard": "every rank holds equally many rows",
+    **dict.fromkeys(("head_dim", "head_dim_v", "num_heads_kv", "num_heads_q"), "calc_attn reads it of q, k and v"),
 }
 HINTS_OF_KEYS = ("head_dim", "head_dim_v", "num_heads_kv", "num_heads_q")
 HINTS_OF_OVERLAP = ("calc_cost_factor", "comm_cost_factor", "dynamic_max_degree")

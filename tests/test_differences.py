@@ -286,9 +286,12 @@ def _():
     "`num_heads_q`, `num_heads_kv`, `head_dim`, `head_dim_v` of keys; `dynamic_max_degree`, `calc_cost_factor`, "
     "`comm_cost_factor` of `OverlapConfig`",
     "`window_size` of varlen keys",
-    "`chunk_size=None`, and a `pad_size` of 0 where rows are missing",
+    "a `chunk_size` is cut to an eighth of a rank's rows, and `pad_size` is ignored",
     "`dispatch(x, key, pad_value)`, `undispatch(x, key, is_partial_grad)`",
-    "`q_ranges`, `k_ranges`, `attn_mask_type` of a key",
+    "`q_ranges`, `k_ranges`, `attn_mask_type`, `cp_group`, `cp_mesh`, `num_heads_q`, `num_heads_kv`, `head_dim`, "
+    "`uneven_shard` of a key",
+    "`total_seqlen_q` and `total_seqlen_k` of a key count its padding",
+    "`get_most_recent_key(cp_group=group)`, `clear_cache(cp_group=group)`",
 )
 def _():
     hints = {"dynamic_max_degree": 8, "calc_cost_factor": 0.5, "comm_cost_factor": 0.1}
@@ -306,30 +309,40 @@ def _keys_of_newer_versions(rank):
         (dist.magi_attn_flex_key, ([[0, 8]], [[0, 8]], "full", 8, 8, 0, 2, group)),
         (dist.make_varlen_key_for_new_mask_after_dispatch, (ends, ends, key)),
     ):
-        function(*given, **hints, window_size=[-1, -1])
-        refused(ValueError, "infer_attn_mask_from_cu_seqlens makes slices", function, *given, window_size=(3, 0))
-    assert dist.magi_attn_varlen_key(ends, ends, 0, 2, group, **hints) == key
-    refused(TypeError, "got None: 512 to 1,024 rows", dist.magi_attn_varlen_key, ends, ends, 0, None, group)
-    refused(ValueError, "got 0; compute_pad_size gives 1", dist.magi_attn_varlen_key, ends, ends, 0, 3, group)
+        assert function(*given, **hints, window_size=[-1, -1]) == function(*given)
+    given = {"cp_group_or_mesh": group, "pad_size": 0, **hints}
+    windowed = dist.magi_attn_varlen_key(ends, ends, **given, window_size=(3, 0))
+    assert windowed.manager.placed.mask.equals(mask.sliding_window(8, left=3, right=0))
+    refused(TypeError, "by keyword", dist.magi_attn_varlen_key, ends, ends, 2, 2, 8, 0)
+    assert dist.magi_attn_varlen_key(ends, ends, **given).chunk_size == 1
+    capped = dist.DistAttnConfig(dist.DispatchConfig(chunk_size=512))
+    assert dist.magi_attn_varlen_key(ends, ends, **given, dist_attn_config=capped).chunk_size == 1
+    padded = dist.magi_attn_varlen_key(ends, ends, 0, 3, group)
+    assert (padded.chunk_size, padded.pad_size) == (3, 1)
+    assert (padded.total_seqlen_q, padded.total_seqlen_k) == (8, 8)
+    refused(ValueError, "got 5; compute_pad_size gives 1", dist.magi_attn_varlen_key, ends, ends, 5, 3, group)
     x = torch.randn(8, 2)
-    assert torch.equal(dist.dispatch(x, key, pad_value=0.0), dist.dispatch(x, key))
-    refused(ValueError, "rows of padding are zeros", dist.dispatch, x, key, pad_value=-100)
-    for function, third in ((dist.dispatch, 0.0), (dist.undispatch, True)):
-        refused(TypeError, "side must be 'q' or 'k', got .*by keyword", function, x, key, third)
-    for name in ("q_ranges", "k_ranges", "attn_mask_type"):
-        refused(AttributeError, f"a key has no {name}, only a digest of its mask", getattr, key, name)
+    assert dist.dispatch(x, padded, pad_value=-100.0)[8].tolist() == [-100.0, -100.0]
+    for function, third, name in ((dist.dispatch, 0.0, "pad_value"), (dist.undispatch, True, "is_partial_grad")):
+        refused(TypeError, f"side must be 'q' or 'k', got .*: pass {name} by keyword", function, x, key, third)
+    (cell,) = (cell for cell in rows_of("from_magi_attention") if cell.startswith("`q_ranges`"))
+    for name in re.findall(r"`(\w+)`", cell):
+        refused(AttributeError, f"a key has no {name}: ", getattr, key, name)
     assert copy.copy(key) == key
+    assert dist.get_most_recent_key(cp_group=None) == padded
+    refused(ValueError, "the argument is named cp_group_or_mesh", dist.get_most_recent_key, cp_group=group)
+    refused(ValueError, "the argument is named cp_group_or_mesh", dist.clear_cache, cp_group=group)
 
 
 @shows(
     "from_magi_attention",
-    "`chunk_size`, `uneven_shard` of `DispatchConfig`; `grpcoll_config`, `high_bandwith_domain_size`, `deterministic` "
+    "`uneven_shard` of `DispatchConfig`; `grpcoll_config`, `high_bandwith_domain_size`, `deterministic` "
     "of `DistAttnConfig`",
 )
 def _():
-    assert dist.DispatchConfig(uneven_shard=False, chunk_size=None) == dist.DispatchConfig()
+    assert dist.DispatchConfig(uneven_shard=False) == dist.DispatchConfig()
     assert dist.DistAttnConfig(deterministic=False, high_bandwith_domain_size=1) == dist.DistAttnConfig()
-    refused(ValueError, "argument of magi_attn_flex_key", dist.DispatchConfig, chunk_size=512)
+    refused(ValueError, "argument of magi_attn_flex_key", dist.DistAttnConfig, chunk_size=512)
     refused(ValueError, "compute_pad_size says", dist.DispatchConfig, uneven_shard=True)
     refused(ValueError, "the mover of DistAttnConfig", dist.DistAttnConfig, grpcoll_config=1)
     refused(ValueError, "2-D mesh", dist.DistAttnConfig, high_bandwith_domain_size=8)

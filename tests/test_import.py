@@ -61,7 +61,8 @@ def test_importing_brings_in_nothing_but_torch_and_numpy():
 
 def test_importing_registers_every_op_of_the_library_for_graphs_that_were_exported():
     package = TESTS.parent / "cute_attn"
-    texts = [file.read_text() for file in package.rglob("*.py")]
+    # Graphs with an op of dist are of the keys of a process, and are not exported.
+    texts = [file.read_text() for file in package.rglob("*.py") if file.parent.name != "dist"]
     ops = {name for text in texts for name in re.findall(r'^register\("(\w+)"', text, re.M)}
     assert {"attention", "chosen_mask", "decode", "mods", "plan"} <= ops
     result = run("import sys, cute_attn, torch; print(*(hasattr(torch.ops.cute_attn, x) for x in sys.argv[1:]))", *ops)

@@ -25,6 +25,7 @@ from ..dist.placing.place import place
 from ..dist.plans.draw import draw_png, draw_text
 from ..dist.plans.placed import PlacedMask
 from ..dist.plans.predict import MoverPrediction, predict_movers
+from ..dist.plans.timeline import TIMED, draw_timelines, draw_timelines_png, slowest_rank, timelines
 from ..dist.workload import lognormal_documents
 from ..mask import from_spec
 from .files import Picture
@@ -62,6 +63,14 @@ ALGS: dict[str, DispatchAlg] = {
 @click.option("--head-dim", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--ulysses-size", type=click.IntRange(2), default=8, show_default=True, help="Of a 2-D mesh.")
 @click.option("--bandwidth", type=float, default=40.0, show_default=True, help="GB/s that a GPU sends and receives.")
+@click.option(
+    "--timeline",
+    is_flag=False,
+    flag_value="fastest",
+    type=click.Choice(["fastest", *TIMED]),
+    help="Draw when keys, attention and gradients of the slowest rank have their turn, of a mover or the fastest.",
+)
+@click.option("--timeline-png", type=Picture(), help="Write a picture of the timeline, and draw it.")
 @click.option("--png", type=Picture(), help="Write a picture of who holds what.")
 def command(
     world: int,
@@ -76,6 +85,8 @@ def command(
     head_dim: int,
     ulysses_size: int,
     bandwidth: float,
+    timeline: str | None,
+    timeline_png: Path | None,
     png: Path | None,
 ) -> None:
     """How a sequence would be split over many GPUs: balance, bytes, stages, and who holds what. Needs no GPU.
@@ -83,6 +94,7 @@ def command(
     \b
     cute-attn plan --world 64 --seqlen 512Ki --documents 4Ki
     cute-attn plan --world 1024 --seqlen 10M --mask causal --png plan.png
+    cute-attn plan --world 16 --seqlen 256Ki --degree 3 --timeline group_cast
     """
     if spec is not None and documents is not None:
         raise click.UsageError("give either --mask or --documents")
@@ -95,7 +107,10 @@ def command(
     placed = PlacedMask(mask, *place(mask, world, chunk_size, config=DispatchConfig(ALGS[alg]), cost=cost))
     seconds = time.perf_counter() - began
     overlap = OverlapConfig(degree=degree)
-    movers = predict_movers(placed, overlap, cost, ulysses_size if world % ulysses_size == 0 else None)
+    mesh_size = ulysses_size if world % ulysses_size == 0 else None
+    movers = predict_movers(placed, overlap, cost, mesh_size)
+    timeline = timeline or (None if timeline_png is None else "fastest")
+    timed = None if timeline is None else _timed(movers, timeline)
     console = Console()
     console.print(_placement(placed, title, alg, seconds))
     console.print(_movers(movers))
@@ -103,6 +118,14 @@ def command(
     width = max(40, min(console.width, 120))
     click.echo(drawn("held █, received ▒ (░ in part); a line a rank, keys from left to right"))
     click.echo(drawn(draw_text(placed, width)))
+    if timed is not None:
+        rank = slowest_rank(placed, cost, timed)
+        click.echo(f"{timed.mover} on rank {rank}, the slowest; a block by its number, 0 what the rank holds itself")
+        both = timelines(timed.mover, placed, rank, overlap, cost, mesh_size)
+        click.echo(draw_timelines(both, width))
+        if timeline_png is not None:
+            draw_timelines_png(both, timeline_png, f"{title}: {timed.mover} on rank {rank} of {world:,}")
+            click.echo(f"picture: {timeline_png}")
     if png is not None:
         draw_png(placed, png, f"{title}: {seqlen:,} tokens on {world:,} ranks")
         click.echo(f"picture: {png}")
@@ -121,6 +144,14 @@ def _placement(placed: PlacedMask, title: str, alg: str, seconds: float) -> Tabl
     ratio = float(areas.max()) / mean if mean else 1.0
     table.add_row("area a rank", f"max/mean {ratio:.3f}: mean {mean:,.0f}, max {int(areas.max()):,}")
     return table
+
+
+def _timed(movers: list[MoverPrediction], name: str) -> MoverPrediction:
+    """The mover of this name, or the fastest of those that have timelines."""
+    found = [m for m in movers if m.mover in TIMED and name in ("fastest", m.mover)]
+    if not found:
+        raise click.UsageError(f"--timeline {name} does not serve these ranks and heads: see the movers of the table")
+    return min(found, key=lambda m: m.seconds)
 
 
 def _remark(placed: PlacedMask) -> str:

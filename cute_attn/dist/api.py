@@ -9,21 +9,20 @@ from collections.abc import Sequence
 
 import torch
 
-from ..backend import resolve
-from ..backends.find import find
-from ..checks import check_flag, check_qkv, check_scale, check_sink, check_softcap, takes_keywords_of
+from ..checks import check_flag, takes_keywords_of
+from ..eager import outside_of_graphs
 from ..elsewhere import HINTS_OF_KEYS, KEYWORDS_IN_DIST
 from ..mask import IntervalMask
 from ..mask.ranges import RangesLike
-from .checks import check_int, check_rows, check_side, check_tensor
+from .call import check_call
+from .checks import check_fill, check_int, check_rows, check_side, check_tensor
 from .config import DistAttnConfig
-from .cost import CostModel
+from .graph import attention_in_graph
 from .groups import GroupOrMesh, find_groups
 from .make_key import magi_attn_flex_key, magi_attn_varlen_key
-from .partial import AttentionSettings
 from .registry import DistAttnRuntimeKey, registry
 from .rows import dispatch_rows, roll_rows, undispatch_rows
-from .runtime import CALL, run_attention
+from .runtime import run_attention
 
 __all__ = [
     "calc_attn",
@@ -40,6 +39,7 @@ __all__ = [
 _DEFAULT = DistAttnConfig()
 
 
+@outside_of_graphs
 @takes_keywords_of(KEYWORDS_IN_DIST, HINTS_OF_KEYS)
 def magi_attn_flex_dispatch(
     x: torch.Tensor,
@@ -48,9 +48,9 @@ def magi_attn_flex_dispatch(
     attn_mask_type: object,
     total_seqlen_q: int,
     total_seqlen_k: int,
-    pad_size: int,
-    chunk_size: int,
-    cp_group_or_mesh: GroupOrMesh,
+    pad_size: int = 0,
+    chunk_size: int | None = None,
+    cp_group_or_mesh: GroupOrMesh | None = None,
     dist_attn_config: DistAttnConfig = _DEFAULT,
     is_same_source: bool = True,
     is_q_permutable: bool = True,
@@ -74,31 +74,43 @@ def magi_attn_flex_dispatch(
     return dispatch(x, key), key
 
 
+@outside_of_graphs
 @takes_keywords_of(KEYWORDS_IN_DIST, HINTS_OF_KEYS)
 def magi_attn_varlen_dispatch(
     x: torch.Tensor,
     cu_seqlens_q: torch.Tensor | Sequence[int],
     cu_seqlens_k: torch.Tensor | Sequence[int],
-    pad_size: int,
-    chunk_size: int,
-    cp_group_or_mesh: GroupOrMesh,
+    pad_size: int = 0,
+    chunk_size: int | None = None,
+    cp_group_or_mesh: GroupOrMesh | None = None,
     causal: bool = False,
     dist_attn_config: DistAttnConfig = _DEFAULT,
+    *,
+    window_size: Sequence[int] = (-1, -1),
 ) -> tuple[torch.Tensor, DistAttnRuntimeKey]:
     """`(dispatch(x, key), key)` with the key that magi_attn_varlen_key makes of the other arguments."""
     key = magi_attn_varlen_key(
-        cu_seqlens_q, cu_seqlens_k, pad_size, chunk_size, cp_group_or_mesh, causal, dist_attn_config
+        cu_seqlens_q,
+        cu_seqlens_k,
+        pad_size,
+        chunk_size,
+        cp_group_or_mesh,
+        causal,
+        dist_attn_config,
+        window_size=window_size,
     )
     return dispatch(x, key), key
 
 
+@outside_of_graphs
 @takes_keywords_of(KEYWORDS_IN_DIST)
-def dispatch(x: torch.Tensor, key: DistAttnRuntimeKey, side: str = "q") -> torch.Tensor:
-    """This rank's rows of a global tensor that every rank holds, padded with zeros.
+def dispatch(x: torch.Tensor, key: DistAttnRuntimeKey, side: str = "q", *, pad_value: float = 0) -> torch.Tensor:
+    """This rank's rows of a global tensor that every rank holds, padded at its end.
 
     Args:
         x: `(total_seqlen, ...)`, any dtype; without padding.
         side: "q" or "k": whose placement. Only cross-attention has two.
+        pad_value: what rows of padding hold, such as the label that a loss ignores.
 
     Returns `(rows per rank, ...)`. The backward all-gathers: **every rank ends with the complete gradient of x**, as if
     one device had computed it. So do not sum x.grad over the ranks of this group afterwards (nor gradients of what made
@@ -106,11 +118,13 @@ def dispatch(x: torch.Tensor, key: DistAttnRuntimeKey, side: str = "q") -> torch
     """
     manager = registry.manager(key)
     with manager.guard.checks("dispatch"):
-        placement = manager.placement(check_side(side))
+        placement = manager.placement(check_side(side, "pad_value"))
         check_rows("x", x, placement.length, f"the length of side {side!r} without padding")
-    return dispatch_rows(x, placement, manager.guard)
+        pad_value = check_fill("pad_value", pad_value, x.dtype)
+    return dispatch_rows(x, placement, manager.guard, pad_value)
 
 
+@outside_of_graphs
 def undispatch(
     x: torch.Tensor, key: DistAttnRuntimeKey, side: str = "q", is_partial_grad: bool = False
 ) -> torch.Tensor:
@@ -134,11 +148,12 @@ def undispatch(
     manager = registry.manager(key)
     with manager.guard.checks("undispatch"):
         check_flag("is_partial_grad", is_partial_grad)
-        placement = manager.placement(check_side(side))
+        placement = manager.placement(check_side(side, "is_partial_grad"))
         check_rows("x", x, placement.rows_per_rank, f"the rows of side {side!r} on each rank")
     return undispatch_rows(x, placement, manager.guard, is_partial_grad)
 
 
+@outside_of_graphs
 def get_position_ids(key: DistAttnRuntimeKey, side: str = "q") -> torch.Tensor:
     """int64 `(rows per rank,)`: the global position of each local row; of padding the last valid position.
 
@@ -149,6 +164,7 @@ def get_position_ids(key: DistAttnRuntimeKey, side: str = "q") -> torch.Tensor:
     return placement.position_ids(manager.groups.rank).to(manager.groups.device)
 
 
+@outside_of_graphs
 def roll(x: torch.Tensor, shift: int, dim: int, key: DistAttnRuntimeKey, side: str = "q") -> torch.Tensor:
     """`torch.roll` of the global tensor on dispatched rows: `undispatch(roll(x)) == undispatch(x).roll(shift)`.
 
@@ -210,48 +226,27 @@ def calc_attn(
     RuntimeError where another rank does not come or is lost, and wherever an earlier call failed half-way: the process
     group cannot be used any more then, forward or backward, until it is destroyed and made anew.
     """
+    if torch.compiler.is_compiling():
+        results = attention_in_graph(q, k, v, key, sink, softmax_scale, softcap, deterministic, return_max_logits)
+        return results if return_max_logits else results[:2]
     manager = registry.manager(key)
-    with manager.guard.checks(CALL):
-        check_qkv(q, k, v, "(rows, heads, head_dim)")
-        for name, x, side in (("q", q, "q"), ("k and v", k, "k")):
-            check_rows(name, x, manager.placement(side).rows_per_rank, f"the rows of side {side!r} on each rank")
-        sinks = check_sink(sink, "sh", q)
-        sinks = None if sinks is None else sinks[0, 0]
-        check_flag("deterministic", deterministic)
-        check_flag("return_max_logits", return_max_logits)
-        backend = find(resolve(q.device))
-        backend.check_served(q.dtype, (q.shape[2], v.shape[2]), q.device)
-        settings = AttentionSettings(
-            softmax_scale=float(check_scale(softmax_scale, q.shape[2])),
-            softcap=float(check_softcap(softcap)),
-            deterministic=deterministic,
-            sm_margin=manager.config.overlap_config.sm_margin,
-            backend=backend,
-        )
-        shape = CostModel(q.shape[1], k.shape[1], q.shape[2], v.shape[2], q.element_size())
-        route = manager.route(shape, q.device)
-    compared = {
-        **{f"the shape of {name}": tuple(x.shape) for name, x in (("q", q), ("k", k), ("v", v))},
-        "dtype": q.dtype,
-        "device": q.device.type,
-        "the shape of sink": None if sink is None else tuple(sink.shape),
-        "the dtype of sink": None if sink is None else sink.dtype,
-        "softmax_scale": settings.softmax_scale,
-        "softcap": settings.softcap,
-        "deterministic": deterministic,
-        "return_max_logits": return_max_logits,
-        "backend": backend.name,
-        "requires_grad": tuple(torch.is_grad_enabled() and x is not None and x.requires_grad for x in (q, k, v, sink)),
-    }
-    results = run_attention(q, k, v, sinks, route, settings, return_max_logits, compared)
+    requires_grad = [torch.is_grad_enabled() and getattr(x, "requires_grad", False) for x in (q, k, v, sink)]
+    call = check_call(
+        manager, q, k, v, sink, softmax_scale, softcap, deterministic, return_max_logits, None, requires_grad
+    )
+    results = run_attention(q, k, v, call.sink, call.route, call.settings, return_max_logits, call.compared)
     return results if return_max_logits else results[:2]
 
 
+@outside_of_graphs
+@takes_keywords_of(KEYWORDS_IN_DIST)
 def get_most_recent_key(cp_group_or_mesh: GroupOrMesh | None = None) -> DistAttnRuntimeKey:
     """The key that was made, or asked for again, last, of a group if one is given. ValueError if there is none."""
     return registry.most_recent(None if cp_group_or_mesh is None else find_groups(cp_group_or_mesh))
 
 
+@outside_of_graphs
+@takes_keywords_of(KEYWORDS_IN_DIST)
 def clear_cache(cp_group_or_mesh: GroupOrMesh | None = None) -> None:
     """Forgets all plans, or those of a group; keys made before are unknown from here on. Every rank, of the group, must
     call it at the same point."""

@@ -15,6 +15,7 @@ from ..mask.checks import check_int as check_any_int
 __all__ = [
     "END",
     "as_list",
+    "check_fill",
     "check_finite",
     "check_int",
     "check_kind",
@@ -63,9 +64,11 @@ def check_kind(name: str, value: object, kind: type) -> None:
         raise TypeError(f"{name} must be of type {kind.__name__}, got {shown(value)}")
 
 
-def check_side(side: str) -> str:
+def check_side(side: str, following: str = "") -> str:
+    """following: the argument that others have in its place."""
     if not isinstance(side, str):
-        raise TypeError(f"side must be 'q' or 'k', got {shown(side)}: pass what follows it by keyword")
+        by_keyword = f": pass {following} by keyword" if following else ""
+        raise TypeError(f"side must be 'q' or 'k', got {shown(side)}{by_keyword}")
     if side not in ("q", "k"):
         raise ValueError(f"side must be 'q' or 'k', got {side!r}")
     return side
@@ -83,6 +86,19 @@ def check_rows(name: str, x: torch.Tensor, rows: int, meaning: str) -> None:
         raise ValueError(f"{name} must have {rows} rows, {meaning}, got shape {tuple(x.shape)}")
     if x.device.type == "meta":
         raise ValueError(f"{name} must hold values, got a tensor on meta, which has none")
+
+
+def check_fill(name: str, value: float, dtype: torch.dtype) -> float:
+    """A number that a tensor of the dtype can hold: an integer where it holds integers."""
+    if isinstance(value, float) and not math.isfinite(value) and dtype.is_floating_point:
+        return value
+    number = int(value) if isinstance(value, bool) else check_finite(name, value)
+    if dtype.is_floating_point or dtype.is_complex:
+        return float(number)  # torch takes no int past int64
+    least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    if number != int(number) or not least <= value <= most:
+        raise ValueError(f"{name} must be an integer in [{least}, {most}] for x of {dtype}, got {value}")
+    return value
 
 
 def as_list(name: str, value: object) -> list[object]:

@@ -141,7 +141,8 @@ def _explaining() -> Iterator[None]:
     except RuntimeError as error:
         raise RuntimeError(
             "an exchange with the other ranks of the process group failed or timed out: another rank has raised, has "
-            f"ended, or makes other calls. The group cannot be used any more: {REMEDY}. It was {first_line(error)}"
+            "ended, is too late, or makes other calls. The group cannot be used any more: "
+            f"{REMEDY}. It was {first_line(error)}"
         ) from error
 
 

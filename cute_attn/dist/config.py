@@ -82,9 +82,15 @@ class AutoDispatchAlg(DispatchAlg):
 @_with_keywords_of_others()
 @dataclass(frozen=True)
 class DispatchConfig:
-    """alg: how chunks are given to ranks, an instance of one of the DispatchAlg classes."""
+    """How a sequence is cut into chunks, and ranks get them.
+
+    alg: an instance of one of the DispatchAlg classes.
+    chunk_size: of a key that is given none: so many rows stay together, or an eighth of the rows of a rank where those
+        are fewer; None: an eighth.
+    """
 
     alg: DispatchAlg = field(default_factory=AutoDispatchAlg)
+    chunk_size: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.alg, DispatchAlg) or type(self.alg) is DispatchAlg:
@@ -92,6 +98,8 @@ class DispatchConfig:
                 "DispatchConfig: alg must be an instance of MinHeapDispatchAlg, ContiguousDispatchAlg, "
                 f"ZigzagDispatchAlg, LocalityDispatchAlg or AutoDispatchAlg, got {self.alg!r}"
             )
+        if self.chunk_size is not None:
+            check_int("DispatchConfig: chunk_size", self.chunk_size, 1, END)
 
 
 class AttnOverlapMode(Enum):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -11,7 +10,7 @@ import torch
 from ..mask import AttnMaskType, AttnRange, AttnRanges
 from ..mask.checks import Integers, check_cumulative, check_device, check_flag, check_integers
 from ..mask.ranges import RangesLike, ranges_tensor
-from .checks import END, as_list, check_finite, check_int, check_kind, check_tensor
+from .checks import END, as_list, check_fill, check_int, check_kind, check_tensor
 
 __all__ = [
     "apply_padding",
@@ -41,7 +40,7 @@ def pad_at_dim(x: torch.Tensor, dim: int, pad_size: int, value: float = 0, side:
     pad_size = check_int("pad_size", pad_size, 0, END)
     if not isinstance(side, str) or side not in ("left", "right"):
         raise ValueError(f"side must be 'left' or 'right', got {side!r}")
-    value = _checked_value(value, x.dtype)
+    value = check_fill("value", value, x.dtype)
     shape = list(x.shape)
     shape[dim] = pad_size
     padding = x.new_full(shape, value)
@@ -239,19 +238,6 @@ def _checked_dim(x: torch.Tensor, dim: int) -> int:
     if not -x.ndim <= dim < x.ndim:
         raise ValueError(f"dim must be in [{-x.ndim}, {x.ndim}), got {dim}")
     return dim % x.ndim
-
-
-def _checked_value(value: float, dtype: torch.dtype) -> float:
-    """A number that a tensor of the dtype can hold: an integer where it holds integers."""
-    if isinstance(value, float) and not math.isfinite(value) and dtype.is_floating_point:
-        return value
-    number = int(value) if isinstance(value, bool) else check_finite("value", value)
-    if dtype.is_floating_point or dtype.is_complex:
-        return float(number)  # torch takes no int past int64
-    least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
-    if number != int(number) or not least <= value <= most:
-        raise ValueError(f"value must be an integer in [{least}, {most}] for x of {dtype}, got {value}")
-    return value
 
 
 def _parsed(name: str, kind: object) -> AttnMaskType:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["GroupOrMesh", "Groups", "find_groups", "host_group"]
@@ -45,12 +47,16 @@ class Groups:
             return torch.device("cpu")
         return torch.device("cuda", torch.cuda.current_device())
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Groups are saved by name, and found again by it."""
+        return _found_again, tuple(_name(group) for group in (self.whole, self.ring, self.ulysses))
+
     def __repr__(self) -> str:
         shape = "" if self.ring is None or self.ulysses is None else f", {self.ring.size()}x{self.ulysses.size()}"
         return f"Groups({self.world} ranks{shape})"
 
 
-def find_groups(cp_group_or_mesh: GroupOrMesh) -> Groups:
+def find_groups(cp_group_or_mesh: GroupOrMesh | None) -> Groups:
     """The groups of a process group or mesh; the same object gives equal groups.
 
     The first call with a 2-D mesh that is not the whole world makes a process group of its ranks.
@@ -60,9 +66,12 @@ def find_groups(cp_group_or_mesh: GroupOrMesh) -> Groups:
     if isinstance(cp_group_or_mesh, dist.ProcessGroup):
         return Groups(cp_group_or_mesh)
     if not isinstance(cp_group_or_mesh, DeviceMesh):
+        shifted = (
+            ": pass num_heads_q, num_heads_kv and head_dim by keyword" if isinstance(cp_group_or_mesh, int) else ""
+        )
         raise TypeError(
             "cp_group_or_mesh must be a ProcessGroup of which this process is a member or a 1-D or 2-D DeviceMesh, "
-            f"got {type(cp_group_or_mesh).__name__}"
+            f"got {type(cp_group_or_mesh).__name__}{shifted}"
         )
     mesh = cp_group_or_mesh
     if mesh.ndim == 1:
@@ -74,6 +83,39 @@ def find_groups(cp_group_or_mesh: GroupOrMesh) -> Groups:
         raise ValueError(f"the ranks of a 2-D cp_group_or_mesh must ascend along its rows, got {mesh.mesh.tolist()}")
     ring, ulysses = mesh.get_group(0), mesh.get_group(1)
     return Groups(_group_of(tuple(ranks), ring, ulysses), ring, ulysses)
+
+
+def _name(group: dist.ProcessGroup | None) -> tuple[str, list[int]] | None:
+    if group is None:
+        return None
+    try:
+        return group.group_name, dist.get_process_group_ranks(group)
+    except KeyError:
+        raise RuntimeError("the process group of a key that is saved has been destroyed: make the key anew") from None
+
+
+def _found_again(*names: tuple[str, list[int]] | None) -> Groups:
+    """The groups of these names here, if they have these ranks; RuntimeError if not."""
+    groups = []
+    for name, ranks in (x or (None, []) for x in names):
+        group = None if name is None else _resolved(name)
+        if name is not None and (group is None or dist.get_process_group_ranks(group) != ranks):
+            here = "is not here" if group is None else f"has ranks {dist.get_process_group_ranks(group)} here"
+            raise RuntimeError(
+                f"the process group {name!r} of ranks {ranks}, over which a key was made that is loaded, {here}: make "
+                "process groups as the program that saved it did, and load then; or save no key, and make it anew"
+            )
+        groups.append(group)
+    whole, ring, ulysses = groups
+    assert whole is not None
+    return Groups(whole, ring, ulysses)
+
+
+def _resolved(name: Any) -> dist.ProcessGroup | None:
+    try:
+        return distributed_c10d._resolve_process_group(name)
+    except (RuntimeError, ValueError):  # the latter without any group
+        return None
 
 
 def _world() -> dist.ProcessGroup:

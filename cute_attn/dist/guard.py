@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -42,6 +42,11 @@ class Guard:
             agree(self.groups, call, {"key": self.key, **fields})
         with marking(self.groups, call):
             yield
+
+    def backward_exchange(self, call: str, number: int, needs: Sequence[bool]) -> AbstractContextManager[None]:
+        """`exchange` around the backward of a call; number: of the call; needs: which inputs need gradients."""
+        compared = {"the number of the call": number, "requires_grad": tuple(needs)}
+        return self.exchange(f"the backward of {call}", compared)
 
     def number(self) -> int:
         """1 at the first attention over this group, 2 at the second: tells its backwards apart, on every rank alike."""

@@ -10,15 +10,16 @@ from dataclasses import replace
 
 import torch
 
-from ..checks import check_cu_seqlens, check_flag, takes_keywords_of
+from ..checks import check_flag, takes_keywords_of
+from ..eager import outside_of_graphs
 from ..elsewhere import HINTS_OF_KEYS, KEYWORDS_IN_DIST
-from ..mask import AttnRanges, IntervalMask
-from ..mask.checks import check_cumulative
+from ..mask import IntervalMask
 from ..mask.ranges import RangesLike, slice_tensors
 from ..mask.source import MaskSource
 from .agreement import agree, refusing
-from .checks import END, check_int, check_kind, integer_tensor
-from .config import DistAttnConfig
+from .checks import END, check_int, check_kind
+from .config import DispatchConfig, DistAttnConfig
+from .functional import compute_pad_size, infer_attn_mask_from_cu_seqlens
 from .groups import GroupOrMesh, find_groups
 from .manager import Manager, ulysses_size_of
 from .placing.place import place
@@ -33,9 +34,11 @@ __all__ = [
 ]
 
 CALL = "making a key"
+CHUNKS_A_RANK = 8  # at least, where nobody says how many
 _DEFAULT = DistAttnConfig()
 
 
+@outside_of_graphs
 @takes_keywords_of(KEYWORDS_IN_DIST, HINTS_OF_KEYS)
 def magi_attn_flex_key(
     q_ranges: RangesLike | IntervalMask,
@@ -43,9 +46,9 @@ def magi_attn_flex_key(
     attn_mask_type: object,
     total_seqlen_q: int,
     total_seqlen_k: int,
-    pad_size: int,
-    chunk_size: int,
-    cp_group_or_mesh: GroupOrMesh,
+    pad_size: int = 0,
+    chunk_size: int | None = None,
+    cp_group_or_mesh: GroupOrMesh | None = None,
     dist_attn_config: DistAttnConfig = _DEFAULT,
     is_same_source: bool = True,
     is_q_permutable: bool = True,
@@ -58,10 +61,12 @@ def magi_attn_flex_key(
             IntervalMask as q_ranges, with k_ranges and attn_mask_type None.
         attn_mask_type: one type or one for each slice: AttnMaskType, name or 0..3; None means all full.
         total_seqlen_q, total_seqlen_k: tokens of the whole sequences, without padding.
-        pad_size: rows of padding after the queries; `compute_pad_size(total_seqlen_q, ranks, chunk_size)`. Keys of
-            another source get the smallest padding of their own.
-        chunk_size: rows that stay together on a rank, the unit of balance.
-        cp_group_or_mesh: a process group, a 1-D mesh, or a 2-D mesh (ring, ulysses) whose ranks ascend along rows.
+        pad_size: rows of padding after the queries; 0 means as few as make equal chunks, which are
+            `compute_pad_size(total_seqlen_q, ranks, chunk_size)`. Keys of another source get the fewest of their own.
+        chunk_size: rows that stay together on a rank, the unit of balance; 512 to 1,024 suit long sequences. None:
+            an eighth of a rank's, `ceil(total_seqlen_q / (8 * ranks))`, or those of the DispatchConfig if fewer.
+        cp_group_or_mesh: a process group, a 1-D mesh, or a 2-D mesh (ring, ulysses) whose ranks ascend along rows; to
+            be given, though pad_size and chunk_size before it need not be.
         dist_attn_config: dispatch algorithm, overlap, mover.
         is_same_source: queries and keys are one sequence, dispatched alike (self-attention). Otherwise
             (cross-attention) keys have their own placement, `side="k"` of `dispatch`.
@@ -79,9 +84,9 @@ def magi_attn_flex_key(
         check_kind("dist_attn_config", dist_attn_config, DistAttnConfig)
         total_seqlen_q = check_int("total_seqlen_q", total_seqlen_q, 0, END)
         total_seqlen_k = check_int("total_seqlen_k", total_seqlen_k, 0, END)
-        if chunk_size is None:
-            raise TypeError("chunk_size must be an int, got None: 512 to 1,024 rows suit long sequences")
-        pad_size, chunk_size = check_int("pad_size", pad_size, 0), check_int("chunk_size", chunk_size, 1)
+        chunk_size = _chunk_size(chunk_size, dist_attn_config.dispatch_config, total_seqlen_q, groups.world)
+        pad_size = check_int("pad_size", pad_size, 0) or compute_pad_size(total_seqlen_q, groups.world, chunk_size)
+        dist_attn_config = _without_chunk_size(dist_attn_config)
         for name, value in (
             ("is_same_source", is_same_source),
             ("is_q_permutable", is_q_permutable),
@@ -120,36 +125,30 @@ def magi_attn_flex_key(
     return _agreed_key(content, make)
 
 
+@outside_of_graphs
 @takes_keywords_of(KEYWORDS_IN_DIST, HINTS_OF_KEYS)
 def magi_attn_varlen_key(
     cu_seqlens_q: torch.Tensor | Sequence[int],
     cu_seqlens_k: torch.Tensor | Sequence[int],
-    pad_size: int,
-    chunk_size: int,
-    cp_group_or_mesh: GroupOrMesh,
+    pad_size: int = 0,
+    chunk_size: int | None = None,
+    cp_group_or_mesh: GroupOrMesh | None = None,
     causal: bool = False,
     dist_attn_config: DistAttnConfig = _DEFAULT,
+    *,
+    window_size: Sequence[int] = (-1, -1),
 ) -> DistAttnRuntimeKey:
-    """The key of packed documents, self-attention: document i attends itself, causally or fully.
+    """The key of packed documents, self-attention: document i attends itself, causally, fully or within a window.
 
-    cu_seqlens_q, cu_seqlens_k: int `(documents + 1,)` in a tensor, an array or a list, cumulative lengths from 0. The
-    rest as in magi_attn_flex_key.
+    cu_seqlens_q, cu_seqlens_k: int `(documents + 1,)` in a tensor, an array or a list, cumulative lengths from 0.
+    causal, window_size: as infer_attn_mask_from_cu_seqlens takes them. The rest as in magi_attn_flex_key.
     """
     with refusing(find_groups(cp_group_or_mesh), CALL):
-        q_ranges, k_ranges, kind = _documents(cu_seqlens_q, cu_seqlens_k, causal)
-    return magi_attn_flex_key(
-        q_ranges,
-        k_ranges,
-        kind,
-        q_ranges.end,
-        k_ranges.end,
-        pad_size,
-        chunk_size,
-        cp_group_or_mesh,
-        dist_attn_config,
-    )
+        slices = infer_attn_mask_from_cu_seqlens(cu_seqlens_q, cu_seqlens_k, causal, window_size)
+    return magi_attn_flex_key(*slices, pad_size, chunk_size, cp_group_or_mesh, dist_attn_config)
 
 
+@outside_of_graphs
 @takes_keywords_of(KEYWORDS_IN_DIST, HINTS_OF_KEYS)
 def make_flex_key_for_new_mask_after_dispatch(
     q_ranges: RangesLike | IntervalMask,
@@ -168,6 +167,7 @@ def make_flex_key_for_new_mask_after_dispatch(
     config = key_for_dispatch.dist_attn_config if dist_attn_config is None else dist_attn_config
     with refusing(first.groups, CALL):
         check_kind("dist_attn_config", config, DistAttnConfig)
+        config = _without_chunk_size(config)
         ulysses_size_of(config.mover, first.groups)
         source = _source(q_ranges, k_ranges, attn_mask_type)
     content = replace(
@@ -186,6 +186,7 @@ def make_flex_key_for_new_mask_after_dispatch(
     return _agreed_key(content, make)
 
 
+@outside_of_graphs
 @takes_keywords_of(KEYWORDS_IN_DIST, HINTS_OF_KEYS)
 def make_varlen_key_for_new_mask_after_dispatch(
     cu_seqlens_q: torch.Tensor | Sequence[int],
@@ -193,11 +194,13 @@ def make_varlen_key_for_new_mask_after_dispatch(
     key_for_dispatch: DistAttnRuntimeKey,
     causal: bool = False,
     dist_attn_config: DistAttnConfig | None = None,
+    *,
+    window_size: Sequence[int] = (-1, -1),
 ) -> DistAttnRuntimeKey:
     """As make_flex_key_for_new_mask_after_dispatch, for packed documents as in magi_attn_varlen_key."""
     with refusing(registry.manager(key_for_dispatch, "key_for_dispatch").groups, CALL):
-        documents = _documents(cu_seqlens_q, cu_seqlens_k, causal)
-    return make_flex_key_for_new_mask_after_dispatch(*documents, key_for_dispatch, dist_attn_config)
+        slices = infer_attn_mask_from_cu_seqlens(cu_seqlens_q, cu_seqlens_k, causal, window_size)
+    return make_flex_key_for_new_mask_after_dispatch(*slices[:3], key_for_dispatch, dist_attn_config)
 
 
 def _agreed_key(content: DistAttnRuntimeKey, make: Callable[[], Manager]) -> DistAttnRuntimeKey:
@@ -228,16 +231,17 @@ def _mask(source: MaskSource, given: object, total_seqlen_q: int, total_seqlen_k
     return source.build(total_seqlen_q, total_seqlen_k, torch.device("cpu"))
 
 
-def _documents(
-    cu_seqlens_q: torch.Tensor | Sequence[int], cu_seqlens_k: torch.Tensor | Sequence[int], causal: bool
-) -> tuple[AttnRanges, AttnRanges, str]:
-    """Cumulative lengths as slices."""
-    cu_seqlens_q = integer_tensor("cu_seqlens_q", cu_seqlens_q)
-    cu_seqlens_k = integer_tensor("cu_seqlens_k", cu_seqlens_k)
-    check_cu_seqlens(cu_seqlens_q, cu_seqlens_k)
-    check_flag("causal", causal)
-    ranges = []
-    for name, value in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
-        check_cumulative(name, value, END - 1, may_end_before=True)
-        ranges.append(AttnRanges.from_cu_seqlens(value.tolist()))
-    return ranges[0], ranges[1], "causal" if causal else "full"
+def _chunk_size(chunk_size: int | None, config: DispatchConfig, rows: int, world: int) -> int:
+    """Rows that stay together, as the argument of a key says it, else the config, else the number of rows."""
+    if chunk_size is not None:
+        chunk_size = check_int("chunk_size", chunk_size, 1)
+        if config.chunk_size not in (None, chunk_size):
+            raise ValueError(f"chunk_size must be that of the DispatchConfig, {config.chunk_size}, got {chunk_size}")
+        return chunk_size
+    most = max(1, -(-rows // (CHUNKS_A_RANK * world)))
+    return most if config.chunk_size is None else min(most, config.chunk_size)
+
+
+def _without_chunk_size(config: DistAttnConfig) -> DistAttnConfig:
+    """A key has it for itself, whoever said it."""
+    return replace(config, dispatch_config=replace(config.dispatch_config, chunk_size=None))

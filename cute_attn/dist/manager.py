@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from ..mask import IntervalMask
@@ -45,8 +47,11 @@ def ulysses_size_of(mover: str, groups: Groups) -> int:
 class Manager:
     """A mask on its placements, and the routes of tensors, planned at the first call that needs them and kept.
 
-    digest: that of the key that this stands behind.
+    digest: that of the key that this stands behind. number: an int64 without dimensions on the host, of this manager
+    alone in this process: what graphs know it by.
     """
+
+    _numbers = itertools.count(1)
 
     def __init__(
         self, groups: Groups, mask: IntervalMask, query: Placement, key: Placement, config: DistAttnConfig, digest: str
@@ -54,6 +59,7 @@ class Manager:
         self.groups, self.config = groups, config
         self.placed = PlacedMask(mask, query, key)
         self.guard = Guard(groups, digest, config.check_ranks)
+        self.number = torch.tensor(next(Manager._numbers), device="cpu")
         self._routes: dict[tuple[CostModel, torch.device], Route] = {}
         self._rolls: dict[tuple[str, int, torch.device], RollPlan] = {}
 

@@ -6,11 +6,16 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
+import torch
+
+from ..elsewhere import ATTRIBUTES_OF_KEYS
+from ..mask import IntervalMask
 from .config import DispatchConfig, DistAttnConfig, OverlapConfig
 from .groups import Groups
 from .manager import Manager
+from .placing.placement import Placement
 
 __all__ = ["CAPACITY", "DistAttnRuntimeKey", "Registry", "registry"]
 
@@ -21,7 +26,9 @@ CAPACITY = 64  # keys kept for each process group besides those that are still h
 class DistAttnRuntimeKey:
     """One mask on one placement over one group of ranks; equal content makes equal keys.
 
-    Made by `magi_attn_flex_key` and its sisters, on every rank of the group alike. A key keeps its plan alive.
+    Made by `magi_attn_flex_key` and its sisters, on every rank of the group alike. A key keeps its plan alive. Its
+    copies are itself. It is saved with its mask and where its rows are: loaded over process groups of the same names
+    and ranks, on any rank and without a word to the others, it is the key that this process keeps, or is planned again.
     """
 
     groups: Groups
@@ -41,10 +48,28 @@ class DistAttnRuntimeKey:
         lengths = f"{self.total_seqlen_q:,} x {self.total_seqlen_k:,} tokens in chunks of {self.chunk_size:,}"
         return f"DistAttnRuntimeKey({lengths}, {self.groups!r}, mask {self.mask_digest[:8]})"
 
+    def __copy__(self) -> DistAttnRuntimeKey:
+        return self
+
+    def __deepcopy__(self, memo: object) -> DistAttnRuntimeKey:
+        return self
+
+    def __reduce__(self) -> tuple[object, ...]:
+        content = tuple(getattr(self, part.name) for part in fields(self) if part.name != "manager")
+        if self.manager is None:
+            return DistAttnRuntimeKey, content
+        placed = self.manager.placed
+        return _loaded, (DistAttnRuntimeKey(*content), placed.mask, placed.query, placed.key)
+
     def __getattr__(self, name: str) -> object:
-        if name in ("attn_mask_type", "k_ranges", "q_ranges"):
-            raise AttributeError(f"a key has no {name}, only a digest of its mask: keep what it was made of")
+        if name in ATTRIBUTES_OF_KEYS:
+            raise AttributeError(f"a key has no {name}: {ATTRIBUTES_OF_KEYS[name]}")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @property
+    def number(self) -> torch.Tensor:
+        """What graphs know this key by: an int64 without dimensions, on the host; 0 of a key without a plan."""
+        return torch.zeros((), dtype=torch.int64, device="cpu") if self.manager is None else self.manager.number
 
     @property
     def compared(self) -> dict[str, object]:
@@ -76,7 +101,8 @@ class Registry:
     def __init__(self, capacity: int = CAPACITY) -> None:
         self._capacity = capacity
         self._keys: dict[Groups, OrderedDict[DistAttnRuntimeKey, DistAttnRuntimeKey]] = {}
-        self._managers: WeakSet[Manager] = WeakSet()
+        self._managers: WeakValueDictionary[int, Manager] = WeakValueDictionary()
+        self._forgotten: WeakValueDictionary[int, Manager] = WeakValueDictionary()
         self._most_recent: DistAttnRuntimeKey | None = None
 
     def key(self, content: DistAttnRuntimeKey, make: Callable[[], Manager]) -> DistAttnRuntimeKey:
@@ -86,13 +112,22 @@ class Registry:
         if key is None:
             manager = make()
             key = replace(content, manager=manager)
-            self._managers.add(manager)
+            self._managers[int(manager.number)] = manager
             kept[key] = key
             if len(kept) > self._capacity:
                 kept.popitem(last=False)
         else:
             kept.move_to_end(key)
         self._most_recent = key
+        return key
+
+    def loaded(self, content: DistAttnRuntimeKey, make: Callable[[], Manager]) -> DistAttnRuntimeKey:
+        """As `key`, but what is not kept is not kept from now on either: ranks load each for itself."""
+        key = self._keys.setdefault(content.groups, OrderedDict()).get(content)
+        if key is None:
+            manager = make()
+            self._managers[int(manager.number)] = manager
+            key = replace(content, manager=manager)
         return key
 
     def manager(self, key: DistAttnRuntimeKey, name: str = "key") -> Manager:
@@ -102,12 +137,19 @@ class Registry:
         """
         if not isinstance(key, DistAttnRuntimeKey):
             raise TypeError(f"{name} must be a DistAttnRuntimeKey, got {type(key).__name__}")
-        if key.manager is None or key.manager not in self._managers:
-            raise ValueError(
-                f"{name} is unknown: it must come from magi_attn_flex_key, magi_attn_varlen_key or their sisters in "
-                f"this process, after the last clear_cache, got {key}"
-            )
+        if key.manager is None or self._managers.get(int(key.manager.number)) is not key.manager:
+            raise _unknown(name, f", got {key}")
         return key.manager
+
+    def numbered(self, number: int, name: str = "key", forgotten: bool = False) -> Manager:
+        """The manager of a number that a graph holds; forgotten: also if it was cleared since, of a key still held.
+
+        Raises ValueError as `manager` does.
+        """
+        found = self._managers.get(number) or (self._forgotten.get(number) if forgotten else None)
+        if found is None:
+            raise _unknown(name, ", and be held until its backwards have run")
+        return found
 
     def most_recent(self, groups: Groups | None = None) -> DistAttnRuntimeKey:
         """groups: whose keys count; None for all."""
@@ -120,11 +162,25 @@ class Registry:
         """groups: whose keys go; None for all."""
         for gone in [groups] if groups is not None else list(self._keys):
             self._keys.pop(gone, None)
-        for manager in list(self._managers):
+        for number, manager in list(self._managers.items()):
             if groups in (None, manager.groups):
-                self._managers.discard(manager)
+                self._forgotten[number] = self._managers.pop(number)
         if self._most_recent is not None and groups in (None, self._most_recent.groups):
             self._most_recent = None
+
+
+def _loaded(content: DistAttnRuntimeKey, mask: IntervalMask, query: Placement, key: Placement) -> DistAttnRuntimeKey:
+    def make() -> Manager:
+        return Manager(content.groups, mask, query, key, content.dist_attn_config, content.digest)
+
+    return registry.loaded(content, make)
+
+
+def _unknown(name: str, more: str) -> ValueError:
+    return ValueError(
+        f"{name} is unknown: it must come from magi_attn_flex_key, magi_attn_varlen_key or their sisters in this "
+        f"process, after the last clear_cache{more}"
+    )
 
 
 def _settings(name: str, config: DistAttnConfig | DispatchConfig | OverlapConfig) -> Iterator[tuple[str, object]]:

@@ -16,12 +16,12 @@ from .placing.placement import Placement
 __all__ = ["RollPlan", "dispatch_rows", "plan_roll", "roll_rows", "undispatch_rows"]
 
 
-def dispatch_rows(x: torch.Tensor, placement: Placement, guard: Guard) -> torch.Tensor:
-    """This rank's rows of x padded with zeros, `(length, ...)` to `(rows_per_rank, ...)`.
+def dispatch_rows(x: torch.Tensor, placement: Placement, guard: Guard, pad_value: float) -> torch.Tensor:
+    """This rank's rows of x padded with `pad_value`, `(length, ...)` to `(rows_per_rank, ...)`.
 
     Gradient: an all-gather; every rank gets the complete gradient of x.
     """
-    return _Dispatch.apply(x, placement, guard)
+    return _Dispatch.apply(x, placement, guard, pad_value)
 
 
 def undispatch_rows(x: torch.Tensor, placement: Placement, guard: Guard, is_partial_grad: bool) -> torch.Tensor:
@@ -72,15 +72,15 @@ def plan_roll(placement: Placement, rank: int, shift: int) -> RollPlan:
 
 class _Dispatch(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, placement: Placement, guard: Guard) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, placement: Placement, guard: Guard, pad_value: float) -> torch.Tensor:
         ctx.placement, ctx.guard = placement, guard
-        return _take(x, placement, guard.groups.rank)
+        return _take(x, placement, guard.groups.rank, pad_value)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         with ctx.guard.exchange("the backward of dispatch", rows_fields(grad)):
-            return _whole(grad, ctx.placement, ctx.guard.groups.whole), None, None
+            return _whole(grad, ctx.placement, ctx.guard.groups.whole), None, None, None
 
 
 class _Undispatch(torch.autograd.Function):
@@ -115,11 +115,11 @@ class _Roll(torch.autograd.Function):
             return _exchange(grad, ctx.back, ctx.guard.groups.whole), None, None, None
 
 
-def _take(x: torch.Tensor, placement: Placement, rank: int) -> torch.Tensor:
-    """A rank's rows of a global tensor, zeros where they are padding."""
+def _take(x: torch.Tensor, placement: Placement, rank: int, pad_value: float = 0) -> torch.Tensor:
+    """A rank's rows of a global tensor, `pad_value` where they are padding."""
     positions = placement.positions(rank)
     inside = int((positions < placement.length).sum())  # positions ascend: padding is last
-    local = x.new_zeros(len(positions), *x.shape[1:])
+    local = x.new_full((len(positions), *x.shape[1:]), pad_value)
     local[:inside] = x[positions[:inside].to(x.device)]
     return local
 

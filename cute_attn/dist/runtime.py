@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -19,9 +19,10 @@ from .movers.blocks import Mover
 from .movers.heads import HeadExchange
 from .partial import AttentionSettings, attend, attend_backward
 
-__all__ = ["CALL", "Route", "run_attention"]
+__all__ = ["CALL", "Kept", "Route", "backward", "forward", "kept_again", "run_attention"]
 
 CALL = "calc_attn"
+Tensor = torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,17 @@ class Route:
     guard: Guard
     rows: int
     keys: int
+
+
+class Kept(NamedTuple):
+    """What a backward needs of its forward, in the layout in which blocks are attended: kv is packed, out and lse are
+    those of all keys."""
+
+    q: Tensor
+    kv: Tensor
+    sink: Tensor | None
+    out: Tensor
+    lse: Tensor
 
 
 def run_attention(
@@ -70,72 +82,97 @@ class _Attention(torch.autograd.Function):
         compared: Mapping[str, object],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         with route.guard.exchange(CALL, compared):
-            head_dim, exchange = q.shape[2], route.exchange
-            kv = torch.cat([k, v], 2)
-            kv[route.keys :] = 0
-            if exchange is not None:
-                q, kv = exchange.enter(q, kv)
-            merger = Merger(q.shape[0], q.shape[1], kv.shape[2] - head_dim, compute_dtype(q.dtype), q.device)
-            for block in route.mover.forward(kv):
-                if block.mask is not None:
-                    keys, values = block.kv[..., :head_dim], block.kv[..., head_dim:]
-                    merger.add(*attend(q, keys, values, block.mask, settings, return_max_logits))
-            if sink is not None:
-                merger.add_sinks(_own(sink, exchange))
-            here = merger.out.to(q.dtype), merger.lse
-            out, lse = here if exchange is None else exchange.leave(*here)
-            max_logits = lse.new_empty(0)
-            if return_max_logits:
-                max_logits = max_over_ranks(
-                    _for_all_heads(merger.max_logits, -torch.inf, lse.shape[0], exchange), route.group
-                )
-            ctx.save_for_backward(q, kv, sink, *here)
-            ctx.route, ctx.settings, ctx.head_dim, ctx.number = route, settings, head_dim, route.guard.number()
+            out, lse, max_logits, kept = forward(q, k, v, sink, route, settings, return_max_logits)
+            ctx.save_for_backward(*kept)
+            ctx.route, ctx.settings, ctx.number = route, settings, route.guard.number()
             ctx.mark_non_differentiable(max_logits)
             return out, lse, max_logits
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: torch.Tensor, dlse: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        compared = {"the number of the call": ctx.number, "requires_grad": ctx.needs_input_grad[:4]}
-        with ctx.route.guard.exchange(f"the backward of {CALL}", compared):
-            return *_backward(ctx, dout, dlse), None, None, None, None
+        needs = ctx.needs_input_grad[:4]
+        with ctx.route.guard.backward_exchange(CALL, ctx.number, needs):
+            dq, dkv, dsink = backward(Kept(*ctx.saved_tensors), dout, dlse, ctx.route, ctx.settings, needs)
+            head_dim = ctx.saved_tensors[0].shape[2]
+            dk = dkv[..., :head_dim] if needs[1] and dkv is not None else None
+            dv = dkv[..., head_dim:] if needs[2] and dkv is not None else None
+            return dq, dk, dv, dsink, None, None, None, None
 
 
-def _backward(ctx: Any, dout: torch.Tensor, dlse: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    """Gradients of q, k, v and sink; of out and lse they come as zeros where they are missing, so that every rank
-    communicates the same whatever its loss reads."""
-    q, kv, sink, out, lse = ctx.saved_tensors
-    route, head_dim = ctx.route, ctx.head_dim
-    needs_q, needs_k, needs_v, needs_sink = ctx.needs_input_grad[:4]
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sink: Tensor | None,
+    route: Route,
+    settings: AttentionSettings,
+    return_max_logits: bool,
+) -> tuple[Tensor, Tensor, Tensor, Kept]:
+    """As run_attention, without gradients; and what they need."""
+    head_dim, exchange = q.shape[2], route.exchange
+    q, kv = _entered(q, k, v, route)
+    merger = Merger(q.shape[0], q.shape[1], kv.shape[2] - head_dim, compute_dtype(q.dtype), q.device)
+    for block in route.mover.forward(kv):
+        if block.mask is not None:
+            keys, values = block.kv[..., :head_dim], block.kv[..., head_dim:]
+            merger.add(*attend(q, keys, values, block.mask, settings, return_max_logits))
+    if sink is not None:
+        merger.add_sinks(_own(sink, exchange))
+    here = merger.out.to(q.dtype), merger.lse
+    out, lse = here if exchange is None else exchange.leave(*here)
+    max_logits = lse.new_empty(0)
+    if return_max_logits:
+        max_logits = max_over_ranks(_for_all_heads(merger.max_logits, -torch.inf, lse.shape[0], exchange), route.group)
+    return out, lse, max_logits, Kept(q, kv, sink, *here)
+
+
+def kept_again(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, out: Tensor, lse: Tensor, route: Route) -> Kept:
+    """What a forward kept, of its inputs and results: with an exchange of heads they are exchanged again."""
+    q, kv = _entered(q, k, v, route)
+    here = (out, lse) if route.exchange is None else route.exchange.enter_gradients(out, lse)
+    return Kept(q, kv, sink, *here)
+
+
+def _entered(q: Tensor, k: Tensor, v: Tensor, route: Route) -> tuple[Tensor, Tensor]:
+    """Queries and packed keys in the layout in which blocks are attended, padding zero."""
+    kv = torch.cat([k, v], 2)
+    kv[route.keys :] = 0
+    return (q, kv) if route.exchange is None else route.exchange.enter(q, kv)
+
+
+def backward(
+    kept: Kept, dout: Tensor, dlse: Tensor, route: Route, settings: AttentionSettings, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of q, of k and v packed, and of sink, None where none of them `needs` any, of (q, k, v, sink).
+
+    dout, dlse: zeros where they are missing, so that every rank communicates the same whatever its loss reads.
+    """
+    needs_q, needs_k, needs_v, needs_sink = needs
     dlse = pad(dlse[:, : route.rows], (0, dlse.shape[1] - route.rows))  # that of padding would reach the sinks
     if route.exchange is not None:
         dout, dlse = route.exchange.enter_gradients(dout, dlse)
-    dq = dk = dv = dsink = None
+    dq = dkv = dsink = None
     if needs_q or needs_k or needs_v:
-        dq, dkv = _query_and_key_gradients(ctx, q, kv, out, lse, dout, dlse, needs_q, needs_k or needs_v)
-        if needs_k or needs_v:
-            dk, dv = dkv[..., :head_dim], dkv[..., head_dim:]
-    if needs_sink:
-        mine = _sink_gradient(_own(sink, route.exchange), out, lse, dout, dlse)
-        dsink = sum_over_ranks(_for_all_heads(mine, 0.0, sink.shape[1], route.exchange), route.group)
-    return dq, dk if needs_k else None, dv if needs_v else None, dsink
+        dq, dkv = _query_and_key_gradients(kept, dout, dlse, route, settings, needs_q, needs_k or needs_v)
+    if needs_sink and kept.sink is not None:
+        mine = _sink_gradient(_own(kept.sink, route.exchange), kept.out, kept.lse, dout, dlse)
+        dsink = sum_over_ranks(_for_all_heads(mine, 0.0, kept.sink.shape[1], route.exchange), route.group)
+    return dq, dkv, dsink
 
 
 def _query_and_key_gradients(
-    ctx: Any,
-    q: torch.Tensor,
-    kv: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
+    kept: Kept,
     dout: torch.Tensor,
     dlse: torch.Tensor,
+    route: Route,
+    settings: AttentionSettings,
     needs_q: bool,
     needs_kv: bool,
-) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """dq of own rows (None if not needed) and the packed gradient of own keys (empty if not needed)."""
-    route, settings, head_dim = ctx.route, ctx.settings, ctx.head_dim
-    dtype = compute_dtype(q.dtype)
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """dq of own rows and the packed gradient of own keys, None where not needed."""
+    q, kv, _, out, lse = kept
+    head_dim, dtype = q.shape[2], compute_dtype(q.dtype)
     dq = torch.zeros_like(q, dtype=dtype) if needs_q else None
     gradients = route.mover.collect(kv, dtype)
     for block in route.mover.backward(kv):
@@ -151,17 +188,16 @@ def _query_and_key_gradients(
                 grad = torch.cat([dk, dv], 2)
         if needs_kv:
             gradients.add(block.number, torch.zeros_like(block.kv, dtype=dtype) if grad is None else grad)
-    dkv = gradients.finish() if needs_kv else kv.new_empty(0)
+    dkv = gradients.finish() if needs_kv else None
     if dq is not None:
         dq = dq.to(q.dtype)
-    if route.exchange is None:
-        return dq, dkv.to(kv.dtype)
-    if dq is not None:
-        dq = route.exchange.leave_query_gradient(dq)
-    if needs_kv:
+    exchange = route.exchange
+    if exchange is not None and dq is not None:
+        dq = exchange.leave_query_gradient(dq)
+    if exchange is not None and dkv is not None:
         # Copies of a head add up before they are rounded; where there are none, rounding first halves the bytes.
-        dkv = route.exchange.leave_key_gradient(dkv if route.exchange.is_replicated else dkv.to(kv.dtype))
-    return dq, dkv.to(kv.dtype)
+        dkv = exchange.leave_key_gradient(dkv if exchange.is_replicated else dkv.to(kv.dtype))
+    return dq, None if dkv is None else dkv.to(kv.dtype)
 
 
 def _sink_gradient(

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..eager import outside_of_graphs
 from ..mask import IntervalMask
 from ..mask.blocks import BlockGrid
 from ..mask.checks import check_device, check_flag, shown
 from .arguments import check_mod, check_orders, check_seq_lengths
 from .block_lists import check_block_size, check_lists, in_order, transposed
-from .eager import outside_of_graphs
 from .reading import Captured, Reading, read_lists
 from .trace import trace
 

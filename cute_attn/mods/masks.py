@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from ..eager import outside_of_graphs
 from ..mask import IntervalMask
 from ..mask.checks import check_device, check_flag, check_number, device_of, shown
 from .arguments import check_mod, check_orders
 from .block_lists import check_block_size
 from .block_mask import BlockMask, MaskMod
-from .eager import outside_of_graphs
 from .evaluate import evaluate
 from .reading import Captured, read_function
 from .recognise import recognise

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..eager import outside_of_graphs
 from ..mask import IntervalMask
 from ..mask.blocks import BlockGrid
 from ..mask.thinned import thin
-from .eager import outside_of_graphs
 from .evaluate import evaluate
 from .ranges import may_wrap
 from .recognise import recognise

@@ -16,11 +16,12 @@ from ..backend import resolve
 from ..backends.find import find
 from ..backends.plan import Plan
 from ..checks import check_flag, check_mask, check_qkv
+from ..custom_ops import register
 from ..mask import IntervalMask
 from ..mask.source import MaskSource
 from ..reference import compute_dtype
 from ..renamed import OPS
-from .library import PLAN_SCHEMA, register
+from .library import PLAN_SCHEMA
 from .plans import is_traced, plan_of, prepare_calls
 
 __all__ = ["attention", "attention_gradients", "prepare"]

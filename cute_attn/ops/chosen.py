@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from ..autocast import without_autocast
+from ..custom_ops import register
 from ..mask import IntervalMask
 from ..mask.dense import runs, runs_of_rows
 from ..mask.source import MaskSource
 from ..mask.union import stack_layers
 from ..reference import compute_dtype
 from ..renamed import OPS
-from .library import SOURCE_SCHEMA, register
+from .library import SOURCE_SCHEMA
 from .mask_cache import find_mask
 from .plans import is_traced, size_that_a_mask_decides
 

@@ -12,9 +12,9 @@ import torch
 from ..backend import resolve
 from ..backends.find import find
 from ..caches import KVCache, append
+from ..custom_ops import register
 from ..reference import compute_dtype
 from ..renamed import OPS
-from .library import register
 
 __all__ = ["attend_cache", "check_cache_served"]
 

@@ -12,13 +12,14 @@ import torch
 
 from ..backends.find import find
 from ..backends.plan import Plan
+from ..custom_ops import register
 from ..mask import IntervalMask
 from ..mask.source import MaskSource
 from ..mods.blockwise import Thinned
 from ..mods.trace import Traced
 from ..reference import compute_dtype
 from ..renamed import OPS
-from .library import PLAN_SCHEMA, register
+from .library import PLAN_SCHEMA
 from .plans import plan_of
 
 __all__ = ["attention_with_mods"]

@@ -16,10 +16,11 @@ from ..backend import option_of
 from ..backends.find import find
 from ..backends.plan import FORM, Call, Plan, make_plan, tuned_generation
 from ..backends.tiles import TILES
+from ..custom_ops import register
 from ..mask import IntervalMask
 from ..mask.source import MaskSource
 from ..renamed import OPS
-from .library import SOURCE_SCHEMA, register
+from .library import SOURCE_SCHEMA
 from .mask_cache import find_mask, refuse_capture
 
 __all__ = ["Plan", "is_traced", "plan_of", "prepare_calls", "size_that_a_mask_decides"]

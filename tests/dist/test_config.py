@@ -44,6 +44,7 @@ def test_configurations_that_differ_are_unequal_and_equal_ones_hash_alike():
         LocalityDispatchAlg(0.1),
     ]
     configs = [DistAttnConfig(DispatchConfig(alg)) for alg in algs]
+    configs += [DistAttnConfig(DispatchConfig(chunk_size=512))]
     configs += [DistAttnConfig(mover=m) for m in ("ring", "group_cast")] + [DistAttnConfig(check_ranks=False)]
     configs += [
         DistAttnConfig(overlap_config=x)
@@ -71,6 +72,8 @@ def test_configurations_that_differ_are_unequal_and_equal_ones_hash_alike():
         (lambda: DistAttnConfig(DispatchConfig), TypeError, "dispatch_config must be of type DispatchConfig"),
         (lambda: DistAttnConfig(overlap_config=True), TypeError, "overlap_config must be of type OverlapConfig"),
         (lambda: DispatchConfig(MinHeapDispatchAlg), TypeError, "alg must be an instance of MinHeapDispatchAlg"),
+        (lambda: DispatchConfig(chunk_size=0), ValueError, "DispatchConfig: chunk_size must be >= 1, got 0"),
+        (lambda: DispatchConfig(chunk_size=512.0), TypeError, "DispatchConfig: chunk_size must be an int, got 512.0"),
         (lambda: LocalityDispatchAlg(-0.1), ValueError, "epsilon must be >= 0, got -0.1"),
         (lambda: LocalityDispatchAlg(float("nan")), ValueError, "epsilon must be finite, got nan"),
         (lambda: LocalityDispatchAlg("0.1"), TypeError, "epsilon must be a number, got '0.1' of type str"),

@@ -51,7 +51,7 @@ def good_calls(group):
         "total_seqlen_q": LENGTH, "total_seqlen_k": LENGTH, **make,
         "is_same_source": True, "is_q_permutable": True, "is_k_permutable": True,
     }  # fmt: skip
-    varlen = {"cu_seqlens_q": ends, "cu_seqlens_k": ends, **make, "causal": True}
+    varlen = {"cu_seqlens_q": ends, "cu_seqlens_k": ends, **make, "causal": True, "window_size": (-1, -1)}
     again = {"key_for_dispatch": key, "dist_attn_config": None}
     x, qkv = torch.ones(LENGTH, 2), {name: torch.ones(LENGTH, 2, 8) for name in "qkv"}
     plan = {"mask": mask, "query": placement, "key": placement, "rank": 0}
@@ -64,9 +64,9 @@ def good_calls(group):
             "q_ranges": ranges, "k_ranges": ranges, "attn_mask_type": [0, 1], **again,
         },
         "make_varlen_key_for_new_mask_after_dispatch": {
-            "cu_seqlens_q": ends, "cu_seqlens_k": ends, "causal": False, **again,
+            "cu_seqlens_q": ends, "cu_seqlens_k": ends, "causal": False, "window_size": (1, 0), **again,
         },
-        "dispatch": {"x": x, "key": key, "side": "q"},
+        "dispatch": {"x": x, "key": key, "side": "q", "pad_value": 1.0},
         "undispatch": {"x": x, "key": key, "side": "k", "is_partial_grad": True},
         "get_position_ids": {"key": key, "side": "q"},
         "roll": {"x": x, "shift": 1, "dim": 0, "key": key, "side": "q"},
@@ -102,7 +102,7 @@ def good_calls(group):
             "dispatch_config": api.DispatchConfig(), "overlap_config": api.OverlapConfig(), "mover": "ring",
             "check_ranks": True,
         },
-        "DispatchConfig": {"alg": api.MinHeapDispatchAlg()},
+        "DispatchConfig": {"alg": api.MinHeapDispatchAlg(), "chunk_size": 4},
         "LocalityDispatchAlg": {"epsilon": 0.1},
         "OverlapConfig": {
             "enable": True, "mode": api.AttnOverlapMode.STATIC, "degree": 2, "min_chunk_size": 1, "max_num_chunks": 2,

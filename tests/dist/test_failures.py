@@ -28,7 +28,8 @@ from cute_attn.dist import runtime as runtime_module
 
 LENGTH, CHUNK = 96, 4
 TIMEOUT = 5  # seconds, of the process group
-BROKEN = 1  # the rank whose memory runs out
+BROKEN = 1  # the rank whose memory runs out, or that is late
+SLOW = pytest.mark.slow
 
 
 def make_key(settings, group=None):
@@ -75,7 +76,7 @@ def checked(mover, check_ranks):
         pytest.param(3, "attend", 0, checked("group_cast", True), id="forward"),
         pytest.param(2, "attend_backward", 1, checked("ring", False), id="backward, not compared"),
         *(
-            pytest.param(world, name, call, checked(mover, check_ranks), marks=pytest.mark.slow)
+            pytest.param(world, name, call, checked(mover, check_ranks), marks=SLOW)
             for world, name, call in ((2, "attend", 0), (4, "attend", 1), (4, "attend_backward", 0))
             for mover in ("group_cast", "ring", "ulysses")
             for check_ranks in (True, False)
@@ -91,7 +92,7 @@ def test_after_a_failure_every_rank_raises_until_the_group_is_made_anew(world, n
             assert first == ("OutOfMemoryError", "no memory is left")
         else:
             assert first[0] == "RuntimeError"
-            assert "another rank has raised, has ended, or makes other calls" in first[1]
+            assert "another rank has raised, has ended, is too late, or makes other calls" in first[1]
             assert "destroy_process_group on every rank" in first[1]
         for what, error in later.items():
             assert error is not None, what
@@ -138,6 +139,43 @@ def _steps(qkv, key):
     for _ in range(3):
         out, _ = calc_attn(*qkv, key)
         out.sum().backward()
+
+
+@pytest.mark.parametrize("what", ["calc_attn", *(pytest.param(x, marks=SLOW) for x in ("a key", "the backward"))])
+def test_a_rank_that_is_later_than_the_timeout_ends_as_those_that_waited_for_it(what, tmp_path):
+    for first, later, seconds in run_ranks(2, _too_late, what, tmp_path / "given up", timeout=TIMEOUT):
+        assert first[0] == later[0] == "RuntimeError"
+        assert "another rank has raised, has ended, is too late, or makes other calls" in first[1]
+        assert "destroy_process_group on every rank" in first[1]
+        assert "the process group cannot be used any more, since" in later[1]
+        assert seconds < 2 * TIMEOUT
+
+
+def _too_late(rank, what, given_up):
+    key = make_key(config("group_cast"))
+    qkv = local_inputs(key)
+    out, _ = calc_attn(*qkv, key)
+    call = {
+        "calc_attn": (calc_attn, *qkv, key),
+        "a key": (make_key, config("ring")),
+        "the backward": (out.sum().backward,),
+    }[what]
+    while rank == BROKEN and not given_up.exists():
+        time.sleep(0.05)
+    begun = time.monotonic()
+    error = error_of(*call)
+    seconds = time.monotonic() - begun
+    given_up.touch()
+    return error, error_of(calc_attn, *qkv, key), seconds
+
+
+def test_a_rank_that_is_late_is_waited_for():
+    run_ranks(2, _late, Problem(masks.causal(LENGTH)))
+
+
+def _late(rank, problem):
+    time.sleep(0.5 * rank)
+    solve(problem, config("ring"))
 
 
 def test_rows_that_fail_half_way_end_the_same():

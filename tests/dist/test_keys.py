@@ -165,6 +165,74 @@ def _eviction(rank):
     assert registry.manager(first) is keys[0].manager  # no longer kept, still held
 
 
+# ---------------------------------------------------------------- what a key is not told
+
+
+def test_a_key_that_is_told_no_chunk_size_has_eight_chunks_a_rank_at_least():
+    run_ranks(2, _untold)
+
+
+def _untold(rank):
+    def key(total=LENGTH, **arguments):
+        return magi_attn_flex_key(
+            [[0, total]], [[0, total]], "causal", total, total, cp_group_or_mesh=WORLD, **arguments
+        )
+
+    WORLD = dist.group.WORLD
+    for total, chunk_size, pad_size in ((40, 3, 2), (160, 10, 0), (161, 11, 15), (3, 1, 1), (0, 1, 0)):
+        assert (key(total).chunk_size, key(total).pad_size) == (chunk_size, pad_size)
+        assert key(total) == key(total, pad_size=pad_size, chunk_size=chunk_size)
+    for told, chunk_size in ((2, 2), (3, 3), (512, 3)):
+        settings = DistAttnConfig(DispatchConfig(MinHeapDispatchAlg(), chunk_size=told))
+        plain = DistAttnConfig(DispatchConfig(MinHeapDispatchAlg()))
+        assert key(dist_attn_config=settings) == key(chunk_size=chunk_size, dist_attn_config=plain)
+        assert key(chunk_size=told, dist_attn_config=settings).chunk_size == told
+        new = make_flex_key_for_new_mask_after_dispatch(Q, K, "full", key(), settings)
+        assert new == make_flex_key_for_new_mask_after_dispatch(Q, K, "full", key(), plain)
+    with pytest.raises(ValueError, match="chunk_size must be that of the DispatchConfig, 512, got 4"):
+        key(chunk_size=4, dist_attn_config=settings)
+
+
+def test_padding_that_is_not_asked_for_is_as_little_as_makes_equal_chunks():
+    run_ranks(2, _padded_by_itself, Problem(documents(13, 28)))
+
+
+def _padded_by_itself(rank, problem):
+    lengths = torch.tensor([0, 13, 41])
+    key = magi_attn_varlen_key(lengths, lengths, cp_group_or_mesh=dist.group.WORLD, causal=True, chunk_size=CHUNK)
+    assert key.pad_size == compute_pad_size(41, 2, CHUNK) == 7
+    assert get_position_ids(key).shape == (24,)
+
+    def attention(q, k, v, sink):
+        out, lse, most = calc_attn(*(dispatch(x, key) for x in (q, k, v)), key, sink, return_max_logits=True)
+        return undispatch(out, key), undispatch(lse.T, key).T, most
+
+    check("padded", results(problem.inputs, problem.gradients, attention), problem.wanted)
+
+
+def test_documents_may_have_a_window():
+    run_ranks(2, _windows)
+
+
+def _windows(rank):
+    first, ends = make_key(), [0, 15, 40]
+    both = masks.documents(LENGTH, cu_seqlens=ends)
+    for window in ((6, 0), [3, 2], torch.tensor([-1, 4]), np.array([0, -1])):
+        left, right = (int(x) for x in window)
+        mask = both & masks.sliding_window(LENGTH, left=left, right=right)
+        of_group = {"chunk_size": CHUNK, "cp_group_or_mesh": dist.group.WORLD}
+        key = magi_attn_varlen_key(ends, ends, **of_group, window_size=window)
+        assert key.manager.placed.mask.equals(mask)
+        again = make_varlen_key_for_new_mask_after_dispatch(ends, ends, first, window_size=window)
+        assert again.manager.placed.mask.equals(mask)
+        x = torch.randn(LENGTH, 2)
+        local, same = magi_attn_varlen_dispatch(x, ends, ends, **of_group, window_size=window)
+        assert same == key
+        assert torch.equal(local, dispatch(x, key))
+    with pytest.raises(ValueError, match=r"causal must be False with a window, .* as in \(6, 0\)"):
+        magi_attn_varlen_key(ends, ends, **of_group, causal=True, window_size=(6, 0))
+
+
 # ---------------------------------------------------------------- masks on one placement
 
 
@@ -290,6 +358,9 @@ def _bad_calls(rank):
         ("x must have 40 rows", "ValueError"): error_of(dispatch, q, key),
         ("x must have 20 rows", "ValueError"): error_of(undispatch, q[1:], key),
         ("side must be 'q' or 'k'", "ValueError"): error_of(dispatch, torch.randn(LENGTH), key, "v"),
+        ("pad_value must be an integer", "ValueError"): error_of(
+            dispatch, torch.zeros(LENGTH, dtype=torch.int64), key, pad_value=0.5
+        ),
         ("is_partial_grad", "TypeError"): error_of(undispatch, q, key, is_partial_grad=None),
     }
     calc_attn(q, k, v, key)  # the ranks still agree
@@ -333,8 +404,13 @@ def _indivisible_heads(rank):
 
 
 def test_something_that_is_no_group_is_refused():
-    with pytest.raises(TypeError, match=r"cp_group_or_mesh must be a ProcessGroup .* got NoneType"):
-        magi_attn_flex_key(Q, K, "full", LENGTH, LENGTH, 0, CHUNK, None)
+    for arguments, got in (
+        ((0, CHUNK, None), "NoneType$"),
+        ((), "NoneType$"),
+        ((8, 2, 128), "int: pass num_heads_q, "),
+    ):
+        with pytest.raises(TypeError, match=f"cp_group_or_mesh must be a ProcessGroup .* got {got}"):
+            magi_attn_flex_key(Q, K, "full", LENGTH, LENGTH, *arguments)
 
 
 def test_cumulative_lengths_must_start_at_zero_and_never_fall():
@@ -343,7 +419,7 @@ def test_cumulative_lengths_must_start_at_zero_and_never_fall():
 
 def _bad_cumulative_lengths(rank):
     for bad in ([1, 40], [0, 30, 20]):
-        with pytest.raises(ValueError, match="cu_seqlens_q must go from 0 to at most 2147483647 and never fall"):
+        with pytest.raises(ValueError, match=f"cu_seqlens_q must go from 0 to {bad[-1]} and never fall"):
             magi_attn_varlen_key(torch.tensor(bad), torch.tensor(bad), 0, CHUNK, dist.group.WORLD)
 
 
