@@ -18,7 +18,7 @@ from cute_attn.sim.errors import (
     UninitializedRead,
     UntestedVersion,
 )
-from cute_attn.sim.host import calls, capture
+from cute_attn.sim.host import calls, capture, stub
 from cute_attn.sim.host.strict import strict
 from cute_attn.sim.launch import Report, Schedule
 
@@ -107,6 +107,27 @@ def test_an_error_of_the_engine_is_raised_after_the_call_and_stops_later_launche
         calls.run(kernels.scaled_sum(), *vectors(10), 1.0)
     assert raised.value is error
     assert len(launched) == 1
+
+
+def test_a_launch_that_nobody_took_is_an_error_of_the_call():
+    """As it is behind a callback that Python could not call."""
+    somebody = stub.LaunchCallback(lambda *launch: 0)
+    capture._hook()
+    stub.library().cute_attn_stub_on_launch(somebody)
+    try:
+        with pytest.raises(RuntimeError, match="the simulator's runtime returned"):
+            calls.run(kernels.scaled_sum(), *vectors(10), 1.0)
+    finally:
+        stub.library().cute_attn_stub_on_launch(capture._callback)
+
+
+def test_launches_are_left_out_within_and_taken_behind():
+    x, y, out = vectors(10)
+    with capture.launches_are_left_out():
+        calls.run(kernels.scaled_sum(), x, y, out, 1.0)
+    assert out.isnan().all()
+    calls.run(kernels.scaled_sum(), x, y, out, 1.0)
+    assert torch.equal(out, x + y)
 
 
 def test_mode_and_seed_come_from_the_call_or_else_from_the_backend(launches):
