@@ -14,7 +14,7 @@ from ..mods.trace import Traced
 from ..reference import Gradients
 from .plan import Plan
 
-__all__ = ["Backend", "ModGradients"]
+__all__ = ["Backend", "ModGradients", "Prepared"]
 
 Tensor = torch.Tensor
 
@@ -26,6 +26,20 @@ class ModGradients(NamedTuple):
     k: Tensor | None
     v: Tensor | None
     captured: list[Tensor | None]
+
+
+class Prepared(Protocol):
+    """The forward of one kind of call, with everything found but its tensors; for any number of threads at once."""
+
+    @property
+    def workspace_bytes(self) -> int:
+        """What kernels of a backward take beside its results; 0 for none, and where no kernel runs."""
+
+    def view(self, name: str, x: Tensor) -> Tensor:
+        """The tensor, or a view of it, as a call takes it; ValueError naming it where that needed a copy."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, sink: Tensor | None) -> None:
+        """Writes out and lse. All but the sink are what `view` gave."""
 
 
 class Backend(Protocol):
@@ -59,6 +73,22 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """out `(b, sq, heads_q, dv)`, lse `(b, heads_q, sq)` with the sinks in it, max_logits `(b, heads_q)` without
         them or None; the last two in the compute dtype, and out too where it is to be `unrounded`, else in q's."""
+
+    def prepared(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        plan: Plan,
+        *,
+        softmax_scale: float,
+        softcap: float,
+        has_sink: bool,
+        deterministic: bool,
+        backward: bool,
+    ) -> Prepared:
+        """A `forward` of tensors like these, whose values are not read; what it needs is made now, and what a backward
+        needs too where one may follow."""
 
     def backward(
         self,
