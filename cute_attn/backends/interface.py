@@ -35,11 +35,11 @@ class Prepared(Protocol):
     def workspace_bytes(self) -> int:
         """What kernels of a backward take beside its results; 0 for none, and where no kernel runs."""
 
-    def view(self, name: str, x: Tensor) -> Tensor:
-        """The tensor, or a view of it, as a call takes it; ValueError naming it where that needed a copy."""
+    def fitted(self, name: str, x: Tensor) -> Tensor:
+        """The tensor as a call takes it: itself, a view, or a copy; where it copies nothing, ValueError names it."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, sink: Tensor | None) -> None:
-        """Writes out and lse. All but the sink are what `view` gave."""
+        """Writes out and lse. q, k, v and out are what `fitted` gave."""
 
 
 class Backend(Protocol):
@@ -83,12 +83,15 @@ class Backend(Protocol):
         *,
         softmax_scale: float,
         softcap: float,
+        sm_margin: int,
         has_sink: bool,
         deterministic: bool,
         backward: bool,
+        is_public: bool,
     ) -> Prepared:
-        """A `forward` of tensors like these, whose values are not read; what it needs is made now, and what a backward
-        needs too where one may follow."""
+        """A `forward` of tensors like these, whose values are not read. is_public: whether it is for
+        `cute_attn.prepare`: kernels are obtained now, with `backward` those of gradients too, and no tensor is copied.
+        """
 
     def backward(
         self,

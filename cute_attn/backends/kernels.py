@@ -97,9 +97,11 @@ class Kernels:
         *,
         softmax_scale: float,
         softcap: float,
+        sm_margin: int,
         has_sink: bool,
         deterministic: bool,
         backward: bool,
+        is_public: bool,
     ) -> Prepared:
         from ..launch.prepared import PreparedKernels
 
@@ -111,11 +113,13 @@ class Kernels:
             backward_plan(plan) if backward else None,
             softmax_scale=softmax_scale,
             softcap=softcap,
+            sm_margin=sm_margin,
             has_sink=has_sink,
             deterministic=deterministic,
             softmax=self.softmax,
             backend=self.name,
             order=self._order,
+            is_public=is_public,
         )
 
     def backward(

@@ -59,9 +59,11 @@ class Reference:
         *,
         softmax_scale: float,
         softcap: float,
+        sm_margin: int,
         has_sink: bool,
         deterministic: bool,
         backward: bool,
+        is_public: bool,
     ) -> Prepared:
         return _PreparedReference(self, plan, softmax_scale, softcap)
 
@@ -176,7 +178,7 @@ class _PreparedReference:
     softcap: float
     workspace_bytes: int = 0
 
-    def view(self, name: str, x: Tensor) -> Tensor:
+    def fitted(self, name: str, x: Tensor) -> Tensor:
         return x
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, sink: Tensor | None) -> None:

@@ -22,8 +22,17 @@ from ..reference import compute_dtype
 from ..renamed import OPS
 from .library import PLAN_SCHEMA, register
 from .plans import is_traced, plan_of, prepare_calls
+from .ready import Ready
 
-__all__ = ["attention", "attention_gradients", "is_ours_alone", "planned_attention", "prepare"]
+__all__ = [
+    "attention",
+    "attention_gradients",
+    "is_ours_alone",
+    "make_ready",
+    "planned_attention",
+    "prepare",
+    "ready_attention",
+]
 
 Tensor = torch.Tensor
 
@@ -71,8 +80,45 @@ def planned_attention(
     if torch.is_grad_enabled() and (
         q.requires_grad or k.requires_grad or v.requires_grad or (sink is not None and sink.requires_grad)
     ):
-        return _AttentionAlone.apply(q, k, v, sink, plan, scalars)
+        return _AttentionAlone.apply(q, k, v, sink, plan, scalars, None)
     return _attend(q, k, v, sink, plan, scalars)
+
+
+def ready_attention(
+    call: Ready, q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None = None, seal: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """out and lse of a call, for tensors of which `is_ours_alone` holds, with gradients where it has a backward.
+
+    sink: as `check_sink` has it. seal: of the look-up, where the mask was looked up.
+    """
+    if not call.has_backward:
+        return call.attend(q, k, v, sink)
+    plan = call.plan if seal is None else call.plan._replace(seal=seal)
+    out, lse, _ = _AttentionAlone.apply(q, k, v, sink, plan, call.scalars, call)
+    return out, lse
+
+
+def make_ready(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: IntervalMask,
+    softmax_scale: float,
+    softcap: float,
+    sink: Tensor | None,
+    deterministic: bool,
+    sm_margin: int,
+    *,
+    backward: bool,
+    is_public: bool = False,
+) -> Ready:
+    """The call of checked arguments, packed or in batches. backward, is_public: see `Ready`. Raises as `attention`."""
+    backend = resolve(q.device)
+    find(backend).check_served(q.dtype, (q.shape[-1], v.shape[-1]), q.device)
+    batch_q, batch_k, batch_v = (x[None] if x.ndim == 3 else x for x in (q, k, v))
+    plan = plan_of(mask, batch_q, batch_k, batch_v, backend, deterministic, False, needs_grad=backward)
+    scalars = softmax_scale, softcap, deterministic, sm_margin, backend, False
+    return Ready(q, k, v, plan, scalars, has_sink=sink is not None, backward=backward, is_public=is_public)
 
 
 @torch.no_grad()
@@ -255,15 +301,23 @@ class _AttentionAlone(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, plan: Plan, scalars: tuple[Any, ...]
-    ) -> tuple[Tensor, ...]:
-        results = _attend(q, k, v, sink, plan, scalars)
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        sink: Tensor | None,
+        plan: Plan,
+        scalars: tuple[Any, ...],
+        call: Ready | None,
+    ) -> tuple[Tensor | None, ...]:
+        """call: where one is ready; then q, k and v may be packed, without a batch, and so are the results."""
+        results = _attend(q, k, v, sink, plan, scalars) if call is None else (*call.attend(q, k, v, sink), None)
         _keep(ctx, q, k, v, sink, plan, scalars, results)
         return results
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, *grads), None, None
+        return *_gradients(ctx, *grads), None, None, None
 
 
 def _keep(
@@ -274,11 +328,12 @@ def _keep(
     sink: Tensor | None,
     plan: Plan,
     scalars: tuple[Any, ...],
-    results: tuple[Tensor, Tensor, Tensor],
+    results: tuple[Tensor | None, ...],
 ) -> None:
     """What `_gradients` reads."""
     out, lse, max_logits = results
-    ctx.mark_non_differentiable(max_logits)
+    if max_logits is not None:
+        ctx.mark_non_differentiable(max_logits)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(q, k, v, out, lse, sink, plan.seal)
     # Not saved: checkpointing would drop it, and hand the backward the plan of the forward that it computes again.
@@ -291,12 +346,18 @@ def _gradients(ctx: Any, dout: Tensor | None, dlse: Tensor | None, _: Tensor | N
     if dout is None and dlse is None:
         return (None,) * 4
     needs = list(ctx.needs_input_grad[:4])
-    *tensors, _ = ctx.saved_tensors
-    inputs = (dout, dlse, *tensors, *ctx.plan, *ctx.scalars, needs)
+    q, k, v, out, lse, sink, _ = ctx.saved_tensors
+    tensors = [dout, dlse, q, k, v, out, lse]
+    is_packed = q.ndim == 3
+    if is_packed:
+        tensors = [x if x is None else x[None] for x in tensors]
+    inputs = (*tensors, sink, *ctx.plan, *ctx.scalars, needs)
     # With gradients on, a second derivative is asked for: the op says that there is none.
-    is_alone = not torch.is_grad_enabled() and is_ours_alone(dout, dlse, *tensors)
-    results = (_backward if is_alone else OPS.attention_backward)(*inputs)
-    return tuple(grad if need else None for grad, need in zip(results, needs, strict=True))
+    is_alone = not torch.is_grad_enabled() and is_ours_alone(*tensors, sink)
+    dq, dk, dv, dsink = (_backward if is_alone else OPS.attention_backward)(*inputs)
+    if is_packed:
+        dq, dk, dv = (x.squeeze(0) if need else x for x, need in zip((dq, dk, dv), needs, strict=False))
+    return tuple(grad if need else None for grad, need in zip((dq, dk, dv, dsink), needs, strict=True))
 
 
 class _AttentionBackward(torch.autograd.Function):

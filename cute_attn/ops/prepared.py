@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import torch
 
-from ..backend import resolve
-from ..backends.find import find
 from ..checks import check_flag, check_mask, check_qkv, check_scale, check_sink, check_softcap
 from ..mask import IntervalMask
 from ..mask.intervals import check_mask as check_is_mask
-from ..reference import compute_dtype
-from .attention_op import is_ours_alone, planned_attention
-from .plans import plan_of
+from .attention_op import is_ours_alone, make_ready, planned_attention, ready_attention
 
 __all__ = ["PreparedAttention", "prepare"]
 
@@ -90,36 +83,16 @@ class PreparedAttention:
         backward: bool,
     ) -> None:
         """Of arguments that `prepare` checked."""
-        shapes = [tuple(x.shape) for x in (q, k, v)]
-        self._shapes, self._dtype, self._device = tuple(shapes), q.dtype, q.device
-        self._out_shape = (*shapes[0][:-1], shapes[2][-1])
-        self._lse_shape, self._lse_dtype = (*shapes[0][:-3], shapes[0][-2], shapes[0][-3]), compute_dtype(q.dtype)
-        self._out_strides, self._lse_strides = _contiguous(self._out_shape), _contiguous(self._lse_shape)
-        self._is_packed, self._sink, self._has_backward = q.ndim == 3, sink, backward
-        q, k, v = self._batched(q, k, v)
-        check_mask("mask", mask, q, k)
-        name = resolve(q.device)
-        backend = find(name)
-        backend.check_served(q.dtype, (q.shape[3], v.shape[3]), q.device)
-        self._plan = plan_of(mask, q, k, v, name, deterministic, False, needs_grad=backward)
-        self._scalars = softmax_scale, softcap, deterministic, 0, name, False  # as the op has them
-        self._launch = backend.prepared(
-            q,
-            k,
-            v,
-            self._plan,
-            softmax_scale=softmax_scale,
-            softcap=softcap,
-            has_sink=sink is not None,
-            deterministic=deterministic,
-            backward=backward,
-        )
-        self.workspace_bytes: int = self._launch.workspace_bytes
-        self._strides: tuple[Any, ...] = ()  # of q, k and v that were last found to be as kernels read them
+        self._shapes, self._dtype, self._device = tuple([tuple(x.shape) for x in (q, k, v)]), q.dtype, q.device
+        self._sink, self._has_backward = sink, backward
+        check_mask("mask", mask, *(x[None] if x.ndim == 3 else x for x in (q, k)))
+        arguments = q, k, v, mask, softmax_scale, softcap, sink, deterministic, 0
+        self._call = make_ready(*arguments, backward=backward, is_public=True)
+        self.workspace_bytes: int = self._call.launch.workspace_bytes
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name} {shape}" for name, shape in zip("qkv", self._shapes, strict=True))
-        return f"PreparedAttention({shapes}, {self._dtype}, device='{self._device}', backend={self._scalars[4]!r})"
+        return f"PreparedAttention({shapes}, {self._dtype}, device='{self._device}', backend={self._call.scalars[4]!r})"
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, out: Tensor | None = None, lse: Tensor | None = None
@@ -139,69 +112,39 @@ class PreparedAttention:
         Raises TypeError or ValueError, naming the argument, for tensors that are not so; RuntimeError where a gradient
         is asked for and it was prepared without `backward=True`.
         """
-        sink = self._sink
+        sink, call = self._sink, self._call
         is_alone = is_ours_alone(q, k, v, sink)
         self._check_alike(q, k, v)
-        if not is_alone or (
-            torch.is_grad_enabled()
-            and (q.requires_grad or k.requires_grad or v.requires_grad or (sink is not None and sink.requires_grad))
+        if torch.is_grad_enabled() and (
+            q.requires_grad or k.requires_grad or v.requires_grad or (sink is not None and sink.requires_grad)
         ):
+            self._check_gradients(out, lse)
+            if is_alone:
+                return ready_attention(call, q, k, v, self._sinks())
+        if not is_alone:
             return self._by_op(q, k, v, out, lse)
-        places = q.data_ptr(), k.data_ptr(), v.data_ptr()
-        strides = q.stride(), k.stride(), v.stride()
-        q, k, v = self._batched(q, k, v)
-        if strides != self._strides or (places[0] | places[1] | places[2]) % 16:
-            q, k, v = self._viewed(q, k, v, strides)
-        if out is None:
-            out = torch.empty_strided(self._out_shape, self._out_strides, dtype=self._dtype, device=self._device)
-        else:
-            self._check_given("out", out, self._out_shape, self._dtype, places)
-        if lse is None:
-            lse = torch.empty_strided(self._lse_shape, self._lse_strides, dtype=self._lse_dtype, device=self._device)
-        else:
-            self._check_given("lse", lse, self._lse_shape, self._lse_dtype, (*places, out.data_ptr()))
-        written, written_lse = self._batched(out, lse)
-        if out.stride() != self._out_strides or out.data_ptr() % 16:
-            written = self._launch.view("out", written)
-        self._launch(q, k, v, written, written_lse, None if sink is None else self._sinks())
-        return out, lse
-
-    def _batched(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple([x[None] for x in tensors]) if self._is_packed else tensors
-
-    def _viewed(self, q: Tensor, k: Tensor, v: Tensor, strides: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """They as kernels read them; strides that are so are kept in mind, for the next call."""
-        views = self._launch.view("q", q), self._launch.view("k", k), self._launch.view("v", v)
-        if views[0] is q and views[1] is k and views[2] is v:
-            self._strides = strides
-        return views
+        if out is not None:
+            self._check_given("out", out, call.out_shape, call.dtype, (q, k, v))
+        if lse is not None:
+            self._check_given("lse", lse, call.lse_shape, call.lse_dtype, (q, k, v, out))
+        return call.attend(q, k, v, None if sink is None else self._sinks(), out, lse)
 
     def _sinks(self) -> Tensor | None:
         """As `check_sink` has them, of the sink as it is now."""
         sink = self._sink
-        return None if sink is None else sink.to(self._lse_dtype).reshape(1, 1, -1, sink.shape[-1])
+        return None if sink is None else sink.to(self._call.lse_dtype).reshape(1, 1, -1, sink.shape[-1])
 
     def _by_op(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor | None, lse: Tensor | None) -> tuple[Tensor, Tensor]:
-        """With gradients, or where somebody wants to see an op: as `flex_flash_attn_func` calls the same kernels."""
-        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, self._sink)):
-            if not self._has_backward:
-                raise RuntimeError(
-                    "a gradient is asked for, and this call was prepared without: give backward=True to "
-                    "cute_attn.prepare, or call it under torch.no_grad()"
-                )
-            if out is not None or lse is not None:
-                raise ValueError("out and lse must be None where a gradient is asked for")
+        """Where somebody wants to see an op."""
+        call = self._call
         if out is not None:
-            self._check_given("out", out, self._out_shape, self._dtype)
+            self._check_given("out", out, call.out_shape, call.dtype)
         if lse is not None:
-            self._check_given("lse", lse, self._lse_shape, self._lse_dtype)
-        q, k, v = self._batched(q, k, v)
-        if is_ours_alone(q, k, v):
-            for name, x in (("q", q), ("k", k), ("v", v)):
-                self._launch.view(name, x)
-        found, found_lse, _ = planned_attention(q, k, v, self._sinks(), self._plan, self._scalars)
-        if self._is_packed:
-            found, found_lse = found[0], found_lse[0]
+            self._check_given("lse", lse, call.lse_shape, call.lse_dtype)
+        q, k, v = call.batched(q, k, v)
+        found, found_lse, _ = planned_attention(q, k, v, self._sinks(), call.plan, call.scalars)
+        if call.is_packed:
+            found, found_lse = found.squeeze(0), found_lse.squeeze(0)
         return found if out is None else out.copy_(found), found_lse if lse is None else lse.copy_(found_lse)
 
     # ---------------------------------------------------------------- checks
@@ -220,7 +163,7 @@ class PreparedAttention:
                 return
         except (AttributeError, RuntimeError):  # no tensors, or nested ones
             pass
-        check_qkv(q, k, v, "(tokens, heads, head_dim)" if self._is_packed else "(batch, tokens, heads, head_dim)")
+        check_qkv(q, k, v, "(tokens, heads, head_dim)" if self._call.is_packed else "(batch, tokens, heads, head_dim)")
         for name, x, shape in zip("qkv", (q, k, v), self._shapes, strict=True):
             if x.shape != shape:
                 raise ValueError(f"{name} must have the shape that was prepared, {shape}, got {tuple(x.shape)}")
@@ -229,15 +172,24 @@ class PreparedAttention:
             if x.device != device:
                 raise ValueError(f"{name} must be on the device that was prepared, {device}, got {x.device}")
 
+    def _check_gradients(self, out: Tensor | None, lse: Tensor | None) -> None:
+        if not self._has_backward:
+            raise RuntimeError(
+                "a gradient is asked for, and this call was prepared without: give backward=True to "
+                "cute_attn.prepare, or call it under torch.no_grad()"
+            )
+        if out is not None or lse is not None:
+            raise ValueError("out and lse must be None where a gradient is asked for")
+
     def _check_given(
         self,
         name: str,
         x: Tensor,
         shape: tuple[int, ...],
         dtype: torch.dtype,
-        places: tuple[int, ...] | None = None,
+        others: tuple[Tensor | None, ...] = (),
     ) -> None:
-        """A tensor to write to. places: where other arguments lie; with them it counts as written, in place."""
+        """A tensor to write to. others: that lie elsewhere; with them it counts as written, in place."""
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor or None, got {type(x).__name__}")
         if x.shape != shape or x.device != self._device:
@@ -246,18 +198,14 @@ class PreparedAttention:
             raise TypeError(f"{name} must be {dtype}, got {x.dtype}")
         if x.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name} must need no gradient: what is written to it has none")
-        if places is None:
+        if not others:
             return
         if type(x) is not Tensor or x.is_neg() or x.layout is not torch.strided:
             raise TypeError(f"{name} must be a plain, dense torch.Tensor, got {type(x).__name__}, {x.layout}")
-        if x.data_ptr() in places and x.numel():
+        place = x.data_ptr()
+        if any(y is not None and y.data_ptr() == place for y in others) and x.numel():
             raise ValueError(f"{name} must share no memory with another argument")
         if name == "lse" and x.stride(-1) != 1:
             raise ValueError(f"lse must have a last stride of 1, got strides {x.stride()}")
         if not x.is_inference():
             _count_write((x,))
-
-
-def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides of a new tensor."""
-    return tuple(math.prod(max(1, size) for size in shape[i + 1 :]) for i in range(len(shape)))
