@@ -123,6 +123,18 @@ def test_gradients_are_those_of_the_ordinary_call(is_packed):
     torch.testing.assert_close(found, wanted)
 
 
+def test_gradients_come_in_batches_and_have_none_of_their_own():
+    q, k, v = (x.requires_grad_() for x in packed())
+    out, _ = prepare(q, k, v, causal(ROWS), backward=True)(q, k, v)
+    douts = randn(3, *out.shape)
+    (found,) = torch.autograd.grad(out, v, douts, retain_graph=True, is_grads_batched=True)
+    for grad, dout in zip(found, douts, strict=True):
+        torch.testing.assert_close(grad, torch.autograd.grad(out, v, dout, retain_graph=True)[0])
+    (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    with pytest.raises(NotImplementedError, match="attention has no second derivative"):
+        grad.sum().backward()
+
+
 def test_a_gradient_that_was_not_prepared_is_refused():
     q, k, v = packed()
     attend = prepare(q, k, v, causal(ROWS))
