@@ -393,6 +393,25 @@ def test_the_simulated_kernel_gives_what_it_gives_the_ordinary_call():
     assert all(torch.equal(x, y) for x, y in zip(found, wanted, strict=True))
 
 
+@pytest.mark.slow
+def test_simulated_gradients_are_those_of_the_ordinary_call_and_of_the_reference():
+    inputs, mask = [x.requires_grad_() for x in halves(70)], causal(70)
+
+    def gradients(attend):
+        out, _ = attend()
+        return torch.autograd.grad(out.float().square().sum(), inputs)
+
+    wanted = gradients(lambda: flex_flash_attn_func(*inputs, mask))
+    with backend("sim"):
+        attend = prepare(*inputs, mask, backward=True)
+        found = gradients(lambda: attend(*inputs))
+        for _ in range(2):  # a call that is new to the mask, and one that is not
+            ordinary = gradients(lambda: flex_flash_attn_func(*inputs, mask))
+            assert all(torch.equal(x, y) for x, y in zip(found, ordinary, strict=True))
+    for x, y in zip(found, wanted, strict=True):
+        assert (x - y).abs().max() <= 0.02 * y.abs().max()
+
+
 @pytest.mark.gpu
 def test_a_cuda_graph_holds_a_prepared_call():
     inputs = [x.cuda() for x in halves()]
