@@ -14,6 +14,7 @@ from .ops import chosen as _chosen  # noqa: F401  (registers an op that exported
 from .ops.flex_attention import AuxOutput, AuxRequest, flex_attention
 from .ops.flex_flash import flex_flash_attn_func
 from .ops.kvcache import flash_attn_with_kvcache
+from .ops.prepared import PreparedAttention, prepare
 from .ops.sink import (
     fa2_func_with_sink,
     fa2_kvpacked_func_with_sink,
@@ -58,6 +59,7 @@ __all__ = [
     "KVQuant",
     "KVTensor",
     "LoadBalancedCausalMask",
+    "PreparedAttention",
     "StripedMask",
     "TileSchedule",
     "and_masks",
@@ -82,6 +84,7 @@ __all__ = [
     "normalize_attention",
     "normalize_cudnn_attention",
     "or_masks",
+    "prepare",
     "record_specs",
 ]
 

@@ -50,7 +50,41 @@ LARGEST = torch.finfo(torch.float32).max  # scores are fp32
 
 
 def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: str) -> None:
-    """q, k and v fit together; `layout` names their dimensions: "(batch, seqlen, heads, head_dim)" or without batch."""
+    """q, k and v fit together; `layout` names their dimensions: "(batch, seqlen, heads, head_dim)" or without batch.
+
+    It depends on what tensors are, never on what they hold, so that calls which come again are checked once.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # whose shapes are no numbers
+        _check_qkv(q, k, v, layout)
+        return
+    facts = None
+    if (
+        type(q) in _PLAIN
+        and type(k) in _PLAIN
+        and type(v) in _PLAIN
+        and not (q.is_nested or k.is_nested or v.is_nested)
+    ):
+        shapes, dtypes, devices = (
+            (q.shape, k.shape, v.shape),
+            (q.dtype, k.dtype, v.dtype),
+            (q.device, k.device, v.device),
+        )
+        facts = layout, shapes, dtypes, devices, (q.layout, k.layout, v.layout)
+        if facts in _checked:
+            return
+    _check_qkv(q, k, v, layout)
+    if facts is not None:
+        if len(_checked) >= REMEMBERED:
+            _checked.clear()
+        _checked.add(facts)
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+REMEMBERED = 1024  # shapes: those of a program with ever new lengths are forgotten all at once
+_checked: set[tuple[object, ...]] = set()
+
+
+def _check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: str) -> None:
     check_alike(layout, q=q, k=k, v=v)
     if q.ndim == 4 and not q.shape[0] == k.shape[0] == v.shape[0]:
         raise ValueError(f"q, k and v must have one batch size, got {q.shape[0]}, {k.shape[0]} and {v.shape[0]}")

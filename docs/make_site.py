@@ -33,7 +33,8 @@ REFERENCE: dict[str, tuple[str, list[str], dict[str, str]]] = {
         "Attention",
         ["api", "flex_attention", "decode"],
         {
-            "cute_attn": "flex_flash_attn_func flex_attention AuxRequest AuxOutput flash_attn_with_kvcache "
+            "cute_attn": "flex_flash_attn_func prepare PreparedAttention flex_attention AuxRequest AuxOutput "
+            "flash_attn_with_kvcache "
             "fa3_func_with_sink fa3_qkvpacked_func_with_sink fa3_varlen_func_with_sink fa2_func_with_sink "
             "fa2_qkvpacked_func_with_sink fa2_kvpacked_func_with_sink fa2_varlen_func_with_sink "
             "fa2_varlen_qkvpacked_func_with_sink fa2_varlen_kvpacked_func_with_sink backend.backend"

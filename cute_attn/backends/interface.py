@@ -14,7 +14,7 @@ from ..mods.trace import Traced
 from ..reference import Gradients
 from .plan import Plan
 
-__all__ = ["Backend", "ModGradients"]
+__all__ = ["Backend", "ModGradients", "Prepared"]
 
 Tensor = torch.Tensor
 
@@ -26,6 +26,20 @@ class ModGradients(NamedTuple):
     k: Tensor | None
     v: Tensor | None
     captured: list[Tensor | None]
+
+
+class Prepared(Protocol):
+    """The forward of one kind of call, with everything found but its tensors; for any number of threads at once."""
+
+    @property
+    def workspace_bytes(self) -> int:
+        """What kernels of a backward take beside its results; 0 for none, and where no kernel runs."""
+
+    def fitted(self, name: str, x: Tensor) -> Tensor:
+        """The tensor as a call takes it: itself, a view, or a copy; where it copies nothing, ValueError names it."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, sink: Tensor | None) -> None:
+        """Writes out and lse. q, k, v and out are what `fitted` gave."""
 
 
 class Backend(Protocol):
@@ -59,6 +73,25 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """out `(b, sq, heads_q, dv)`, lse `(b, heads_q, sq)` with the sinks in it, max_logits `(b, heads_q)` without
         them or None; the last two in the compute dtype, and out too where it is to be `unrounded`, else in q's."""
+
+    def prepared(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        plan: Plan,
+        *,
+        softmax_scale: float,
+        softcap: float,
+        sm_margin: int,
+        has_sink: bool,
+        deterministic: bool,
+        backward: bool,
+        is_public: bool,
+    ) -> Prepared:
+        """A `forward` of tensors like these, whose values are not read. is_public: whether it is for
+        `cute_attn.prepare`: kernels are obtained now, with `backward` those of gradients too, and no tensor is copied.
+        """
 
     def backward(
         self,

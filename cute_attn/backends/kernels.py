@@ -16,8 +16,8 @@ from ..mods.distance import served_graph
 from ..mods.lowered import without_code
 from ..mods.trace import Traced
 from ..reference import Gradients, sink_gradient
-from .interface import ModGradients
-from .plan import Plan, backward_plan, forward_plan
+from .interface import ModGradients, Prepared
+from .plan import Plan, backward_plan, forward_plan, launches
 from .score_mods import ServedScore, added_in_no_order
 
 if TYPE_CHECKING:
@@ -72,22 +72,54 @@ class Kernels:
         return_max_logits: bool,
         unrounded: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        from ..launch.forward import forward
-
-        return forward(
+        return launches().forward.forward(
             q,
             k,
             v,
             forward_plan(mask) if isinstance(mask, Plan) else mask,
             softmax_scale=softmax_scale,
             softcap=softcap,
-            sink_lse=None if sink is None else sink.logsumexp(2).transpose(1, 2),
+            sink_lse=None if sink is None else launches().rows.sinks_of_rows(sink),
             return_max_logits=return_max_logits,
             sm_margin=sm_margin,
             backend=self.name,
             order=self._order,
             softmax=self.softmax,
             fp32_out=unrounded,
+        )
+
+    def prepared(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        plan: Plan,
+        *,
+        softmax_scale: float,
+        softcap: float,
+        sm_margin: int,
+        has_sink: bool,
+        deterministic: bool,
+        backward: bool,
+        is_public: bool,
+    ) -> Prepared:
+        from ..launch.prepared import PreparedKernels
+
+        return PreparedKernels(
+            q,
+            k,
+            v,
+            forward_plan(plan),
+            backward_plan(plan) if backward else None,
+            softmax_scale=softmax_scale,
+            softcap=softcap,
+            sm_margin=sm_margin,
+            has_sink=has_sink,
+            deterministic=deterministic,
+            softmax=self.softmax,
+            backend=self.name,
+            order=self._order,
+            is_public=is_public,
         )
 
     def backward(
@@ -109,12 +141,11 @@ class Kernels:
         needs: Sequence[bool],
         unrounded: bool = False,
     ) -> Gradients:
-        from ..launch.backward import backward, row_terms, without_keys
-
+        launch = launches().backward
         if dout is None:
             dout = torch.zeros_like(out)
         if any(needs[:3]):
-            dq, dk, dv, delta = backward(
+            dq, dk, dv, delta = launch.backward(
                 dout,
                 q,
                 k,
@@ -126,6 +157,7 @@ class Kernels:
                 softcap=softcap,
                 dlse=dlse,
                 needs=(needs[0], needs[1], needs[2]),
+                needs_delta=needs[3],
                 deterministic=deterministic,
                 sm_margin=sm_margin,
                 fp32_gradients=unrounded,
@@ -134,8 +166,8 @@ class Kernels:
             )
         else:
             dq = dk = dv = None
-            delta = row_terms(dout, out, lse, without_keys(mask.lo, mask.hi, mask.heads), dlse)
-        dsink = sink_gradient(sink, lse, delta) if needs[3] and sink is not None else None
+            delta = launch.row_terms(dout, out, lse, launch.without_keys(mask.lo, mask.hi, mask.heads), dlse)
+        dsink = sink_gradient(sink, lse, delta) if needs[3] and sink is not None and delta is not None else None
         return Gradients(dq, dk, dv, dsink)
 
     def check_decode_served(self, q: Tensor, cache: KVCache, tree: Tensor | None) -> None:
@@ -238,10 +270,8 @@ class Kernels:
         softmax_scale: float,
         return_max_scores: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        from ..launch.forward import forward
-
         plan = forward_plan(mask) if isinstance(mask, Plan) else mask
-        return forward(
+        return launches().forward.forward(
             q,
             k,
             v,
@@ -273,13 +303,11 @@ class Kernels:
         needs: Sequence[bool],
         wanted: Sequence[bool],
     ) -> ModGradients:
-        from ..launch.backward import backward
-
         if deterministic and score is not None:
             self._check_order(score, wanted)
         served = None if score is None else ServedScore(score, q, k, wanted)
         captured = None if served is None else served.gradients()
-        dq, dk, dv, _ = backward(
+        dq, dk, dv, _ = launches().backward.backward(
             torch.zeros_like(out) if dout is None else dout,
             q,
             k,
@@ -290,6 +318,7 @@ class Kernels:
             softmax_scale=softmax_scale,
             dlse=dlse,
             needs=(needs[0], needs[1], needs[2]),
+            needs_delta=False,
             captured=captured,
             predicate=None if thinned is None else thinned.predicate,
             deterministic=deterministic,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import astuple
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
+from ..launch import tuned
 from ..mask import IntervalMask
 from .tiles import read_tile, tile_of
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from ..launch.shapes import PlanForm
     from ..spec.forward import Softmax
 
-__all__ = ["FORM", "Call", "Plan", "backward_plan", "forward_plan", "make_plan", "tuned_generation"]
+__all__ = ["FORM", "Call", "Plan", "backward_plan", "forward_plan", "launches", "make_plan", "tuned_generation"]
 
 Tensor = torch.Tensor
 MASK, FORWARD, BACKWARD = 2, 7, 7  # numbers in a plan's form
@@ -87,9 +89,16 @@ class Call(NamedTuple):
 
 def tuned_generation() -> int:
     """See `cute_attn.launch.tuned.generation`."""
-    from ..launch.tuned import generation
+    return tuned.generation()
 
-    return generation()
+
+@functools.cache
+def launches() -> ModuleType:
+    """The package `cute_attn.launch`, imported when first asked for, and once: to import takes a microsecond again."""
+    from .. import launch
+    from ..launch import backward, forward, rows  # noqa: F401
+
+    return launch
 
 
 def make_plan(mask: IntervalMask, call: Call) -> Plan:
@@ -113,16 +122,14 @@ def make_plan(mask: IntervalMask, call: Call) -> Plan:
 
 def forward_plan(plan: Plan) -> ForwardPlan:
     """What `make_plan` had of the forward."""
-    from ..launch.forward import ForwardPlan
-
-    return ForwardPlan(_plan_form("tile", tuple(plan.form.tolist())), plan.lo, plan.hi, *plan[3:6])  # type: ignore[arg-type]
+    form = _plan_form("tile", tuple(plan.form.tolist()))
+    return launches().forward.ForwardPlan(form, plan.lo, plan.hi, *plan[3:6])
 
 
 def backward_plan(plan: Plan) -> BackwardPlan:
     """What `make_plan` had of the backward."""
-    from ..launch.backward import BackwardPlan
-
-    return BackwardPlan(_plan_form("backward_tile", tuple(plan.form.tolist())), plan.lo, plan.hi, *plan[6:13])  # type: ignore[arg-type]
+    form = _plan_form("backward_tile", tuple(plan.form.tolist()))
+    return launches().backward.BackwardPlan(form, plan.lo, plan.hi, *plan[6:13])
 
 
 def _numbers(form: PlanForm) -> list[int]:

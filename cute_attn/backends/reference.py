@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -12,7 +13,7 @@ from ..decode_reference import decode_reference
 from ..mask import IntervalMask
 from ..mods.blockwise import BlockMods, Thinned
 from ..mods.trace import Traced
-from .interface import ModGradients
+from .interface import ModGradients, Prepared
 from .plan import Plan
 
 __all__ = ["Reference"]
@@ -48,6 +49,23 @@ class Reference:
             q, k, v, mask.lo, mask.hi, sink, softmax_scale, softcap, mask_heads=mask.heads
         )
         return out, lse, max_logits if return_max_logits else None
+
+    def prepared(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        plan: Plan,
+        *,
+        softmax_scale: float,
+        softcap: float,
+        sm_margin: int,
+        has_sink: bool,
+        deterministic: bool,
+        backward: bool,
+        is_public: bool,
+    ) -> Prepared:
+        return _PreparedReference(self, plan, softmax_scale, softcap)
 
     def backward(
         self,
@@ -148,3 +166,32 @@ class Reference:
         tensors = [] if score is None else score.tensors
         captured = [None if g is None else g.to(x.dtype) for g, x in zip(mods.gradients, tensors, strict=True)]
         return ModGradients(grads.q, grads.k, grads.v, captured)
+
+
+@dataclass(frozen=True)
+class _PreparedReference:
+    """See `cute_attn.backends.interface.Prepared`. It allocates as it goes, and takes any strides."""
+
+    backend: Reference
+    plan: Plan
+    softmax_scale: float
+    softcap: float
+    workspace_bytes: int = 0
+
+    def fitted(self, name: str, x: Tensor) -> Tensor:
+        return x
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, sink: Tensor | None) -> None:
+        found, found_lse, _ = self.backend.forward(
+            q,
+            k,
+            v,
+            self.plan,
+            sink,
+            softmax_scale=self.softmax_scale,
+            softcap=self.softcap,
+            sm_margin=0,
+            return_max_logits=False,
+        )
+        out.copy_(found)
+        lse.copy_(found_lse)

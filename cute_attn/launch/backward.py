@@ -28,7 +28,7 @@ __all__ = ["BackwardPlan", "KernelGradients", "backward", "plan_backward", "row_
 
 
 class KernelGradients(NamedTuple):
-    """dq, dk, dv like q, k, v (or fp32), None where not asked for.
+    """dq, dk, dv like q, k, v (or fp32), and delta; None where not asked for.
 
     delta: rowsum(dout * out) - dlse, (batch, heads_q, seqlen_q) fp32, zero in rows whose lse is -inf. Rows without keys
         but with sinks have -dlse, whatever dout and out hold.
@@ -37,7 +37,7 @@ class KernelGradients(NamedTuple):
     dq: torch.Tensor | None
     dk: torch.Tensor | None
     dv: torch.Tensor | None
-    delta: torch.Tensor
+    delta: torch.Tensor | None
 
 
 class BackwardPlan(NamedTuple):
@@ -124,6 +124,7 @@ def backward(
     softcap: float = 0.0,
     dlse: torch.Tensor | None = None,
     needs: tuple[bool, bool, bool] = (True, True, True),
+    needs_delta: bool = True,
     captured: CapturedGradients | None = None,
     predicate: Traced | None = None,
     deterministic: bool = False,
@@ -139,7 +140,7 @@ def backward(
         q, k, v, mask, softmax_scale, softcap: as for `launch.forward.forward`, whose results out and lse are,
             with the sinks in them if there are any. A plan has turns where `deterministic` says so.
         dout: gradient of out, like it. dlse: of lse, (batch, heads_q, seqlen_q) fp32, or None for zero.
-        needs: which of dq, dk and dv are wanted; at least one, or one of `captured`.
+        needs: which of dq, dk and dv are wanted; at least one, or one of `captured`. needs_delta: whether delta is.
         captured: the score_mod of the forward; afterwards has the gradients of what it captured.
         predicate: as for the forward.
         deterministic: whether two runs give the same bits. What `cute_attn.launch.captured.in_no_order` names does not.
@@ -154,11 +155,12 @@ def backward(
     not depend on the row 4 for every key of every query head (8 with 64 keys a tile).
     """
     batch, seqlen_q, heads_q, head_dim = q.shape
-    seqlen_k, heads_k, head_dims = k.shape[1], k.shape[2], (head_dim, v.shape[3])
+    seqlen_k, heads_k = k.shape[1], k.shape[2]
     has_turns = deterministic and needs[0]
     plan = mask
     if isinstance(plan, IntervalMask):
         has_graph = captured is not None or predicate is not None
+        head_dims = head_dim, v.shape[3]
         plan = plan_backward(plan, q.dtype, head_dims, (heads_q, heads_k), has_turns, tile, has_graph=has_graph)
     tile, mask_heads = plan.form.tile, plan.form.heads
     dtype = torch.float32 if fp32_gradients else q.dtype
@@ -167,30 +169,30 @@ def backward(
         for gradient in (dq, dk, dv):
             if gradient is not None:
                 gradient.zero_()
+        if not needs_delta:
+            return KernelGradients(dq, dk, dv, None)
         is_empty = without_keys(plan.lo, plan.hi, mask_heads)
         return KernelGradients(dq, dk, dv, row_terms(dout, out, lse, is_empty, dlse))
-    tiles = -(-seqlen_q // tile.m)
-    sizes = batch, heads_q, tiles * tile.m, seqlen_k  # kernels ask of rows past the end too
-    score = score_of_call(softmax_scale, softcap) if captured is None else ScoreForm("graph", captured.text(sizes))
-    spec: BackwardSpec = spec_of_call(
-        "bwd",
-        plan.form,
-        DTYPE_NAMES[q.dtype],
-        head_dims,
-        score,
-        text_of(predicate, sizes),
-        dq=needs[0],
-        dk=needs[1],
-        dv=needs[2],
-        dlse=dlse is not None,
-        deterministic=has_turns,
+    sizes = batch, heads_q, -(-seqlen_q // tile.m) * tile.m, seqlen_k  # kernels ask of rows past the end too
+    spec = spec_of_gradients(
+        plan,
+        q,
+        v,
+        softmax_scale,
+        softcap,
+        graph="" if captured is None else captured.text(sizes),
+        predicate=text_of(predicate, sizes),
+        needs=needs,
+        has_dlse=dlse is not None,
+        has_turns=has_turns,
         fp32_gradients=fp32_gradients,
     )
     named = (("q", q), ("k", k), ("v", v), ("out", out), ("dout", dout))
     inputs = [in_kernel_form(name, x) for name, x in named]
-    statistics = q.new_empty(batch, heads_q, tiles, 2, tile.m, dtype=torch.float32)
-    dq_sum = q.new_empty(batch, heads_q, tiles, tile.m * spec.head_dim, dtype=torch.float32) if spec.dq else None
-    turns = q.new_empty(batch, heads_q, tiles, 2, dtype=torch.int32) if has_turns else None
+    shapes = _workspace(spec, batch, seqlen_q, heads_q)
+    statistics = q.new_empty(shapes[0], dtype=torch.float32)
+    dq_sum = q.new_empty(shapes[1], dtype=torch.float32) if spec.dq else None
+    turns = q.new_empty(shapes[2], dtype=torch.int32) if has_turns else None
     written = (statistics, dq_sum, turns, dq, dk, dv)
     of_mod = NOTHING_CAPTURED if captured is None else captured.targets(batch, heads_q, seqlen_k, tile)
     bounds = plan.bounds if spec.mask.is_bounded else None
@@ -200,10 +202,58 @@ def backward(
     sharing = batch if plan.bounds.shape[0] == mask_heads else 1, heads_q // heads_k
     schedule = (plan.items, plan.runs, *ordered, plan.idle_rows, plan.idle_keys)
     run(spec, (tensors, schedule, (*factors, *sharing, _ctas(q.device, sm_margin))), backend, written, order)
+    if not needs_delta:
+        return KernelGradients(dq, dk, dv, None)
     delta = unpack_rows(statistics[:, :, :, 1], seqlen_q)
     if dlse is not None and plan.idle_rows.numel():  # of their sinks alone: the kernels leave zero there
         delta = torch.where(without_keys(plan.lo, plan.hi, mask_heads) & (lse > -math.inf), -dlse, delta)
     return KernelGradients(dq, dk, dv, delta)
+
+
+def spec_of_gradients(
+    plan: BackwardPlan,
+    q: torch.Tensor,
+    v: torch.Tensor,
+    softmax_scale: float,
+    softcap: float,
+    *,
+    graph: str = "",
+    predicate: str = "",
+    needs: tuple[bool, bool, bool] = (True, True, True),
+    has_dlse: bool = False,
+    has_turns: bool,
+    fp32_gradients: bool = False,
+) -> BackwardSpec:
+    """The spec of a `backward` of tensors like q and v. graph, predicate: texts, of a score_mod and of what thins the
+    mask."""
+    spec: BackwardSpec = spec_of_call(
+        "bwd",
+        plan.form,
+        DTYPE_NAMES[q.dtype],
+        (q.shape[3], v.shape[3]),
+        ScoreForm("graph", graph) if graph else score_of_call(softmax_scale, softcap),
+        predicate,
+        dq=needs[0],
+        dk=needs[1],
+        dv=needs[2],
+        dlse=has_dlse,
+        deterministic=has_turns,
+        fp32_gradients=fp32_gradients,
+    )
+    return spec
+
+
+def workspace_bytes(spec: BackwardSpec, batch: int, seqlen_q: int, heads_q: int) -> int:
+    """What `backward` allocates beside its results where nothing is captured and delta is not asked for."""
+    statistics, dq_sum, turns = map(math.prod, _workspace(spec, batch, seqlen_q, heads_q))
+    return 4 * (statistics + dq_sum * spec.dq + turns * spec.deterministic)
+
+
+def _workspace(spec: BackwardSpec, batch: int, seqlen_q: int, heads_q: int) -> tuple[tuple[int, ...], ...]:
+    """The shapes of statistics, dq_sum and turns (see `cute_attn.bwd.arguments.Tensors`): 4 bytes an element."""
+    m = spec.tile.m
+    tiles = batch, heads_q, -(-seqlen_q // m)
+    return (*tiles, 2, m), (*tiles, m * spec.head_dim), (*tiles, 2)
 
 
 def _ctas(device: torch.device, sm_margin: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,12 +15,12 @@ from cute_attn.spec.score import ScoreForm
 from cute_attn.spec.tiles import Tile
 
 from .captured import captured_by, text_of
-from .run import KernelBackend, Order, run
+from .run import Kernel, KernelBackend, Order, run, start
 from .shapes import PlanForm, score_of_call, spec_of_call
 from .tensors import DTYPE_NAMES, free_multiprocessors, in_kernel_form, rows_contiguous
 from .tiles import tile_of_call
 
-__all__ = ["ForwardPlan", "forward", "plan_forward"]
+__all__ = ["Asked", "ForwardPlan", "ask", "fill_without_keys", "forward", "is_without_keys", "plan_forward"]
 
 
 class ForwardPlan(NamedTuple):
@@ -78,13 +78,6 @@ class _Results(NamedTuple):
         max_logits = q.new_full((batch, heads_q), -math.inf, dtype=torch.float32) if return_max_logits else None
         return cls(out, lse, max_logits, torch.empty_like(lse) if return_max_scores else None)
 
-    def fill_without_keys(self, sink_lse: torch.Tensor | None) -> None:
-        """As they are where no row attends anything."""
-        self.out.zero_()
-        self.lse.copy_(sink_lse) if sink_lse is not None else self.lse.fill_(-math.inf)
-        if self.max_scores is not None:
-            self.max_scores.fill_(-math.inf)
-
     def returned(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         return self.out, self.lse, self.max_logits if self.max_scores is None else self.max_scores
 
@@ -130,48 +123,124 @@ def forward(
         out (batch, seqlen_q, heads_q, head_dim_v) like q or fp32, lse (batch, heads_q, seqlen_q) fp32 with sinks
         included, and max_logits (batch, heads_q), max_scores (batch, heads_q, seqlen_q), fp32, or None.
     """
-    batch, seqlen_q, heads_q, head_dim = q.shape
-    seqlen_k, head_dims = k.shape[1], (head_dim, v.shape[3])
     results = _Results.of(q, v, fp32_out, return_max_logits, return_max_scores)
     if results.out.numel() == 0:
         return results.returned()
-    if sink_lse is not None:
-        sink_lse = sink_lse.expand(batch, heads_q, seqlen_q)
     if return_max_logits or return_max_scores:
         softmax = "exact"
     plan = mask
     if isinstance(plan, IntervalMask):
         has_graph = score_mod is not None or predicate is not None
-        heads = heads_q, k.shape[2]
+        heads, head_dims = (q.shape[2], k.shape[2]), (q.shape[3], v.shape[3])
         plan = plan_forward(plan, q.dtype, head_dims, heads, softmax, tile, has_graph=has_graph)
-    if seqlen_k == 0 or plan.runs.shape[0] == 0:
-        results.fill_without_keys(sink_lse)
+    if is_without_keys(plan, k):
+        fill_without_keys(results.out, results.lse, sink_lse)
+        if results.max_scores is not None:
+            results.max_scores.fill_(-math.inf)
         return results.returned()
-    sizes = batch, heads_q, seqlen_q, seqlen_k
-    score = (
-        score_of_call(softmax_scale, softcap) if score_mod is None else ScoreForm("graph", text_of(score_mod, sizes))
+    asked = ask(
+        plan,
+        q,
+        k,
+        v,
+        softmax_scale=softmax_scale,
+        softcap=softcap,
+        score_mod=score_mod,
+        predicate=predicate,
+        has_sink=sink_lse is not None,
+        return_max_logits=return_max_logits,
+        return_max_scores=return_max_scores,
+        sm_margin=sm_margin,
+        softmax=softmax,
+        fp32_out=fp32_out,
     )
+    q, k, v = in_kernel_form("q", q), in_kernel_form("k", k), in_kernel_form("v", v)
+    captured = *captured_by(score_mod, q.device), *captured_by(predicate, q.device)
+    asked.launch(q, k, v, *results[:2], sink_lse, results[2:], captured, backend=backend, order=order)
+    return results.returned()
+
+
+class Asked(NamedTuple):
+    """A launch but for its tensors: the kernel, and what it reads and is told of the mask and the scores."""
+
+    spec: ForwardSpec
+    bounds: tuple[torch.Tensor | None, torch.Tensor | None]
+    schedule: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    scalars: tuple[float | int, ...]
+
+    def launch(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        out: torch.Tensor,
+        lse: torch.Tensor,
+        sink_lse: torch.Tensor | None,
+        largest: tuple[torch.Tensor | None, ...] = (None, None),
+        captured: tuple[Any, ...] = (None,) * 4,
+        *,
+        backend: KernelBackend,
+        order: Order | None,
+        found: Kernel | None = None,
+    ) -> None:
+        """q, k, v: in kernel form. out, lse, largest (max_logits, max_scores): what is written. captured: as
+        `captured_by` has what the score_mod and the predicate captured. found: the kernel, None to look for it."""
+        if sink_lse is not None:
+            sink_lse = sink_lse.expand(lse.shape)
+        arguments = (q, k, v, out, lse, *self.bounds, sink_lse, *largest, *captured, None), self.schedule, self.scalars
+        fresh = out, lse, largest[1]
+        if found is None:
+            run(self.spec, arguments, backend, fresh, order)
+        else:
+            start(found, arguments, backend, fresh, order)
+
+
+def ask(
+    plan: ForwardPlan,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    softmax_scale: float,
+    softcap: float,
+    score_mod: Traced | None = None,
+    predicate: Traced | None = None,
+    has_sink: bool = False,
+    return_max_logits: bool = False,
+    return_max_scores: bool = False,
+    sm_margin: int = 0,
+    softmax: Softmax = "stale",
+    fp32_out: bool = False,
+) -> Asked:
+    """The launch of a `forward` with these arguments on tensors of such shapes, whose values are not read."""
+    batch, seqlen_q, heads_q, head_dim = q.shape
+    sizes = batch, heads_q, seqlen_q, k.shape[1]
     spec: ForwardSpec = spec_of_call(
         "fwd",
         plan.form,
         DTYPE_NAMES[q.dtype],
-        head_dims,
-        score,
+        (head_dim, v.shape[3]),
+        score_of_call(softmax_scale, softcap) if score_mod is None else ScoreForm("graph", text_of(score_mod, sizes)),
         text_of(predicate, sizes),
-        sink=sink_lse is not None,
+        sink=has_sink,
         max_logits=return_max_logits,
         max_scores=return_max_scores,
         softmax=softmax,
         fp32_out=fp32_out,
     )
-    out, lse, *largest = results
-    inputs = (in_kernel_form(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     bounds = (plan.lo, plan.hi) if spec.mask.is_bounded else (None, None)
-    captured = *captured_by(score_mod, q.device), *captured_by(predicate, q.device)
-    tensors = (*inputs, out, lse, *bounds, sink_lse, *largest, *captured, None)
     mask_heads = plan.form.heads
     sharing = batch if plan.lo.shape[0] == mask_heads else 1, heads_q if mask_heads == 1 else 1, mask_heads
     scalars = (*spec.score.factors(softmax_scale, softcap), *sharing, free_multiprocessors(q.device, sm_margin))
-    arguments = (tensors, (plan.items, plan.runs, plan.idle_keys), scalars)
-    run(spec, arguments, backend, (out, lse, results.max_scores), order)
-    return results.returned()
+    return Asked(spec, bounds, (plan.items, plan.runs, plan.idle_keys), scalars)
+
+
+def is_without_keys(plan: ForwardPlan, k: torch.Tensor) -> bool:
+    """Whether no row attends anything, and no kernel is needed."""
+    return k.shape[1] == 0 or plan.runs.shape[0] == 0
+
+
+def fill_without_keys(out: torch.Tensor, lse: torch.Tensor, sink_lse: torch.Tensor | None) -> None:
+    """out and lse as they are where no row attends anything."""
+    out.zero_()
+    lse.copy_(sink_lse) if sink_lse is not None else lse.fill_(-math.inf)

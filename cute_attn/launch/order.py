@@ -39,12 +39,12 @@ def upwards(table: RunTable, layers: int) -> RunTable:
     items, runs = ItemRow(*table.items.long().unbind(1)), table.run_columns
     begin, end, count = items.partial_begin, items.end, len(runs.begin)
     by_place = begin.argsort(stable=True)  # the runs of an item lie together, in no order of items
-    owner = by_place.repeat_interleave((end - begin)[by_place])
+    owner = by_place.repeat_interleave((end - begin)[by_place], output_size=count)
     full = torch.arange(count, device=begin.device) >= items.full_begin[owner]
-    last_partial, first_full = begin.new_full((2, len(begin)), -1)
-    last_partial = last_partial.scatter_reduce(0, owner[~full], runs.end[~full].long(), "amax")
-    first_full = first_full.fill_(torch.iinfo(torch.int64).max)
-    first_full = first_full.scatter_reduce(0, owner[full], runs.begin[full].long(), "amin")
+    never = torch.iinfo(torch.int64).max
+    last_partial, first_full = torch.full_like(begin, -1), torch.full_like(begin, never)
+    last_partial = last_partial.scatter_reduce(0, owner, runs.end.long().masked_fill(full, -1), "amax")
+    first_full = first_full.scatter_reduce(0, owner, runs.begin.long().masked_fill(~full, never), "amin")
     mixed = last_partial > first_full
     full, tested = full & ~mixed[owner], full & mixed[owner]
     tests = runs._replace(

@@ -1,10 +1,11 @@
-"""Bounds and terms of query rows in the order in memory in which the backward reads them: see `cute_attn.bwd.rows`."""
+"""What kernels read of query rows: bounds and terms in the order in memory of the backward, see `cute_attn.bwd.rows`,
+and sinks."""
 
 from __future__ import annotations
 
 import torch
 
-__all__ = ["pack_bounds", "unpack_rows"]
+__all__ = ["pack_bounds", "sinks_of_rows", "unpack_rows"]
 
 
 def pack_bounds(lo: torch.Tensor, hi: torch.Tensor, m: int) -> torch.Tensor:
@@ -25,3 +26,9 @@ def unpack_rows(packed: torch.Tensor, seqlen_q: int) -> torch.Tensor:
     *outer, tiles, m = packed.shape
     rows = packed.view(*outer, tiles, m // 16, 4, 2, 2).transpose(-3, -2)
     return rows.reshape(*outer, tiles * m)[..., :seqlen_q]
+
+
+def sinks_of_rows(sink: torch.Tensor) -> torch.Tensor:
+    """The logsumexp of the sinks `(b or 1, sq or 1, n, heads_q)` of each row: `(b or 1, heads_q, sq or 1)`. That of one
+    is the sink."""
+    return (sink.select(2, 0) if sink.shape[2] == 1 else sink.logsumexp(2)).transpose(1, 2)

@@ -7,6 +7,7 @@ import functools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ from ..jit.runtime import runtime_library
 from ..loadable import load_module
 from ..spec.operation import Spec
 
-__all__ = ["Kernel", "KernelBackend", "Order", "kernel", "run"]
+__all__ = ["Kernel", "KernelBackend", "Order", "kernel", "run", "start"]
 
 KernelBackend = Literal["sm90", "sim"]
 Order = tuple[str, int]
@@ -50,12 +51,20 @@ def run(
         fresh: those of them that nobody wrote yet; the simulator sees to it that none is read before it is written.
         order: mode and seed of the simulator; None takes those of `backend("sim", ...)`.
     """
-    found = kernel(spec, backend)
-    if backend == "sim":
-        from .. import sim
+    start(kernel(spec, backend), arguments, backend, fresh, order)
 
+
+def start(
+    found: Kernel,
+    arguments: tuple[tuple[Any, ...], ...],
+    backend: KernelBackend,
+    fresh: Sequence[torch.Tensor | None],
+    order: Order | None = None,
+) -> None:
+    """`run` with its kernel."""
+    if backend == "sim":
         mode, seed = order or (None, None)
-        sim.run(found.function, *arguments, mode=mode, seed=seed, ptx=found.ptx, fresh=fresh)
+        _simulator().run(found.function, *arguments, mode=mode, seed=seed, ptx=found.ptx, fresh=fresh)
     else:
         found.function(*arguments)
 
@@ -76,11 +85,17 @@ def kernel(spec: Spec, backend: KernelBackend) -> Kernel:
 def _open(shared_object: bytes, backend: KernelBackend) -> Any:
     """The host function of a shared object, bound for a backend; it is loaded as it was verified, from memory."""
     if backend == "sim":
-        from .. import sim
-
-        return sim.load(shared_object, SYMBOL)
+        return _simulator().load(shared_object, SYMBOL)
     _provide_cuda_runtime()
     return load_module(shared_object).get_function(SYMBOL)
+
+
+@functools.cache
+def _simulator() -> ModuleType:
+    """Imported once: to ask for a module again takes a microsecond, at every call."""
+    from .. import sim
+
+    return sim
 
 
 @functools.cache

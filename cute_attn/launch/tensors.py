@@ -7,7 +7,14 @@ import logging
 
 import torch
 
-__all__ = ["DTYPE_NAMES", "NAMED_DTYPES", "free_multiprocessors", "in_kernel_form", "rows_contiguous"]
+__all__ = [
+    "DTYPE_NAMES",
+    "NAMED_DTYPES",
+    "free_multiprocessors",
+    "in_kernel_form",
+    "rows_contiguous",
+    "view_in_kernel_form",
+]
 
 DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}  # as specs have them
 NAMED_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
@@ -22,13 +29,22 @@ def in_kernel_form(name: str, x: torch.Tensor) -> torch.Tensor:
     A tensor that is not so is copied once, which the log `cute_attn.copy` shows; strides of dimensions of size 1 never
     matter.
     """
+    view = view_in_kernel_form(x)
+    if view is not None:
+        return view
+    log.info("copying %s of shape %s: strides %s do not fit TMA", name, tuple(x.shape), x.stride())
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def view_in_kernel_form(x: torch.Tensor) -> torch.Tensor | None:
+    """The tensor, or a view of it, as `in_kernel_form` says; None where that takes a copy."""
     *outer, last = x.stride()
-    if last == 1 and not any(stride % 8 for stride in outer) and x.data_ptr() % 16 == 0:
+    is_aligned = x.data_ptr() % 16 == 0
+    if last == 1 and is_aligned and not any(stride % 8 for stride in outer):
         return x
     wanted = (*(8 if size == 1 else stride for size, stride in zip(x.shape, outer, strict=False)), 1)
-    if last != 1 or any(stride % 8 for stride in wanted[:-1]) or x.data_ptr() % 16:
-        log.info("copying %s of shape %s: strides %s do not fit TMA", name, tuple(x.shape), x.stride())
-        return x.clone(memory_format=torch.contiguous_format)
+    if last != 1 or not is_aligned or any(stride % 8 for stride in wanted[:-1]):
+        return None
     return x.as_strided(x.shape, wanted)
 
 

@@ -153,9 +153,10 @@ def mask_class(mask: IntervalMask) -> MaskClass:
     """Worked out once for a mask object."""
     found = _classes.get(mask)
     if found is None:
-        form = MaskForm.of(mask.layers, *needs_bounds(mask))
+        host = mask._on_host()
+        form = MaskForm.of(mask.layers, *needs_bounds(host))
         pairs = mask.planes * mask.seqlen_q * mask.seqlen_k
-        density = round(-math.log2(max(1, mask.area()) / pairs)) if pairs else 0
+        density = round(-math.log2(max(1, host.area()) / pairs)) if pairs else 0
         found = MaskClass(form.layers, form.has_lower, form.has_upper, density)
         _classes[mask] = found
     return found

@@ -12,11 +12,14 @@ from .checks import check_device, check_integer_tensor, check_length, check_numb
 from .dense import check_dense, runs_of_rows
 from .owned import owned_intervals
 from .ranges import RangesLike, slice_tensors
+from .readback import on_host
 from .slices import expand_slices, union_of_slices
 from .tiles import TileSchedule
 from .union import stack_layers, unite
 
 __all__ = ["IntervalMask", "check_mask"]
+
+_ON_HOST = "on host"  # among what is derived of a mask
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -247,8 +250,19 @@ class IntervalMask:
         tile = check_tile(tile)
         if tile not in self._schedules:
             thinning = self._thinning
-            self._schedules[tile] = TileSchedule.from_mask(self, tile) if thinning is None else thinning.schedule(tile)
+            made = TileSchedule.from_mask(self._on_host(), tile) if thinning is None else thinning.schedule(tile)
+            self._schedules[tile] = made.to(self.device)
         return self._schedules[tile]
+
+    def _on_host(self) -> IntervalMask:
+        """The same mask on the CPU, where it is planned: read off a GPU once, and kept; itself if it is there."""
+        if self.device.type == "cpu":
+            return self
+        host = self._derived.get(_ON_HOST)
+        if host is None:
+            lo, hi = on_host([self.lo, self.hi])
+            host = self._derived[_ON_HOST] = self._made(lo, hi, self.seqlen_k, self.heads)
+        return host
 
     def prepare(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, backward: bool = True) -> IntervalMask:
         """Makes now, once, every table that calls on such tensors need, so that none of them plans or waits for a GPU,
@@ -385,7 +399,10 @@ class IntervalMask:
         device = check_device(device)
         if self.device == device:
             return self
-        return self._made(self.lo.to(device), self.hi.to(device), self.seqlen_k, self.heads)
+        moved = self._made(self.lo.to(device), self.hi.to(device), self.seqlen_k, self.heads)
+        if self.device.type == "cpu":
+            moved._derived[_ON_HOST] = self._made(self.lo, self.hi, self.seqlen_k, self.heads)
+        return moved
 
 
 def _check_integers(name: str, value: object, one_dimension: bool = False) -> None:

@@ -106,6 +106,12 @@ class MaskSource(NamedTuple):
         rows, keys = self.tensors[2].to(device).split((seqlen_q, seqlen_k), 1)
         return thin(mask, certain, rows, keys, holds=self.kind == "thinned")
 
+    def build_from_host(self, seqlen_q: int, seqlen_k: int, device: torch.device) -> IntervalMask:
+        """`build` of tensors on the CPU, which does not wait for a GPU."""
+        if self.kind in ("intervals", "chosen", *_THINNED):
+            return self.build(seqlen_q, seqlen_k, device)
+        return self.build(seqlen_q, seqlen_k, torch.device("cpu")).to(device)
+
     @classmethod
     def of_mask(cls, mask: IntervalMask) -> MaskSource:
         """Of a mask that is there, thinned or not."""

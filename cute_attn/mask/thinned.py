@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from .intervals import IntervalMask
+from .readback import on_host
 from .tiles import TileSchedule
 
 __all__ = ["MARK", "Thinning", "tested_bounds", "thin"]
@@ -32,8 +33,14 @@ class Thinning:
     is_marked: bool
 
     def schedule(self, tile: tuple[int, int]) -> TileSchedule:
-        """Tiles are full where all of their pairs are certain."""
-        return TileSchedule._of(self.tested, tile, self.certain, self.idle_keys)
+        """On the CPU. Tiles are full where all of their pairs are certain."""
+        parts = [self.tested] if self.certain is None else [self.tested, self.certain]
+        *ends, idle_keys = on_host([*(x for part in parts for x in (part.lo, part.hi)), self.idle_keys])
+        tested, *certain = (
+            IntervalMask._made(lo, hi, part.seqlen_k, part.heads)
+            for part, lo, hi in zip(parts, ends[::2], ends[1::2], strict=True)
+        )
+        return TileSchedule._of(tested, tile, certain[0] if certain else None, idle_keys)
 
 
 def tested_bounds(mask: IntervalMask) -> tuple[torch.Tensor, torch.Tensor]:

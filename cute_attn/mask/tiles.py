@@ -6,7 +6,7 @@ Everything is read off the ends of the intervals: work and memory grow with the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -125,6 +125,14 @@ class TileSchedule:
             idle_rows=by_lane((mask.lo >= mask.hi).all(1), tile[0]),
             idle_keys=by_lane(idle_keys, tile[1]),
         )
+
+    def to(self, device: torch.device) -> TileSchedule:
+        """The schedule with its tables on another device; itself if they are there."""
+        if self.idle_rows.device == device:
+            return self
+        forward, backward = (RunTable(t.items.to(device), t.runs.to(device)) for t in (self.forward, self.backward))
+        idle_rows, idle_keys = self.idle_rows.to(device), self.idle_keys.to(device)
+        return replace(self, forward=forward, backward=backward, idle_rows=idle_rows, idle_keys=idle_keys)
 
     @property
     def q_tiles(self) -> int:

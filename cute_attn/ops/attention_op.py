@@ -23,8 +23,17 @@ from ..reference import compute_dtype
 from ..renamed import OPS
 from .library import PLAN_SCHEMA
 from .plans import is_traced, plan_of, prepare_calls
+from .ready import Ready
 
-__all__ = ["attention", "attention_gradients", "prepare"]
+__all__ = [
+    "attention",
+    "attention_gradients",
+    "is_ours_alone",
+    "make_ready",
+    "planned_attention",
+    "prepare",
+    "ready_attention",
+]
 
 Tensor = torch.Tensor
 
@@ -59,11 +68,58 @@ def attention(
     if not torch.compiler.is_compiling():
         find(backend).check_served(q.dtype, (q.shape[3], v.shape[3]), q.device)  # before anything is planned
     plan = plan_of(mask, q, k, v, backend, deterministic, return_max_logits)
-    inputs = (q, k, v, sink, *plan, softmax_scale, softcap, deterministic, sm_margin, backend, return_max_logits)
-    if not _is_ours_alone(q, k, v, sink):
-        return OPS.attention(*inputs)
-    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, sink) if x is not None)
-    return _Attention.apply(*inputs) if needs_grad else _forward(*inputs)
+    scalars = softmax_scale, softcap, deterministic, sm_margin, backend, return_max_logits
+    return planned_attention(q, k, v, sink, plan, scalars)
+
+
+def planned_attention(
+    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, plan: Plan, scalars: tuple[Any, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`attention` with its plan. scalars: the arguments of the op behind it."""
+    if not is_ours_alone(q, k, v, sink):
+        return OPS.attention(q, k, v, sink, *plan, *scalars)
+    if torch.is_grad_enabled() and (
+        q.requires_grad or k.requires_grad or v.requires_grad or (sink is not None and sink.requires_grad)
+    ):
+        return _AttentionAlone.apply(q, k, v, sink, plan, scalars, None)
+    return _attend(q, k, v, sink, plan, scalars)
+
+
+def ready_attention(
+    call: Ready, q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None = None, seal: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """out and lse of a call, for tensors of which `is_ours_alone` holds, with gradients where it has a backward.
+
+    sink: as `check_sink` has it. seal: of the look-up, where the mask was looked up.
+    """
+    if not call.has_backward:
+        return call.attend(q, k, v, sink)
+    plan = call.plan if seal is None else call.plan._replace(seal=seal)
+    out, lse, _ = _AttentionAlone.apply(q, k, v, sink, plan, call.scalars, call)
+    return out, lse
+
+
+def make_ready(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: IntervalMask,
+    softmax_scale: float,
+    softcap: float,
+    sink: Tensor | None,
+    deterministic: bool,
+    sm_margin: int,
+    *,
+    backward: bool,
+    is_public: bool = False,
+) -> Ready:
+    """The call of checked arguments, packed or in batches. backward, is_public: see `Ready`. Raises as `attention`."""
+    backend = resolve(q.device)
+    find(backend).check_served(q.dtype, (q.shape[-1], v.shape[-1]), q.device)
+    batch_q, batch_k, batch_v = (x[None] if x.ndim == 3 else x for x in (q, k, v))
+    plan = plan_of(mask, batch_q, batch_k, batch_v, backend, deterministic, False, needs_grad=backward)
+    scalars = softmax_scale, softcap, deterministic, sm_margin, backend, False
+    return Ready(q, k, v, plan, scalars, has_sink=sink is not None, backward=backward, is_public=is_public)
 
 
 @torch.no_grad()
@@ -88,24 +144,28 @@ def attention_gradients(
     return dq, dk, dv
 
 
-def _is_ours_alone(*tensors: Tensor | None) -> bool:
+def is_ours_alone(*tensors: Tensor | None) -> bool:
     """Whether nobody but us would see the op: then the dispatcher adds nothing but 30 us, for so many arguments."""
-    return (
-        not is_traced()
-        and all(x is None or _is_plain(x) for x in tensors)
-        and not torch._C._is_torch_function_mode_enabled()
-        and not torch.jit.is_tracing()
-        and forward_ad._current_level < 0
-        and not torch.autograd._profiler_enabled()
-    )
+    if (
+        is_traced()
+        or _is_torch_function_mode_enabled()
+        or _is_traced_by_jit()
+        or forward_ad._current_level >= 0
+        or _is_profiled()
+    ):
+        return False
+    # Of each its memory holds its numbers, and all of them are ours: gradients may come as a batch of them.
+    for x in tensors:
+        if x is not None and (type(x) not in _OURS or x.is_meta or x.is_neg() or _is_batched(x)):
+            return False
+    return True
 
 
-def _is_plain(x: Tensor) -> bool:
-    """Whether its memory holds its numbers, and all of them are ours: gradients may come as a batch of them."""
-    return type(x) in (Tensor, torch.nn.Parameter) and not (x.is_meta or x.is_neg() or _is_batched(x))
-
-
+_OURS = (Tensor, torch.nn.Parameter)
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
+_is_torch_function_mode_enabled = torch._C._is_torch_function_mode_enabled
+_is_traced_by_jit = torch._C._is_tracing
+_is_profiled = torch.autograd._profiler_enabled
 
 
 def prepare(mask: IntervalMask, q: Tensor, k: Tensor, v: Tensor, backward: bool) -> None:
@@ -136,8 +196,13 @@ _FIELDS = len(Plan._fields)
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    plan = Plan(*rest[:_FIELDS])
-    softmax_scale, softcap, _, sm_margin, backend, return_max_logits = rest[_FIELDS:]
+    return _attend(q, k, v, sink, Plan(*rest[:_FIELDS]), rest[_FIELDS:])
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, plan: Plan, scalars: tuple[Any, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    softmax_scale, softcap, _, sm_margin, backend, return_max_logits = scalars
     out, lse, max_logits = find(backend).forward(
         q,
         k,
@@ -216,33 +281,84 @@ def _fake_backward(
 
 
 class _Attention(torch.autograd.Function):
+    """What the op is above autograd."""
+
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         q, k, v, sink, *rest = inputs
         with torch._C._AutoDispatchBelowAutograd():
-            out, lse, max_logits = (_forward if _is_ours_alone(q, k, v, sink) else OPS.attention)(*inputs)
-        ctx.mark_non_differentiable(max_logits)
-        ctx.set_materialize_grads(False)
-        plan = Plan(*rest[:_FIELDS])
-        ctx.save_for_backward(q, k, v, out, lse, sink, plan.seal)
-        # Not saved: checkpointing would drop it, and hand the backward the plan of the forward that it computes again.
-        ctx.plan = plan._replace(seal=None)
-        ctx.scalars, ctx.inputs = rest[_FIELDS:-1], len(inputs)
-        return out, lse, max_logits
+            results = OPS.attention(*inputs)
+        _keep(ctx, q, k, v, sink, Plan(*rest[:_FIELDS]), tuple(rest[_FIELDS:]), results)
+        ctx.inputs = len(inputs)
+        return results
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        dout, dlse, _ = grads
-        if dout is None and dlse is None:
-            return (None,) * ctx.inputs
-        needs = list(ctx.needs_input_grad[:4])
-        *tensors, _ = ctx.saved_tensors
-        inputs = (dout, dlse, *tensors, *ctx.plan, *ctx.scalars, needs)
-        # With gradients on, a second derivative is asked for: the op says that there is none.
-        is_ours_alone = not torch.is_grad_enabled() and _is_ours_alone(dout, dlse, *tensors)
-        results = (_backward if is_ours_alone else OPS.attention_backward)(*inputs)
-        grads = tuple(grad if need else None for grad, need in zip(results, needs, strict=True))
-        return *grads, *(None,) * (ctx.inputs - 4)
+        return *_gradients(ctx, *grads), *(None,) * (ctx.inputs - 4)
+
+
+class _AttentionAlone(torch.autograd.Function):
+    """The same where nobody else would see the op; the plan comes whole, since autograd looks at each argument."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        sink: Tensor | None,
+        plan: Plan,
+        scalars: tuple[Any, ...],
+        call: Ready | None,
+    ) -> tuple[Tensor | None, ...]:
+        """call: where one is ready; then q, k and v may be packed, without a batch, and so are the results."""
+        results = _attend(q, k, v, sink, plan, scalars) if call is None else (*call.attend(q, k, v, sink), None)
+        _keep(ctx, q, k, v, sink, plan, scalars, results)
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return *_gradients(ctx, *grads), None, None, None
+
+
+def _keep(
+    ctx: Any,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sink: Tensor | None,
+    plan: Plan,
+    scalars: tuple[Any, ...],
+    results: tuple[Tensor | None, ...],
+) -> None:
+    """What `_gradients` reads."""
+    out, lse, max_logits = results
+    if max_logits is not None:
+        ctx.mark_non_differentiable(max_logits)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, out, lse, sink, plan.seal)
+    # Not saved: checkpointing would drop it, and hand the backward the plan of the forward that it computes again.
+    ctx.plan = plan._replace(seal=None)
+    ctx.scalars = scalars[:-1]
+
+
+def _gradients(ctx: Any, dout: Tensor | None, dlse: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Of q, k, v and sink; None for one that is not needed."""
+    if dout is None and dlse is None:
+        return (None,) * 4
+    needs = list(ctx.needs_input_grad[:4])
+    q, k, v, out, lse, sink, _ = ctx.saved_tensors
+    tensors = [dout, dlse, q, k, v, out, lse]
+    is_packed = q.ndim == 3
+    if is_packed:
+        tensors = [x if x is None else x[None] for x in tensors]
+    inputs = (*tensors, sink, *ctx.plan, *ctx.scalars, needs)
+    # With gradients on, a second derivative is asked for: the op says that there is none.
+    is_alone = not torch.is_grad_enabled() and is_ours_alone(*tensors, sink)
+    dq, dk, dv, dsink = (_backward if is_alone else OPS.attention_backward)(*inputs)
+    if is_packed:
+        dq, dk, dv = (x.squeeze(0) if need else x for x, need in zip((dq, dk, dv), needs, strict=False))
+    return tuple(grad if need else None for grad, need in zip((dq, dk, dv, dsink), needs, strict=True))
 
 
 class _AttentionBackward(torch.autograd.Function):

@@ -27,7 +27,9 @@ from ..mask import AttnMaskType, IntervalMask
 from ..mask.checks import shown
 from ..mask.ranges import RangesLike, check_one_length, ranges_tensor, types_tensor
 from ..mask.source import MaskSource
-from .attention_op import attention
+from .attention_op import attention, is_ours_alone, make_ready, ready_attention
+from .mask_cache import find_mask
+from .ready import kind_of_call, recall, remember
 
 __all__ = ["flex_flash_attn_func"]
 
@@ -144,6 +146,14 @@ def flex_flash_attn_func(
 
     Raises TypeError or ValueError naming the argument; NotImplementedError where no backend serves the device.
     """
+    kind = None
+    if sink is None and return_max_logits is False and is_ours_alone(q, k, v):
+        others = disable_fwd_atomic_reduction, auto_range_merge, sink_layout
+        kind = kind_of_call(q, k, v, softmax_scale, softcap, deterministic, sm_margin, *others)
+        if isinstance(q_ranges, IntervalMask) and k_ranges is attn_type_map is max_seqlen_q is max_seqlen_k is None:
+            call = recall(q_ranges, kind)
+            if call is not None:
+                return ready_attention(call, q, k, v)
     check_qkv(q, k, v, "(num_tokens, heads, head_dim)")
     scale = check_scale(softmax_scale, q.shape[2])
     cap = check_softcap(softcap)
@@ -154,17 +164,28 @@ def flex_flash_attn_func(
     check_flag("return_max_logits", return_max_logits)
     sinks = check_sink(sink, sink_layout, q)
     mask: IntervalMask | MaskSource
-    q, k, v = q[None], k[None], v[None]
     if isinstance(q_ranges, IntervalMask):
         mask = q_ranges
         _check_alone(k_ranges, attn_type_map)
-        check_mask("q_ranges", mask, q, k)
+        check_mask("q_ranges", mask, q[None], k[None])
     else:
         mask = _slice_argument(q_ranges, k_ranges, attn_type_map)
     for name, hint, bounds in (("max_seqlen_q", max_seqlen_q, 0), ("max_seqlen_k", max_seqlen_k, 1)):
         check_max_seqlen(name, hint, None if isinstance(mask, IntervalMask) else mask.tensors[bounds])
+    if kind is not None:
+        found, seal = (
+            (mask, None) if isinstance(mask, IntervalMask) else find_mask(mask, q.shape[0], k.shape[0], q.device)
+        )
+        call = recall(found, kind)
+        if call is None:
+            needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+            call = make_ready(q, k, v, found, scale, cap, None, deterministic, margin, backward=needs_grad)
+            remember(found, kind, call)
+        return ready_attention(call, q, k, v, seal=seal)
+    q, k, v = q[None], k[None], v[None]
     out, lse, max_logits = attention(q, k, v, sinks, mask, scale, cap, deterministic, margin, return_max_logits)
-    return (out[0], lse[0], max_logits[0]) if return_max_logits else (out[0], lse[0])
+    out, lse = out.squeeze(0), lse.squeeze(0)  # whose backward, unlike that of out[0], is a view
+    return (out, lse, max_logits[0]) if return_max_logits else (out, lse)
 
 
 def _refuse_other_masks(q_ranges: object) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..mask import IntervalMask
+from ..mask.readback import on_host
 from ..mask.source import MaskSource
 from .recomputed import seal, witness
 
@@ -77,7 +78,7 @@ def find_mask(
     tensors = source.tensors
     if tensors:
         refuse_capture(device, "a mask described by tensors is read")
-    read = _on_host(tensors)
+    read = on_host(tensors)
     lengths = source.form, seqlen_q, seqlen_k, device
     form = (*lengths, *((t.dtype, t.shape) for t in read))
     entry = _recent.find(form, read)
@@ -112,16 +113,5 @@ def _make(source: MaskSource, lengths: tuple[Any, ...], form: tuple[Hashable, ..
         return known._replace(form=form, tensors=copies)
     *_, seqlen_q, seqlen_k, device = lengths
     refuse_capture(device, "a mask is first seen")
-    mask = source.build(seqlen_q, seqlen_k, device)
+    mask = source.build_from_host(seqlen_q, seqlen_k, device)
     return _Entry(form, copies, content, mask, seal(content))
-
-
-def _on_host(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The tensors on the CPU; those of a GPU come in one copy."""
-    if all(t.is_cpu for t in tensors):
-        return tensors
-    if len({t.device for t in tensors}) > 1:
-        return [t.cpu() for t in tensors]
-    flat = torch.cat([t.reshape(-1).long() for t in tensors]).cpu()
-    parts = flat.split([t.numel() for t in tensors])
-    return [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)]

@@ -7,10 +7,12 @@ what an op returns may be used again, and a kept plan must not change.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch._library.fake_impl import allocate_size
+from torch.compiler import is_compiling
 
 from ..backend import option_of
 from ..backends.find import find
@@ -75,14 +77,23 @@ def _call(
     """None for the reference, which reads nothing but the intervals."""
     if backend == "reference":
         return None
-    exact = return_max_logits or option_of(backend, "softmax") == "exact"
-    dims, heads = (q.shape[3], v.shape[3]), (q.shape[2], k.shape[2])
-    return Call(q.dtype, *dims, *heads, exact, needs_grad, deterministic, has_graph, **_tuning(backend))
+    is_exact, *tiles = (_options if is_compiling() else _known_options)(backend)
+    _, _, heads_q, head_dim = q.shape
+    _, _, heads_k, head_dim_v = v.shape
+    exact = return_max_logits or is_exact
+    generation = tuned_generation()
+    return Call(
+        q.dtype, head_dim, head_dim_v, heads_q, heads_k, exact, needs_grad, deterministic, has_graph, generation, *tiles
+    )
 
 
-def _tuning(backend: str) -> dict[str, Any]:
-    """The last fields of a Call: what chooses its tiles."""
-    return {"tuned": tuned_generation(), **{option: option_of(backend, option) or "" for option in TILES}}
+def _options(backend: str) -> tuple[bool, str, str]:
+    """Of the text of a backend: whether the exact maximum is kept, and the tiles that the call asks for."""
+    tile, backward_tile = (option_of(backend, option) or "" for option in TILES)
+    return option_of(backend, "softmax") == "exact", tile, backward_tile
+
+
+_known_options = functools.lru_cache(_options)  # dynamo would warn of it
 
 
 def _kept(mask: IntervalMask, backend: str, call: Call | None) -> Plan:
@@ -107,9 +118,11 @@ def _kept(mask: IntervalMask, backend: str, call: Call | None) -> Plan:
 
 def is_traced() -> bool:
     """Whether what is called now is recorded, mapped or seen by a mode that wants to see ops: an op makes the plan."""
-    if torch.compiler.is_compiling():
-        return True
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    return is_compiling() or _len_torch_dispatch_stack() > 0 or _innermost_map() is not None
+
+
+_len_torch_dispatch_stack = torch._C._len_torch_dispatch_stack
+_innermost_map = torch._C._functorch.peek_interpreter_stack
 
 
 def _in_graph(
@@ -150,7 +163,7 @@ def _plan(*arguments: Any) -> list[Tensor]:
     call = None
     if backend != "reference":
         find(backend).check_served(dtype, (numbers[0], numbers[1]), device)
-        call = Call(dtype, *numbers, **_tuning(backend))
+        call = Call._make((dtype, *numbers, tuned_generation(), *_options(backend)[1:]))
     return [tensor.clone() for tensor in _kept(mask, backend, call) if tensor is not None]
 
 

@@ -56,7 +56,7 @@ def large_logits(tiny):
 
 
 def launch_overhead(tiny):
-    tiny("launch_overhead", CALLS=2).main()
+    tiny("launch_overhead", CALLS=2, ROUNDS=1).main()
 
 
 def mask_planning(tiny):

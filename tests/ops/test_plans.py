@@ -10,6 +10,7 @@ from oracle import assert_close
 
 from cute_attn import IntervalMask, backend, fa2_varlen_func_with_sink, fa3_varlen_func_with_sink, flex_flash_attn_func
 from cute_attn.mask import TileSchedule, causal
+from cute_attn.mask.readback import on_host
 from cute_attn.mask.source import MaskSource
 from cute_attn.ops import mask_cache, plans
 from cute_attn.ops.attention_op import attention
@@ -197,7 +198,7 @@ def test_a_gpus_tensors_are_read_in_one_copy(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "is_cpu", property(lambda self: False))
     copies, cpu = [], torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self: copies.append(self) or cpu(self))
-    read = mask_cache._on_host(tensors)
+    read = on_host(tensors)
     assert len(copies) == 1
     assert all(torch.equal(a, b) for a, b in zip(read, tensors, strict=True))
 

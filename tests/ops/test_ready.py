@@ -1,0 +1,155 @@
+"""A call that came before is not checked again, and nothing that should be refused passes for it."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from cute_attn import backend, flex_flash_attn_func, sim
+from cute_attn.mask import causal
+from cute_attn.ops import flex_flash, ready
+
+ROWS = 40
+
+
+@pytest.fixture(autouse=True)
+def launched(monkeypatch):
+    """The tensors of all launches, none of which is done; kernels are not made."""
+    found = []
+    kernel = type("Kernel", (), {"function": None, "ptx": ""})()
+    monkeypatch.setattr("cute_attn.launch.run.kernel", lambda spec, backend: kernel)
+    monkeypatch.setattr(sim, "run", lambda function, tensors, *rest, **options: found.append(tensors))
+    with backend("sim"):
+        yield found
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """Of each call that is checked, an entry."""
+    found, check = [], flex_flash.check_qkv
+    monkeypatch.setattr(flex_flash, "check_qkv", lambda *x: found.append(x) or check(*x))
+    return found
+
+
+def halves(rows=ROWS):
+    return [torch.randn(rows, heads, 64, dtype=torch.bfloat16) for heads in (4, 2, 2)]
+
+
+def test_other_values_are_the_same_call(launched, checked):
+    mask = causal(ROWS)
+    for _ in range(3):
+        inputs = halves()
+        out, lse = flex_flash_attn_func(*inputs, mask)
+        assert [x.data_ptr() for x in launched[-1][:5]] == [x.data_ptr() for x in (*inputs, out, lse)]
+    assert len(checked) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"softmax_scale": 0.5},
+        {"softcap": 2.0},
+        {"deterministic": True},
+        {"sm_margin": 4},
+        {"softmax_scale": np.float64(0.5)},
+    ],
+)
+def test_other_arguments_are_other_calls(options, checked):
+    mask, inputs = causal(ROWS), halves()
+    for given in ({}, options, options, {}):
+        flex_flash_attn_func(*inputs, mask, **given)
+    assert len(checked) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"softcap": False}, TypeError, "softcap must be a number"),
+        ({"sm_margin": False}, TypeError, "sm_margin must be an int >= 0"),
+        ({"deterministic": 0}, TypeError, "deterministic must be True or False"),
+        ({"auto_range_merge": 0}, TypeError, "auto_range_merge must be True or False"),
+        ({"sink_layout": ["sh"]}, ValueError, "sink_layout must be 'sh' or 'ssh'"),
+        ({"return_max_logits": 0}, TypeError, "return_max_logits must be True or False"),
+        ({"softmax_scale": float("nan")}, ValueError, "softmax_scale must be finite"),
+        ({"k_ranges": [[0, 1]]}, ValueError, "k_ranges must be None"),
+    ],
+)
+def test_what_equals_a_good_argument_and_is_none_is_refused(options, error, message):
+    mask, inputs = causal(ROWS), halves()
+    flex_flash_attn_func(*inputs, mask)
+    for _ in range(2):
+        with pytest.raises(error, match=message):
+            flex_flash_attn_func(*inputs, mask, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda q, k, v: (q[1:], k, v), ValueError, "q_ranges must be an IntervalMask of batch 1 for 39 queries"),
+        (lambda q, k, v: (q.half(), k, v), TypeError, "q, k and v must have one dtype"),
+        (lambda q, k, v: (q, k, v.to("meta")), ValueError, "q, k and v must be on one device"),
+        (lambda q, k, v: (q.to_sparse(), k, v), TypeError, "q must be a dense tensor"),
+        (lambda q, k, v: (q.float(), k.float(), v.float()), NotImplementedError, "bfloat16 and float16"),
+        (lambda q, k, v: (q, k, 3), TypeError, "v must be a torch.Tensor"),
+    ],
+)
+def test_other_tensors_are_checked(change, error, message):
+    mask, inputs = causal(ROWS), halves()
+    flex_flash_attn_func(*inputs, mask)
+    with pytest.raises(error, match=message):
+        flex_flash_attn_func(*change(*inputs), mask)
+
+
+def test_another_backend_is_another_call(checked):
+    mask, inputs = causal(ROWS), halves()
+    flex_flash_attn_func(*inputs, mask)
+    with backend("sim", softmax="exact"):
+        flex_flash_attn_func(*inputs, mask)
+    with backend("reference"):
+        out, _ = flex_flash_attn_func(*inputs, mask)
+    assert len(checked) == 3
+    assert out.isfinite().all()
+
+
+def test_gradients_come_and_go(launched):
+    mask, inputs = causal(ROWS), halves()
+    assert not flex_flash_attn_func(*inputs, mask)[0].requires_grad
+    inputs[1].requires_grad_()
+    for _ in range(2):
+        out, lse = flex_flash_attn_func(*inputs, mask)
+        assert out.requires_grad
+        assert lse.requires_grad
+        (grad,) = torch.autograd.grad(out, inputs[1], out)
+        assert grad.shape == inputs[1].shape
+    with torch.no_grad():
+        assert not flex_flash_attn_func(*inputs, mask)[0].requires_grad
+    assert len(launched) == 6
+
+
+def test_strides_that_need_a_copy_get_it_also_when_others_came_before(launched):
+    mask, (q, k, v) = causal(ROWS), halves()
+    flex_flash_attn_func(q, k, v, mask)
+    odd = q.transpose(0, 2).contiguous().transpose(0, 2)
+    flex_flash_attn_func(odd, k, v, mask)
+    assert torch.equal(launched[-1][0][0], q)
+    assert launched[-1][0].is_contiguous()
+    flex_flash_attn_func(q, k, v, mask)
+    assert launched[-1][0].data_ptr() == q.data_ptr()
+
+
+def test_a_mask_keeps_so_many_calls_and_no_more(monkeypatch):
+    monkeypatch.setattr(ready, "REMEMBERED", 3)
+    mask, inputs = causal(ROWS), halves()
+    for margin in range(8):
+        flex_flash_attn_func(*inputs, mask, sm_margin=margin)
+    assert len(mask._derived["calls"]) <= 3
+
+
+def test_a_mask_that_keeps_calls_is_copied_and_pickled():
+    mask, inputs = causal(ROWS), halves()
+    flex_flash_attn_func(*inputs, mask)
+    for other in (copy.deepcopy(mask), pickle.loads(pickle.dumps(mask))):
+        assert other.equals(mask)
+        flex_flash_attn_func(*inputs, other)
