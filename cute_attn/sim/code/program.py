@@ -29,7 +29,7 @@ class Program:
 
     def __init__(self, ptx: str, entry: str):
         self.kernel: Kernel = parse(ptx, entry)
-        self.parameters = {name: parameter.offset for name, parameter in self.kernel.params.items()}
+        self.parameters = {name: (p.offset, p.size) for name, p in self.kernel.params.items()}
         self.layout = Layout(self.kernel)
         self.rows, self.sites = self.layout.rows, self.layout.sites
         self.registers = self.rows.size

@@ -60,6 +60,8 @@ class Pixels:
         assert m.window is not None
         columns = self.coordinates[1:-1], *m.window, m.sizes[1:-1], m.strides[1:-1], self.offsets
         axes = [_Axis(*values) for values in zip(*columns, strict=True)]
+        if sum((size - 1) * stride for size, stride in zip(m.sizes, m.strides, strict=True)) >> 48:
+            raise Fault(UnsupportedDescriptor, f"{self}, which is larger than any memory")
         for axis in axes:
             if axis.at not in axis.pixels:
                 what = f"{self}: {axis.at} is no pixel of the bounding box, {axis.pixels}"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import Misaligned, UnsupportedDescriptor
+from ..errors import Misaligned, OutOfBounds, UnsupportedDescriptor
 from .combine import combine_bits
 from .fault import Fault
 from .global_memory import GlobalMemory
@@ -136,6 +136,8 @@ class Box:
         if any(h <= lo for lo, h in zip(low, high, strict=True)):
             return None
         first = m.address + sum((c + lo) * s for c, lo, s in zip(self.coordinates, low, m.strides, strict=True))
+        if first >> 62:
+            raise Fault(OutOfBounds, f"{self} begins at {first:#x}, beyond all memory", f"global {first:#x}")
         where = tuple(slice(lo, h) for lo, h in zip(low[::-1], high[::-1], strict=True))
         return first, [s.stop - s.start for s in where], where
 
