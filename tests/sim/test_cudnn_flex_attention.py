@@ -8,6 +8,7 @@ import importlib
 
 import pytest
 import torch
+from peers import converting_arguments_as
 
 from cute_attn import sim
 
@@ -31,7 +32,8 @@ def theirs():
             assert architecture.get_device_arch(None) == 90  # and remembers it
             patch.undo()
         patch.setenv("FLEX_ATTENTION_ARCH", "sm_90")
-        yield flex
+        with converting_arguments_as("cudnn.flex_attention._compat.cute_dsl_utils"):
+            yield flex
 
 
 def intervals(heads):
