@@ -2,7 +2,7 @@
 
 An edit is of one instruction of the PTX of a kernel. Whether it does harm was said before it was run. Of five that was
 said wrongly, and others took their place: a slot that is not used again needs no wait and no release, and where no
-register was touched since the last wgmma.fence, another does nothing; of the looks for a turn it is the last that counts.
+register was touched since the last wgmma.fence, another does nothing; of looks for a turn the last is what counts.
 """
 
 import functools
