@@ -60,10 +60,8 @@ def exact(q, k, v, d_out, seen):
     group = queries.shape[1] // keys.shape[1]
     keys, values = (x.repeat_interleave(group, 1) for x in (keys, values))
     scores = (q.shape[-1] ** -0.5 * queries @ keys.mT).masked_fill(~seen, -torch.inf)
-    p = torch.where(seen, scores.softmax(-1), 0.0).nan_to_num(0.0)
     out = (torch.where(seen.any(-1, keepdim=True), scores, 0.0).softmax(-1) * seen @ values).transpose(1, 2)
     gradients = torch.autograd.grad(out, leaves, d_out.double())
-    assert p.isfinite().all()
     return {
         "out": out.detach(),
         "lse": scores.logsumexp(-1).detach(),
