@@ -17,7 +17,7 @@ from .rounding import UNIT
 # type field of a tensor map: size of an element, and how reductions read it
 _TYPES = {0: (1, "u1"), 1: (2, "u2"), 2: (4, "u4"), 6: (2, "f2"), 7: (4, "f4"), 10: (2, "bf16")}
 _SWIZZLES = {0: 0, 1: 0x10, 2: 0x30, 3: 0x70}  # none, 32, 64, 128 bytes: address bits that are XORed
-# word 2: mode, rank, type and swizzle mean something here, L2 promotion (bits 18 to 23) does not; bits 1 to 3 are 1
+# word 2: mode, rank, type and swizzle mean something here, L2 promotion (bits 18 to 23) does not; bit 1 is always 1
 _KNOWN_BITS = 1 | 0x70 | 0x780 | 0x6000 | 0xFC0000
 _CORNER_BITS = {3: 16, 4: 8, 5: 5}  # of each axis, by rank: two corners in word 14
 
