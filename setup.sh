@@ -23,3 +23,5 @@ if ! version "$venv/bin/python" >/dev/null; then
 fi
 echo "using PyTorch $(version "$venv/bin/python"); installing cute_attn with $extras"
 pip -e ".[$extras]"
+# The frontend of cuDNN, one of the peers, asks for the DSL's libraries for CUDA 13 besides: 90 MB that it does not need.
+case ",$extras," in *,peers,*) pip --no-deps nvidia-cudnn-frontend==1.32.0 ;; esac

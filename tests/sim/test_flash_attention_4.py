@@ -5,10 +5,10 @@ Allowed is what the rounding of intermediate and final results to bf16 explains,
 
 import functools
 import os
-import sys
 
 import pytest
 import torch
+from peers import converting_arguments_as
 
 from cute_attn import sim
 
@@ -26,10 +26,8 @@ def interface():
     os.environ.setdefault("FLASH_ATTENTION_NUM_SMS", "132")
     reason = "flash-attn-4 is not installed: pip install -e '.[peers]'"
     interface = pytest.importorskip("flash_attn.cute.interface", reason=reason)
-    theirs = sys.modules["quack.cute_dsl_utils"]  # replaces a function of the DSL by one that our kernels do not fit
-    theirs._converter_module._convert_single_arg = theirs._patched_convert_single_arg
-    yield interface
-    theirs._converter_module._convert_single_arg = theirs._original_convert_single_arg
+    with converting_arguments_as("quack.cute_dsl_utils"):
+        yield interface
 
 
 def inputs(batch, queries, keys, heads, kv_heads, head_dim):

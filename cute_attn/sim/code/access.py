@@ -92,7 +92,8 @@ def _load(r: Reader) -> Template:
     named = space == "param" and isinstance(base.operand, Sym)
     if named:
         assert isinstance(base.operand, Sym)
-        call = f"load_store.load_parameter(c, '{base.operand.name}', {offset}, '{_numpy(kind)}', {len(items)})"
+        what = f"'{base.operand.name}', {offset}, '{_numpy(kind)}', {len(items)}"
+        call = f"load_store.load_parameter(c, {{site}}, g, {what})"
     else:
         what = f"'{space}', {{0}}, {{offset}}, '{_numpy(kind)}', {len(items)}"
         call = f"load_store.load(c, {{site}}, g, {what}, {{where}}, {strength})"

@@ -13,6 +13,7 @@ from ..state.cta import CTA
 from ..state.epochs import IN_FLIGHT as NEVER
 from ..state.fault import Fault
 from ..state.groups import Group
+from ..state.im2col import Pixels
 from ..state.order import Accessor
 from ..state.rounding import UNIT
 from ..state.shared_memory import IN_FLIGHT, granules
@@ -23,7 +24,7 @@ from ..state.transfers import Load, SharedSource, Store, Target
 from .layout import Layout
 from .node import Node
 from .operands import fetcher, mbarrier_at, node_of, nothing
-from .ptx import Imm, Mem
+from .ptx import Imm, Mem, Vec
 from .template import Reader
 from .tensor_maps import check_acquired
 
@@ -69,7 +70,9 @@ def build(layout: Layout, r: Reader) -> Node:
     operation = r.need(*_REDUCTIONS) if reduces else None
     tensor = r.flag("tensor")
     rank = int(r.need("1d", "2d", "3d", "4d", "5d")[0]) if tensor else 0
-    r.take("tile")
+    pixels = tensor and r.take("im2col", "im2col_no_offs") is not None
+    if not pixels:
+        r.take("tile")
     kind = None if tensor or not reduces else r.need(*_TYPES)
     r.flag("noftz")
     multicast, hint = r.flag("multicast::cluster"), r.flag("L2::cache_hint")
@@ -78,7 +81,7 @@ def build(layout: Layout, r: Reader) -> Node:
         r.modifiers.remove(space)
     r.take("mbarrier::complete_tx::bytes", "bulk_group")
     r.done()
-    return _bulk(layout, r, spaces, rank, operation, kind, multicast, hint)
+    return _bulk(layout, r, spaces, rank, operation, kind, multicast, hint, pixels)
 
 
 def _bulk(
@@ -90,6 +93,7 @@ def _bulk(
     kind: str | None,
     multicast: bool,
     hint: bool,
+    pixels: bool,
 ) -> Node:
     def get(index: int) -> Any:
         return fetcher(layout, r, r.operands[index])
@@ -100,19 +104,29 @@ def _bulk(
             raise r.fail(f"{rank} coordinates")
         return [fetcher(layout, r, o) for o in memory.coordinates]
 
+    def offsets(index: int) -> list[Any] | None:
+        vector = r.operands[index] if pixels else None
+        if pixels and (not isinstance(vector, Vec) or len(vector.items) != rank - 2):
+            raise r.fail(f"{rank - 2} offsets")
+        return [fetcher(layout, r, o) for o in vector.items] if isinstance(vector, Vec) else None
+
     to, source = spaces
     count = len(r.operands) - hint
+    mode = "im2col_no_offs" if to == "global" else "im2col"
+    if pixels and (rank < 3 or mode not in r.instruction.modifiers):
+        raise r.fail("this mode")
     if to == "global":
         if rank:
-            return node_of(layout, r, bulk_store, (get(0), coordinates(0), get(1), None, operation, None))
-        return node_of(layout, r, bulk_store, (get(0), None, get(1), get(2), operation, kind))
+            return node_of(layout, r, bulk_store, (get(0), coordinates(0), get(1), None, operation, None, pixels))
+        return node_of(layout, r, bulk_store, (get(0), None, get(1), get(2), operation, kind, False))
     if operation is not None:
         raise r.fail("a reduction into shared memory")
     if rank:
-        mask = get(3) if multicast and count > 3 else None
-        return node_of(layout, r, bulk_load, (get(0), get(1), coordinates(1), None, get(2), mask, "global"))
+        mask = get(3 + pixels) if multicast and count > 3 + pixels else None
+        detail = (get(0), get(1), coordinates(1), None, get(2), mask, "global", offsets(3))
+        return node_of(layout, r, bulk_load, detail)
     mask = get(4) if multicast and count > 4 else None
-    return node_of(layout, r, bulk_load, (get(0), get(1), None, get(2), get(3), mask, source))
+    return node_of(layout, r, bulk_load, (get(0), get(1), None, get(2), get(3), mask, source, None))
 
 
 # ---------------------------------------------------------------------- loads
@@ -131,20 +145,34 @@ def tensor_map(c: CTA, address: int) -> TensorMap:
     return decode_map(raw[:64])
 
 
+def _part(c: CTA, address: int, coordinates: list[int], offsets: list[int] | None) -> Box | Pixels:
+    """What a tensor copy brings through the map at an address; with offsets, in im2col mode."""
+    shape = tensor_map(c, address)
+    if shape.rank != len(coordinates):
+        raise Fault(UnsupportedDescriptor, f"{len(coordinates)} coordinates for a tensor map of rank {shape.rank}")
+    if (shape.window is None) != (offsets is None):
+        modes = ("tile", "im2col") if offsets is None else ("im2col", "tile")
+        raise Fault(UnsupportedDescriptor, f"a copy in {modes[0]} mode through a tensor map in {modes[1]} mode")
+    if offsets is None:
+        return Box(shape, tuple(coordinates))
+    return Pixels(shape, tuple(coordinates), tuple(x & 0xFFFF for x in offsets))
+
+
 def _rows(values: list[np.ndarray]) -> list[tuple[int, ...]]:
     """One tuple a lane."""
     return list(zip(*(v.tolist() for v in values), strict=True))
 
 
 def bulk_load(c: CTA, g: Group, node: Node) -> bool:
-    site, (to, source, coordinates, size, barrier, mask, space) = node.detail
+    site, (to, source, coordinates, size, barrier, mask, space, offsets) = node.detail
     columns = [to(c, g), source(c, g), barrier(c, g)]
     columns.append(size(c, g) if size else columns[0] * 0)
     columns.append(mask(c, g) if mask else columns[0] * 0)
-    columns += [_signed(x(c, g)) for x in coordinates or ()]
+    columns += [_signed(x(c, g)) for x in (*(coordinates or ()), *(offsets or ()))]
+    rank, pixels = len(coordinates or ()), offsets is not None
     try:
         for row, warp in zip(_rows(columns), g.lanes.warp.tolist(), strict=True):
-            _start_load(c, g, site, row, warp, tensor=coordinates is not None, multicast=mask is not None, space=space)
+            _start_load(c, g, site, row, warp, rank=rank, pixels=pixels, multicast=mask is not None, space=space)
     except Fault as fault:
         c.raise_fault(fault, site, g)
     return True
@@ -155,16 +183,23 @@ def _signed(values: np.ndarray) -> np.ndarray:
 
 
 def _start_load(
-    c: CTA, g: Group, site: int, row: tuple[int, ...], warp: int, *, tensor: bool, multicast: bool, space: str
+    c: CTA,
+    g: Group,
+    site: int,
+    row: tuple[int, ...],
+    warp: int,
+    *,
+    rank: int,
+    pixels: bool,
+    multicast: bool,
+    space: str,
 ) -> None:
-    to, source, barrier, size, mask, *coordinates = row
+    to, source, barrier, size, mask, *where = row
     what: Any
     swizzle = 0
-    if tensor:
-        shape = tensor_map(c, source)
-        if shape.rank != len(coordinates):
-            raise Fault(UnsupportedDescriptor, f"{len(coordinates)} coordinates for a tensor map of rank {shape.rank}")
-        what, size, swizzle = Box(shape, tuple(coordinates)), shape.box_bytes, shape.swizzle
+    if rank:
+        what = _part(c, source, where[:rank], where[rank:] if pixels else None)
+        size, swizzle = what.map.box_bytes, what.map.swizzle
     elif space == "global":
         what = Span(source, size)
     else:
@@ -200,7 +235,7 @@ def _start_load(
 
 
 def bulk_store(c: CTA, g: Group, node: Node) -> bool:
-    site, (to, coordinates, source, size, operation, kind) = node.detail
+    site, (to, coordinates, source, size, operation, kind, pixels) = node.detail
     columns = [to(c, g), source(c, g), size(c, g) if size else source(c, g) * 0]
     columns += [_signed(x(c, g)) for x in coordinates or ()]
     rows = _rows(columns)
@@ -212,7 +247,7 @@ def bulk_store(c: CTA, g: Group, node: Node) -> bool:
                 _repeated(c, g, site, row, operation, (seen[row], lane))
                 continue
             seen[row] = lane
-            store = _make_store(c, g, site, row, operation, kind, tensor=coordinates is not None)
+            store = _make_store(c, g, site, row, operation, kind, tensor=coordinates is not None, pixels=pixels)
             warp = g.wg.number + lane // 32
             store.begin(Accessor(c.cluster.order, [warp], c.rank))
             if c.world.races:
@@ -258,26 +293,24 @@ def _note_reduction(c: CTA, g: Group, site: int, row: tuple[int, ...], store: St
 
 
 def _make_store(
-    c: CTA, g: Group, site: int, row: tuple[int, ...], operation: str | None, kind: str | None, *, tensor: bool
+    c: CTA,
+    g: Group,
+    site: int,
+    row: tuple[int, ...],
+    operation: str | None,
+    kind: str | None,
+    *,
+    tensor: bool,
+    pixels: bool,
 ) -> Store:
     to, source, size, *coordinates = row
     if source >> RANK_SHIFT != c.rank:
         raise Fault(OutOfBounds, f"the source {source:#x} is not this CTA's shared memory")
     label = f"PTX line {c.translation.place(site).line}, warp {g.warps[0]}"
     if tensor:
-        shape = tensor_map(c, to)
-        if shape.rank != len(coordinates):
-            raise Fault(UnsupportedDescriptor, f"{len(coordinates)} coordinates for a tensor map of rank {shape.rank}")
-        return Store(
-            c.shared,
-            source & OFFSET_MASK,
-            shape.box_bytes,
-            shape.swizzle,
-            Box(shape, tuple(coordinates)),
-            operation,
-            site,
-            label,
-        )
+        part = _part(c, to, coordinates, [0] * (len(coordinates) - 2) if pixels else None)
+        size, swizzle = part.map.box_bytes, part.map.swizzle
+        return Store(c.shared, source & OFFSET_MASK, size, swizzle, part, operation, site, label)
     if size % 16 or size <= 0:
         raise Fault(UnsupportedInstruction, f"a bulk copy of {size} bytes: not a multiple of 16")
     return Store(

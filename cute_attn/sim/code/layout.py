@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ..addresses import PARAM_BASE, SHARED_START
-from ..errors import Place, UnsupportedInstruction
 from .arithmetic import special_register
 from .ptx import Kernel
 from .rows import Rows
@@ -44,7 +43,11 @@ class Layout:
         self.local_bytes = offset
 
     def symbol(self, name: str, kind: str) -> str:
-        """The expression of a name that is no register."""
+        """The expression of a name that is no register.
+
+        Raises:
+            ValueError: for a name of nothing.
+        """
         special = special_register(name)
         wide = kind[1:] == "64"
         if special:
@@ -55,4 +58,4 @@ class Layout:
             return f"c.local_address({self.local_offset[name]}, {wide})"
         if name in self.kernel.params:
             return f"np.array([{PARAM_BASE + self.kernel.params[name].offset}], np.uint64)"
-        raise UnsupportedInstruction(f"the name {name} is not known", Place(self.kernel.name))
+        raise ValueError(f"the name {name} is not known")

@@ -21,7 +21,7 @@ from .node import BRANCH, EXIT, SEGMENT, Node
 from .operands import node_of
 from .ptx import MALFORMED, Instruction, Kernel, Reg, Sym, parse
 from .segment import Emitter, stack
-from .template import Reader, Template, registers_read, registers_written
+from .template import Reader, Template, is_sink, registers_read, registers_written
 
 
 class Program:
@@ -29,7 +29,7 @@ class Program:
 
     def __init__(self, ptx: str, entry: str):
         self.kernel: Kernel = parse(ptx, entry)
-        self.parameters = {name: parameter.offset for name, parameter in self.kernel.params.items()}
+        self.parameters = {name: (p.offset, p.size) for name, p in self.kernel.params.items()}
         self.layout = Layout(self.kernel)
         self.rows, self.sites = self.layout.rows, self.layout.sites
         self.registers = self.rows.size
@@ -156,8 +156,18 @@ class Program:
         for family in (wgmma, mma, arithmetic, convert, access, warp):
             template = family.build(reader)
             if template is not None:
+                self._check(reader, template)
                 return template
         raise reader.fail("an unknown instruction")
+
+    def _check(self, reader: Reader, template: Template) -> None:
+        """Raises unless it writes to registers, and reads registers and names that there are."""
+        for typed in template.destinations:
+            if not isinstance(typed.operand, Reg) and not is_sink(typed.operand):
+                raise reader.fail(f"destination {typed.operand}")
+        for typed in template.sources:
+            if isinstance(typed.operand, Sym):
+                self.layout.symbol(typed.operand.name, typed.type)
 
     def _link(self, starts: dict[int, int], leaders: set[int]) -> None:
         last = len(self.nodes) - 1

@@ -165,7 +165,7 @@ def _parameters(kernel: Kernel, text: str) -> None:
     for item in filter(None, (part.strip() for part in text.split(","))):
         match = _VARIABLE.search(re.sub(r"^\.param\s+|\.ptr\s+(\.\w+\s+)?(\.align\s+\d+\s+)?", "", item))
         if match is None:
-            raise UnsupportedInstruction(f"parameter {item!r} does not parse", Place(kernel.name))
+            raise ValueError(f"parameter {item!r}")
         align, kind, name, count, _ = match.groups()
         size = _TYPE_SIZE[kind] * int(count or 1)
         step = int(align or _TYPE_SIZE[kind])

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from string import Formatter
 
 import numpy as np
 
@@ -126,8 +127,9 @@ class Reader:
                     raise self.fail(f"register {typed.operand.name} has {width} bits, not {WIDTH[typed.type]},")
             elif isinstance(typed.operand, Vec | Pair | Mem):
                 raise self.fail(f"operand {typed.operand}")
-        if ufunc and arguments_of(code) != len(sources):
-            raise self.fail(f"{len(sources)} sources where {arguments_of(code)} are needed")
+        needed = arguments_of(code) if ufunc else places_in(code)
+        if needed != len(sources):
+            raise self.fail(f"{len(sources)} sources where {needed} are needed")
         return Template(
             self.instruction,
             destinations,
@@ -166,6 +168,13 @@ def arguments_of(function: str) -> int:
     if function.startswith("np."):
         return getattr(np, function[3:]).nin
     return len(inspect.signature(getattr(functions, function)).parameters)
+
+
+@lru_cache(maxsize=256)
+def places_in(code: str) -> int:
+    """How many sources an expression has places for: {0}, {1}, ..."""
+    numbers = [int(name) for _, name, _, _ in Formatter().parse(code) if name and name.isdigit()]
+    return max(numbers, default=-1) + 1
 
 
 def is_sink(operand: Operand) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -30,6 +31,10 @@ class HardwareInfo:
         return PROPERTIES.multi_processor_count
 
 
+class Device(contextlib.nullcontext):
+    """In the place of `torch.cuda.device`: the memory of the GPU is that of the CPU, and there is but one."""
+
+
 def answers() -> list[tuple[Any, str, Any]]:
     """What to put in the place of what, as owner, name and value."""
     from cutlass.utils import hardware_info
@@ -40,6 +45,7 @@ def answers() -> list[tuple[Any, str, Any]]:
         (torch.cuda, "get_device_capability", lambda device=None: (PROPERTIES.major, PROPERTIES.minor)),
         (torch.cuda, "get_device_properties", lambda device=None: PROPERTIES),
         (torch.cuda, "get_device_name", lambda device=None: PROPERTIES.name),
+        (torch.cuda, "device", Device),
     ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UnsupportedInstruction
+from ..errors import OutOfBounds, UnsupportedInstruction
 from .cta import CTA
 from .fault import Fault
 from .flags import Strength
@@ -19,9 +19,14 @@ from .shared_traffic import ATOMIC, LOAD, STORE
 from .spaces import put, resolve, wide, words_at
 
 
-def load_parameter(c: CTA, name: str, offset: int, dtype: str, count: int) -> Any:
-    first = c.translation.parameters[name] + offset
-    return _split(c.world.parameters[first : first + int(dtype[1:]) * count].copy()[None], dtype, count)
+def load_parameter(c: CTA, site: tuple[int, ...], g: Group, name: str, offset: int, dtype: str, count: int) -> Any:
+    first, size = c.translation.parameters.get(name, (0, 0))
+    total = int(dtype[1:]) * count
+    if not 0 <= offset <= size - total:
+        what = f"bytes {offset} to {offset + total - 1} of parameter {name}, which has {size}"
+        c.raise_fault(Fault(OutOfBounds, what), site, g)
+    first += offset
+    return _split(c.world.parameters[first : first + total].copy()[None], dtype, count)
 
 
 def _split(raw: np.ndarray, dtype: str, count: int) -> Any:

@@ -131,7 +131,8 @@ class Races(SharedRaces):
     ) -> list[tuple[int, Access]]:
         """By buffer."""
         sites = sites_of(site, address)
-        warps = np.broadcast_to(warps, address.shape).reshape(-1)
+        if warps.shape != address.shape or address.ndim > 1:
+            warps = np.broadcast_to(warps, address.shape).reshape(-1)
         index, offset = c.world.memory.locate(address, size)
         offset = offset.reshape(-1)
         if index >= 0:

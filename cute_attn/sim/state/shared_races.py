@@ -71,7 +71,8 @@ class SharedRaces:
     ) -> None:
         """Lanes access shared memory of the cluster: they are about to store bytes [..., lanes, size]."""
         sites = sites_of(site, address)
-        warps, address = np.broadcast_to(warps, address.shape).reshape(-1), address.reshape(-1)
+        if warps.shape != address.shape or address.ndim > 1:
+            warps, address = np.broadcast_to(warps, address.shape).reshape(-1), address.reshape(-1)
         values = values.reshape(-1, size) if values is not None else None
         if space == "shared":
             self._shared(c, c.shared, warps, sites, address - c.base, size, kind, values, when)

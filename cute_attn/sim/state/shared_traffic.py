@@ -62,13 +62,13 @@ class SharedTraffic:
             yield from self._behind_reads(warps, units * self._unit // 16, known)
         clocks = self._order.clock[warps] if when is None else when
         if kind == STORE:
-            yield from self._put(units, np.broadcast_to(packed(warps, clocks, sites), warps.shape), warps)
+            yield from self._put(units, packed(warps, clocks, sites), warps)
             return
         if kind not in self._lanes:
             self._lanes[kind] = np.zeros((self._order.first_barrier, *self._stores.shape), np.int64)
             self._newest[kind] = np.zeros(self._order.first_barrier, np.int64)
-        epochs = np.broadcast_to(packed(0, clocks, sites), warps.shape)
-        self._lanes[kind].reshape(self._order.first_barrier, -1)[warps[:, None], units] = epochs[:, None]
+        table = self._lanes[kind].reshape(self._order.first_barrier, -1)
+        table[warps[:, None], units] = packed(warps * 0, clocks, sites)[:, None]
         self._newest[kind][distinct] = self._order.clock[distinct]
 
     def settle(self, warp: int, starts: np.ndarray, size: int) -> None:
@@ -159,6 +159,8 @@ class SharedTraffic:
 
     def _copied(self, warp: int, selector: Selector) -> Conflict | None:
         before = self._stores[selector][..., 0].reshape(-1)
+        if before.size and before[0] == before[-1] and not (before != before[0]).any():  # most often: all by one copy
+            before = before[:1]
         agents = before >> AGENT_SHIFT
         late = before >> CLOCK_SHIFT & IN_FLIGHT > self._order.seen[warp, 0, agents]
         late &= agents >= self._order.first_barrier

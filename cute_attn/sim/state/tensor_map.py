@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import Misaligned, UnsupportedDescriptor
+from ..errors import Misaligned, OutOfBounds, UnsupportedDescriptor
 from .combine import combine_bits
 from .fault import Fault
 from .global_memory import GlobalMemory
@@ -16,8 +17,20 @@ from .rounding import UNIT
 # type field of a tensor map: size of an element, and how reductions read it
 _TYPES = {0: (1, "u1"), 1: (2, "u2"), 2: (4, "u4"), 6: (2, "f2"), 7: (4, "f4"), 10: (2, "bf16")}
 _SWIZZLES = {0: 0, 1: 0x10, 2: 0x30, 3: 0x70}  # none, 32, 64, 128 bytes: address bits that are XORed
-# word 2: rank, type and swizzle mean something here; L2 promotion (bits 18 to 23) does not; the low four are always 2
-_KNOWN_BITS = 0x70 | 0x780 | 0x6000 | 0xFC0000
+# word 2: mode, rank, type and swizzle mean something here, L2 promotion (bits 18 to 23) does not; bit 1 is always 1
+_KNOWN_BITS = 1 | 0x70 | 0x780 | 0x6000 | 0xFC0000
+_CORNER_BITS = {3: 16, 4: 8, 5: 5}  # of each axis, by rank: two corners in word 14
+
+
+class Window(NamedTuple):
+    """Of a map in im2col mode: the bounding box of the first pixels of windows, and its steps; for w, h, d each.
+
+    `lower` counts from the first pixel, `upper` from behind the last one.
+    """
+
+    lower: tuple[int, ...]
+    upper: tuple[int, ...]
+    steps: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -31,7 +44,8 @@ class TensorMap:
     swizzle: int
     strides: tuple[int, ...]  # bytes
     sizes: tuple[int, ...]
-    box: tuple[int, ...]
+    box: tuple[int, ...]  # in im2col mode channels and pixels
+    window: Window | None = None
 
     @property
     def box_bytes(self) -> int:
@@ -52,12 +66,7 @@ def decode_map(raw: bytes) -> TensorMap:
     if kind not in _TYPES or rank > 5:
         raise Fault(UnsupportedDescriptor, f"tensor map of type {kind} and rank {rank}")
     element, name = _TYPES[kind]
-    boxes = (w[13] >> 24, w[14] & 255, w[14] >> 8 & 255, w[14] >> 16 & 255, w[14] >> 24)
-    if w[7] or w[13] & 0xFFFFFF or w[15]:
-        raise Fault(
-            UnsupportedDescriptor,
-            f"words 7, 13, 15 of the tensor map have unknown bits: {w[7]:#x}, {w[13]:#x}, {w[15]:#x}",
-        )
+    box, window = _pixels(w, rank) if w[2] & 1 else _box(w, rank)
     return TensorMap(
         w[0] | w[1] << 32,
         rank,
@@ -66,8 +75,40 @@ def decode_map(raw: bytes) -> TensorMap:
         _SWIZZLES[swizzle],
         (element, *(16 * s for s in w[3 : 2 + rank])),
         tuple(s + 1 for s in w[8 : 8 + rank]),
-        tuple(b + 1 for b in boxes[:rank]),
+        box,
+        window,
     )
+
+
+def _box(w: list[int], rank: int) -> tuple[tuple[int, ...], None]:
+    boxes = (w[13] >> 24, w[14] & 255, w[14] >> 8 & 255, w[14] >> 16 & 255, w[14] >> 24)
+    _none_of(w, {7: w[7], 13: w[13] & 0xFFFFFF, 15: w[15]})
+    return tuple(b + 1 for b in boxes[:rank]), None
+
+
+def _pixels(w: list[int], rank: int) -> tuple[tuple[int, ...], Window]:
+    if rank not in _CORNER_BITS:
+        raise Fault(UnsupportedDescriptor, f"a tensor map in im2col mode of rank {rank}")
+    axes, bits = range(rank - 2), _CORNER_BITS[rank]
+    steps = sum(7 << 3 * (axis + 1) for axis in axes)
+    corners = sum(((1 << bits) - 1) << bits * axis for axis in axes) * 0x10001
+    _none_of(w, {7: w[7], 13: w[13] & 0xFFFFFF & ~steps, 14: w[14] & ~corners, 15: w[15] & ~0x3FF})
+
+    def corner(half: int) -> tuple[int, ...]:
+        fields = (half >> bits * axis & (1 << bits) - 1 for axis in axes)
+        return tuple(f - (f >> bits - 1 << bits) for f in fields)
+
+    window = Window(
+        corner(w[14] & 0xFFFF), corner(w[14] >> 16), tuple((w[13] >> 3 * (axis + 1) & 7) + 1 for axis in axes)
+    )
+    return ((w[13] >> 24) + 1, w[15] + 1), window
+
+
+def _none_of(w: list[int], unknown: dict[int, int]) -> None:
+    """Raises if any of these bits of the words are set."""
+    if any(unknown.values()):
+        words, what = ", ".join(map(str, unknown)), ", ".join(f"{w[i]:#x}" for i in unknown)
+        raise Fault(UnsupportedDescriptor, f"words {words} of the tensor map have unknown bits: {what}")
 
 
 @lru_cache(maxsize=4096)
@@ -95,6 +136,8 @@ class Box:
         if any(h <= lo for lo, h in zip(low, high, strict=True)):
             return None
         first = m.address + sum((c + lo) * s for c, lo, s in zip(self.coordinates, low, m.strides, strict=True))
+        if first >> 62:
+            raise Fault(OutOfBounds, f"{self} begins at {first:#x}, beyond all memory", f"global {first:#x}")
         where = tuple(slice(lo, h) for lo, h in zip(low[::-1], high[::-1], strict=True))
         return first, [s.stop - s.start for s in where], where
 

@@ -40,7 +40,7 @@ class Access:
         who: Any = self.agent or self.warps
         clock = self.order.clock[who] if when is None else when
         epochs = packed(first_agent(self.order) + who, clock, self.sites, proxy=self.proxy)
-        return np.broadcast_to(epochs, self.starts.shape)
+        return epochs if np.shape(epochs) == self.starts.shape else np.broadcast_to(epochs, self.starts.shape)
 
     def by_warp(self) -> Iterator[Access]:
         """Those of each warp."""

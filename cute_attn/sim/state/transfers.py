@@ -11,6 +11,7 @@ from ..errors import Place
 from .barriers import MBarrier
 from .fault import Fault
 from .global_memory import GlobalMemory
+from .im2col import Pixels
 from .order import Accessor
 from .races import Pending
 from .shared_memory import IN_FLIGHT, SharedMemory, granules
@@ -30,7 +31,7 @@ class Target(NamedTuple):
 class Load:
     """A copy into shared memory of one or several CTAs; reports its bytes to an mbarrier of each."""
 
-    source: Box | Span | SharedSource | Sent
+    source: Box | Pixels | Span | SharedSource | Sent
     size: int
     swizzle: int
     targets: list[Target]
@@ -146,7 +147,7 @@ class Store:
     first: int
     size: int
     swizzle: int
-    target: Box | Span
+    target: Box | Pixels | Span
     operation: str | None
     site: int
     label: str

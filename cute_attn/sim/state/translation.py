@@ -13,8 +13,8 @@ class Translation(Protocol):
     """A kernel, translated. A site is the number of an instruction."""
 
     @property
-    def parameters(self) -> Mapping[str, int]:
-        """Where in the bytes of all parameters each begins."""
+    def parameters(self) -> Mapping[str, tuple[int, int]]:
+        """Where in the bytes of all parameters each begins, and how many it has."""
 
     @property
     def registers(self) -> Mapping[str, int]:

@@ -13,13 +13,15 @@ def test_pytorch_and_the_dsl_answer_as_an_h100_and_afterwards_as_before():
     from cutlass import utils
     from cutlass.cute import runtime
 
-    names = ("get_device_capability", "get_device_properties", "get_device_name")
+    names = ("get_device_capability", "get_device_properties", "get_device_name", "device")
     before = [vars(torch.cuda)[name] for name in names]
     methods, load_module = dict(vars(utils.HardwareInfo)), runtime.load_module
     with sim.simulated():
         assert torch.cuda.get_device_capability() == torch.cuda.get_device_capability(torch.device("cuda")) == (9, 0)
         assert torch.cuda.get_device_properties(0).multi_processor_count == 132
         assert "H100" in torch.cuda.get_device_name()
+        with torch.cuda.device(torch.empty(1).device):  # of a tensor that says is_cuda
+            pass
         info = utils.HardwareInfo()
         assert info.get_device_multiprocessor_count() == 132
         assert [info.get_max_active_clusters(n) for n in (1, 2, 4)] == [132, 66, 33]

@@ -145,15 +145,23 @@ def verify(case):
     return found
 
 
-def small(op, head_dim, mask, **variant):
-    row = operation(op)
-    return case_for(spec_for(op, "bf16", head_dim, head_dim, mask, row.default_tile(head_dim, head_dim), **variant))
+def small(op, dims, mask, **variant):
+    return case_for(spec_for(op, "bf16", *dims, mask, operation(op).default_tile(*dims), **variant))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("op", "head_dim"), [("fwd", 64), ("fwd", 128), ("bwd", 128)])
-def test_our_forward_and_backward_hold(op, head_dim):
-    verify(small(op, head_dim, causal(1000, 1000)).simulated())
+@pytest.mark.parametrize(
+    ("op", "dims", "variant"),
+    [
+        ("fwd", (64, 64), {}),
+        ("fwd", (128, 128), {}),
+        ("fwd", (192, 128), {}),
+        ("bwd", (128, 128), {}),
+        ("bwd", (256, 256), {"deterministic": True}),
+    ],
+)
+def test_our_forward_and_backward_hold(op, dims, variant):
+    verify(small(op, dims, causal(1000, 1000), **variant).simulated())
 
 
 @pytest.mark.slow

@@ -257,3 +257,9 @@ def test_stmatrix_transposed_writes_columns():
     mad.wide.u32 %d2, %lane, 4, %a0; st.global.b32 [%d2], %r2;"""
     run(body, out, source, smem=512)
     np.testing.assert_array_equal(out, source.T)
+
+
+@pytest.mark.parametrize("offset", [8, -8, 4])
+def test_what_is_no_part_of_a_parameter_is_not_loaded(offset):
+    with pytest.raises(OutOfBounds, match=r"of parameter p0, which has 8"):
+        run(f"ld.param.u64 %d1, [p0+{offset}];", np.zeros(4, np.uint64))
