@@ -175,7 +175,7 @@ def _mask_argument(
         reading = blocks.reading()
         mask, thinned = reading.intervals, None
         if reading.predicate is not None:
-            thinned = Thinned(reading.predicate.traced, reading.full)
+            thinned = Thinned(reading.predicate.traced, reading.full, reading.predicate.watched.ticket)
             _check_captured("mask_mod", thinned.predicate, query.device)
         _check_shared(blocks.reads_planes(), planes, query)
     _check_mask(mask, planes, query, key)

@@ -22,7 +22,7 @@ def saturate(x: np.ndarray) -> np.ndarray:
 
 
 def negative(x: np.ndarray) -> np.ndarray:
-    """np.negative reads others of 32 bits where it reads and writes every fourth, as in lanes 3, 7, 11, ... of a warp."""
+    """np.negative reads wrong numbers of 32 bits where it reads and writes every fourth, as in lanes 3, 7, 11, ..."""
     return np.subtract(x.dtype.type(-0.0), x)
 
 
