@@ -319,6 +319,15 @@ def test_a_product_of_matrices_is_refused_by_name(product):
         trace(lambda s, b, h, q, k: product(s, h), "score_mod")
 
 
+@pytest.mark.parametrize("power", [lambda q: q**-2, lambda q: torch.pow(q, -1), lambda q: q.long() ** -3])
+def test_an_integer_to_a_negative_power_is_refused_as_in_torch(power):
+    with pytest.raises(RuntimeError, match="negative integer powers"):
+        power(torch.tensor(3))
+    with pytest.raises(ValueError, match=r"^score_mod raises an integer to a negative power: cast it: x.float\(\)"):
+        trace(lambda s, b, h, q, k: s + power(q), "score_mod")
+    assert trace(lambda s, b, h, q, k: s + power(q.float()), "score_mod")
+
+
 def said_of_operators():
     """name -> what the page says of it in a graph."""
     page = (Path(__file__).parents[2] / "docs" / "flex_attention.md").read_text()
