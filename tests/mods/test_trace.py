@@ -319,7 +319,7 @@ def test_a_product_of_matrices_is_refused_by_name(product):
         trace(lambda s, b, h, q, k: product(s, h), "score_mod")
 
 
-@pytest.mark.parametrize("power", [lambda q: q**-2, lambda q: torch.pow(q, -1), lambda q: q.long() ** -3])
+@pytest.mark.parametrize("power", [lambda x: x**-2, lambda x: torch.pow(x, -1)])
 def test_an_integer_to_a_negative_power_is_refused_as_in_torch(power):
     with pytest.raises(RuntimeError, match="negative integer powers"):
         power(torch.tensor(3))
