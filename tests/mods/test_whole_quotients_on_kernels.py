@@ -10,6 +10,8 @@ from oracle import assert_close
 from cute_attn import backend, flex_attention
 from cute_attn.mask import causal, full
 
+pytestmark = pytest.mark.slow  # kernels with many loops compile for long
+
 FINITE = [0.0, -0.0, 1.0, -1.0, 0.1, -0.1, 0.3, 0.9, -0.9, 2.5, -7.5, 5e6, -7e9, 3e15, -1e18, 2e-9, -3e-18]
 FLOATS = torch.tensor([*FINITE, math.inf, -math.inf, math.nan])
 EXTREME = torch.tensor([3e38, -3e38, 1e20, 0.1, 3.0, 1.2e-38, -1e-41, 1e-45])
@@ -71,7 +73,6 @@ def test_floor_divisions_remainders_and_powers():
     assert pairs_that_differ(cases) == [0] * len(cases)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_all_divisions_of_integers(dtype):
     functions = floor_divided, torch.remainder, torch.fmod, truncated
@@ -79,14 +80,12 @@ def test_all_divisions_of_integers(dtype):
     assert pairs_that_differ(cases) == [0] * len(cases)
 
 
-@pytest.mark.slow
 def test_divisions_towards_zero_whatever_the_quotient_and_powers_of_64_bits():
     cases = [(torch.fmod, FLOATS, FLOATS), (truncated, FLOATS, FLOATS), (left_over, EXTREME, EXTREME)]
     cases += [(torch.pow, WHOLE, EXPONENTS)]
     assert pairs_that_differ(cases) == [0] * len(cases)
 
 
-@pytest.mark.slow
 def test_gradients_are_those_of_the_reference():
     numbers = torch.Generator().manual_seed(0)
     rows, keys = ((torch.randint(1, 9, (40,), generator=numbers) / 4 + 0.125).requires_grad_() for _ in range(2))
