@@ -137,18 +137,9 @@ class Backend(Protocol):
 
         Returns out `(b, t, heads_q, dv)` like q and lse `(b, heads_q, t)` in the compute dtype."""
 
-    def check_mods(
-        self,
-        thinned: Thinned | None,
-        score: Traced | None,
-        *,
-        gradients: bool,
-        wanted: Sequence[bool],
-        deterministic: bool,
-        max_scores: bool,
-    ) -> None:
-        """Raises NotImplementedError, naming what does serve them, where it cannot do `mods_forward` with these, or
-        `mods_backward` where there are to be gradients. wanted: of the tensors of score, which need a gradient."""
+    def check_mods(self, score: Traced | None, wanted: Sequence[bool], deterministic: bool) -> None:
+        """Raises NotImplementedError, naming what does serve it, where it cannot do `mods_backward` with a score_mod.
+        wanted: of the tensors of score, which need a gradient."""
 
     def mods_forward(
         self,

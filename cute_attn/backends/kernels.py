@@ -12,8 +12,6 @@ import torch
 from ..caches import KVCache
 from ..mask import IntervalMask
 from ..mods.blockwise import Thinned
-from ..mods.distance import served_graph
-from ..mods.lowered import without_code
 from ..mods.trace import Traced
 from ..reference import Gradients, sink_gradient
 from .interface import ModGradients, Prepared
@@ -29,7 +27,6 @@ __all__ = ["Kernels"]
 Tensor = torch.Tensor
 
 _DTYPES = (torch.bfloat16, torch.float16)
-_ELSEWHERE = "with cute_attn.backend('reference') it runs in plain PyTorch"
 
 
 @dataclass(frozen=True)
@@ -230,32 +227,15 @@ class Kernels:
                 "with cute_attn.backend('reference') they run in plain PyTorch"
             )
 
-    def check_mods(
-        self,
-        thinned: Thinned | None,
-        score: Traced | None,
-        *,
-        gradients: bool,
-        wanted: Sequence[bool],
-        deterministic: bool,
-        max_scores: bool,
-    ) -> None:
-        graphs = {} if score is None else {"score_mod": served_graph(score.graph)}
-        graphs |= {} if thinned is None else {"mask_mod": thinned.predicate.graph}
-        for name, graph in graphs.items():
-            if lacking := without_code(graph):
-                raise NotImplementedError(
-                    f"backend {self.name!r} has no machine code for {lacking} in a {name}; {_ELSEWHERE}"
-                )
-        if deterministic and gradients and score is not None:
-            self._check_order(score, wanted)
-
-    def _check_order(self, score: Traced, wanted: Sequence[bool]) -> None:
+    def check_mods(self, score: Traced | None, wanted: Sequence[bool], deterministic: bool) -> None:
+        if not deterministic or score is None:
+            return
         for number in added_in_no_order(score, wanted):
             raise NotImplementedError(
                 f"backend {self.name!r} adds up the gradient of a tensor of shape {tuple(score.tensors[number].shape)} "
                 f"that score_mod reads at an index of the query in no fixed order, and "
-                f"torch.use_deterministic_algorithms(True) asks for one; {_ELSEWHERE}"
+                f"torch.use_deterministic_algorithms(True) asks for one; "
+                f"with cute_attn.backend('reference') it runs in plain PyTorch"
             )
 
     def mods_forward(
@@ -303,8 +283,7 @@ class Kernels:
         needs: Sequence[bool],
         wanted: Sequence[bool],
     ) -> ModGradients:
-        if deterministic and score is not None:
-            self._check_order(score, wanted)
+        self.check_mods(score, wanted, deterministic)
         served = None if score is None else ServedScore(score, q, k, wanted)
         captured = None if served is None else served.gradients()
         dq, dk, dv, _ = launches().backward.backward(

@@ -110,16 +110,7 @@ class Reference:
     ) -> tuple[Tensor, Tensor]:
         return decode_reference(q, cache, sink, tree, softmax_scale, softcap, window)
 
-    def check_mods(
-        self,
-        thinned: Thinned | None,
-        score: Traced | None,
-        *,
-        gradients: bool,
-        wanted: Sequence[bool],
-        deterministic: bool,
-        max_scores: bool,
-    ) -> None:
+    def check_mods(self, score: Traced | None, wanted: Sequence[bool], deterministic: bool) -> None:
         pass
 
     def mods_forward(

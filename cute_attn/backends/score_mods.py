@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..mods.distance import by_table, table_gradients
-from ..mods.lowered import without_code
 from ..mods.trace import Traced
 
 if TYPE_CHECKING:
@@ -54,6 +53,4 @@ def added_in_no_order(score: Traced, wanted: Sequence[bool]) -> list[int]:
     table of distances is one of them."""
     from ..launch.captured import in_no_order
 
-    if without_code(score.graph):
-        return [number for number, need in enumerate(wanted) if need]
     return in_no_order(score, wanted)

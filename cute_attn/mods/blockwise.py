@@ -37,10 +37,12 @@ class BlockLike(Protocol):
 
 
 class Thinned(NamedTuple):
-    """What thins a mask: its pairs are attended where the predicate holds, and those of `full` in any case."""
+    """What thins a mask: its pairs are attended where the predicate holds, and those of `full` in any case. ticket: by
+    which it is known whether what the predicate captured has changed, see `watched`."""
 
     predicate: Traced
     full: IntervalMask | None = None
+    ticket: Tensor | None = None
 
 
 class BlockMods:
@@ -63,7 +65,7 @@ class BlockMods:
     def hidden(self, block: BlockLike, heads: slice) -> Tensor:
         if self._thinned is None:
             return block.hidden
-        predicate, full = self._thinned
+        predicate, full, _ = self._thinned
         asked = ~block.hidden
         certain = None
         if full is not None:

@@ -20,7 +20,7 @@ from .graph import ELEMENT, Graph, Node
 from .tape import Tape
 from .trace import Traced, trace
 
-__all__ = ["TABLED", "bias_of", "by_table", "distances_of", "served_graph", "table_gradients"]
+__all__ = ["TABLED", "bias_of", "by_table", "distances_of", "table_gradients"]
 
 Tensor = torch.Tensor
 
@@ -32,11 +32,6 @@ _ANY = torch.empty(0, 0, device="cpu")
 TABLED = trace(lambda score, b, h, q, kv: score + _ANY[h, q - kv + 2], "score_mod").text.replace(
     '"load"', '"load_tabled"'
 )
-
-
-def served_graph(graph: Graph) -> Graph:
-    """What kernels see of a score_mod."""
-    return graph if bias_of(graph) is None else Graph.parse(TABLED)
 
 
 def distances_of(seqlen_q: int, seqlen_k: int) -> range:

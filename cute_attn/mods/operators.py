@@ -141,6 +141,8 @@ def _pow(tape: Tape, x: Any, exponent: Any) -> Value:
             return _unary(tape, "sqrt", base)
         if exponent == -0.5:
             return _unary(tape, "rsqrt", base)
+        if exponent < 0 and base.dtype_name != "f32":
+            raise refuse(tape.kind, "raises an integer to a negative power", "cast it: x.float() ** n")
     return _whole(tape, "pow", x, exponent)
 
 

@@ -16,8 +16,9 @@ from .evaluate import evaluate
 from .ranges import may_wrap
 from .recognise import recognise
 from .trace import Traced
+from .watched import Watched
 
-__all__ = ["Captured", "Reading", "Seen", "is_reachable", "read_function", "read_lists", "version_of"]
+__all__ = ["Captured", "Reading", "Seen", "is_reachable", "read_function", "read_lists"]
 
 _PAIRS = 1 << 18  # evaluated together
 _NO_ANSWER = IndexError, ZeroDivisionError, ValueError  # of what `evaluate` is asked
@@ -25,18 +26,16 @@ _NO_ANSWER = IndexError, ZeroDivisionError, ValueError  # of what `evaluate` is 
 
 @dataclass(frozen=True)
 class Captured:
-    """A traced mask_mod with the state in which its captured tensors were, and their names. reads_planes: whether it
-    reads b, and h."""
+    """A traced mask_mod with what its captured tensors were. reads_planes: whether it reads b, and h."""
 
     traced: Traced
-    versions: tuple[int, ...]
-    names: tuple[str, ...]
+    watched: Watched
     reads_planes: tuple[bool, bool]
 
     @classmethod
     def of(cls, traced: Traced, mask_mod: Callable[..., Any], device: torch.device) -> Captured:
         """device: of the mask."""
-        names = tuple([_name(x, mask_mod) for x in traced.tensors])
+        names = [_name(x, mask_mod) for x in traced.tensors]
         for x, name in zip(traced.tensors, names, strict=True):
             if not is_reachable(x, device):
                 raise ValueError(
@@ -48,33 +47,27 @@ class Captured:
                     f"{name}: detach it"
                 )
         graph = traced.graph
-        return cls(traced, tuple(map(version_of, traced.tensors)), names, (graph.reads("b"), graph.reads("h")))
+        return cls(traced, Watched(traced.tensors, names), (graph.reads("b"), graph.reads("h")))
 
     def part(self, traced: Traced) -> Captured:
         """A part of the function, with some of its tensors."""
-        places = [next(i for i, y in enumerate(self.traced.tensors) if y is x) for x in traced.tensors]
-        versions, names = tuple(self.versions[i] for i in places), tuple(self.names[i] for i in places)
-        return Captured(traced, versions, names, self.reads_planes)
+        return Captured(traced, self.watched.some(traced.tensors), self.reads_planes)
 
     def check(self) -> None:
         """ValueError where a captured tensor has changed since: a mask is what its mask_mod said when it was made. In
-        compiled code nobody knows."""
-        if torch.compiler.is_compiling():
-            return
-        for x, version, name in zip(self.traced.tensors, self.versions, self.names, strict=True):
-            if version_of(x) != version:
-                raise ValueError(
-                    f"{name}, which mask_mod captures, was changed after the block mask was made: make the mask again, "
-                    "or capture a copy"
-                )
+        a graph its op asks."""
+        if not torch.compiler.is_compiling():
+            self.watched.check()
 
     def __getstate__(self) -> dict[str, Any]:
         self.check()
-        return vars(self)
+        return {"traced": self.traced, "names": self.watched.names, "reads_planes": self.reads_planes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Copies of tensors count their changes from where they were made."""
-        vars(self).update(state, versions=tuple(map(version_of, state["traced"].tensors)))
+        traced = state["traced"]
+        watched = Watched(traced.tensors, state["names"])
+        vars(self).update(traced=traced, watched=watched, reads_planes=state["reads_planes"])
 
 
 def is_reachable(x: torch.Tensor, device: torch.device) -> bool:
@@ -82,10 +75,6 @@ def is_reachable(x: torch.Tensor, device: torch.device) -> bool:
     index is the current one of its type, which torch knows."""
     is_same = x.device.type == device.type and device.index in (None, x.device.index)
     return is_same or (x.ndim == 0 and x.device.type == "cpu")
-
-
-def version_of(x: torch.Tensor) -> int:
-    return 0 if x.is_inference() else x._version
 
 
 def _name(x: torch.Tensor, mask_mod: Callable[..., Any]) -> str:

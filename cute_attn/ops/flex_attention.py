@@ -105,15 +105,8 @@ def flex_attention(
             served = find(backend)  # before anything is planned
             served.check_served(q.dtype, (q.shape[3], v.shape[3]), q.device)
             captured = [] if score is None else score.tensors
-            wants = [torch.is_grad_enabled() and x.requires_grad for x in (q, k, v, *captured)]
-            served.check_mods(
-                thinned,
-                score,
-                gradients=any(wants),
-                wanted=wants[3:],
-                deterministic=_is_deterministic(),
-                max_scores=wanted.max_scores,
-            )
+            wants = [torch.is_grad_enabled() and x.requires_grad for x in captured]
+            served.check_mods(score, wants, _is_deterministic())
         arguments = thinned, score, softmax_scale, _is_deterministic(), wanted.max_scores, backend
         out, lse, max_scores = attention_with_mods(q, k, v, mask, *arguments)
     out = out.transpose(1, 2)
@@ -175,7 +168,7 @@ def _mask_argument(
         reading = blocks.reading()
         mask, thinned = reading.intervals, None
         if reading.predicate is not None:
-            thinned = Thinned(reading.predicate.traced, reading.full)
+            thinned = Thinned(reading.predicate.traced, reading.full, reading.predicate.watched.ticket)
             _check_captured("mask_mod", thinned.predicate, query.device)
         _check_shared(blocks.reads_planes(), planes, query)
     _check_mask(mask, planes, query, key)

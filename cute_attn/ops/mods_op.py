@@ -17,6 +17,7 @@ from ..mask import IntervalMask
 from ..mask.source import MaskSource
 from ..mods.blockwise import Thinned
 from ..mods.trace import Traced
+from ..mods.watched import check_ticket
 from ..reference import compute_dtype
 from ..renamed import OPS
 from .library import PLAN_SCHEMA
@@ -47,9 +48,9 @@ def attention_with_mods(
     has_graph = thinned is not None or score is not None
     captured = () if score is None else tuple(score.tensors)
     plan = plan_of(mask, q, k, v, backend, deterministic, return_max_scores, captured, has_graph)
-    predicate, full = (None, None) if thinned is None else thinned
+    predicate, full, ticket = (None, None, None) if thinned is None else thinned
     bounds = (None, None, 1) if full is None else (full.lo, full.hi, full.heads)
-    functions = *_written(predicate), *bounds, *_written(score)
+    functions = *_written(predicate), ticket, *bounds, *_written(score)
     return OPS.mods(q, k, v, *plan, *functions, softmax_scale, deterministic, backend, return_max_scores)
 
 
@@ -60,6 +61,7 @@ class _Functions(NamedTuple):
     predicate_tensors: list[Tensor]
     predicate_ints: list[int]
     predicate_floats: list[float]
+    ticket: Tensor | None
     full_lo: Tensor | None
     full_hi: Tensor | None
     full_heads: int
@@ -75,6 +77,11 @@ class _Functions(NamedTuple):
         if self.full_lo is None or self.full_hi is None:
             return Thinned(predicate)
         return Thinned(predicate, IntervalMask._made(self.full_lo, self.full_hi, seqlen_k, self.full_heads))
+
+    def check_unchanged(self) -> None:
+        """ValueError where what the predicate captured is no longer what it was."""
+        if self.ticket is not None:
+            check_ticket(self.ticket, self.predicate_tensors)
 
     def score_mod(self) -> Traced | None:
         return _read(self.score, self.score_tensors, self.score_ints, self.score_floats)
@@ -100,7 +107,7 @@ def _read(text: str, tensors: list[Tensor], ints: list[int], floats: list[float]
 
 _FUNCTIONS_SCHEMA = (
     "str predicate, Tensor[] predicate_tensors, SymInt[] predicate_ints, float[] predicate_floats, "
-    "Tensor? full_lo, Tensor? full_hi, SymInt full_heads, "
+    "Tensor? ticket, Tensor? full_lo, Tensor? full_hi, SymInt full_heads, "
     "str score, Tensor[] score_tensors, SymInt[] score_ints, float[] score_floats"
 )
 _SCALARS_SCHEMA = "float softmax_scale, bool deterministic, str backend"
@@ -120,6 +127,7 @@ _END = _FIELDS + len(_Functions._fields)
 def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     plan, functions = Plan(*rest[:_FIELDS]), _Functions(*rest[_FIELDS:_END])
     softmax_scale, _, backend, return_max_scores = rest[_END:]
+    functions.check_unchanged()
     out, lse, max_scores = find(backend).mods_forward(
         q,
         k,
@@ -196,7 +204,10 @@ class _AttentionWithMods(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, out, lse, *(None if x.is_inference() else x for x in asked), *captured)
         ctx.asked = [x if x.is_inference() else None for x in asked]
         ctx.plan = Plan(*rest[:_FIELDS])._replace(seal=None)  # as in attention_op
-        ctx.functions, ctx.scalars = functions._replace(predicate_tensors=[], score_tensors=[]), rest[_END:-1]
+        ctx.functions, ctx.scalars = (
+            functions._replace(predicate_tensors=[], ticket=None, score_tensors=[]),
+            rest[_END:-1],
+        )
         return out, lse, max_scores
 
     @staticmethod

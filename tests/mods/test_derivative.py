@@ -40,6 +40,7 @@ TIES = {
     "maximum": lambda s, b, h, q, k: torch.maximum(s, s.new_zeros(())) + torch.minimum(s, s.new_zeros(())),
     "abs": lambda s, b, h, q, k: s.abs(),
     "pow": lambda s, b, h, q, k: s**2 + s**1.5 + 0**s,
+    "remainder": lambda s, b, h, q, k: (s * 0 + 1) % (s + 0.1) + torch.fmod(s * 0 + 1, s + 0.1),  # 1 / 0.1 < 10
 }
 
 

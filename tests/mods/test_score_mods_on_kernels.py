@@ -7,19 +7,16 @@ import pytest
 import torch
 from operators_case import OPERATORS
 
-from cute_attn import backend, flex_attention, record_specs
+from cute_attn import record_specs
 from cute_attn.launch.forward import forward
 from cute_attn.mask import IntervalMask, causal, full, sliding_window
 from cute_attn.mods.evaluate import evaluate
-from cute_attn.mods.lowered import without_code
 from cute_attn.mods.trace import trace
 from cute_attn.spec.tiles import TileConfig
 
 SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.0625])
 BIAS = torch.randn(4, 600, generator=torch.Generator().manual_seed(1))
-# No machine code, or numbers so large that fp32 itself is off.
-NOT_SERVED = {"floor_divide", "remainder", "fmod"}
-APART = NOT_SERVED | {"isnan", "casts"}
+APART = {"isnan", "casts"}  # numbers so large that fp32 itself is off
 
 
 def alibi(score, b, h, q, k):
@@ -126,17 +123,6 @@ def test_captures_of_every_dtype_scalars_and_negative_indices():
         return torch.where(documents[q] == documents[k], score + found + floats[0][-1 - k] + 2.5, -1e9)
 
     check(Problem(full(70), heads=(2, 2)), score_mod)
-
-
-def test_what_has_no_machine_code_is_refused_naming_it_and_what_serves_it():
-    assert all(without_code(trace(OPERATORS[name], "score_mod").graph) for name in NOT_SERVED)
-    assert not any(without_code(trace(f, "score_mod").graph) for name, f in OPERATORS.items() if name not in NOT_SERVED)
-    q = torch.randn(1, 2, 40, 64, dtype=torch.bfloat16)
-    with (
-        backend("sim"),
-        pytest.raises(NotImplementedError, match=r"remainder of floats in a score_mod; with .*'reference'"),
-    ):
-        flex_attention(q, q, q, lambda score, b, h, q_idx, kv_idx: score % 0.3)
 
 
 def test_numbers_and_lengths_compile_nothing_new(monkeypatch):

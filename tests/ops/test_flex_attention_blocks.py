@@ -8,7 +8,6 @@ from mods_case import Captured, mods, pairs_of_lists
 from ops.test_flex_attention import check, inputs
 from torch.nn.attention import flex_attention as torch_flex
 
-import cute_attn
 from cute_attn import BlockMask, create_block_mask, create_mask, flex_attention, mask
 
 DOCUMENTS = torch.tensor([0] * 60 + [1] * 50 + [2] * 90 + [3] * 100)
@@ -136,16 +135,6 @@ def test_a_captured_tensor_that_changed_is_noticed_where_it_is_read():
     signs.neg_()
     with pytest.raises(ValueError, match=r"'signs', .* which mask_mod captures, was changed"):
         flex_attention(*inputs(1, (1, 1), (50, 50)), block_mask=block_mask)
-
-
-def test_a_backend_without_machine_code_for_a_predicate_says_which_serves_it():
-    block_mask = create_block_mask(lambda b, h, q, kv: (q * kv * 0.3) % 0.7 < 0.4, None, None, 257, 257, device="cpu")
-    q = torch.zeros(1, 1, 257, 64, dtype=torch.bfloat16)
-    with (
-        cute_attn.backend("sim"),
-        pytest.raises(NotImplementedError, match=r"remainder of floats in a mask_mod; with .*'reference'"),
-    ):
-        flex_attention(q, q, q, block_mask=block_mask)
 
 
 @pytest.mark.parametrize("name", [pytest.param("causal", marks=pytest.mark.slow), "dilated"])

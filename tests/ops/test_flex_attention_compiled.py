@@ -10,6 +10,7 @@ from torch.nn.attention import flex_attention as torch_flex
 from cute_attn import AuxRequest, create_block_mask, flex_attention, mask
 from cute_attn.backends.plan import Plan
 from cute_attn.mods.trace import trace
+from cute_attn.mods.watched import Watched
 
 EXACT = 1e-12
 
@@ -131,9 +132,10 @@ def arguments_of_op(score_mod, predicate=None):
     causal = mask.causal(9)
     plan = Plan(causal.lo, causal.hi, torch.tensor([1]))
     thinned = ("", [], [], []) if predicate is None else split(trace(predicate, "mask_mod"))
+    ticket = None if predicate is None else Watched(thinned[1], ["'numbers'"]).ticket
     full = mask.sliding_window(9, left=1, right=0)
     bounds = (None, None, 1) if predicate is None else (full.lo, full.hi, 1)
-    functions = (*thinned, *bounds, *split(trace(score_mod, "score_mod")))
+    functions = (*thinned, ticket, *bounds, *split(trace(score_mod, "score_mod")))
     return *plan, *functions, 0.3, False, "reference"
 
 
@@ -146,7 +148,8 @@ def split(traced):
 def test_the_ops_pass_opcheck(has_predicate):
     table = torch.randn(9, dtype=torch.float64, requires_grad=True)
     gain = torch.randn((), dtype=torch.float64)
-    predicate = (lambda b, h, q, k: (q + k) % 3 != 0) if has_predicate else None
+    numbers = torch.arange(9) % 2
+    predicate = (lambda b, h, q, k: (q + k + numbers[k]) % 3 != 0) if has_predicate else None
     rest = arguments_of_op(lambda s, b, h, q, k: (s * gain + table[k] + (q // 4)) * 0.7, predicate)
     q, k, v = (torch.randn(1, 9, h, 4, dtype=torch.float64, requires_grad=True) for h in (2, 1, 1))
     checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
@@ -155,7 +158,7 @@ def test_the_ops_pass_opcheck(has_predicate):
     out, lse, _ = op(q, k, v, *rest, False)
     saved = (torch.randn_like(out), torch.randn_like(lse), q, k, v, out, lse)
     detached = [x.detach() for x in saved]
-    wanted = [x.requires_grad for x in rest[len(Plan._fields) + 8]]
+    wanted = [x.requires_grad for x in rest[len(Plan._fields) + 9]]
     torch.library.opcheck(
         torch.ops.cute_attn.mods_backward.default,
         (*detached, *rest, [True, False, True], wanted),

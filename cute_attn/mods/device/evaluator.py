@@ -75,9 +75,7 @@ class Evaluator:
             return VALUES[node.dtype](self.scalars[int(node.args[0])])
         if node.action == "load":
             return self._loaded(node, operands)
-        of = [self.graph.nodes[i] for i in node.operands]
-        constants = [float(n.args[0]) if n.op == "const" else None for n in of]
-        return computed(node, [n.dtype for n in of], operands, constants)
+        return computed(node, [self.graph.nodes[i].dtype for i in node.operands], operands)
 
     def _loaded(self, node: Node, indices: list[Any]) -> Any:
         """An element of a captured tensor."""

@@ -1,7 +1,7 @@
 """What each operation of a graph is in machine code: DSL values in, a DSL value out.
 
 Floats are fp32, as the hardware approximates them: exponentials, logarithms, roots and quotients to a few units in the
-last place, tanh to 2^-11, sin, cos and erf to 2^-20.
+last place, tanh to 2^-11, sin, cos and erf to 2^-20. Whole quotients and remainders are exact, as PyTorch's are.
 """
 
 import math
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import cutlass
+import cutlass.cute as cute
 from cutlass import Boolean, Float32, Int32, Int64
 from cutlass._mlir.dialects import llvm
 from cutlass.cutlass_dsl import T, dsl_user_op, select_
@@ -60,6 +61,7 @@ def _instruction(text: str, operands: int, result: str = "f") -> Callable[..., A
 _log2 = _instruction("lg2.approx.f32 $0, $1;", 1)
 _reciprocal = _instruction("rcp.approx.f32 $0, $1;", 1)
 _quotient = _instruction("div.full.f32 $0, $1, $2;", 2)
+_exact_quotient = _instruction("div.rn.f32 $0, $1, $2;", 2)
 _sqrt = _instruction("sqrt.approx.f32 $0, $1;", 1)
 _rsqrt = _instruction("rsqrt.approx.f32 $0, $1;", 1)
 _minimum = _instruction("min.NaN.f32 $0, $1, $2;", 2)
@@ -160,17 +162,37 @@ def _sign(x: Any, kind: str) -> Any:
     return chosen(x > number(0), number(1), chosen(x < number(0), number(-1), x))
 
 
+def _is_beyond(rest: Any, y: Any) -> Any:
+    """Whether what a division by y towards 0 leaves is none of a division towards -inf."""
+    zero = type(rest)(0)
+    return (rest != zero) & ((rest < zero) ^ (y < zero))
+
+
 def _floor_divide(x: Any, y: Any) -> Any:
     quotient = _trunc_divide(x, y)
     rest = x - quotient * y
     number = type(quotient)
-    return quotient - chosen((rest != number(0)) & ((rest < number(0)) ^ (y < number(0))), number(1), number(0))
+    return quotient - chosen(_is_beyond(rest, y), number(1), number(0))
 
 
 def _remainder(x: Any, y: Any) -> Any:
     rest = x - _trunc_divide(x, y) * y
-    number = type(rest)
-    return rest + chosen((rest != number(0)) & ((rest < number(0)) ^ (y < number(0))), y, number(0))
+    return rest + chosen(_is_beyond(rest, y), y, type(rest)(0))
+
+
+def _float_remainder(x: Any, y: Any) -> Any:
+    rest = cute.math.rem(x, y)
+    return chosen(_is_beyond(rest, y), rest + y, rest)
+
+
+def _float_floor_divide(x: Any, y: Any) -> Any:
+    """By PyTorch's formula: what is left over is taken away first, so that the quotient is close to a whole number."""
+    rest, quotient = cute.math.rem(x, y), _exact_quotient(x, y)
+    steps = _exact_quotient(x - rest, y) - chosen(_is_beyond(rest, y), Float32(1.0), Float32(0.0))
+    whole = _floor(steps)
+    whole = chosen(steps - whole > 0.5, whole + 1.0, whole)
+    whole = chosen(steps == 0.0, quotient * 0.0, whole)  # a zero with its sign
+    return chosen(y == 0.0, quotient, whole)
 
 
 def _trunc_divide(x: Any, y: Any) -> Any:
@@ -190,6 +212,11 @@ _FLOATS: dict[str, Callable[..., Any]] = {
     "sub": lambda x, y: x - y,
     "mul": lambda x, y: x * y,
     "div": _quotient,
+    "floor_divide": _float_floor_divide,
+    "remainder": _float_remainder,
+    "trunc_divide": lambda x, y: _trunc(_exact_quotient(x, y)),
+    "fmod": cute.math.rem,
+    "pow": lambda x, y: _power(x, y),
     "minimum": _minimum,
     "maximum": _maximum,
     "neg": lambda x: -x,
@@ -223,6 +250,7 @@ _INTEGERS: dict[str, Callable[..., Any]] = {
     "remainder": _remainder,
     "trunc_divide": _trunc_divide,
     "fmod": lambda x, y: x - _trunc_divide(x, y) * y,
+    "pow": lambda x, y: _whole_power(x, y),
     "minimum": lambda x, y: chosen(x < y, x, y),
     "maximum": lambda x, y: chosen(x < y, y, x),
     "neg": lambda x: -x,
@@ -252,15 +280,13 @@ def constant(node: Node) -> Any:
     return VALUES[node.dtype](float(x) if node.dtype == "f32" else int(x))
 
 
-def computed(node: Node, kinds: list[str], values: list[Any], constants: list[Any]) -> Any:
-    """A node from its operands: their dtypes, values, and Python numbers where they are constants, else None."""
+def computed(node: Node, kinds: list[str], values: list[Any]) -> Any:
+    """A node from its operands: their dtypes and values."""
     op, kind = node.op, node.dtype
     if op == "convert":
         return _converted(values[0], kinds[0], kind)
     if op == "where":
         return chosen(values[0], values[1], values[2])
-    if op == "pow":
-        return _power(*values) if kind == "f32" else _whole_power(values[0], int(constants[1]))
     if op in _TESTS:
         return _TESTS[op](*values)
     if op == "sign":
@@ -275,10 +301,20 @@ def _power(x: Any, y: Any) -> Any:
     return chosen(y == 0.0, Float32(1.0), chosen(x < 0.0, of_negative, size))
 
 
-def _whole_power(x: Any, exponent: int) -> Any:
-    found = type(x)(1)
-    for _ in range(exponent):
-        found = found * x
+def _whole_power(x: Any, exponent: Any) -> Any:
+    """x ** exponent of integers, which wrap. As in PyTorch 1 over a power is 0, but of 1 and -1."""
+    one, zero = type(x)(1), type(x)(0)
+    found = _squared_and_multiplied(x, chosen(exponent < zero, -exponent, exponent), one)
+    return chosen((exponent < zero) & (x != one) & (x != type(x)(-1)), zero, found)
+
+
+@cute.jit
+def _squared_and_multiplied(x: Any, exponent: Any, found: Any) -> Any:
+    """found * x ** exponent, in as many rounds as the exponent has bits: it is known at run time alone."""
+    while exponent > 0:
+        found = found * chosen(exponent & 1 == 1, x, type(x)(1))
+        x = x * x
+        exponent = exponent >> 1
     return found
 
 

@@ -107,7 +107,7 @@ def _fma(r: Reader) -> Template:
     r.count(4)
     kind = r.need("f32", "f16", "bf16", "f16x2", "bf16x2")
     if kind == "f32":
-        return _floating(r, "fma", kind, 3, ufunc=False)
+        return _floating(r, "fma_rz" if r.flag("rz") else "fma", kind, 3, ufunc=False)
     return _small(r, kind, "fma")
 
 
@@ -168,7 +168,9 @@ def _unary(floating: str, integer: str | None = None, small: str | None = None) 
             if integer is None:
                 raise r.fail("this type")
             r.done()
-            return r.template(integer, Typed(r.operands[0], kind), r.typed(kind, 1), ufunc=True)
+            is_ufunc = integer.startswith("np.")
+            code = integer if is_ufunc else f"{integer}({{0}})"
+            return r.template(code, Typed(r.operands[0], kind), r.typed(kind, 1), ufunc=is_ufunc)
         if kind in ("f32", "f64"):
             return _floating(r, floating, kind, 1, ufunc=floating.startswith("np."))
         return _small(r, kind, small)
@@ -388,7 +390,7 @@ _HANDLERS: dict[str, Callable[[Reader], Template]] = {
     "rem": _division("remainder"),
     "min": _binary("np.minimum", "np.fmin", "min"),
     "max": _binary("np.maximum", "np.fmax", "max"),
-    "neg": _unary("np.negative", "np.negative", "neg"),
+    "neg": _unary("negative", "negative", "neg"),
     "abs": _unary("np.abs", "np.abs", "abs"),
     "sqrt": _unary("np.sqrt"),
     "rsqrt": _unary("rsqrt"),

@@ -1,5 +1,7 @@
 """Integer, floating-point and logic instructions against what the PTX manual says of them."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from snippet import compute
@@ -223,6 +225,27 @@ def test_words_are_packed_and_unpacked():
     y = compute(lines, A, B, result=np.uint32)
     b = B.view(np.uint32)
     np.testing.assert_array_equal(y, A.view(np.uint32) ^ (b << 16 | b >> 16))
+
+
+def test_fma_towards_zero_never_passes_the_exact_number():
+    tiny = np.float32(2.0**-60)
+    a = np.concatenate([F[:64], np.full(64, 1 + 2.0**-12, np.float32)])
+    b = np.concatenate([G[:64], np.full(64, 1 - 2.0**-12, np.float32)])
+    c = np.concatenate([H[:64], np.tile([tiny, -tiny, np.float32(1), np.float32(-3)], 16)]).astype(np.float32)
+    y = compute("fma.rz.f32 %y, %x0, %x1, %x2;", a, b, c, result=np.float32)
+    for got, *of in zip(y, a, b, c, strict=True):
+        x, z, w = (Fraction(float(n)) for n in of)
+        exact = x * z + w
+        beyond = np.nextafter(got, np.copysign(np.float32(np.inf), np.float32(exact)))
+        assert abs(Fraction(float(got))) <= abs(exact) < abs(Fraction(float(beyond)))
+
+
+@pytest.mark.parametrize("instruction", ["neg.f32", "neg.s32", "abs.f32", "abs.s32", "not.b32"])
+def test_numbers_of_every_fourth_lane_are_those_of_the_lane(instruction):
+    x = np.arange(-64, 64).astype(np.float32 if "f32" in instruction else np.int32)
+    everywhere = compute(f"{instruction} %y, %x0;", x, result=x.dtype)
+    lines = f"and.b32 %r0, %t, 3; setp.eq.u32 %p0, %r0, 3; @!%p0 bra L; {instruction} %y, %x0; L:"
+    np.testing.assert_array_equal(compute(lines, x, result=x.dtype)[3::4], everywhere[3::4])
 
 
 def test_packed_bfloat16_arithmetic_rounds_each_half():
