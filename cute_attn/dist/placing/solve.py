@@ -16,10 +16,12 @@ from ..config import (
     ZigzagDispatchAlg,
 )
 from ..cost import CostModel
-from .needs import Spans, rank_needs, remote_needs, rows_sent
+from .fastest import Problem, find_fastest
+from .needs import Spans, rank_needs, remote_needs
 from .placement import Placement
 from .search import Start, find_owner
 from .spread import spread_senders
+from .traffic import cast_traffic, relayed_traffic
 
 __all__ = ["DispatchProblem", "min_heap", "solve", "zigzag"]
 
@@ -68,10 +70,12 @@ class DispatchProblem:
     def predicted_seconds(self, query: Placement, cost: CostModel) -> float:
         """Forward time: the slowest rank's compute, and the part of the busiest rank's traffic that it cannot hide."""
         key = self.keys_for(query)
-        remote = self.remote(query, key)
-        rows = int(torch.maximum(remote.rows_by_group(self.world), rows_sent(remote, key)).max())
-        compute = cost.compute_seconds(self.largest_area(query))
-        return cost.total_seconds(compute, cost.send_seconds(rows * cost.key_bytes))
+        needs = rank_needs(self.needs, query, key.padded_length)
+        remote, node_size = remote_needs(needs, key), cost.node_size(self.world)
+        sending = cast_traffic(remote, key, node_size).seconds(cost)
+        if 1 < node_size < self.world:
+            sending = min(sending, relayed_traffic(needs, remote, key, node_size).seconds(cost))
+        return cost.total_seconds(cost.compute_seconds(self.largest_area(query)), sending)
 
 
 def solve(problem: DispatchProblem, alg: DispatchAlg, cost: CostModel) -> Placement:
@@ -85,9 +89,17 @@ def solve(problem: DispatchProblem, alg: DispatchAlg, cost: CostModel) -> Placem
         return problem.placed(min_heap(problem.areas, world))
     if isinstance(alg, LocalityDispatchAlg):
         return _locality(problem, alg.epsilon)
+    places = torch.arange(len(problem.areas), device="cpu") if problem.is_same_source else None
+    size = problem.contiguous.chunk_size
+    chunks = Problem(problem.areas, problem.needs, places, size, problem.key_owner)
     simple = [problem.placed(start(problem.areas, world)) for start in STARTS]
-    near = _locality(problem, LocalityDispatchAlg().epsilon)
-    return min([*simple, near], key=lambda placement: problem.predicted_seconds(placement, cost))
+    seconds = [problem.predicted_seconds(placement, cost) for placement in simple]
+    fastest = simple[seconds.index(min(seconds))]
+    owner = find_fastest(chunks, STARTS[:2], world, cost, min(seconds))
+    if owner is None:
+        return fastest
+    found = problem.placed(owner)
+    return found if problem.predicted_seconds(found, cost) < min(seconds) else fastest
 
 
 def _locality(problem: DispatchProblem, epsilon: float) -> Placement:
