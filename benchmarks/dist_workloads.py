@@ -153,10 +153,10 @@ def main() -> None:
             "rank to other nodes, 30 us a collective, 458 TFLOP/s a rank, 90 % of communication able to hide behind "
             "compute (that of all-gather cannot); 64 query heads on 8 key heads, head_dim 128, bf16, the forward.",
             "Lengths follow the distribution of a pretraining set that MagiAttention publishes with its benchmark, "
-            "none over a quarter of the pack. Min-heap is with chunks of 2,048 as there, once with one group cast and once "
-            "where rows may cross to each node once; all-gather and ring are on a zigzag of two chunks a rank; ours is "
-            f"the default with chunks of 512. Means over seeds {min(SEEDS)} to {max(SEEDS)}, MB of a forward; most in "
-            "and out are of the busiest rank.",
+            "none over a quarter of the pack. Min-heap is with chunks of 2,048 as there, once with one group cast and "
+            "once where rows may cross to each node once; all-gather and ring are on a zigzag of two chunks a rank; "
+            f"ours is the default with chunks of 512. Means over seeds {min(SEEDS)} to {max(SEEDS)}, MB of a forward; "
+            "most in and out are of the busiest rank.",
         ],
         {
             "MagiAttention's packs, 8 Ki tokens a rank": rows_of(documents),

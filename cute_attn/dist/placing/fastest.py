@@ -1,8 +1,8 @@
 """The search for the placement that is predicted to be fastest: area is evened out for as long as that saves time.
 
-A rank is as slow as its compute and as its traffic, and the slowest rank counts. From a placement that sends little, area
-is taken from the fullest rank again and again, at the least additional rows; the prediction says where on this way to
-stop. Then the rank with most traffic is relieved, as far as its partners have time to spare.
+A rank is as slow as its compute and as its traffic, and the slowest rank counts. From a placement that sends little,
+area is taken from the fullest rank again and again, at the least additional rows; the prediction says where on this way
+to stop. Then the rank that all wait for is relieved, of area or of traffic, whichever binds.
 
 Ranks are searched in levels: nodes first, whose rows cross a network once, then the ranks inside of each.
 """
@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from ...mask.union import unite
 from ..cost import CostModel
 from .locality import LocalSearch
-from .needs import Spans
+from .needs import Spans, rows_within
 from .search import in_blocks, largest_divisor, of_chunks
 
 __all__ = ["find_fastest"]
@@ -35,13 +36,17 @@ WORTH = 1.002  # times the time that even area alone takes: what is not over it,
 
 @dataclass(frozen=True)
 class _Clock:
-    """Seconds of the slowest of `ranks` equal ranks that share an area and a number of rows; `base` of those are spent
-    on sending what is known before."""
+    """Seconds of the slowest group of `ranks` ranks, which share its area and its rows.
+
+    bandwidth: of a group. base: seconds of sending that are the same wherever rows are on this level; those of
+    `crossing` rows a rank are among them.
+    """
 
     cost: CostModel
     ranks: int
     bandwidth: float
     base: float
+    crossing: float = 0.0
 
     def seconds(self, area: float, rows: float) -> float:
         return self.cost.total_seconds(self.compute(area), self.sending(rows))
@@ -63,13 +68,17 @@ class _Clock:
 
 @dataclass(frozen=True)
 class Problem:
-    """Chunks to give to ranks, as LocalSearch takes them. places: None where their keys are of another source."""
+    """Chunks to give to ranks, as LocalSearch takes them, whose keys follow them.
+
+    places: None where their keys are of another source. leaving: float64 `(chunks,)`, rows of each chunk that go to
+    other groups of ranks, as often as they do.
+    """
 
     areas: torch.Tensor
     needs: Spans
     places: torch.Tensor | None
     chunk_size: int
-    key_owner: torch.Tensor | None
+    leaving: torch.Tensor
 
 
 def find_fastest(
@@ -79,41 +88,37 @@ def find_fastest(
 
     known: seconds of a placement that is known; what cannot be better is not followed.
     """
-    return _find(problem, starts, world, cost, cost.node_size(world), cost.latency, known)
+    return _find(problem, starts, world, _Clock(cost, 1, cost.bandwidth, cost.latency), cost.node_size(world), known)
 
 
 def _find(
-    problem: Problem,
-    starts: tuple[Start, ...],
-    world: int,
-    cost: CostModel,
-    node_size: int,
-    base: float,
-    known: float,
+    problem: Problem, starts: tuple[Start, ...], world: int, clock: _Clock, node_size: int, known: float
 ) -> torch.Tensor | None:
-    """base: seconds that are spent on sending before ranks of this level send."""
+    """clock: its cost, base and crossing are those of this level."""
     if world == 1:
         return torch.zeros(len(problem.areas), dtype=torch.int64, device="cpu")
-    inside = world <= node_size
-    bandwidth = cost.node_bandwidth if inside and node_size > 1 else cost.bandwidth
-    whole = node_size if not inside and node_size > 1 else 1  # ranks that are never parted here
+    cost, is_inside = clock.cost, node_size > 1 and world <= node_size
+    whole = node_size if world > node_size else 1  # ranks that are not parted here
     groups = world // whole
     if groups > MOST_RANKS:
         groups = largest_divisor(groups, MOST_GROUPS)
     size = world // groups
-    clock = _Clock(cost, size, bandwidth * min(size, node_size), base)
+    bandwidth = cost.node_bandwidth if is_inside else cost.bandwidth * min(size, node_size)
+    clock = replace(clock, ranks=size, bandwidth=bandwidth)
     if size == 1:
         return _of_ranks(problem, starts, world, clock, known)
     chunks = len(problem.areas) // groups
     block = chunks // largest_divisor(chunks, BLOCKS)
-    found = _search(_in_blocks(_between(problem, size, groups), block), starts, groups, clock, known)
+    found = _search(_in_blocks(problem, block), starts, groups, clock, known)
     if found is None:
         return None
     group = torch.from_numpy(found.owner).repeat_interleave(block)
     owner = torch.empty_like(group)
-    base = clock.sending(found.rows) + cost.latency if size == node_size else base
+    problem = _left(problem, group)
+    if size == node_size:
+        clock = replace(clock, base=clock.sending(found.rows) + cost.latency, crossing=found.rows / size)
     for index in range(groups):
-        part = _find(_part(problem, group == index, index, size), starts, size, cost, node_size, base, known)
+        part = _find(_part(problem, group == index), starts, size, clock, node_size, known)
         if part is None:
             return None
         owner[group == index] = index * size + part
@@ -145,7 +150,7 @@ def _search(problem: Problem, starts: tuple[Start, ...], world: int, clock: _Clo
         way.even(best)
         best = min(best, way.best)
     way = min(found, key=lambda way: way.best)
-    if way.best >= known:
+    if way.best > known:
         return None
     way.relieve()
     return way
@@ -154,8 +159,8 @@ def _search(problem: Problem, starts: tuple[Start, ...], world: int, clock: _Clo
 class _Way:
     """A search, the best placement it has passed, and its time.
 
-    owner, best, rows: that placement, its seconds, and the rows of its busiest rank: of its busiest receiver until it is
-    relieved, since what many read can be spread over many senders then.
+    owner, best, rows: that placement, its seconds, and the rows of its busiest rank: of its busiest receiver until it
+    is relieved, since what many read can be spread over many senders then.
     """
 
     def __init__(self, problem: Problem, owner: torch.Tensor, world: int, clock: _Clock) -> None:
@@ -230,7 +235,7 @@ class _Way:
 
     def _enter(self, owner: torch.Tensor) -> None:
         p = self.problem
-        self.search = LocalSearch(p.areas, p.needs, owner, self.world, p.key_owner, p.chunk_size, p.places)
+        self.search = LocalSearch(p.areas, p.needs, owner, self.world, None, p.chunk_size, p.places)
 
     def _take(self, rows: float) -> None:
         """Takes what the search has as the best."""
@@ -245,7 +250,8 @@ class _Way:
         return np.maximum(needed - own, 0)
 
     def _sent(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows that leave each chunk, and each rank; of keys of another source nobody knows yet."""
+        """Rows that leave each chunk, and each rank; of keys of another source nobody knows yet. Those that leave the
+        group, over a slower network, count for more."""
         search = self.search
         chunks = len(search.owner)
         if self.problem.places is None:
@@ -255,15 +261,24 @@ class _Way:
         chunk = search.key_chunk[inside]
         others = users[inside] - (search.count[search.owner[chunk], inside.nonzero()[0]] > 0)
         popular = np.bincount(chunk, search.length[inside] * others, minlength=chunks)
-        return popular, np.bincount(search.owner, popular, minlength=self.world)
+        sent = np.bincount(search.owner, popular, minlength=self.world)
+        weight = max(1.0, self.clock.bandwidth / self.clock.cost.bandwidth / self.clock.ranks)
+        leaving = self.problem.leaving.numpy()
+        crossing = np.bincount(search.owner, leaving, minlength=self.world) - self.clock.crossing * self.clock.ranks
+        return popular + weight * leaving, sent + weight * np.maximum(crossing, 0)
 
 
-def _between(problem: Problem, size: int, groups: int) -> Problem:
-    """The same for groups of `size` ranks."""
-    if problem.key_owner is None:
+def _left(problem: Problem, group: torch.Tensor) -> Problem:
+    """The same where chunks are in groups: rows that other groups need leave."""
+    if problem.places is None:
         return problem
-    group = problem.key_owner.div(size, rounding_mode="floor")
-    return replace(problem, key_owner=torch.where((group >= 0) & (group < groups), group, -1))
+    needs, lo = problem.needs, problem.places * problem.chunk_size
+    hi = lo + problem.chunk_size
+    bound = max(int(needs.hi.max()) if len(needs.hi) else 0, int(hi.max())) + 1
+    needs = Spans(*unite(group[needs.group], needs.lo, needs.hi, bound))
+    there, here = needs.group * bound, group * bound
+    own = rows_within((needs.lo + there, needs.hi + there), lo + here, hi + here)
+    return replace(problem, leaving=problem.leaving + rows_within((needs.lo, needs.hi), lo, hi) - own)
 
 
 def _in_blocks(problem: Problem, block: int) -> Problem:
@@ -271,17 +286,18 @@ def _in_blocks(problem: Problem, block: int) -> Problem:
     if block == 1:
         return problem
     areas, needs = in_blocks(problem.areas, problem.needs, block)
+    leaving = problem.leaving.view(-1, block).sum(1)
     if problem.places is None:
-        return replace(problem, areas=areas, needs=needs)
-    return Problem(areas, needs, problem.places[::block] // block, problem.chunk_size * block, None)
+        return replace(problem, areas=areas, needs=needs, leaving=leaving)
+    return Problem(areas, needs, problem.places[::block] // block, problem.chunk_size * block, leaving)
 
 
-def _part(problem: Problem, inside: torch.Tensor, index: int, size: int) -> Problem:
-    """The chunks of a group of `size` ranks."""
+def _part(problem: Problem, inside: torch.Tensor) -> Problem:
+    """Some of the chunks."""
     return Problem(
         problem.areas[inside],
         of_chunks(problem.needs, inside),
         None if problem.places is None else problem.places[inside],
         problem.chunk_size,
-        None if problem.key_owner is None else problem.key_owner - index * size,
+        problem.leaving[inside],
     )

@@ -125,9 +125,9 @@ class LocalSearch:
     ) -> tuple[float, int, int]:
         """The exchange that lowers a rank's load towards the goal at the least price in rows per load moved.
 
-        weight, load: of chunks and of ranks, the area or another. rows: that ranks need; where there are exchanges after
-        which neither rank needs more than `most_rows`, it is one of these. Returns `(price, mine, theirs)`; price inf if
-        there is none.
+        weight, load: of chunks and of ranks, the area or another. rows: that ranks need; where there are exchanges
+        after which neither rank needs more than `most_rows`, it is one of these. Returns `(price, mine, theirs)`; price
+        inf if there is none.
         """
         mine, theirs, here, there = self._exchanges(rank, partners)
         extra = here + there

@@ -89,17 +89,26 @@ def solve(problem: DispatchProblem, alg: DispatchAlg, cost: CostModel) -> Placem
         return problem.placed(min_heap(problem.areas, world))
     if isinstance(alg, LocalityDispatchAlg):
         return _locality(problem, alg.epsilon)
-    places = torch.arange(len(problem.areas), device="cpu") if problem.is_same_source else None
-    size = problem.contiguous.chunk_size
-    chunks = Problem(problem.areas, problem.needs, places, size, problem.key_owner)
     simple = [problem.placed(start(problem.areas, world)) for start in STARTS]
     seconds = [problem.predicted_seconds(placement, cost) for placement in simple]
     fastest = simple[seconds.index(min(seconds))]
-    owner = find_fastest(chunks, STARTS[:2], world, cost, min(seconds))
-    if owner is None:
+    found = _fastest(problem, cost, min(seconds))
+    if found is None:
         return fastest
-    found = problem.placed(owner)
     return found if problem.predicted_seconds(found, cost) < min(seconds) else fastest
+
+
+def _fastest(problem: DispatchProblem, cost: CostModel, known: float) -> Placement | None:
+    """What the search makes of the simple placements, None if none is faster than `known` seconds."""
+    if problem.key_owner is not None:  # ranks near such keys are found by rows, not by the busiest rank
+        return _locality(problem, LocalityDispatchAlg().epsilon)
+    chunks, size = len(problem.areas), problem.contiguous.chunk_size
+    places = torch.arange(chunks, device="cpu") if problem.is_same_source else None
+    leaving = torch.zeros(chunks, dtype=torch.float64, device="cpu")
+    owner = find_fastest(
+        Problem(problem.areas, problem.needs, places, size, leaving), STARTS[:2], problem.world, cost, known
+    )
+    return None if owner is None else problem.placed(owner)
 
 
 def _locality(problem: DispatchProblem, epsilon: float) -> Placement:
