@@ -100,7 +100,7 @@ def good_calls(group):
         },
         "DistAttnConfig": {
             "dispatch_config": api.DispatchConfig(), "overlap_config": api.OverlapConfig(), "mover": "ring",
-            "check_ranks": True,
+            "check_ranks": True, "cost": api.CostModel(),
         },
         "DispatchConfig": {"alg": api.MinHeapDispatchAlg()},
         "LocalityDispatchAlg": {"epsilon": 0.1},

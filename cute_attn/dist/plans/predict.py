@@ -10,6 +10,7 @@ import torch
 from ..config import OverlapConfig
 from ..cost import CostModel
 from .heads import ulysses_heads
+from .node_cast import node_stage_cuts
 from .placed import PlacedMask
 from .stages import stage_cuts
 
@@ -81,7 +82,11 @@ def _cast(name: str, placed: PlacedMask, overlap: OverlapConfig, cost: CostModel
     received = traffic.received
     stages = int(received.any())
     if overlap.enable:
-        stages = len(stage_cuts(placed.needs, placed.remote, areas, placed.key, overlap, cost)) - 1
+        if name == "node_cast":
+            cuts = node_stage_cuts(placed, overlap, cost)
+        else:
+            cuts = stage_cuts(placed.needs, placed.remote, areas, placed.key, overlap, cost)
+        stages = len(cuts) - 1
     communication = traffic.seconds(cost, stages)
     seconds = cost.total_seconds(compute, communication) if overlap.enable else compute + communication
     size = cost.key_bytes
