@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ...mask.union import unite
 from ..cost import CostModel
 from .locality import LocalSearch
 from .needs import Spans, rows_within
@@ -114,7 +113,7 @@ def _find(
         return None
     group = torch.from_numpy(found.owner).repeat_interleave(block)
     owner = torch.empty_like(group)
-    problem = _left(problem, group)
+    problem = _left(problem, group, groups, size if node_size == 1 else 1)
     if size == node_size:
         clock = replace(clock, base=clock.sending(found.rows) + cost.latency, crossing=found.rows / size)
     for index in range(groups):
@@ -225,13 +224,14 @@ class _Way:
             search.exchange(*step)
             received_now, (popular_now, sent_now) = self._received(), self._sent()
             rows = float(max(received_now.max(), sent_now.max()))
-            if clock.seconds(float(search.area.max()), rows) <= self.best:
+            seconds = clock.seconds(float(search.area.max()), rows)
+            tries[kind] = TRIES if seconds < self.best else tries[kind] - 1
+            if seconds <= self.best:  # as many others may be just as slow
                 received, popular, sent = received_now, popular_now, sent_now
                 self._take(rows)
             else:
                 search.exchange(*step)
                 movable[kind][step[0]] = False
-                tries[kind] -= 1
 
     def _enter(self, owner: torch.Tensor) -> None:
         p = self.problem
@@ -268,17 +268,20 @@ class _Way:
         return popular + weight * leaving, sent + weight * np.maximum(crossing, 0)
 
 
-def _left(problem: Problem, group: torch.Tensor) -> Problem:
-    """The same where chunks are in groups: rows that other groups need leave."""
+def _left(problem: Problem, group: torch.Tensor, groups: int, receivers: int) -> Problem:
+    """The same where chunks are in groups: rows leave for others, once to each of a group's `receivers` that need them,
+    which are taken to be as many as its chunks that do."""
     if problem.places is None:
         return problem
-    needs, lo = problem.needs, problem.places * problem.chunk_size
-    hi = lo + problem.chunk_size
-    bound = max(int(needs.hi.max()) if len(needs.hi) else 0, int(hi.max())) + 1
-    needs = Spans(*unite(group[needs.group], needs.lo, needs.hi, bound))
-    there, here = needs.group * bound, group * bound
-    own = rows_within((needs.lo + there, needs.hi + there), lo + here, hi + here)
-    return replace(problem, leaving=problem.leaving + rows_within((needs.lo, needs.hi), lo, hi) - own)
+    needs, size = problem.needs, problem.chunk_size
+    lo = problem.places * size
+    bound = max(int(needs.hi.max()) if len(needs.hi) else 0, int(lo.max()) + size) + 1
+    there = group[needs.group] * bound
+    edges = (lo + torch.arange(groups, device="cpu")[:, None] * bound).reshape(-1)
+    rows = rows_within((needs.lo + there, needs.hi + there), edges, edges + size).view(groups, -1)
+    rows.clamp_(max=receivers * size)
+    rows[group, torch.arange(len(group), device="cpu")] = 0
+    return replace(problem, leaving=problem.leaving + rows.sum(0))
 
 
 def _in_blocks(problem: Problem, block: int) -> Problem:
