@@ -77,7 +77,7 @@ class LocalityDispatchAlg(DispatchAlg):
 
 @dataclass(frozen=True)
 class AutoDispatchAlg(DispatchAlg):
-    """Whichever of the others is predicted to be fastest by the cost model."""
+    """The fastest by the cost model's prediction of what a search on predicted time finds, and of the simple ones."""
 
 
 @_with_keywords_of_others()
