@@ -30,7 +30,6 @@ BLOCKS = 64  # a group, about
 MOST_CHUNKS = 16  # a rank; more are searched in blocks first
 EVEN = 1.01  # times the mean, from which on area is not evened out further
 TRIES = 16  # exchanges that did not help, until no more are tried
-RELIEF = 0.75  # of the rows of the busiest rank, what may be left once it is relieved
 WORTH = 1.002  # times the time that even area alone takes: what is not over it, is not improved
 
 
@@ -154,14 +153,8 @@ def _search(problem: Problem, starts: tuple[Start, ...], world: int, clock: _Clo
     way = min(found, key=lambda way: way.best)
     if way.best > known:
         return None
-    # Senders are relieved from where area is fastest, and from where it is most even, whose traffic may yet be spread.
-    ends = [way.owner]
-    if not clock.crossing and not np.array_equal(way.owner, way.search.owner):
-        ends.append(way.search.owner)
-    ways = [_Way(problem, torch.from_numpy(owner), world, clock) for owner in ends]
-    for way in ways:
-        way.relieve()
-    return min(ways, key=lambda way: way.best)
+    way.relieve()
+    return way
 
 
 class _Way:
@@ -173,8 +166,7 @@ class _Way:
 
     def __init__(self, problem: Problem, owner: torch.Tensor, world: int, clock: _Clock) -> None:
         self.problem, self.clock, self.world = problem, clock, world
-        p = problem
-        self.search = LocalSearch(p.areas, p.needs, owner, world, None, p.chunk_size, p.places)
+        self._enter(owner)
         self.mean = float(self.search.area.mean())
         self._take(float(self._received().max()))
 
@@ -185,8 +177,7 @@ class _Way:
         received = self._received()
         for _ in range(4 * len(search.owner)):
             rank, rows = int(search.area.argmax()), float(received.max())
-            spread = RELIEF * rows if rows > hidden else rows
-            if search.area[rank] <= goal or clock.seconds(self.mean, spread) >= min(known, self.best):
+            if search.area[rank] <= goal or clock.seconds(self.mean, rows) >= min(known, self.best):
                 return
             partners = search.partners(rank, search.area)
             price, mine, theirs = search.cheapest(
@@ -202,6 +193,8 @@ class _Way:
 
     def relieve(self) -> None:
         """Takes from the rank that all wait for, area or traffic, whichever binds, until nothing helps."""
+        if not np.array_equal(self.search.owner, self.owner):
+            self._enter(torch.from_numpy(self.owner))
         search, clock = self.search, self.clock
         received, (popular, sent) = self._received(), self._sent()
         self._take(float(max(received.max(), sent.max())))
@@ -209,8 +202,7 @@ class _Way:
         tries = dict.fromkeys(movable, TRIES)
         for _ in range(len(search.owner)):
             area, most = float(search.area.max()), float(received.max())
-            busiest = float(max(most, sent.max()))
-            is_slow = clock.compute(area) > clock.cost.overlap * clock.sending(busiest)
+            is_slow = clock.compute(area) > clock.cost.overlap * clock.sending(self.rows)
             kind = "area" if is_slow and tries["area"] and area > EVEN * self.mean else "traffic"
             if not tries[kind] or self.best <= WORTH * clock.compute(self.mean):
                 return
@@ -219,13 +211,13 @@ class _Way:
                 weight, load, goal, limit = search.chunk_area, search.area, EVEN * self.mean, np.inf
             else:
                 rank = int((received if most >= sent.max() else sent).argmax())
-                weight, load, goal, limit = popular, sent, most, max(area, clock.free_area(busiest))
+                weight, load, goal, limit = popular, sent, most, max(area, clock.free_area(self.rows))
             if kind == "traffic" and most >= sent.max():
                 step = search.fewest(rank, received, limit, movable[kind])
             else:
                 partners = search.partners(rank, load)
                 price, *chunks = search.cheapest(
-                    rank, partners, weight * movable[kind], load, goal, limit, received, busiest
+                    rank, partners, weight * movable[kind], load, goal, limit, received, max(most, self.rows)
                 )
                 step = None if price == np.inf else (chunks[0], chunks[1])
             if step is None:
@@ -236,16 +228,16 @@ class _Way:
             rows = float(max(received_now.max(), sent_now.max()))
             seconds = clock.seconds(float(search.area.max()), rows)
             tries[kind] = TRIES if seconds < self.best else tries[kind] - 1
-            # Others may be just as slow, and area that goes to many of them helps only in the end: rows that hide cost
-            # little on the way there.
-            is_hidden = kind == "area" and clock.cost.overlap * clock.sending(rows) <= clock.compute(area)
-            if seconds <= self.best or is_hidden:
+            if seconds <= self.best:  # as many others may be just as slow
                 received, popular, sent = received_now, popular_now, sent_now
-                if seconds <= self.best:
-                    self._take(rows)
+                self._take(rows)
             else:
                 search.exchange(*step)
                 movable[kind][step[0]] = False
+
+    def _enter(self, owner: torch.Tensor) -> None:
+        p = self.problem
+        self.search = LocalSearch(p.areas, p.needs, owner, self.world, None, p.chunk_size, p.places)
 
     def _take(self, rows: float) -> None:
         """Takes what the search has as the best."""

@@ -244,8 +244,7 @@ def test_chunks_that_need_many_scattered_keys_are_placed_too():
 # ---------------------------------------------------------------- the fastest
 
 
-@pytest.mark.parametrize("ranks_per_node", [1, 8])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("seed", "ranks_per_node"), [(0, 1), (0, 8), (1, 8)])
 def test_auto_is_predicted_faster_than_a_fixed_limit_of_area_on_packed_documents(seed, ranks_per_node):
     mask, cost = lognormal_documents(64 * 8192, seed=seed), CostModel(ranks_per_node=ranks_per_node)
     seconds = []
