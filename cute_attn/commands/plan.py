@@ -62,7 +62,9 @@ ALGS: dict[str, DispatchAlg] = {
 @click.option("--heads-k", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--head-dim", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--ulysses-size", type=click.IntRange(2), default=8, show_default=True, help="Of a 2-D mesh.")
-@click.option("--bandwidth", type=float, default=40.0, show_default=True, help="GB/s that a GPU sends and receives.")
+@click.option("--bandwidth", type=float, default=40.0, show_default=True, help="GB/s of a GPU, to other nodes.")
+@click.option("--ranks-per-node", type=click.IntRange(1), default=1, show_default=True, help="GPUs that share a node.")
+@click.option("--node-bandwidth", type=float, default=400.0, show_default=True, help="GB/s of a GPU inside a node.")
 @click.option(
     "--timeline",
     is_flag=False,
@@ -85,6 +87,8 @@ def command(
     head_dim: int,
     ulysses_size: int,
     bandwidth: float,
+    ranks_per_node: int,
+    node_bandwidth: float,
     timeline: str | None,
     timeline_png: Path | None,
     png: Path | None,
@@ -98,7 +102,15 @@ def command(
     """
     if spec is not None and documents is not None:
         raise click.UsageError("give either --mask or --documents")
-    cost = CostModel(heads_q, heads_k, head_dim, head_dim, bandwidth=bandwidth * 1e9)
+    cost = CostModel(
+        heads_q,
+        heads_k,
+        head_dim,
+        head_dim,
+        bandwidth=bandwidth * 1e9,
+        ranks_per_node=ranks_per_node,
+        node_bandwidth=node_bandwidth * 1e9,
+    )
     if documents is not None:
         mask, title = lognormal_documents(seqlen, documents), f"packed documents, mean {documents:,}"
     else:

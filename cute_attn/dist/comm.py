@@ -7,8 +7,9 @@ sends and receives would need every rank's first call to match and hang beyond a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from .soundness import REMEDY, first_line
 
 __all__ = [
     "Arrival",
+    "Departure",
     "add_returned",
     "gather_rows",
     "heads_to_rows",
@@ -49,6 +51,38 @@ class Arrival:
         with _explaining():
             self._work.wait()
         return self._rows
+
+
+class Departure:
+    """Exchanges of which each needs what the one before has brought; the last is on its way.
+
+    On a GPU they have a stream of their own, so that what is computed meanwhile waits for none of them.
+    """
+
+    def __init__(self, start: Callable[[], Arrival], device: torch.device) -> None:
+        self._stream = _stream_of(device) if device.type == "cuda" else None
+        if self._stream is None:
+            self._last = start()
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(self._stream):
+            self._last = start()
+
+    def wait(self) -> torch.Tensor:
+        """The rows of the last exchange, once they are here; on a GPU the current stream waits, not the host."""
+        if self._stream is None:
+            return self._last.wait()
+        with torch.cuda.stream(self._stream):
+            rows = self._last.wait()
+        current = torch.cuda.current_stream(rows.device)
+        current.wait_stream(self._stream)
+        rows.record_stream(current)
+        return rows
+
+
+@cache
+def _stream_of(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def send_rows(

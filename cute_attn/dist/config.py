@@ -10,6 +10,7 @@ from typing import TypeVar
 from ..checks import takes_keywords_of
 from ..elsewhere import HINTS_OF_OVERLAP, KEYWORDS_IN_DIST
 from .checks import END, check_finite, check_int
+from .cost import CostModel
 
 __all__ = [
     "MOVERS",
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 Config = TypeVar("Config")
-MOVERS = ("auto", "group_cast", "ring", "ulysses", "ulysses_ring")
+MOVERS = ("auto", "group_cast", "node_cast", "ring", "ulysses", "ulysses_ring")
 
 
 def _with_keywords_of_others(*hints: str) -> Callable[[type[Config]], type[Config]]:
@@ -76,7 +77,7 @@ class LocalityDispatchAlg(DispatchAlg):
 
 @dataclass(frozen=True)
 class AutoDispatchAlg(DispatchAlg):
-    """Whichever of the others is predicted to be fastest by the cost model."""
+    """The fastest by the cost model's prediction of what a search on predicted time finds, and of the simple ones."""
 
 
 @_with_keywords_of_others()
@@ -163,9 +164,11 @@ class DistAttnConfig:
 
     dispatch_config: how chunks are given to ranks.
     overlap_config: how communication overlaps compute.
-    mover: how keys reach queries. "group_cast" sends each needed row once to each rank that needs it; "ring" rotates
-        keys; "ulysses" exchanges heads for rows; "ulysses_ring" does both on a 2-D mesh (ring, ulysses); "auto" takes
-        the best predicted.
+    mover: how keys reach queries. "group_cast" sends each needed row once to each rank that needs it; "node_cast" once
+        to each node that needs it, and on to its ranks from there; "ring" rotates keys; "ulysses" exchanges heads for
+        rows; "ulysses_ring" does both on a 2-D mesh (ring, ulysses); "auto" takes the best predicted.
+    cost: the cost model by which placements, stages and "auto" are chosen: FLOP/s, bandwidths, latency, how many ranks
+        a node has. Placements are made for its shape, calls have their own.
     check_ranks: ranks compare 16 bytes ahead of every call that communicates, so that ranks which were given different
         things raise instead of adding up what does not belong together. If False only the making of keys is compared.
     """
@@ -174,9 +177,11 @@ class DistAttnConfig:
     overlap_config: OverlapConfig = field(default_factory=OverlapConfig)
     mover: str = "auto"
     check_ranks: bool = True
+    cost: CostModel = field(default_factory=CostModel)
 
     def __post_init__(self) -> None:
-        for name, kind in (("dispatch_config", DispatchConfig), ("overlap_config", OverlapConfig)):
+        kinds = (("dispatch_config", DispatchConfig), ("overlap_config", OverlapConfig), ("cost", CostModel))
+        for name, kind in kinds:
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"DistAttnConfig: {name} must be of type {kind.__name__}, got {getattr(self, name)!r}")
         if not isinstance(self.mover, str):
@@ -185,5 +190,10 @@ class DistAttnConfig:
             )
         if self.mover not in MOVERS:
             raise ValueError(f"DistAttnConfig: mover must be one of {', '.join(MOVERS)}, got {self.mover!r}")
+        if self.mover == "node_cast" and self.cost.ranks_per_node == 1:
+            raise ValueError(
+                "DistAttnConfig: mover 'node_cast' needs nodes of several ranks, got ranks_per_node = 1; "
+                "cost=CostModel(ranks_per_node=8) makes every 8 consecutive ranks one"
+            )
         if not isinstance(self.check_ranks, bool):
             raise TypeError(f"DistAttnConfig: check_ranks must be a bool, got {self.check_ranks!r}")

@@ -15,8 +15,10 @@ class CostModel:
 
     heads_q, heads_k, head_dim, head_dim_v: shape of the attention. element_size: bytes of one element of q, k, v.
     flops: attention FLOP/s that one rank sustains. bandwidth: bytes/s that one rank sends, and at the same time
-    receives. latency: seconds before the first byte of a collective. overlap: share of communication that can hide
-    behind compute, in [0, 1]. The defaults are one H100 among others, with NVLink inside and 400 Gb/s between hosts.
+    receives, to and from other nodes. latency: seconds before the first byte of a collective. overlap: share of
+    communication that can hide behind compute, in [0, 1]. ranks_per_node: so many consecutive ranks are a node; as many
+    as there are make one, else it must divide their number. node_bandwidth: bytes/s inside a node. The defaults are one
+    H100 among others, with 400 Gb/s between hosts and NVLink inside, which nothing uses until ranks_per_node is given.
     """
 
     heads_q: int = 32
@@ -28,13 +30,15 @@ class CostModel:
     bandwidth: float = 4.0e10
     latency: float = 3.0e-5
     overlap: float = 0.9
+    ranks_per_node: int = 1
+    node_bandwidth: float = 4.0e11
 
     def __post_init__(self) -> None:
-        for name in ("heads_q", "heads_k", "head_dim", "head_dim_v", "element_size"):
+        for name in ("heads_q", "heads_k", "head_dim", "head_dim_v", "element_size", "ranks_per_node"):
             check_int(f"CostModel: {name}", getattr(self, name), 1, END)
         if self.heads_q % self.heads_k:
             raise ValueError(f"CostModel: heads_q = {self.heads_q} must be divisible by heads_k = {self.heads_k}")
-        for name in ("flops", "bandwidth"):
+        for name in ("flops", "bandwidth", "node_bandwidth"):
             if check_finite(f"CostModel: {name}", getattr(self, name)) <= 0:
                 raise ValueError(f"CostModel: {name} must be > 0, got {getattr(self, name)!r}")
         if check_finite("CostModel: latency", self.latency) < 0:
@@ -56,9 +60,17 @@ class CostModel:
         """Forward time of `area` attended pairs on one rank."""
         return 2 * area * self.heads_q * (self.head_dim + self.head_dim_v) / self.flops
 
-    def send_seconds(self, size: float, collectives: int = 1) -> float:
-        """Time for one rank to send or receive `size` bytes in a number of collectives."""
-        return size / self.bandwidth + collectives * self.latency
+    def send_seconds(self, across: float, collectives: int = 1, inside: float = 0.0) -> float:
+        """Time for one rank to send or receive so many bytes, across and inside of nodes at the same time, in a number
+        of collectives."""
+        return max(across / self.bandwidth, inside / self.node_bandwidth) + collectives * self.latency
+
+    def node_size(self, world: int) -> int:
+        """Ranks of a node among `world` ranks. Raises ValueError where nodes would not be equal."""
+        size = min(self.ranks_per_node, world)
+        if world % size:
+            raise ValueError(f"CostModel: ranks_per_node must divide the number of ranks, got {size} for {world} ranks")
+        return size
 
     def total_seconds(self, compute: float, communication: float) -> float:
         """Compute, and what of communication cannot hide behind it."""

@@ -115,6 +115,7 @@ def magi_attn_flex_key(
             chunk_size,
             pad_size,
             dist_attn_config.dispatch_config,
+            dist_attn_config.cost,
             ulysses_size=ulysses_size_of(dist_attn_config.mover, groups),
             is_same_source=is_same_source,
             is_q_permutable=is_q_permutable,

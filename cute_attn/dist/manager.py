@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import torch
 
@@ -18,6 +19,7 @@ from .movers.ring import Ring
 from .placing.placement import Placement
 from .plans.group_cast import plan_placed_group_cast
 from .plans.heads import ulysses_heads
+from .plans.node_cast import plan_placed_node_cast
 from .plans.placed import PlacedMask
 from .plans.predict import choose_mover
 from .plans.ring import plan_placed_ring
@@ -73,13 +75,15 @@ class Manager:
         return self._rolls[name]
 
     def route(self, cost: CostModel, device: torch.device) -> Route:
-        """The way of tensors of the shape that `cost` tells.
+        """The way of tensors of the shape that `cost` tells; of the machine the config tells.
 
         Raises ValueError where the mover cannot split so many heads.
         """
+        shape = ("heads_q", "heads_k", "head_dim", "head_dim_v", "element_size")
+        cost = replace(self.config.cost, **{name: getattr(cost, name) for name in shape})
         if (cost, device) not in self._routes:
             mover = self._choose_mover(cost)
-            make = self._group_cast if mover == "group_cast" else self._ring
+            make = self._cast if mover in ("group_cast", "node_cast") else self._ring
             self._routes[cost, device] = make(mover, cost, device)
         return self._routes[cost, device]
 
@@ -90,8 +94,9 @@ class Manager:
         ulysses_size = None if ulysses is None else ulysses.size()
         return choose_mover(self.placed, self.config.overlap_config, cost, ulysses_size)
 
-    def _group_cast(self, mover: str, cost: CostModel, device: torch.device) -> Route:
-        plan = plan_placed_group_cast(self.placed, self.groups.rank, self.config.overlap_config, cost)
+    def _cast(self, mover: str, cost: CostModel, device: torch.device) -> Route:
+        make = plan_placed_node_cast if mover == "node_cast" else plan_placed_group_cast
+        plan = make(self.placed, self.groups.rank, self.config.overlap_config, cost)
         return self._route(GroupCast(plan.to(device), self.groups.whole), None)
 
     def _ring(self, mover: str, cost: CostModel, device: torch.device) -> Route:

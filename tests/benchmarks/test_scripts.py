@@ -43,6 +43,10 @@ def dist_plan(tiny):
     tiny("dist_plan", TOKENS=1024, CHUNK_SIZES={8: (128,)}, LENGTHS=(1 << 16,)).main()
 
 
+def dist_workloads(tiny):
+    tiny("dist_workloads", TOKENS=1024, BATCH=2048, RANKS=(8, 16), BATCH_RANKS=(8,), SEEDS=range(1)).main()
+
+
 def forward_profile(tiny):
     tiny("forward_profile", HEAD_DIMS=[(64, 64)]).main()
 
@@ -73,7 +77,7 @@ def sim_speed(tiny):
     tiny("sim_speed", **rounds, MODES=("eager",), TOKENS=256, GROWTH=(1, 2)).main()
 
 
-RUNS = [attention, dist_check_ranks, dist_plan, large_logits, launch_overhead, mask_planning]
+RUNS = [attention, dist_check_ranks, dist_plan, dist_workloads, large_logits, launch_overhead, mask_planning]
 # Seconds for each of several kernels.
 COMPILING = [backward_profile, decode_profile, deterministic, forward_profile, kernel_cache, predict, sim_speed]
 WRITTEN = {"dist_plan": ["dist_plan", "dist_plan_time"]}

@@ -61,7 +61,7 @@ def test_configurations_that_differ_are_unequal_and_equal_ones_hash_alike():
         (
             lambda: DistAttnConfig(mover="rings"),
             ValueError,
-            "mover must be one of auto, group_cast, ring, .* got 'rings'",
+            "mover must be one of auto, group_cast, node_cast, ring, .* got 'rings'",
         ),
         (lambda: DistAttnConfig(mover=np.array(["ring"])), TypeError, "mover must be a str, got array"),
         (lambda: DistAttnConfig(check_ranks=1), TypeError, "check_ranks must be a bool, got 1"),
@@ -91,6 +91,10 @@ def test_configurations_that_differ_are_unequal_and_equal_ones_hash_alike():
         (lambda: CostModel(bandwidth=0), ValueError, "bandwidth must be > 0, got 0"),
         (lambda: CostModel(latency=-1), ValueError, "latency must be >= 0, got -1"),
         (lambda: CostModel(overlap=2), ValueError, r"overlap must be in \[0, 1\], got 2"),
+        (lambda: CostModel(ranks_per_node=0), ValueError, "ranks_per_node must be >= 1, got 0"),
+        (lambda: CostModel(node_bandwidth=0), ValueError, "node_bandwidth must be > 0, got 0"),
+        (lambda: DistAttnConfig(cost=None), TypeError, "cost must be of type CostModel, got None"),
+        (lambda: DistAttnConfig(mover="node_cast"), ValueError, "needs nodes of several ranks, got ranks_per_node = 1"),
         (lambda: CostModel(head_dim=0), ValueError, "head_dim must be >= 1, got 0"),
     ],
 )

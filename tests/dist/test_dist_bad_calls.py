@@ -100,7 +100,7 @@ def good_calls(group):
         },
         "DistAttnConfig": {
             "dispatch_config": api.DispatchConfig(), "overlap_config": api.OverlapConfig(), "mover": "ring",
-            "check_ranks": True,
+            "check_ranks": True, "cost": api.CostModel(),
         },
         "DispatchConfig": {"alg": api.MinHeapDispatchAlg(), "chunk_size": 4},
         "LocalityDispatchAlg": {"epsilon": 0.1},
@@ -110,7 +110,7 @@ def good_calls(group):
         },
         "CostModel": {
             "heads_q": 4, "heads_k": 2, "head_dim": 8, "head_dim_v": 8, "element_size": 2, "flops": 1.0,
-            "bandwidth": 1.0, "latency": 0.0, "overlap": 0.5,
+            "bandwidth": 1.0, "latency": 0.0, "overlap": 0.5, "ranks_per_node": 2, "node_bandwidth": 1.0,
         },
         "get_most_recent_key": {"cp_group_or_mesh": group},
         "clear_cache": {"cp_group_or_mesh": group},  # the last one: no key is known behind it

@@ -21,7 +21,7 @@ from .needs import Spans
 __all__ = ["LocalSearch", "local_search"]
 
 RUNS = 8  # runs of needed keys kept for a chunk; smaller gaps are closed, which only makes the search less exact
-PAIRS = 1 << 16  # pairs of chunks tried at a time, which limits the ranks tried as partners of one rank
+PAIRS = 1 << 13  # pairs of chunks tried at a time, which limits the ranks tried as partners of one rank
 SWEEPS = 4
 EXACT = 4  # exchanges whose cost is counted exactly before the best is made
 
@@ -58,7 +58,9 @@ class LocalSearch:
         world: int,
         key_owner: torch.Tensor | None,
         chunk_size: int,
+        places: torch.Tensor | None = None,
     ) -> None:
+        """places: int64 `(chunks,)`, ascending: where the chunks are in the sequence, if they are not all of it."""
         chunks = len(areas)
         self.chunk_size = chunk_size
         self.owner = owner.numpy().copy()
@@ -66,27 +68,29 @@ class LocalSearch:
         self.area = np.bincount(self.owner, weights=self.chunk_area, minlength=world)
         self.members = np.argsort(self.owner, kind="stable").reshape(world, -1)
         group, lo, hi = (x.numpy() for x in _few_runs(needs, RUNS))
-        key_chunks = len(key_owner) if key_owner is not None else -(-int(hi.max(initial=1)) // chunk_size)
-        edges = np.unique(np.concatenate([lo, hi, np.arange(key_chunks + 1) * chunk_size]))
-        self.length = np.diff(edges)
-        self.key_chunk = edges[:-1] // chunk_size  # the key chunk that a segment is in
+        own = np.arange(chunks if key_owner is None else len(key_owner)) if places is None else places.numpy()
+        edges = np.unique(np.concatenate([lo, hi, own * chunk_size, (own + 1) * chunk_size]))
+        self.length = np.diff(edges).astype(np.int32)
+        # The chunk whose rows a segment is, -1 if it is none of these.
+        self.key_chunk = np.searchsorted(own * chunk_size, edges[:-1], side="right") - 1
+        self.key_chunk[edges[:-1] >= (own[self.key_chunk] + 1) * chunk_size] = -1
         self.held = None if key_owner is None else key_owner.numpy()[self.key_chunk]
         runs = np.bincount(group, minlength=chunks)
         slot = np.arange(len(group)) - (runs.cumsum() - runs)[group]
-        # Chunk c needs segments [begin[c, j], end[c, j]) for each j; missing runs are [0, 0).
+        # Chunk c needs segments [begin[c, j], end[c, j)) for each j; missing runs are [0, 0).
         self.begin = np.zeros((chunks, max(1, int(runs.max(initial=0)))), np.int64)
         self.end = np.zeros_like(self.begin)
         self.begin[group, slot] = np.searchsorted(edges, lo)
         self.end[group, slot] = np.searchsorted(edges, hi)
-        self.count = np.zeros((world, len(self.length)), np.int32)
+        first = self.owner[:, None] * len(edges)
+        shape = world * len(edges)
+        steps = np.bincount((first + self.begin).ravel(), minlength=shape)
+        steps -= np.bincount((first + self.end).ravel(), minlength=shape)
+        self.count = steps.reshape(world, -1).cumsum(1)[:, :-1].astype(np.int32)
         # missing[r, s]: rows of the segments before s that no chunk of rank r needs.
         self.missing = np.zeros((world, len(edges)), np.int32)
         self.saving = np.zeros(chunks, np.int64)  # rows that only this chunk of its rank needs
         for rank in range(world):
-            row = np.zeros(len(edges), np.int32)
-            np.add.at(row, self.begin[self.members[rank]], 1)
-            np.add.at(row, self.end[self.members[rank]], -1)
-            self.count[rank] = row.cumsum()[:-1]
             self._refresh(rank)
 
     def balance(self, limit: float) -> None:
@@ -116,23 +120,31 @@ class LocalSearch:
         load: np.ndarray,
         goal: float,
         area_limit: float = np.inf,
+        rows: np.ndarray | None = None,
+        most_rows: float = np.inf,
     ) -> tuple[float, int, int]:
         """The exchange that lowers a rank's load towards the goal at the least price in rows per load moved.
 
-        weight, load: of chunks and of ranks, the area or another. Returns `(price, mine, theirs)`; price inf if none.
+        weight, load: of chunks and of ranks, the area or another. rows: that ranks need; where there are exchanges
+        after which neither rank needs more than `most_rows`, it is one of these. Returns `(price, mine, theirs)`; price
+        inf if there is none.
         """
-        mine, theirs, extra = self._exchanges(rank, partners)
+        mine, theirs, here, there = self._exchanges(rank, partners)
+        extra = here + there
         moved = weight[mine] - weight[theirs][:, None]
         after = load[self.owner[theirs]][:, None] + moved
         fits = (moved > 0) & self._within(rank, mine, theirs, area_limit)
+        if rows is not None:
+            few = (rows[rank] + here <= most_rows) & (rows[self.owner[theirs]][:, None] + there <= most_rows)
+            fits = fits & few if (fits & few & (after <= goal)).any() else fits
         allowed = fits & (after <= goal)
         if not allowed.any():
             allowed = fits & (after < load[rank])
         useful = np.minimum(moved, load[rank] - goal)
         price = np.full(extra.shape, np.inf)
         np.divide(extra + self.chunk_size, useful, out=price, where=allowed)
-        there, here = divmod(int(price.argmin()), len(mine))
-        return float(price[there, here]), int(mine[here]), int(theirs[there])
+        at = int(price.argmin())
+        return float(price.flat[at]), int(mine[at % len(mine)]), int(theirs[at // len(mine)])
 
     def _within(self, rank: int, mine: np.ndarray, theirs: np.ndarray, limit: float) -> np.ndarray:
         """Whether both areas stay within the limit in each exchange, bool `(theirs, mine)`."""
@@ -149,9 +161,12 @@ class LocalSearch:
     def _save_rows_of(self, rank: int, limit: float) -> bool:
         changed = False
         while True:
-            mine, theirs, extra = self._exchanges(rank, self.partners(rank))
-            extra = np.where(self._within(rank, mine, theirs, limit), extra, np.iinfo(np.int64).max).ravel()
-            nearest = np.argpartition(extra, min(EXACT, len(extra) - 1))[:EXACT]
+            mine, theirs, here, there = self._exchanges(rank, self.partners(rank))
+            extra = np.where(self._within(rank, mine, theirs, limit), here + there, np.iinfo(np.int64).max).ravel()
+            # The cheapest, the first among equals: which of these a partial sort takes differs between processors.
+            worst = np.partition(extra, min(EXACT, len(extra)) - 1)[min(EXACT, len(extra)) - 1]
+            nearest = (extra <= min(worst, 0)).nonzero()[0]
+            nearest = nearest[extra[nearest].argsort(kind="stable")][:EXACT]
             pairs = [(mine[at % len(mine)], theirs[at // len(mine)]) for at in nearest if extra[at] <= 0]
             counted = [(self._extra_rows(a, b), a, b) for a, b in pairs]
             best = min(counted, default=(0, 0, 0))
@@ -176,16 +191,30 @@ class LocalSearch:
             others &= picked
         return others.nonzero()[0]
 
-    def _exchanges(self, rank: int, partners: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All exchanges of a chunk of `rank` with one of `partners`: `(mine, theirs, extra rows)`.
+    def fewest(self, rank: int, load: np.ndarray, limit: float, movable: np.ndarray) -> tuple[int, int] | None:
+        """The exchange after which a rank and its partner need fewest rows, if that is fewer than the rank needs now.
 
-        Extra rows, int64 `(theirs, mine)`, treat the two halves of an exchange as independent.
+        load: rows that ranks need. limit: of areas. movable: bool by chunk, which of the rank's may leave.
+        """
+        mine, theirs, here, there = self._exchanges(rank, self.partners(rank))
+        after = np.maximum(load[rank] + here, load[self.owner[theirs]][:, None] + there)
+        allowed = self._within(rank, mine, theirs, limit) & movable[mine]
+        after = np.where(allowed, after, np.iinfo(np.int64).max)
+        at = int(after.argmin())
+        if after.flat[at] >= load[rank]:
+            return None
+        return int(mine[at % len(mine)]), int(theirs[at // len(mine)])
+
+    def _exchanges(self, rank: int, partners: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """All exchanges of a chunk of `rank` with one of `partners`: `(mine, theirs, extra here, extra there)`.
+
+        Extra rows of the rank and of the partner, `(theirs, mine)`, treat what leaves and what comes as independent.
         """
         mine, theirs = self.members[rank], self.members[partners].reshape(-1)
-        out = self._added(partners[:, None], mine) - self.saving[mine]
-        back = self._added(np.array(rank), theirs) - self.saving[theirs]
-        extra = np.repeat(out, self.members.shape[1], axis=0) + back[:, None]
-        return mine, theirs, extra
+        here = self._added(np.array(rank), theirs)[:, None] - self.saving[mine]
+        added = self._added(partners[:, None], mine)
+        there = np.repeat(added, self.members.shape[1], axis=0) - self.saving[theirs][:, None]
+        return mine, theirs, here, there
 
     def _added(self, ranks: np.ndarray, chunks: np.ndarray) -> np.ndarray:
         """Rows that a rank would need besides if it got a chunk; the two index arrays broadcast."""
@@ -224,7 +253,8 @@ class LocalSearch:
         """Recomputes what depends on the needs of one rank."""
         lengths, count = self._lengths(rank), self.count[rank]
         np.cumsum(lengths * (count == 0), out=self.missing[rank, 1:])
-        alone = np.concatenate([[0], (lengths * (count == 1)).cumsum()])
+        alone = np.zeros(len(lengths) + 1, np.int32)
+        np.cumsum(lengths * (count == 1), out=alone[1:])
         members = self.members[rank]
         self.saving[members] = (alone[self.end[members]] - alone[self.begin[members]]).sum(1)
 

@@ -10,7 +10,18 @@ from ...mask import IntervalMask
 from ...mask.union import unite
 from .placement import Placement
 
-__all__ = ["Spans", "chunk_needs", "expand", "intersect", "meet", "rank_needs", "remote_needs", "rows_sent"]
+__all__ = [
+    "Spans",
+    "chunk_needs",
+    "expand",
+    "intersect",
+    "meet",
+    "positions_of",
+    "rank_needs",
+    "remote_needs",
+    "rows_sent",
+    "rows_within",
+]
 
 
 class Spans(NamedTuple):
@@ -66,13 +77,42 @@ def remote_needs(needs: Spans, key: Placement) -> Spans:
     return intersect(needs, Spans(group[keep], starts[keep], ends[keep]), key.padded_length)
 
 
+def rows_within(spans: tuple[torch.Tensor, torch.Tensor], lo: torch.Tensor, hi: torch.Tensor) -> torch.Tensor:
+    """int64 like `lo`: how many rows the spans `(lo, hi)` have in each `[lo, hi)`; both may overlap at will.
+
+    The rows of spans left of x are the sum of `relu(x - begin) - relu(x - end)`, a difference of two prefix sums.
+    """
+    edges = torch.cat([lo, hi])
+    left = torch.zeros_like(edges)
+    for ends, sign in zip(spans, (1, -1), strict=True):
+        ends = ends.sort().values
+        total = torch.cat([ends.new_zeros(1), ends.cumsum(0)])
+        count = torch.searchsorted(ends, edges)
+        left += sign * (count * edges - total[count])
+    return left[len(lo) :] - left[: len(lo)]
+
+
 def rows_sent(remote: Spans, key: Placement) -> torch.Tensor:
     """int64 `(world,)`: rows that each rank sends if every rank receives its `remote` rows from their owners."""
     edges = torch.arange(key.chunks.numel(), device="cpu") * key.chunk_size
-    parts, chunk = meet(remote, edges, edges + key.chunk_size)
-    return torch.zeros(key.world, dtype=torch.int64, device="cpu").index_add_(
-        0, key.owner()[chunk], parts.hi - parts.lo
-    )
+    rows = rows_within((remote.lo, remote.hi), edges, edges + key.chunk_size)
+    return torch.zeros(key.world, dtype=torch.int64, device="cpu").index_add_(0, key.owner(), rows)
+
+
+def positions_of(spans: Spans, counts: torch.Tensor) -> torch.Tensor:
+    """int64 like `counts`, `(n, groups)`: the positions up to which each group has so many of its rows.
+
+    A count of 0 gives a position at or before the first row.
+    """
+    groups = counts.shape[1]
+    if len(spans.lo) == 0:
+        return torch.zeros_like(counts)
+    total = (spans.hi - spans.lo).cumsum(0)
+    before = torch.zeros(groups, dtype=torch.int64, device="cpu")
+    before[1:] = spans.rows_by_group(groups).cumsum(0)[:-1]
+    target = before + counts
+    span = torch.searchsorted(total, target).clamp(max=len(total) - 1)
+    return (spans.hi[span] - (total[span] - target)).masked_fill(counts == 0, 0)
 
 
 def intersect(a: Spans, b: Spans, bound: int) -> Spans:

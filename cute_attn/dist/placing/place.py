@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ...checks import check_flag
 from ...mask import IntervalMask
 from ..checks import END, check_int, check_kind, check_one_plane
@@ -38,7 +40,7 @@ def place(
         pad_size: rows of padding after the queries, so that `seqlen_q + pad_size` is a multiple of
             `chunk_size * world`; None means the smallest. Keys of another source get the smallest of their own.
         config: the dispatch algorithm; None means DispatchConfig().
-        cost: for AutoDispatchAlg; None means CostModel().
+        cost: for AutoDispatchAlg; None means CostModel(). Its ranks_per_node must divide a larger world.
         ulysses_size: so many consecutive ranks exchange heads for rows (RingPlan): balance and traffic count between
             such groups only, and a group's rows lie on its ranks in order.
         is_same_source: queries and keys are one sequence (self-attention) and share a placement; then both
@@ -56,6 +58,8 @@ def place(
     check_kind("cost", cost, CostModel)
     _check(mask, world, ulysses_size, is_same_source, is_q_permutable, is_k_permutable)
     groups = world // ulysses_size
+    node_size = cost.node_size(world)
+    cost = replace(cost, ranks_per_node=node_size // ulysses_size if node_size % ulysses_size == 0 else 1)
     q_chunks = _chunk_count("pad_size", mask.seqlen_q, world, chunk_size, pad_size) // groups
     k_chunks = q_chunks
     if not is_same_source:

@@ -10,7 +10,7 @@ from ...mask.union import unite
 from .locality import local_search
 from .needs import Spans
 
-__all__ = ["Start", "find_owner"]
+__all__ = ["Start", "find_owner", "in_blocks", "largest_divisor", "of_chunks"]
 
 Start = Callable[[torch.Tensor, int], torch.Tensor]  # (areas of chunks, world) to the rank of each chunk
 
@@ -35,7 +35,7 @@ def find_owner(
     """
     if world == 1:
         return torch.zeros(len(areas), dtype=torch.int64, device="cpu")
-    groups = _divisor(world, MOST_RANKS // 2) if world > MOST_RANKS else 1
+    groups = largest_divisor(world, MOST_RANKS // 2) if world > MOST_RANKS else 1
     if groups == 1:
         return _find_at_once(areas, needs, start, world, limit, key_owner, chunk_size)
     size = world // groups
@@ -45,15 +45,15 @@ def find_owner(
     # Half of the slack is for the groups, the rest for the ranks in them.
     group_limit = size * (limit + float(areas.sum()) / world) / 2
     chunks = len(areas) // groups
-    block = chunks // _divisor(chunks, GROUP_BLOCKS)
-    blocks = _in_blocks(areas, needs, block)
+    block = chunks // largest_divisor(chunks, GROUP_BLOCKS)
+    blocks = in_blocks(areas, needs, block)
     group = local_search(*blocks, start(blocks[0], groups), groups, group_limit, group_keys, chunk_size)
     group = group.repeat_interleave(block)
     owner = torch.empty_like(group)
     for index in range(groups):
         inside = group == index
         keys = None if key_owner is None else key_owner - index * size
-        found = find_owner(areas[inside], _of_chunks(needs, inside), start, size, limit, keys, chunk_size)
+        found = find_owner(areas[inside], of_chunks(needs, inside), start, size, limit, keys, chunk_size)
         owner[inside] = index * size + found
     return owner
 
@@ -68,9 +68,9 @@ def _find_at_once(
     chunk_size: int,
 ) -> torch.Tensor:
     chunks = len(areas) // world
-    block = chunks // _divisor(chunks, MOST_CHUNKS)
+    block = chunks // largest_divisor(chunks, MOST_CHUNKS)
     if block > 1:
-        blocks = _in_blocks(areas, needs, block)
+        blocks = in_blocks(areas, needs, block)
         owner = local_search(*blocks, start(blocks[0], world), world, limit, key_owner, chunk_size)
         owner = owner.repeat_interleave(block)
         if float(torch.zeros(world, dtype=torch.int64, device="cpu").index_add_(0, owner, areas).max()) <= limit:
@@ -80,19 +80,19 @@ def _find_at_once(
     return local_search(areas, needs, owner, world, limit, key_owner, chunk_size)
 
 
-def _divisor(number: int, most: int) -> int:
+def largest_divisor(number: int, most: int) -> int:
     """The largest divisor up to `most`; the number itself where the only one is 1."""
     best = max(n for n in range(1, min(number, most) + 1) if number % n == 0)
     return best if best > 1 else number
 
 
-def _in_blocks(areas: torch.Tensor, needs: Spans, block: int) -> tuple[torch.Tensor, Spans]:
+def in_blocks(areas: torch.Tensor, needs: Spans, block: int) -> tuple[torch.Tensor, Spans]:
     """Areas and needs of every `block` consecutive chunks together."""
     bound = int(needs.hi.max()) if len(needs.hi) else 0
     return areas.view(-1, block).sum(1), Spans(*unite(needs.group // block, needs.lo, needs.hi, bound))
 
 
-def _of_chunks(needs: Spans, inside: torch.Tensor) -> Spans:
+def of_chunks(needs: Spans, inside: torch.Tensor) -> Spans:
     """The needs of some chunks, numbered anew."""
     keep = inside[needs.group]
     return Spans((inside.cumsum(0) - 1)[needs.group[keep]], needs.lo[keep], needs.hi[keep])

@@ -16,10 +16,12 @@ from ..config import (
     ZigzagDispatchAlg,
 )
 from ..cost import CostModel
-from .needs import Spans, rank_needs, remote_needs, rows_sent
+from .fastest import Problem, find_fastest
+from .needs import Spans, rank_needs, remote_needs
 from .placement import Placement
 from .search import Start, find_owner
 from .spread import spread_senders
+from .traffic import cast_traffic, relayed_traffic
 
 __all__ = ["DispatchProblem", "min_heap", "solve", "zigzag"]
 
@@ -68,10 +70,12 @@ class DispatchProblem:
     def predicted_seconds(self, query: Placement, cost: CostModel) -> float:
         """Forward time: the slowest rank's compute, and the part of the busiest rank's traffic that it cannot hide."""
         key = self.keys_for(query)
-        remote = self.remote(query, key)
-        rows = int(torch.maximum(remote.rows_by_group(self.world), rows_sent(remote, key)).max())
-        compute = cost.compute_seconds(self.largest_area(query))
-        return cost.total_seconds(compute, cost.send_seconds(rows * cost.key_bytes))
+        needs = rank_needs(self.needs, query, key.padded_length)
+        remote, node_size = remote_needs(needs, key), cost.node_size(self.world)
+        sending = cast_traffic(remote, key, node_size).seconds(cost)
+        if 1 < node_size < self.world:
+            sending = min(sending, relayed_traffic(needs, remote, key, node_size).seconds(cost))
+        return cost.total_seconds(cost.compute_seconds(self.largest_area(query)), sending)
 
 
 def solve(problem: DispatchProblem, alg: DispatchAlg, cost: CostModel) -> Placement:
@@ -86,8 +90,25 @@ def solve(problem: DispatchProblem, alg: DispatchAlg, cost: CostModel) -> Placem
     if isinstance(alg, LocalityDispatchAlg):
         return _locality(problem, alg.epsilon)
     simple = [problem.placed(start(problem.areas, world)) for start in STARTS]
-    near = _locality(problem, LocalityDispatchAlg().epsilon)
-    return min([*simple, near], key=lambda placement: problem.predicted_seconds(placement, cost))
+    seconds = [problem.predicted_seconds(placement, cost) for placement in simple]
+    fastest = simple[seconds.index(min(seconds))]
+    found = _fastest(problem, cost, min(seconds))
+    if found is None:
+        return fastest
+    return found if problem.predicted_seconds(found, cost) < min(seconds) else fastest
+
+
+def _fastest(problem: DispatchProblem, cost: CostModel, known: float) -> Placement | None:
+    """What the search makes of the simple placements, None if none is faster than `known` seconds."""
+    if problem.key_owner is not None:  # ranks near such keys are found by rows, not by the busiest rank
+        return _locality(problem, LocalityDispatchAlg().epsilon)
+    chunks, size = len(problem.areas), problem.contiguous.chunk_size
+    places = torch.arange(chunks, device="cpu") if problem.is_same_source else None
+    leaving = torch.zeros(chunks, dtype=torch.float64, device="cpu")
+    owner = find_fastest(
+        Problem(problem.areas, problem.needs, places, size, leaving), STARTS[:2], problem.world, cost, known
+    )
+    return None if owner is None else problem.placed(owner)
 
 
 def _locality(problem: DispatchProblem, epsilon: float) -> Placement:

@@ -1,4 +1,6 @@
-"""The plan of a group cast: every key row that a rank needs comes once from its owner, in stages.
+"""The plan of a group cast: every key row that a rank needs comes once, in stages.
+
+From its owner, or, in a node cast, from a rank of its node to which it has crossed once for all of them.
 
 Pure and deterministic: from a mask and two placements every rank computes the same tables, without communication and
 without a device. All tensors are on the CPU; `CastPlan.to` moves what attention and indexing read.
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 
@@ -20,17 +23,40 @@ from ..placing.placement import Placement
 from .placed import PlacedMask
 from .stages import stage_cuts
 
-__all__ = ["CastPlan", "CastStage", "plan_group_cast", "plan_placed_group_cast"]
+__all__ = [
+    "CastPlan",
+    "CastStage",
+    "Crossing",
+    "Holders",
+    "cast_stage",
+    "holders_of",
+    "own_stage",
+    "plan_group_cast",
+    "plan_placed_group_cast",
+]
+
+
+class Crossing(NamedTuple):
+    """The first step of a stage of a node cast: rows go to the ranks of other nodes that hand them on there.
+
+    send_index, send_splits, receive_splits: as in CastStage; every rank takes part, also where its splits are 0.
+    """
+
+    send_index: torch.Tensor
+    send_splits: list[int]
+    receive_splits: list[int]
 
 
 @dataclass(frozen=True, eq=False)
 class CastStage:
     """One stage: one `all_to_all_single` of K and V rows, then one attention of all local query rows.
 
-    send_index: int64 `(sum(send_splits),)`, rows of this rank's local keys in the order they are sent: peer 0's first,
-        ascending for each peer (so a row appears at most once a peer).
-    send_splits, receive_splits: `world` ints each, rows to and from every peer; 0 for the rank itself. If a stage
-        `communicates`, it does so on every rank, also where all of one rank's splits are 0.
+    across: None, or what crosses from node to node before: rows that have come so follow the rank's own.
+    send_index: int64 `(sum(send_splits),)`, rows of this rank's local keys, or of `cat([local, crossed])`, in the order
+        they are sent: peer 0's first, ascending in position for each peer (so a row appears at most once a peer).
+    send_splits, receive_splits: `world` ints each, rows to and from every peer; for the rank itself those that crossed
+        to it and that it needs. If a stage `communicates`, it does so on every rank, also where all of one rank's
+        splits are 0.
     includes_local: whether this stage also attends the rank's own keys.
     key_index: int64 `(keys,)` or None. The stage's keys in ascending global order are `buffer[key_index]` (`buffer`
         itself if None), where buffer is `received`, or `local` where nothing is received, or `cat([local, received])`
@@ -48,6 +74,7 @@ class CastStage:
     key_positions: torch.Tensor
     mask: IntervalMask
     communicates: bool
+    across: Crossing | None = None
 
     @property
     def area(self) -> int:
@@ -57,7 +84,9 @@ class CastStage:
     def to(self, device: torch.device | str) -> CastStage:
         """Index tensors and mask on a device; key_positions stays."""
         key_index = None if self.key_index is None else self.key_index.to(device)
-        return replace(self, send_index=self.send_index.to(device), key_index=key_index, mask=self.mask.to(device))
+        across = self.across and self.across._replace(send_index=self.across.send_index.to(device))
+        send_index, mask = self.send_index.to(device), self.mask.to(device)
+        return replace(self, send_index=send_index, key_index=key_index, mask=mask, across=across)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,11 +118,15 @@ class CastPlan:
     @property
     def rows_sent(self) -> int:
         """Key rows that leave this rank in the forward; `CostModel.key_bytes` makes them bytes."""
-        return sum(sum(stage.send_splits) for stage in self.stages)
+        return self._rows("send_splits")
 
     @property
     def rows_received(self) -> int:
-        return sum(sum(stage.receive_splits) for stage in self.stages)
+        return self._rows("receive_splits")
+
+    def _rows(self, splits: str) -> int:
+        exchanges = [x for stage in self.stages for x in (stage, stage.across) if x is not None]
+        return sum(sum(getattr(x, splits)) - getattr(x, splits)[self.rank] for x in exchanges)
 
     def to(self, device: torch.device | str) -> CastPlan:
         return replace(self, stages=tuple(stage.to(device) for stage in self.stages))
@@ -127,29 +160,61 @@ def plan_group_cast(
 def plan_placed_group_cast(placed: PlacedMask, rank: int, overlap: OverlapConfig, cost: CostModel) -> CastPlan:
     """plan_group_cast of what has been checked."""
     query, key, remote = placed.query, placed.key, placed.remote
-    rows = placed.rows_at(query.positions(rank))
+    rows, holders = placed.rows_at(query.positions(rank)), holders_of(key)
     if not overlap.enable:
-        return CastPlan(rank, query, key, (_stage(rows, remote, key, rank, includes_local=True),))
-    stages = [_stage(rows, Spans(*[x[:0] for x in remote]), key, rank, includes_local=True)]
+        return CastPlan(rank, query, key, (cast_stage(rows, remote, holders, key, rank, includes_local=True),))
+    stages = [own_stage(rows, key, rank)]
     cuts = stage_cuts(placed.needs, remote, placed.areas, key, overlap, cost)
     for low, high in pairwise(cuts):
-        stages.append(_stage(rows, remote.clip(low, high), key, rank, includes_local=False))
+        stages.append(cast_stage(rows, remote.clip(low, high), holders, key, rank))
     return CastPlan(rank, query, key, tuple(stages))
 
 
-def _stage(rows: IntervalMask, remote: Spans, key: Placement, rank: int, includes_local: bool) -> CastStage:
-    """The stage in which every rank receives its spans of `remote`."""
-    world, size = key.world, key.chunk_size
-    mine = key.chunks[rank] * size
-    sends, slot = meet(remote, mine, mine + size)
-    shift = slot * size - mine[slot]  # from global position to local row
+class Holders(NamedTuple):
+    """Who sends which rows: ascending disjoint positions `[lo, hi)` from rows `row` of a rank on; int64 `(n,)` each."""
+
+    lo: torch.Tensor
+    hi: torch.Tensor
+    rank: torch.Tensor
+    row: torch.Tensor
+
+
+def holders_of(key: Placement) -> Holders:
+    """The owners of keys."""
+    lo = torch.arange(key.chunks.numel(), device="cpu") * key.chunk_size
+    row = torch.empty_like(lo)
+    row[key.chunks.reshape(-1)] = (torch.arange(key.chunks.shape[1], device="cpu") * key.chunk_size).repeat(key.world)
+    return Holders(lo, lo + key.chunk_size, key.owner(), row)
+
+
+def own_stage(rows: IntervalMask, key: Placement, rank: int) -> CastStage:
+    """The stage of a rank's own keys alone."""
+    nothing = Spans(*[torch.zeros(0, dtype=torch.int64, device="cpu")] * 3)
+    return cast_stage(rows, nothing, holders_of(key), key, rank, includes_local=True)
+
+
+def cast_stage(
+    rows: IntervalMask,
+    remote: Spans,
+    holders: Holders,
+    key: Placement,
+    rank: int,
+    *,
+    includes_local: bool = False,
+    across: Crossing | None = None,
+    communicates: bool | None = None,
+) -> CastStage:
+    """The stage in which ranks receive their spans of `remote` from holders. communicates: None if `remote` is that of
+    all ranks, and tells."""
+    mine = Holders(*[x[holders.rank == rank] for x in holders])
+    sends, slot = meet(remote, mine.lo, mine.hi)
+    shift = mine.row[slot] - mine.lo[slot]  # from global position to the row that is sent
     send_index = expand(sends.lo + shift, sends.hi + shift)
-    edges = torch.arange(key.chunks.numel(), device="cpu") * size
-    wanted, chunk = meet(remote.of(rank), edges, edges + size)
-    owner = key.owner()[chunk]
+    wanted, holder = meet(remote.of(rank), holders.lo, holders.hi)
+    owner = holders.rank[holder]
     by_owner = owner.argsort(stable=True)
     positions = expand(wanted.lo[by_owner], wanted.hi[by_owner])
-    received = torch.zeros(world, dtype=torch.int64, device="cpu").index_add_(0, owner, wanted.hi - wanted.lo)
+    received = torch.zeros(key.world, dtype=torch.int64, device="cpu").index_add_(0, owner, wanted.hi - wanted.lo)
     if includes_local:
         positions = torch.cat([key.positions(rank), positions])
     key_index = None
@@ -157,11 +222,12 @@ def _stage(rows: IntervalMask, remote: Spans, key: Placement, rank: int, include
         positions, key_index = positions.sort()
     return CastStage(
         send_index=send_index,
-        send_splits=sends.rows_by_group(world).tolist(),
+        send_splits=sends.rows_by_group(key.world).tolist(),
         receive_splits=received.tolist(),
         includes_local=includes_local,
         key_index=key_index,
         key_positions=positions,
         mask=rows.remap(positions),
-        communicates=remote.group.numel() > 0,
+        communicates=remote.group.numel() > 0 if communicates is None else communicates,
+        across=across,
     )

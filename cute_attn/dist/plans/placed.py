@@ -11,6 +11,7 @@ from ...mask import IntervalMask
 from ..checks import check_kind, check_one_plane
 from ..placing.needs import Spans, chunk_needs, rank_needs, remote_needs
 from ..placing.placement import Placement, merge_ranks, rank_areas
+from ..placing.traffic import Traffic, cast_traffic, relayed_traffic
 from .reach import Travel, ring_reach
 
 __all__ = ["PlacedMask"]
@@ -28,6 +29,7 @@ class PlacedMask:
     query: Placement
     key: Placement
     _rings: dict[int, PlacedMask] = field(default_factory=dict, init=False, repr=False)
+    _traffic: dict[tuple[int, bool], Traffic] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         mask, query, key = self.mask, self.query, self.key
@@ -61,6 +63,17 @@ class PlacedMask:
     def areas(self) -> torch.Tensor:
         """int64 `(world,)`: attended pairs of each rank's rows."""
         return rank_areas(self.mask, self.query)
+
+    def traffic(self, node_size: int, relayed: bool = False) -> Traffic:
+        """Of a group cast, or of one that crosses to each node once."""
+        if (node_size, relayed) not in self._traffic:
+            relayed_or_direct = (
+                relayed_traffic(self.needs, self.remote, self.key, node_size)
+                if relayed
+                else cast_traffic(self.remote, self.key, node_size)
+            )
+            self._traffic[node_size, relayed] = relayed_or_direct
+        return self._traffic[node_size, relayed]
 
     @cached_property
     def reach(self) -> Travel:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from ..config import OverlapConfig
 from ..cost import CostModel
-from ..placing.needs import rows_sent
 from .heads import ulysses_heads
+from .node_cast import node_stage_cuts
 from .placed import PlacedMask
 from .stages import stage_cuts
 
@@ -20,7 +21,7 @@ __all__ = ["MoverPrediction", "choose_mover", "predict_movers"]
 class MoverPrediction:
     """The forward of one mover.
 
-    mover: "all_gather" (for comparison alone), "group_cast", "ring", "ulysses" or "ulysses_ring".
+    mover: "all_gather" (for comparison alone), "group_cast", "node_cast", "ring", "ulysses" or "ulysses_ring".
     bytes_sent, bytes_received: int64 `(world,)`, of each rank.
     steps: collectives one after another.
     seconds: of the slowest rank, with what cannot hide behind compute.
@@ -48,14 +49,15 @@ def predict_movers(
     """The movers that the head counts of `cost` allow.
 
     ulysses_size: that of a 2-D mesh, which brings in "ulysses_ring". "ulysses" is among them if the world divides
-    `cost.heads_q`.
+    `cost.heads_q`, "node_cast" if there are several nodes of several ranks.
+
+    Raises ValueError where the nodes of `cost` do not divide the world.
     """
     world = placed.world
-    compute = cost.compute_seconds(int(placed.areas.max()))
-    everything = torch.full((world,), (world - 1) * placed.key.rows_per_rank * cost.key_bytes, device="cpu")
-    seconds = compute + cost.send_seconds(int(everything[0]))
-    found = [MoverPrediction("all_gather", everything, everything, min(1, world - 1), seconds)]
-    found.append(_group_cast(placed, overlap, cost))
+    node_size = cost.node_size(world)
+    found = [_all_gather(placed, cost, node_size), _cast("group_cast", placed, overlap, cost)]
+    if 1 < node_size < world:
+        found.append(_cast("node_cast", placed, overlap, cost))
     found.append(_ring(placed, cost, 1, "ring"))
     if world > 1 and cost.heads_q % world == 0:
         found.append(_ring(placed, cost, world, "ulysses"))
@@ -64,15 +66,31 @@ def predict_movers(
     return found
 
 
-def _group_cast(placed: PlacedMask, overlap: OverlapConfig, cost: CostModel) -> MoverPrediction:
-    needs, remote, areas, key = placed.needs, placed.remote, placed.areas, placed.key
+def _all_gather(placed: PlacedMask, cost: CostModel, node_size: int) -> MoverPrediction:
+    """All rows to all ranks; those of other nodes cross once, over the links of all ranks of a node."""
+    world, size = placed.world, placed.key.rows_per_rank * cost.key_bytes
+    everything = torch.full((world,), (world - 1) * size, device="cpu")
+    send = cost.send_seconds((world - node_size) * size / node_size, 1, (world - 1) * size if node_size > 1 else 0)
+    seconds = cost.compute_seconds(int(placed.areas.max())) + send
+    return MoverPrediction("all_gather", everything, everything, min(1, world - 1), seconds)
+
+
+def _cast(name: str, placed: PlacedMask, overlap: OverlapConfig, cost: CostModel) -> MoverPrediction:
+    areas, node_size = placed.areas, cost.node_size(placed.world)
     compute = cost.compute_seconds(int(areas.max()))
-    sent = rows_sent(remote, key)
-    received = remote.rows_by_group(key.world)
-    steps = len(stage_cuts(needs, remote, areas, key, overlap, cost)) - 1 if overlap.enable else int(received.any())
-    communication = cost.send_seconds(int(torch.maximum(sent, received).max()) * cost.key_bytes, steps)
+    traffic = placed.traffic(node_size, relayed=name == "node_cast")
+    received = traffic.received
+    stages = int(received.any())
+    if overlap.enable:
+        if name == "node_cast":
+            cuts = node_stage_cuts(placed, overlap, cost)
+        else:
+            cuts = stage_cuts(placed.needs, placed.remote, areas, placed.key, overlap, cost)
+        stages = len(cuts) - 1
+    communication = traffic.seconds(cost, stages)
     seconds = cost.total_seconds(compute, communication) if overlap.enable else compute + communication
-    return MoverPrediction("group_cast", sent * cost.key_bytes, received * cost.key_bytes, steps, seconds)
+    size = cost.key_bytes
+    return MoverPrediction(name, traffic.sent * size, received * size, stages * traffic.collectives, seconds)
 
 
 def _ring(placed: PlacedMask, cost: CostModel, ulysses_size: int, name: str) -> MoverPrediction:
@@ -90,10 +108,17 @@ def _ring(placed: PlacedMask, cost: CostModel, ulysses_size: int, name: str) -> 
     sent = travelling[(ranks - step) % ring_size, step].sum(1)
     received = travelling[(ranks - step - 1) % ring_size, step].sum(1)
     exchanged = (ulysses_size - 1) * (placed.query.rows_per_rank * query_bytes + placed.key.rows_per_rank * key_bytes)
-    ring_seconds = cost.send_seconds(int(travelling.max(0).values.sum()) * key_bytes, reach.steps)
+    node_size = cost.node_size(placed.world)
+    positions = node_size // ulysses_size if node_size % ulysses_size == 0 else 1  # of the ring in a node
+    crosses = (ranks + step) % ring_size % positions == positions - 1 if positions < ring_size else ranks + step < 0
+    across, inside = ((travelling * where).max(0).values * key_bytes for where in (crosses, ~crosses))
+    ring_seconds = sum(
+        cost.send_seconds(a, 0, b) for a, b in zip(across.tolist(), inside.tolist(), strict=True)
+    ) + cost.send_seconds(0, reach.steps)
     compute = cost.compute_seconds(int(ring.areas.max()) / ulysses_size)
     seconds = cost.total_seconds(compute, ring_seconds)
     if ulysses_size > 1:
-        seconds += cost.send_seconds(exchanged, 2)
+        peers, away = ulysses_size - 1, ulysses_size - math.gcd(ulysses_size, node_size)  # those in other nodes
+        seconds += cost.send_seconds(exchanged * away / peers, 2, exchanged * (peers - away) / peers)
     sent, received = (exchanged + (x * key_bytes).repeat_interleave(ulysses_size) for x in (sent, received))
     return MoverPrediction(name, sent, received, reach.steps + 2 * (ulysses_size > 1), seconds)

@@ -6,7 +6,7 @@ import torch
 
 from ..config import AttnOverlapMode, OverlapAlgType, OverlapConfig
 from ..cost import CostModel
-from ..placing.needs import Spans
+from ..placing.needs import Spans, positions_of
 from ..placing.placement import Placement
 
 __all__ = ["stage_cuts"]
@@ -48,7 +48,9 @@ def stage_cuts(
     counts = torch.minimum((units * share - 1e-6).ceil().long() * unit, rows)
     counts[-1] = rows
     counts = counts[torch.cat([torch.tensor([True], device="cpu"), (counts[1:] > counts[:-1]).any(1)])]
-    return _positions_of(remote, counts, key.padded_length)
+    cuts = positions_of(remote, counts)
+    cuts[-1] = key.padded_length
+    return cuts
 
 
 def _best_degree(own: torch.Tensor, remote: torch.Tensor, send: torch.Tensor, latency: float) -> int:
@@ -66,17 +68,3 @@ def _best_degree(own: torch.Tensor, remote: torch.Tensor, send: torch.Tensor, la
         if float(done.max()) < fastest:
             best, fastest = degree, float(done.max())
     return best
-
-
-def _positions_of(remote: Spans, counts: torch.Tensor, bound: int) -> torch.Tensor:
-    """The positions up to which each rank has `counts` of its remote rows, `(stages + 1, world)` both."""
-    world = counts.shape[1]
-    length = remote.hi - remote.lo
-    total = length.cumsum(0)
-    before = torch.zeros(world, dtype=torch.int64, device="cpu")
-    before[1:] = remote.rows_by_group(world).cumsum(0)[:-1]
-    target = before + counts
-    span = torch.searchsorted(total, target).clamp(max=max(0, len(total) - 1))
-    position = remote.hi[span] - (total[span] - target)
-    position[0], position[-1] = 0, bound
-    return position

@@ -239,3 +239,44 @@ def test_chunks_that_need_many_scattered_keys_are_placed_too():
     query, key = place(mask, 4, 64, config=DispatchConfig(LocalityDispatchAlg()))
     assert balance(mask, query) <= 1.05
     assert rows_received(mask, query, key) <= 3 * 4096
+
+
+# ---------------------------------------------------------------- the fastest
+
+
+@pytest.mark.parametrize(("seed", "ranks_per_node"), [(0, 1), (0, 8), (1, 8)])
+def test_auto_is_predicted_faster_than_a_fixed_limit_of_area_on_packed_documents(seed, ranks_per_node):
+    mask, cost = lognormal_documents(64 * 8192, seed=seed), CostModel(ranks_per_node=ranks_per_node)
+    seconds = []
+    for alg in (LocalityDispatchAlg(), MinHeapDispatchAlg(), AutoDispatchAlg()):
+        placed = PlacedMask(mask, *place(mask, 64, 1024, config=DispatchConfig(alg), cost=cost))
+        predictions = predict_movers(placed, OverlapConfig(), cost)
+        seconds.append(min(p.seconds for p in predictions if p.mover in ("group_cast", "node_cast")))
+    assert seconds[2] < min(seconds[:2])
+
+
+@pytest.mark.parametrize(("world", "ranks_per_node", "chunks"), [(96, 8, 5), (130, 1, 3), (24, 4, 7), (256, 4, 2)])
+def test_the_search_in_nodes_and_groups_places_every_chunk_once_and_again_the_same(world, ranks_per_node, chunks):
+    cost = CostModel(ranks_per_node=ranks_per_node)
+    mask = lognormal_documents(world * chunks * 16, mean=300)
+    a, b = (place(mask, world, 16, cost=cost)[0] for _ in range(2))
+    assert a.chunks.shape == (world, chunks)
+    assert torch.equal(a.chunks, b.chunks)
+
+
+def test_more_bandwidth_is_spent_on_better_balance():
+    mask = lognormal_documents(64 * 8192)
+    slow, fast = (place(mask, 64, 1024, cost=CostModel(bandwidth=x))[0] for x in (4e10, 4e12))
+    assert balance(mask, fast) <= 1.02 < balance(mask, slow)
+
+
+def test_nodes_must_divide_the_ranks():
+    with pytest.raises(ValueError, match="ranks_per_node must divide the number of ranks, got 4 for 6 ranks"):
+        place(builders.causal(64), 6, 4, cost=CostModel(ranks_per_node=4))
+
+
+def test_ranks_that_exchange_heads_are_whole_parts_of_nodes():
+    mask = lognormal_documents(1 << 14)
+    for ulysses_size in (2, 4, 8):
+        query, _ = place(mask, 16, 64, cost=CostModel(ranks_per_node=4), ulysses_size=ulysses_size)
+        assert query.chunks.shape == (16, 16)
