@@ -8,6 +8,7 @@ import torch
 from torch.nn.attention import flex_attention as torch_flex
 
 from cute_attn import AuxRequest, IntervalMask, backend, create_block_mask, flex_attention, mask
+from cute_attn.mods.watched import Watched
 
 zeros = functools.partial(torch.zeros, dtype=torch.bfloat16)
 Q, K = zeros(2, 4, 6, 16), zeros(2, 4, 8, 16)
@@ -169,7 +170,7 @@ def test_a_tensor_that_stayed_behind_when_a_mask_moved():
     block_mask = create_block_mask(lambda b, h, q, k: keep[q ^ (k & 1)], None, None, 6, 8, device="cpu")
     reading = block_mask.reading()
     traced = reading.predicate.traced._replace(tensors=[keep.to("meta")])
-    predicate = dataclasses.replace(reading.predicate, traced=traced, versions=(0,))
+    predicate = dataclasses.replace(reading.predicate, traced=traced, watched=Watched(traced.tensors, ["keep"]))
     block_mask._reading = dataclasses.replace(reading, predicate=predicate)
     match = r"mask_mod must capture tensors on the device of query, cpu, got one of shape \(6,\) on meta"
     refused(ValueError, match, block_mask=block_mask)
