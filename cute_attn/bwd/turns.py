@@ -1,11 +1,11 @@
 """Turns of the key tiles at the sums of dQ: with them, every sum has one order.
 
 A key tile adds to the dQ of a query tile when all key tiles before it that attend the query tile have done so. CTAs are
-started in that order, first key tile first, and with an item each wait for none that was started after them: so some
-CTA can always go on. (Thread blocks start in the order of their index: CUDA does not promise it, but GPUs do so.) With
-several items a CTA, as sm_margin makes them, all CTAs must be resident together: then the launch is cooperative, which
-CUDA begins when there is room for all of them, or refuses. `cute_attn.launch.order` says what this order is good for,
-and why it is the other way round, last key tile first, where query heads have planes of their own.
+started in an order in which, with an item each, none waits for one that was started after it: so some CTA can always go
+on. (Thread blocks start in the order of their index: CUDA does not promise it, but GPUs do so.) With several items a
+CTA, as sm_margin makes them, all CTAs must be resident together: then the launch is cooperative, which CUDA begins when
+there is room for all of them, or refuses. `cute_attn.launch.order` has that order, and says where it is the other way
+round, last key tile first.
 """
 
 from dataclasses import dataclass
