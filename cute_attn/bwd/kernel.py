@@ -3,8 +3,8 @@
 Warps of the first warpgroup: 0 loads K, V, and Q tiles with their -lse; 1 loads dO tiles with their delta; 2 and 3 add
 the dQ that the two consumer warpgroups leave in shared memory to the sums in global memory. K and V stay in shared
 memory, dK and dV in registers, while the CTA walks the runs of query tiles, of all query heads that share its key head:
-so no copy of K, V, dK or dV per query head exists, and dK and dV have one order of summation. The partial runs of all
-heads come first, then the full ones, which carry no mask code. A tile is
+so no copy of K, V, dK or dV per query head exists, and dK and dV have one order of summation. Full runs carry no mask
+code; `cute_attn.bwd.walk` says in which order tiles come. A tile is
 
     S^T = K Q^T,  P^T = exp2(c S^T - lse),  dP^T = V dO^T,  dS^T = P^T (dP^T - delta),
     dV += P^T dO,  dK += dS^T Q,  dQ = dS K
@@ -36,6 +36,7 @@ from .producers import Producers, dq_empty, dq_full
 from .products import GROUPS, KEYS, WARPGROUP, Products
 from .storage import Shared
 from .tile_math import TileMath
+from .walk import kinds
 from .work import Arguments
 
 PRODUCER_REGISTERS, CONSUMER_REGISTERS = 32, 240  # after setmaxnreg; together all that a multiprocessor has
@@ -143,18 +144,19 @@ class MainKernel:
     def consume(self, arguments: Arguments, shared: Shared, warp, group):
         begin, end, step = arguments.share()
         item_count, first = Int32(0), Int32(0)
+        partial, then_partial = kinds(self.spec)
         for index in cutlass.range(begin, end, step, unroll=1):
             item = arguments.item(index)
             c = self.consumer(arguments, item, shared, warp, group)
             c.dk.fill(0.0)
             c.dv.fill(0.0)
-            last_partial = first + item.n_partial
-            last = last_partial + item.n_full
+            middle = first + item.count(partial)
+            last = middle + item.count(then_partial)
             shared.keys_values.wait_full(item_count)
-            for use in cutlass.range(first, last_partial, unroll=1):
-                self.tile_step(c, cute.arch.make_warp_uniform(use), True)
-            for use in cutlass.range(last_partial, last, unroll=1):
-                self.tile_step(c, cute.arch.make_warp_uniform(use), False)
+            for use in cutlass.range(first, middle, unroll=1):
+                self.tile_step(c, cute.arch.make_warp_uniform(use), partial)
+            for use in cutlass.range(middle, last, unroll=1):
+                self.tile_step(c, cute.arch.make_warp_uniform(use), then_partial)
             if const_expr(self.spec.fp32_gradients):
                 self.store_unrounded(arguments, item, c)
             else:

@@ -5,18 +5,18 @@ from typing import Any
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Int32, const_expr, range_constexpr
+from cutlass import Int32
 
 from cute_attn.sm90.bulk import load_bulk, reduce_add_bulk
 from cute_attn.sm90.idle import clear_idle, idle_of_lane
 from cute_attn.sm90.keys import KeyTiles
 from cute_attn.sm90.place import Place
-from cute_attn.sm90.runs import read_run
 from cute_attn.sm90.tiles import partition
 
 from .products import WARPGROUP, Products
 from .storage import Shared
 from .turns import DqTurns
+from .walk import kinds, walk
 from .work import Arguments
 
 __all__ = ["Producers", "dq_empty", "dq_full"]
@@ -64,6 +64,7 @@ class Producers:
         begin, end, step = arguments.share()
         item_count, use = Int32(0), Int32(0)
         tma, ring = arguments.tma, shared.keys_values
+        first, then = kinds(self.spec)
         for index in cutlass.range(begin, end, step, unroll=1):
             item = arguments.item(index)
             keys = KeyTiles.of(tma.k_atom, tma.k, item.batch, item.head_k, shared.k)
@@ -77,42 +78,41 @@ class Producers:
                 ring.wait_landed()
                 clear_idle(idle, shared.k, shared.v)
                 ring.hand_over(item_count)
-            use = self.load_query_tiles(arguments, item, shared, use, True)
-            use = self.load_query_tiles(arguments, item, shared, use, False)
+            use = self.load_query_tiles(arguments, item, shared, use, first)
+            use = self.load_query_tiles(arguments, item, shared, use, then)
             item_count += 1
 
-    @cute.jit
-    def load_query_tiles(self, arguments, item, shared, use: Int32, masked: cutlass.Constexpr):
+    def load_query_tiles(self, arguments, item, shared, use: Int32, masked: bool):
         """The partial or the full tiles of all heads: Q, -lse and, where bounds are tested and few, these."""
         tma, tensors, schedule, ring = arguments.tma, arguments.tensors, arguments.schedule, shared.queries
-        first_head, end_head = item.query_heads
-        for head in cutlass.range(first_head, end_head, unroll=1):
+        bounds_bytes = 8 * self.products.staged_layers * self.m if masked else 0
+
+        def of_head(head):
             plane = arguments.plane_of(item, head)
-            begin, end = arguments.runs_of(item, head, masked)
             q = cute.local_tile(tma.q[None, None, head, item.batch], (self.m, self.dim), (None, 0))
             to_q, of_q = partition(tma.q_atom, shared.q, q)
-            for number in cutlass.range(begin, end, unroll=1):
-                run = read_run(schedule.runs, number)
-                for tile in cutlass.range(run.begin, run.end, unroll=1):
-                    slot = ring.slot(use)
-                    idle, any_idle = self.idle_rows(schedule, plane, tile, masked)
-                    ring.wait_empty(use)
-                    with cute.arch.elect_one():
-                        Place(tile * self.m, run.layer_begin, run.layer_end, head).publish(shared.places, slot)
-                    bounds_bytes = 8 * self.products.staged_layers * self.m if masked else 0
-                    row_bytes = self.dim * self.spec.element_bytes + 4
-                    barrier = ring.expect(use, self.m * row_bytes + bounds_bytes, any_idle)
-                    cute.copy(tma.q_atom, of_q[None, tile], to_q[None, slot], tma_bar_ptr=barrier)
-                    with cute.arch.elect_one():
-                        shift = tensors.statistics[item.batch, head, tile, 0, None]
-                        load_bulk(shift.iterator, shared.shift[None, slot].iterator, 4 * self.m, barrier)
-                        if const_expr(bounds_bytes > 0):
-                            bounds = tensors.bounds[plane, tile, None, None, None]
-                            target = shared.bounds[None, None, None, slot]
-                            load_bulk(bounds.iterator, target.iterator, bounds_bytes, barrier)
-                    self.edit(idle, any_idle, shared.q[None, None, slot], ring, use)
-                    use += 1
-        return use
+
+            def load(run, tile, use):
+                slot = ring.slot(use)
+                idle, any_idle = self.idle_rows(schedule, plane, tile, masked)
+                ring.wait_empty(use)
+                with cute.arch.elect_one():
+                    Place(tile * self.m, run.layer_begin, run.layer_end, head).publish(shared.places, slot)
+                row_bytes = self.dim * self.spec.element_bytes + 4
+                barrier = ring.expect(use, self.m * row_bytes + bounds_bytes, any_idle)
+                cute.copy(tma.q_atom, of_q[None, tile], to_q[None, slot], tma_bar_ptr=barrier)
+                with cute.arch.elect_one():
+                    shift = tensors.statistics[item.batch, head, tile, 0, None]
+                    load_bulk(shift.iterator, shared.shift[None, slot].iterator, 4 * self.m, barrier)
+                    if bounds_bytes > 0:
+                        bounds = tensors.bounds[plane, tile, None, None, None]
+                        target = shared.bounds[None, None, None, slot]
+                        load_bulk(bounds.iterator, target.iterator, bounds_bytes, barrier)
+                self.edit(idle, any_idle, shared.q[None, None, slot], ring, use)
+
+            return load
+
+        return walk(arguments, item, masked, of_head, use)
 
     # ------------------------------------------------------------------ dO
 
@@ -121,35 +121,35 @@ class Producers:
         """Tiles of dO with their delta, in the order of the tiles of Q."""
         begin, end, step = arguments.share()
         use = Int32(0)
+        first, then = kinds(self.spec)
         for index in cutlass.range(begin, end, step, unroll=1):
             item = arguments.item(index)
-            use = self.load_grad_tiles(arguments, item, shared, use, True)
-            use = self.load_grad_tiles(arguments, item, shared, use, False)
+            use = self.load_grad_tiles(arguments, item, shared, use, first)
+            use = self.load_grad_tiles(arguments, item, shared, use, then)
 
-    @cute.jit
-    def load_grad_tiles(self, arguments, item, shared, use: Int32, masked: cutlass.Constexpr):
+    def load_grad_tiles(self, arguments, item, shared, use: Int32, masked: bool):
         """The partial or the full tiles of all heads."""
         tma, tensors, schedule, ring = arguments.tma, arguments.tensors, arguments.schedule, shared.grads
-        first_head, end_head = item.query_heads
-        for head in cutlass.range(first_head, end_head, unroll=1):
+
+        def of_head(head):
             plane = arguments.plane_of(item, head)
-            begin, end = arguments.runs_of(item, head, masked)
             do = cute.local_tile(tma.dout[None, None, head, item.batch], (self.m, self.dim_v), (None, 0))
             to_do, of_do = partition(tma.dout_atom, shared.do, do)
-            for number in cutlass.range(begin, end, unroll=1):
-                run = read_run(schedule.runs, number)
-                for tile in cutlass.range(run.begin, run.end, unroll=1):
-                    slot = ring.slot(use)
-                    idle, any_idle = self.idle_rows(schedule, plane, tile, masked)
-                    ring.wait_empty(use)
-                    barrier = ring.expect(use, self.m * (self.dim_v * self.spec.element_bytes + 4), any_idle)
-                    cute.copy(tma.dout_atom, of_do[None, tile], to_do[None, slot], tma_bar_ptr=barrier)
-                    with cute.arch.elect_one():
-                        delta = tensors.statistics[item.batch, head, tile, 1, None]
-                        load_bulk(delta.iterator, shared.delta[None, slot].iterator, 4 * self.m, barrier)
-                    self.edit(idle, any_idle, shared.do[None, None, slot], ring, use)
-                    use += 1
-        return use
+
+            def load(_, tile, use):
+                slot = ring.slot(use)
+                idle, any_idle = self.idle_rows(schedule, plane, tile, masked)
+                ring.wait_empty(use)
+                barrier = ring.expect(use, self.m * (self.dim_v * self.spec.element_bytes + 4), any_idle)
+                cute.copy(tma.dout_atom, of_do[None, tile], to_do[None, slot], tma_bar_ptr=barrier)
+                with cute.arch.elect_one():
+                    delta = tensors.statistics[item.batch, head, tile, 1, None]
+                    load_bulk(delta.iterator, shared.delta[None, slot].iterator, 4 * self.m, barrier)
+                self.edit(idle, any_idle, shared.do[None, None, slot], ring, use)
+
+            return load
+
+        return walk(arguments, item, masked, of_head, use)
 
     # ------------------------------------------------------------------ rows without keys
 
@@ -171,36 +171,37 @@ class Producers:
     def add_dq(self, arguments: Arguments, shared: Shared, group: cutlass.Constexpr):
         """Adds what consumer warpgroup `group` leaves of each tile's dQ to the sums in global memory."""
         begin, end, step = arguments.share()
+        first, then = kinds(self.spec)
         for index in cutlass.range(begin, end, step, unroll=1):
             item = arguments.item(index)
-            self.add_dq_tiles(arguments, item, shared, group, True)
-            self.add_dq_tiles(arguments, item, shared, group, False)
+            self.add_dq_tiles(arguments, item, shared, group, first)
+            self.add_dq_tiles(arguments, item, shared, group, then)
         with cute.arch.elect_one():
             cute.arch.cp_async_bulk_wait_group(0)
 
-    @cute.jit
-    def add_dq_tiles(self, arguments, item, shared, group: cutlass.Constexpr, masked: cutlass.Constexpr):
+    def add_dq_tiles(self, arguments, item, shared, group: int, masked: bool):
         """Those of the partial or the full runs of all heads."""
-        tensors, schedule = arguments.tensors, arguments.schedule
-        first_head, end_head = item.query_heads
+        tensors = arguments.tensors
         chunks, size = self.tile.dq_chunks, self.products.dq_group_size // self.tile.dq_chunks
-        turns: Any = DqTurns(arguments, item, group) if const_expr(self.spec.deterministic) else None
+        turns: Any = DqTurns(arguments, item, group) if self.spec.deterministic else None
         source = shared.dq[None, None, None, group].iterator
-        for head in cutlass.range(first_head, end_head, unroll=1):
-            begin, end = arguments.runs_of(item, head, masked)
-            for number in cutlass.range(begin, end, unroll=1):
-                run = read_run(schedule.runs, number)
-                for tile in cutlass.range(run.begin, run.end, unroll=1):
-                    sums = tensors.dq_sum[item.batch, head, tile, None].iterator
-                    for chunk in range_constexpr(chunks):
-                        dq_empty(group).arrive()
-                        dq_full(group).sync()
-                        if const_expr(turns is not None and chunk == 0):
-                            turns.wait(head, tile)
-                        with cute.arch.elect_one():
-                            reduce_add_bulk(source, sums + (group * chunks + chunk) * size, 4 * size)
-                            cute.arch.cp_async_bulk_commit_group()
-                            cute.arch.cp_async_bulk_wait_group(0, read=True)
-                        cute.arch.sync_warp()
-                    if const_expr(turns is not None):
-                        turns.done(head, tile)
+
+        def of_head(head):
+            def add(_run, tile, _use):
+                sums = tensors.dq_sum[item.batch, head, tile, None].iterator
+                for chunk in range(chunks):
+                    dq_empty(group).arrive()
+                    dq_full(group).sync()
+                    if turns is not None and chunk == 0:
+                        turns.wait(head, tile)
+                    with cute.arch.elect_one():
+                        reduce_add_bulk(source, sums + (group * chunks + chunk) * size, 4 * size)
+                        cute.arch.cp_async_bulk_commit_group()
+                        cute.arch.cp_async_bulk_wait_group(0, read=True)
+                    cute.arch.sync_warp()
+                if turns is not None:
+                    turns.done(head, tile)
+
+            return add
+
+        walk(arguments, item, masked, of_head, Int32(0))

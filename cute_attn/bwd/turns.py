@@ -1,12 +1,11 @@
 """Turns of the key tiles at the sums of dQ: with them, every sum has one order.
 
-A key tile adds to the dQ of a query tile when all key tiles behind it that attend the query tile have done so. CTAs are
-started in that order, last key tile first, and with an item each wait for none that was started after them: so some CTA
-can always go on. (Thread blocks start in the order of their index: CUDA does not promise it, but GPUs do so.) With
-several items a CTA, as sm_margin makes them, all CTAs must be resident together: then the launch is cooperative, which
-CUDA begins when there is room for all of them, or refuses. Under a causal mask no CTA waits at all if all take the same
-time: its own diagonal tile is each one's first, and so on down.
-`cute_attn.launch.order` says in which order a key tile walks its query tiles.
+A key tile adds to the dQ of a query tile when all key tiles before it that attend the query tile have done so. CTAs are
+started in an order in which, with an item each, none waits for one that was started after it: so some CTA can always go
+on. (Thread blocks start in the order of their index: CUDA does not promise it, but GPUs do so.) With several items a
+CTA, as sm_margin makes them, all CTAs must be resident together: then the launch is cooperative, which CUDA begins when
+there is room for all of them, or refuses. `cute_attn.launch.order` has that order, and says where it is the other way
+round, last key tile first.
 """
 
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ from typing import Any
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Int32
+from cutlass import Int32, const_expr
 
 from cute_attn.sm90.ptx import not_before
 from cute_attn.sm90.runs import read_run
 
+from .walk import is_downward
 from .work import Arguments, Item
 
 __all__ = ["DqTurns"]
@@ -36,7 +36,7 @@ class DqTurns:
     def wait(self, head, tile):
         """Until the key tiles before this one have been added to query tile `tile`."""
         tile = not_before(tile)  # addresses are computed here: the warp has few registers to keep them in
-        before = self.key_tiles_behind(head, tile)
+        before = self.key_tiles_before(head, tile)
         counter = self.counter(head, tile)
         added = cute.arch.load(counter, Int32, sem="acquire", scope="gpu")
         while added < before:
@@ -58,12 +58,15 @@ class DqTurns:
         return turns.iterator + cute.crd2idx((self.item.batch, head, tile, self.group), turns.layout)
 
     @cute.jit
-    def key_tiles_behind(self, head, tile):
-        """How many key tiles behind this one the query tile of a head attends."""
+    def key_tiles_before(self, head, tile):
+        """How many key tiles whose turn is before this one's the query tile of a head attends."""
         schedule: Any = self.arguments.schedule
         ends = schedule.query_runs[self.arguments.plane_of(self.item, head), tile, None]
         count = Int32(0)
         for number in cutlass.range(ends[0], ends[1], unroll=1):
             run = read_run(schedule.key_runs, number)
-            count += cutlass.max(run.end - cutlass.max(run.begin, self.item.tile + 1), 0)
+            if const_expr(is_downward(self.arguments.spec)):
+                count += cutlass.max(cutlass.min(run.end, self.item.tile) - run.begin, 0)
+            else:
+                count += cutlass.max(run.end - cutlass.max(run.begin, self.item.tile + 1), 0)
         return count

@@ -33,6 +33,10 @@ class Item(NamedTuple):
         """Begin and end of the query heads of the key head."""
         return self.head_k * self.heads_per_key, (self.head_k + 1) * self.heads_per_key
 
+    def count(self, partial: bool) -> Int32:
+        """Number of partial or of full tiles."""
+        return self.n_partial if partial else self.n_full
+
 
 @dataclass(frozen=True)
 class Arguments:

@@ -1,9 +1,13 @@
-"""In which order key tiles, and the query tiles of each, are processed where sums of dQ have turns.
+"""In which order key tiles are started, and their query tiles processed, where sums of dQ have turns.
 
-Key tiles are started last tile first: the order in which they are added (see `cute_attn.bwd.turns`). Each walks its
-query tiles upwards, so that under a band two neighbours are a step apart. Partial tiles before full ones would not do:
-where a window ends, a key tile has a partial tile behind its full ones, for which all its predecessors in turn would
-have to have come to their ends. Where that is so, full tiles are processed among the partial ones, bounds tested.
+Key tiles add to a sum first key tile first (see `cute_attn.bwd.turns`), and each walks its query tiles downwards
+(`cute_attn.bwd.walk`): under a causal mask and under a band two neighbours are a step apart, and nobody waits for one
+who is not at work. Full tiles before partial ones would not do where a window ends: there a key tile has a partial tile
+above its full ones, for which all its successors in turn would have to wait until it has come to its end. Where that is
+so, full tiles are processed among the partial ones, bounds tested.
+
+Where query heads have planes of their own each has its own walk, upwards, and key tiles are last tile first: see
+`cute_attn.launch.by_head`.
 """
 
 from __future__ import annotations
@@ -22,12 +26,40 @@ _tables: WeakKeyDictionary[TileSchedule, RunTable] = WeakKeyDictionary()
 
 
 def in_turns(schedule: TileSchedule) -> RunTable:
-    """The transposed table of a schedule in the order of turns; made once."""
+    """The transposed table of a schedule, its items in the order in which they start; made once."""
     if schedule not in _tables:
         table = upwards(schedule.backward, schedule.layers)
-        items = table.items[table.columns.tile.argsort(descending=True, stable=True)]
-        _tables[schedule] = RunTable(items, table.runs)
+        items = table.items[table.columns.tile.argsort(stable=True)]
+        columns = ItemRow(*items.unbind(1))
+        tiles = (columns.n_partial + columns.n_full).masked_fill(_some_grow(schedule), 0)
+        _tables[schedule] = RunTable(items[tiles.argsort(descending=True, stable=True)], table.runs)
     return _tables[schedule]
+
+
+def _some_grow(schedule: TileSchedule) -> torch.Tensor:
+    """Whether a key tile has more tiles than one before it that some query tile attends too: a bool, 0-d.
+
+    If none has, they may start longest first, and still wait for none that starts after them.
+    """
+    of_keys, of_queries = schedule.backward.columns, ItemRow(*schedule.forward.items.long().unbind(1))
+    size = of_keys.tile.new_zeros(schedule.planes * schedule.k_tiles)
+    size[of_keys.plane.long() * schedule.k_tiles + of_keys.tile] = of_keys.n_partial + of_keys.n_full
+    runs = schedule.forward.run_columns
+    owner = _owners(of_queries, len(runs.begin))
+    order = runs.begin.argsort(stable=True)
+    order = order[owner[order].argsort(stable=True)]
+    owner, offset = owner[order], of_queries.plane[owner[order]] * schedule.k_tiles
+    first, last = offset + runs.begin[order], offset + runs.end[order] - 1
+    growths = torch.cat([size.new_zeros(1), size[1:] > size[:-1]]).cumsum(0)
+    inside = growths[last] > growths[first]
+    between = (size[last[:-1]] < size[first[1:]]) & (owner[1:] == owner[:-1])
+    return inside.any() | between.any()
+
+
+def _owners(items: ItemRow, count: int) -> torch.Tensor:
+    """The item of each of so many runs: those of an item lie together, in no order of items."""
+    by_place = items.partial_begin.argsort(stable=True)
+    return by_place.repeat_interleave((items.end - items.partial_begin)[by_place], output_size=count)
 
 
 def upwards(table: RunTable, layers: int) -> RunTable:
@@ -38,8 +70,7 @@ def upwards(table: RunTable, layers: int) -> RunTable:
     """
     items, runs = ItemRow(*table.items.long().unbind(1)), table.run_columns
     begin, end, count = items.partial_begin, items.end, len(runs.begin)
-    by_place = begin.argsort(stable=True)  # the runs of an item lie together, in no order of items
-    owner = by_place.repeat_interleave((end - begin)[by_place], output_size=count)
+    owner = _owners(items, count)
     full = torch.arange(count, device=begin.device) >= items.full_begin[owner]
     never = torch.iinfo(torch.int64).max
     last_partial, first_full = torch.full_like(begin, -1), torch.full_like(begin, never)

@@ -106,14 +106,16 @@ def _repeated(counts: torch.Tensor, heads: int) -> np.ndarray:
 
 
 def _sums(table: RunTable, q_tiles: int, group: int, heads_k: int) -> list[np.ndarray]:
-    """Partial tiles of all query heads of a key head, then full ones, as the kernel walks them."""
+    """Full tiles, then partial ones, downwards, each of all query heads of a key head, as the kernel walks them."""
     runs, found = table.runs.tolist(), []
     for _, _, partial_begin, full_begin, end, *_ in table.items.tolist():
-        partial, full = (
-            np.array([tile for first, last, *_ in runs[begin:stop] for tile in range(first, last)], dtype=np.int64)
-            for begin, stop in ((partial_begin, full_begin), (full_begin, end))
-        )
+        tiles = [
+            tile
+            for begin, stop in ((full_begin, end), (partial_begin, full_begin))
+            for first, last, *_ in reversed(runs[begin:stop])
+            for tile in reversed(range(first, last))
+        ]
+        column = np.array(tiles, dtype=np.int64)[:, None]
         for head_k in range(heads_k):
-            heads = np.arange(head_k * group, (head_k + 1) * group)[:, None] * q_tiles
-            found.append(np.concatenate([(heads + partial).ravel(), (heads + full).ravel()]))
+            found.append((np.arange(head_k * group, (head_k + 1) * group) * q_tiles + column).ravel())
     return found

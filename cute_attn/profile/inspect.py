@@ -40,7 +40,8 @@ class LoopReport:
 
 @dataclass(frozen=True)
 class KernelReport:
-    """A kernel's static profile. `warnings` are the assembler's; registers are those at entry."""
+    """A kernel's static profile. `warnings` are the assembler's; registers are those at entry. Of the loops that over
+    partial tiles, if there is one, comes before that over full ones, whichever the kernel walks first."""
 
     registers: int
     spill_bytes: int
@@ -55,12 +56,13 @@ class KernelReport:
 def inspect(compiled: Compiled) -> KernelReport:
     """The profile of a compiled kernel. Raises Unavailable without a disassembler."""
     functions = sass.parse(sass.disassemble(compiled.cubin))
+    loops = [_loop_report(loop) for blocks in functions for loop in sass.loops(blocks)]
     return KernelReport(
         registers=compiled.registers,
         spill_bytes=compiled.spill_bytes,
         smem_bytes=operation(compiled.spec.op).shared_memory_bytes(compiled.spec),
         warnings=compiled.warnings,
-        loops=tuple(_loop_report(loop) for blocks in functions for loop in sass.loops(blocks)),
+        loops=tuple(sorted(loops, key=lambda loop: loop.slots_per_cycle, reverse=True)),
     )
 
 

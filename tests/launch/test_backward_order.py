@@ -1,4 +1,4 @@
-"""Where sums of dQ have turns, every key tile walks its query tiles upwards."""
+"""Where sums of dQ have turns, key tiles start and walk their query tiles in an order that lets none wait for long."""
 
 import pytest
 import torch
@@ -7,9 +7,10 @@ from cases import Case, block_sparse, stacked, with_gaps
 from oracle import random_slices
 
 from cute_attn.launch.order import in_turns, upwards
-from cute_attn.mask import IntervalMask, causal, full, sliding_window
+from cute_attn.mask import IntervalMask, causal, causal_documents, full, shared_prefix, sliding_window
 
 WINDOW = sliding_window(700, left=400, right=20)  # partial tiles at both ends of full ones
+DOCUMENTS = causal_documents(1024, cu_seqlens=[0, 256, 1024])  # of whole tiles: the second is the longer one
 MASKS = {
     "full": full(300, 700),
     "causal": causal(500, 700),
@@ -19,6 +20,10 @@ MASKS = {
     "blocks": block_sparse(torch.tensor([[1, 0, 1], [0, 1, 1], [1, 0, 0]], dtype=torch.bool)),
     "nothing": IntervalMask.from_slices([[0, 0]], [[0, 0]], None, 300, 300),
     "of each batch": stacked(WINDOW, causal(700)),
+    "documents": DOCUMENTS,
+    "ragged documents": causal_documents(1000, cu_seqlens=[0, 200, 700, 1000]),
+    "shared prefix": shared_prefix(896, prefix_length=256, lengths=[256, 384]),
+    "of each batch, longest first": stacked(DOCUMENTS, full(1024)),
 }
 
 
@@ -52,9 +57,33 @@ def test_the_same_tiles_come_in_ascending_order_and_bounds_are_tested_where_they
             assert layers == ([0, schedule.layers] if was_full and not is_full else had)
 
 
-def test_last_key_tiles_come_first_and_the_order_is_made_once():
+@pytest.mark.parametrize("name", MASKS)
+def test_a_key_tile_starts_behind_all_that_add_before_it(name):
+    schedule = MASKS[name].schedule((64, 128))
+    attended, started = schedule.to_grid_transposed() > 0, in_turns(schedule).items[:, :2].tolist()
+    assert sorted(started) == sorted(schedule.backward.items[:, :2].tolist())
+    for place, (plane, tile) in enumerate(started):
+        for other_plane, other in started[place + 1 :]:
+            if other_plane == plane and other < tile:
+                assert not (attended[plane, tile] & attended[plane, other]).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        ("causal", [0, 1, 2, 3, 4, 5]),
+        ("window", [0, 1, 2, 3, 4, 5]),
+        ("documents", [2, 3, 4, 5, 0, 6, 1, 7]),
+        ("ragged documents", [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("shared prefix", [0, 1, 4, 2, 5, 3, 6]),
+    ],
+)
+def test_the_longest_start_first_where_nobody_waits_for_one_that_starts_later(name, order):
+    assert in_turns(MASKS[name].schedule((64, 128))).items[:, 1].tolist() == order
+
+
+def test_the_order_is_made_once():
     schedule = WINDOW.schedule((64, 128))
-    assert in_turns(schedule).items[:, 1].tolist() == [5, 4, 3, 2, 1, 0]
     assert in_turns(schedule) is in_turns(schedule)
 
 
@@ -65,7 +94,7 @@ def test_a_window_has_the_same_bits_in_every_schedule_and_is_right(backend):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gaps", "slices", "of each batch"])
+@pytest.mark.parametrize("name", ["gaps", "slices", "of each batch", "documents", "shared prefix"])
 @pytest.mark.parametrize(("mode", "heads"), [("late", (4, 1)), ("random", (2, 2))])
 def test_any_mask_is_right_in_this_order(name, mode, heads, backend):
     batch = MASKS[name].batch

@@ -36,11 +36,12 @@ def test_the_backward_has_an_item_for_every_key_tile_of_every_key_head_that_walk
     assert found.partial.sum() + found.full.sum() == tiles * HEADS[0] * BATCH
 
 
-def test_turns_begin_with_the_last_key_tile_and_name_sums_of_every_head():
+def test_turns_begin_with_the_first_key_tile_and_the_last_queries_of_every_head():
     found = call("bwd", deterministic=True)
     assert len(found.sums) == len(found.partial)
     assert [len(sums) for sums in found.sums] == (found.partial + found.full).tolist()
-    assert sorted(set(found.sums[0] % 16)) == [14, 15]
+    assert found.sums[0].tolist() == [16 * head + tile for tile in reversed(range(16)) for head in range(4)]
+    assert sorted(set(found.sums[-1] % 16)) == [14, 15]
     assert max(int(sums.max()) for sums in found.sums) == 16 * HEADS[0] * BATCH - 1
 
 
@@ -51,7 +52,7 @@ def test_under_a_causal_mask_items_find_their_turns_in_step():
         assert makespan_in_turns(sums, 1.0, 0.0, addition, len(sums)) == longest
 
 
-def test_under_a_full_mask_each_key_tile_waits_for_those_behind_it():
+def test_under_a_full_mask_each_key_tile_waits_for_those_before_it():
     sums = call("bwd", "full", deterministic=True).sums
     for addition in (0.0, 1.0):
         assert makespan_in_turns(sums, 1.0, 0.0, addition, len(sums)) == 16 * HEADS[0] // HEADS[1] + 7 * addition
