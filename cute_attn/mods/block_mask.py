@@ -203,14 +203,10 @@ class BlockMask:
     # ---------------------------------------------------------------- what it attends
 
     def reading(self) -> Reading:
-        """What the mask attends, found once. Raises ValueError for a slice that has got no mask_mod, and where a tensor
-        that mask_mod captures has changed since the mask was made and would be read."""
+        """What the mask attends. Raises ValueError for a slice that has got no mask_mod, and where a tensor that
+        mask_mod captures has changed since the mask was made and would be read."""
         if self._reading is None:
-            if self._captured is None:
-                raise ValueError(_OF_SLICE)
-            self._captured.check()
-            batch, heads = self._planes
-            self._reading = read_lists(self._captured, self._blocks(), batch, heads)
+            raise ValueError(_OF_SLICE)
         if self._reading.predicate is not None:
             self._reading.predicate.check()
         return self._reading
@@ -240,6 +236,7 @@ class BlockMask:
         self._mask_mod, self._reading, self._captured = mask_mod, None, None
         if not _is_of_slice(mask_mod):
             self._captured = Captured.of(trace(mask_mod, "mask_mod", self.device), mask_mod, self.device)
+            self._read_lists()
 
     @property
     def seq_lengths(self) -> tuple[int, int]:
@@ -257,6 +254,16 @@ class BlockMask:
             )
         self._lengths, self._reading = found, None
         self._grid = BlockGrid(grid.listed, grid.full, grid.block, *found)
+        if self._captured is not None:
+            self._read_lists()
+
+    @outside_of_graphs
+    def _read_lists(self) -> None:
+        """Finds what the mask attends while it is made: no call waits for it, or leaves a graph for it."""
+        assert self._captured is not None
+        self._captured.check()
+        batch, heads = self._planes
+        self._reading = read_lists(self._captured, self._blocks(), batch, heads)
 
     def _blocks(self) -> BlockGrid:
         if self._grid is None:

@@ -59,6 +59,7 @@ class Captured:
         if not torch.compiler.is_compiling():
             self.watched.check()
 
+    @outside_of_graphs
     def __getstate__(self) -> dict[str, Any]:
         self.check()
         return {"traced": self.traced, "names": self.watched.names, "reads_planes": self.reads_planes}

@@ -29,6 +29,7 @@ class Watched:
     def __init__(self, tensors: Sequence[Tensor], names: Sequence[str], versions: Sequence[int] | None = None) -> None:
         self.tensors, self.names = tuple(tensors), tuple(names)
         self.versions = tuple(map(version_of, tensors)) if versions is None else tuple(versions)
+        self.places = tuple(map(_place_of, tensors))
         number = secrets.randbits(62)  # a graph that is loaded into another process must meet no other's
         with torch.inference_mode(False):
             self.ticket = torch.tensor([number], device="cpu")
@@ -41,8 +42,9 @@ class Watched:
 
     def check(self, given: Sequence[Tensor] | None = None) -> None:
         """ValueError where one has changed since. given: what stands for them in a call."""
-        for x, y, version, name in zip(self.tensors, given or self.tensors, self.versions, self.names, strict=True):
-            if version_of(x) != version or not _is_same(x, y):
+        now = given or self.tensors
+        for x, y, version, place, name in zip(self.tensors, now, self.versions, self.places, self.names, strict=True):
+            if version_of(x) != version or _place_of(x) != place or not _is_same(x, y):
                 raise ValueError(
                     f"{name}, which mask_mod captures, was changed after the block mask was made: make the mask again, "
                     "or capture a copy"
@@ -58,6 +60,11 @@ def check_ticket(ticket: Tensor, given: Sequence[Tensor]) -> None:
 
 def version_of(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
+
+
+def _place_of(x: Tensor) -> tuple[int, torch.dtype, torch.Size]:
+    """What changes where other memory is put under a tensor, as Module.half() does: that counts no version."""
+    return x.data_ptr(), x.dtype, x.shape
 
 
 def _is_same(x: Tensor, y: Tensor) -> bool:

@@ -335,12 +335,14 @@ def test_a_captured_tensor_that_changes_is_noticed_where_it_would_be_read():
     mask = create_block_mask(lambda b, h, q, k: k <= limits[q], **SHAPE)
     thinned = create_block_mask(lambda b, h, q, k: (k * q) % 7 <= limits[q], **SHAPE)
     from_lists = BlockMask.from_kv_blocks(*mask.as_tuple(False)[1:5], 128, mask.mask_mod, (300, 420))
-    before = mask.intervals
+    before = mask.intervals, from_lists.intervals
     limits += 1
-    assert mask.intervals is before
-    for changed in (thinned, from_lists):
-        with pytest.raises(ValueError, match=r"'limits', a tensor of shape \(300,\) .* was changed after the block"):
-            changed.reading()
+    assert (mask.intervals, from_lists.intervals) == before
+    changed = r"'limits', a tensor of shape \(300,\) .* was changed after the block"
+    with pytest.raises(ValueError, match=changed):
+        thinned.reading()
+    with pytest.raises(ValueError, match=changed):  # it reads anew
+        from_lists.seq_lengths = (290, 420)
 
 
 def test_captured_tensors_that_require_a_gradient_are_refused():

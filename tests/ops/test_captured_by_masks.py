@@ -1,10 +1,12 @@
 """Tensors that a mask_mod captured and that change after the mask was made: noticed in eager and in compiled code."""
 
+import copy
+
 import pytest
 import torch
 from oracle import assert_close
 
-from cute_attn import create_block_mask, flex_attention
+from cute_attn import BlockMask, create_block_mask, flex_attention
 
 BACKENDS = None, "aot_eager"  # of torch.compile; None for no compiler
 CHANGED = r"'codes', a tensor of shape \(64,\) .* was changed after the block mask was made"
@@ -82,6 +84,55 @@ def test_a_change_before_the_call_in_the_function_raises(change, backend):
     made = problem.mask()
     with pytest.raises(ValueError, match=CHANGED):
         called(problem.query, made, problem.codes)
+
+
+def of_lists(mask_mod):
+    one = torch.ones(1, 1, 1, dtype=torch.int32)
+    return BlockMask.from_kv_blocks(one, one[None] * 0, BLOCK_SIZE=64, mask_mod=mask_mod, seq_lengths=(64, 64))
+
+
+def of_lists_assigned(mask_mod):
+    made = of_lists(None)[:, :, :]
+    made.mask_mod = mask_mod
+    return made
+
+
+@pytest.mark.parametrize("make", [of_lists, of_lists_assigned])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_mask_of_lists_is_read_when_it_is_made_and_never_by_a_call(make, backend):
+    query, codes = torch.randn(1, 2, 64, 8), torch.arange(64) // 16
+    made = make(lambda b, h, q_idx, kv_idx: codes[q_idx] == codes[kv_idx])
+    before = attend(query, made)
+    made = make(lambda b, h, q_idx, kv_idx: codes[q_idx] == codes[kv_idx])
+    codes.copy_(torch.arange(64) // 8)
+    called = attend if backend is None else compiled(attend, backend)
+    assert_close("out", called(query, made), before, 1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_mask_is_not_copied_as_of_what_its_tensors_became(backend):
+    problem = Problem()
+
+    def function(query, block_mask):
+        return attend(query, copy.deepcopy(block_mask))
+
+    made = problem.mask()
+    problem.codes.add_(1)
+    called = function if backend is None else compiled(function, backend, fullgraph=False)
+    with pytest.raises(ValueError, match=CHANGED):
+        called(problem.query, made)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_other_memory_under_a_captured_parameter_is_a_change(backend):
+    module = torch.nn.Linear(64, 1, bias=False).requires_grad_(False)
+    table, query = module.weight, torch.randn(1, 2, 64, 8)
+    made = create_block_mask(lambda b, h, q, k: table[0, q] * table[0, k] > 0, None, None, 64, 64, device="cpu")
+    called = attend if backend is None else compiled(attend, backend)
+    called(query, made)
+    module.half()
+    with pytest.raises(ValueError, match=r"'table', a tensor of shape \(1, 64\) .* was changed after the block mask"):
+        called(query, made)
 
 
 def test_a_mask_made_in_a_compiled_function_is_of_what_was_there():
