@@ -95,6 +95,10 @@ def ready_attention(
     if not call.has_backward:
         return call.attend(q, k, v, sink)
     plan = call.plan if seal is None else call.plan._replace(seal=seal)
+    if call.is_packed and _saves_are_seen(True):
+        q, k, v = call.batched(q, k, v)
+        out, lse, _ = planned_attention(q, k, v, sink, plan, call.scalars)
+        return out.squeeze(0), lse.squeeze(0)
     out, lse, _ = _AttentionAlone.apply(q, k, v, sink, plan, call.scalars, call)
     return out, lse
 
@@ -162,6 +166,8 @@ def is_ours_alone(*tensors: Tensor | None) -> bool:
 
 
 _OURS = (Tensor, torch.nn.Parameter)
+# By a checkpoint, which may compute a call again another way and wants tensors of the same shapes then.
+_saves_are_seen = torch._C._autograd._top_saved_tensors_default_hooks
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 _is_torch_function_mode_enabled = torch._C._is_torch_function_mode_enabled
 _is_traced_by_jit = torch._C._is_tracing

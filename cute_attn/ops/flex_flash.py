@@ -147,7 +147,8 @@ def flex_flash_attn_func(
     Raises TypeError or ValueError naming the argument; NotImplementedError where no backend serves the device.
     """
     kind = None
-    if sink is None and return_max_logits is False and is_ours_alone(q, k, v):
+    some_are_missing = q is None or k is None or v is None
+    if sink is None and return_max_logits is False and not some_are_missing and is_ours_alone(q, k, v):
         others = disable_fwd_atomic_reduction, auto_range_merge, sink_layout
         kind = kind_of_call(q, k, v, softmax_scale, softcap, deterministic, sm_margin, *others)
         if isinstance(q_ranges, IntervalMask) and k_ranges is attn_type_map is max_seqlen_q is max_seqlen_k is None:

@@ -27,10 +27,10 @@ def make_key(mask, mover="group_cast"):
     return magi_attn_flex_key(mask, None, None, LENGTH, LENGTH, 0, 4, dist.group.WORLD, config(mover))
 
 
-def compiled(function, backend="aot_eager"):
+def compiled(function, compiler="aot_eager"):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    return torch.compile(function, fullgraph=True, backend=backend)
+    return torch.compile(function, fullgraph=True, backend=compiler)
 
 
 def graphs():
@@ -42,12 +42,12 @@ def problems():
 
 
 @pytest.mark.parametrize(
-    ("world", "mover", "backend"),
+    ("world", "mover", "compiler"),
     [
         (2, "group_cast", "aot_eager"),
         *(
-            pytest.param(world, mover, backend, marks=pytest.mark.slow)
-            for world, mover, backend in (
+            pytest.param(world, mover, compiler, marks=pytest.mark.slow)
+            for world, mover, compiler in (
                 (1, "ring", "aot_eager"),
                 (2, "ring", "aot_eager"),
                 (2, "ulysses", "aot_eager"),
@@ -56,13 +56,13 @@ def problems():
         ),
     ],
 )
-def test_a_graph_serves_every_key_of_its_shapes_with_gradients(world, mover, backend):
-    run_ranks(world, _one_graph, problems(), mover, backend, deadline=300.0)
+def test_a_graph_serves_every_key_of_its_shapes_with_gradients(world, mover, compiler):
+    run_ranks(world, _one_graph, problems(), mover, compiler, deadline=300.0)
 
 
-def _one_graph(rank, problems, mover, backend):
+def _one_graph(rank, problems, mover, compiler):
     keys = [make_key(problem.mask, mover) for problem in problems]
-    attend = compiled(lambda q, k, v, key, sink: calc_attn(q, k, v, key, sink, return_max_logits=True), backend)
+    attend = compiled(lambda q, k, v, key, sink: calc_attn(q, k, v, key, sink, return_max_logits=True), compiler)
 
     for key, problem in [*zip(keys, problems, strict=True), (keys[0], problems[0])]:
 
@@ -70,7 +70,7 @@ def _one_graph(rank, problems, mover, backend):
             out, lse, most = attend(*(dispatch(x, key) for x in (q, k, v)), key, sink)
             return undispatch(out, key), undispatch(lse.T, key).T, most
 
-        check(backend, results(problem.inputs, problem.gradients, attention), problem.wanted)
+        check(compiler, results(problem.inputs, problem.gradients, attention), problem.wanted)
     assert graphs() == 1
 
 

@@ -22,9 +22,9 @@ def compiled_for_hopper():
     pytest.importorskip("quack", reason="quack-kernels is not installed: pip install -e '.[peers]'")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUACK_ARCH", "sm_90")
-        patch.setenv("QUACK_CACHE_ENABLED", "0")
-        from quack import cute_dsl_utils  # noqa: F401
+        from quack import cache, cute_dsl_utils  # noqa: F401
 
+        patch.setattr(cache, "CACHE_ENABLED", False)  # the variable is read when quack is imported, by whomever
         with converting_arguments_as("quack.cute_dsl_utils"):
             yield
 
