@@ -3,6 +3,7 @@
 import pytest
 import torch
 from mods_case import dense_flex
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from cute_attn import backend, flex_attention, record_specs
 from cute_attn.mask import causal
@@ -14,7 +15,7 @@ BY_DISTANCE = torch.randn(2 * KEYS, generator=torch.Generator().manual_seed(1))
 BIASES = {
     "alibi": lambda s, b, h, q, k: s + SLOPES[h] * (k - q),
     "learned, of attended distances alone": lambda s, b, h, q, k: s + LEARNED[h, q + (KEYS - ROWS) - k],
-    "of all heads, with an operator that kernels lack": lambda s, b, h, q, k: s + BY_DISTANCE[q - k] % 0.7,
+    "of all heads, with a remainder": lambda s, b, h, q, k: s + BY_DISTANCE[q - k] % 0.7,
 }
 SHIFTED = causal(ROWS, KEYS)  # a query attends up to the key with its place from the end
 
@@ -45,14 +46,18 @@ def allowed(qkv, bias, wanted):
 
 
 @pytest.mark.slow
-def test_a_graph_of_torch_compile_has_the_same_kernel():
+def test_a_compiled_function_of_four_lengths_has_at_most_two_graphs_and_the_kernel_of_eager_code():
     torch._dynamo.reset()
-    qkv = [torch.randn(1, HEADS, KEYS, 64).bfloat16() for _ in range(3)]
+    counter = CompileCounterWithBackend("aot_eager")
 
-    def attend(*qkv, slopes):
-        return flex_attention(*qkv, lambda s, b, h, q, k: s + slopes.exp()[h] * (k - q), causal(KEYS))
+    def attend(*qkv, slopes, mask):
+        return flex_attention(*qkv, lambda s, b, h, q, k: s + slopes.exp()[h] * (k - q), mask)
 
-    compiled = torch.compile(attend, backend="aot_eager")
+    compiled = torch.compile(attend, fullgraph=True, backend=counter)
     with record_specs() as recorder, backend("sim"):
-        assert torch.equal(compiled(*qkv, slopes=SLOPES), attend(*qkv, slopes=SLOPES))
+        for length in (KEYS, 90, 33, 200):
+            qkv = [torch.randn(1, HEADS, length, 64).bfloat16() for _ in range(3)]
+            found, wanted = (f(*qkv, slopes=SLOPES, mask=causal(length)) for f in (compiled, attend))
+            assert torch.equal(found, wanted)
+    assert counter.frame_count <= 2
     assert len(recorder.specs) == 1
