@@ -131,8 +131,9 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dout: Tensor, dlse: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         needs = list(ctx.needs_input_grad[:4])
-        q = ctx.saved_tensors[0]
-        dq, dkv, dsink = OPS.calc_attn_backward(dout, dlse, *ctx.saved_tensors, *ctx.scalars, needs)
+        saved = ctx.saved_tensors
+        q = saved[0]
+        dq, dkv, dsink = OPS.calc_attn_backward(dout, dlse, *saved, *ctx.scalars, needs)
         grads = dq, dkv[..., : q.shape[2]], dkv[..., q.shape[2] :], dsink
         return *(x if need else None for x, need in zip(grads, needs, strict=True)), *(None,) * (ctx.inputs - 4)
 

@@ -93,8 +93,9 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, dout: torch.Tensor, dlse: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         needs = ctx.needs_input_grad[:4]
         with ctx.route.guard.backward_exchange(CALL, ctx.number, needs):
-            dq, dkv, dsink = backward(Kept(*ctx.saved_tensors), dout, dlse, ctx.route, ctx.settings, needs)
-            head_dim = ctx.saved_tensors[0].shape[2]
+            kept = Kept(*ctx.saved_tensors)  # once: a checkpoint gives them out no second time
+            dq, dkv, dsink = backward(kept, dout, dlse, ctx.route, ctx.settings, needs)
+            head_dim = kept.q.shape[2]
             dk = dkv[..., :head_dim] if needs[1] and dkv is not None else None
             dv = dkv[..., head_dim:] if needs[2] and dkv is not None else None
             return dq, dk, dv, dsink, None, None, None, None
