@@ -24,7 +24,7 @@ from ..state.transfers import Load, SharedSource, Store, Target
 from .layout import Layout
 from .node import Node
 from .operands import fetcher, mbarrier_at, node_of, nothing
-from .ptx import Imm, Mem, Vec
+from .ptx import Imm, Mem, Reg, Vec
 from .template import Reader
 from .tensor_maps import check_acquired
 
@@ -108,7 +108,10 @@ def _bulk(
         vector = r.operands[index] if pixels else None
         if pixels and (not isinstance(vector, Vec) or len(vector.items) != rank - 2):
             raise r.fail(f"{rank - 2} offsets")
-        return [fetcher(layout, r, o) for o in vector.items] if isinstance(vector, Vec) else None
+        items = vector.items if isinstance(vector, Vec) else ()
+        if any(not isinstance(o, Imm) and not (isinstance(o, Reg) and o.kind == "h") for o in items):
+            raise r.fail("offsets that are no numbers of 16 bits")
+        return [fetcher(layout, r, o) for o in items] if pixels else None
 
     to, source = spaces
     count = len(r.operands) - hint
@@ -155,7 +158,11 @@ def _part(c: CTA, address: int, coordinates: list[int], offsets: list[int] | Non
         raise Fault(UnsupportedDescriptor, f"a copy in {modes[0]} mode through a tensor map in {modes[1]} mode")
     if offsets is None:
         return Box(shape, tuple(coordinates))
-    return Pixels(shape, tuple(coordinates), tuple(x & 0xFFFF for x in offsets))
+    largest = (1 << 16 // (shape.rank - 2)) - 1
+    if not all(0 <= x <= largest for x in offsets):
+        what = f"im2col offsets {tuple(offsets)}: of a tensor map of rank {shape.rank} they are 0 to {largest}"
+        raise Fault(UnsupportedDescriptor, what)
+    return Pixels(shape, tuple(coordinates), tuple(offsets))
 
 
 def _rows(values: list[np.ndarray]) -> list[tuple[int, ...]]:
@@ -168,7 +175,7 @@ def bulk_load(c: CTA, g: Group, node: Node) -> bool:
     columns = [to(c, g), source(c, g), barrier(c, g)]
     columns.append(size(c, g) if size else columns[0] * 0)
     columns.append(mask(c, g) if mask else columns[0] * 0)
-    columns += [_signed(x(c, g)) for x in (*(coordinates or ()), *(offsets or ()))]
+    columns += [*(_signed(x(c, g)) for x in coordinates or ()), *(x(c, g) for x in offsets or ())]
     rank, pixels = len(coordinates or ()), offsets is not None
     try:
         for row, warp in zip(_rows(columns), g.lanes.warp.tolist(), strict=True):

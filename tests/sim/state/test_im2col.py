@@ -197,6 +197,37 @@ def test_what_no_map_says_or_no_window_has_is_refused(change, at, said):
         loaded(array, change(im2col_map(array, 32, 8, corners, steps)), 32, 8, at, (0, 0))
 
 
+@pytest.mark.parametrize("rank", CASES)
+def test_offsets_are_refused_outside_of_what_the_manual_has_for_them(rank):
+    """Of 16, 8 or 5 bits, in every place for them; the largest brings what lies so far off: zeros."""
+    largest = {3: 65535, 4: 255, 5: 31}[rank]
+    shape, corners, steps = CASES[rank]
+    array = RANDOM.random(shape).astype(np.float32)
+    pixels = windows(array, corners, steps)[:8]
+    case = array, im2col_map(array, 8, 8, corners, steps), 8, 8, (0, *pixels[0])
+    zeros = (0,) * (rank - 2)
+    np.testing.assert_array_equal(loaded(*case, zeros), expected(array, pixels, 8, 0, zeros))
+    for axis in range(rank - 2):
+        for offset in (largest, -1, largest + 1, 1 << 16, 1 << 32):
+            offsets = tuple(offset if i == axis else 0 for i in range(rank - 2))
+            if offset == largest:
+                assert not loaded(*case, offsets).any()
+                continue
+            with pytest.raises(UnsupportedDescriptor, match=f"they are 0 to {largest}"):
+                loaded(*case, offsets)
+
+
+def test_offsets_in_registers_are_read_without_a_sign():
+    shape, corners, steps = CASES[3]
+    array = RANDOM.random(shape).astype(np.float32)
+    case = array, im2col_map(array, 8, 8, corners, steps), 8, 8, (0, -2, 0)
+    moved = "mov.u16 %h1, 65535; " + LOAD
+    assert not loaded(*case, ("%h1",), line=moved).any()
+    for register in ("%r1", "%d1", "%p1", "%laneid"):
+        with pytest.raises(UnsupportedInstruction, match="offsets that are no numbers of 16 bits"):
+            loaded(*case, (register,))
+
+
 def test_a_tile_through_such_a_map_is_refused():
     shape, corners, steps = CASES[4]
     array = RANDOM.random(shape).astype(np.float32)
