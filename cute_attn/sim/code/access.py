@@ -102,6 +102,8 @@ def _load(r: Reader) -> Template:
         wide = f"np.uint{widths[0]}"
         call = f"[x.astype({wide}) for x in {call}]" if len(items) > 1 else f"{call}.astype({wide})"
     kept = [(i, Typed(o, f"b{w}")) for i, (o, w) in enumerate(zip(items, widths, strict=True)) if not is_sink(o)]
+    if not kept:
+        raise r.fail("no destination")
     if len(kept) < len(items):
         call = f"[{call}[i] for i in {[i for i, _ in kept]}]" + ("[0]" if len(kept) == 1 else "")
     template = r.template(call, [t for _, t in kept], [] if named else [base], ordered=not named, extra=(space, kind))
@@ -132,9 +134,13 @@ def _atomic(r: Reader) -> Template:
     destination = _items(r.operands[0]) if returns else ()
     base, offset = address(r, r.operands[int(returns)])
     groups = [_items(o) for o in r.operands[int(returns) + 1 :]]
-    if groups and vector is None and (operation == "cas") != (len(groups) == 2) and not (len(groups) == 2):
+    if "L2::cache_hint" in r.instruction.modifiers:
+        groups = groups[:-1]
+    wanted, each = 2 if operation == "cas" else 1, int(vector[1:]) if vector else 1
+    if len(groups) != wanted or any(len(items) != each for items in groups):
         raise r.fail(f"{len(groups)} values")
-    groups = groups[: 2 if operation == "cas" else 1]
+    if returns and len(destination) != each:
+        raise r.fail(f"{len(destination)} destinations")
     values = [Typed(o, f"b{WIDTH[kind]}") for items in groups for o in items]
     places = "".join(f"{{{i + 1}}}, " for i in range(len(values)))
     what = f"'{space}', '{operation}', '{kind}'"
@@ -164,6 +170,8 @@ def _ldmatrix(r: Reader) -> Template:
     base, offset = address(r, r.operands[1])
     call = f"load_store.ldmatrix(c, {{site}}, g, {{0}}, {{offset}}, {count}, {transposed})"
     kept = [Typed(o, "b32") for o in _items(r.operands[0])]
+    if len(kept) != count:
+        raise r.fail(f"{len(kept)} destinations")
     template = r.template(call, kept, [base], ordered=True, extra=(str(count),))
     template.offsets = offset
     return template
@@ -173,6 +181,8 @@ def _stmatrix(r: Reader) -> Template:
     count, transposed = _matrix(r)
     base, offset = address(r, r.operands[0])
     values = [Typed(o, "b32") for o in _items(r.operands[1])]
+    if len(values) != count:
+        raise r.fail(f"{len(values)} sources")
     places = "".join(f"{{{i + 1}}}, " for i in range(len(values)))
     call = f"load_store.stmatrix(c, {{site}}, g, {{0}}, {{offset}}, ({places}), {transposed})"
     template = r.template(call, [], [base, *values], ordered=True, extra=(str(count),))

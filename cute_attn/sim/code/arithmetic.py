@@ -289,6 +289,8 @@ def _setp(r: Reader) -> Template:
     if combine:
         code, other = f"{code} {word} {{2}}", f"{other} {word} {{2}}"
     pairs = [(o, e) for o, e in ((first.first, code), (first.second, other)) if not is_sink(o)]
+    if not pairs:
+        raise r.fail("no destination")
     expression = pairs[0][1] if len(pairs) == 1 else f"({code}, {other})"
     return r.template(expression, [Typed(o, "pred") for o, _ in pairs], sources)
 

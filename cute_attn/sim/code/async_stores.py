@@ -18,7 +18,7 @@ from ..state.transfers import AsyncStore, Sent, Target
 from .layout import Layout
 from .node import Node
 from .operands import fetcher, mbarrier_at, node_of
-from .ptx import Vec
+from .ptx import Imm, Operand, Vec
 from .template import Reader
 
 _TYPES = ("b32", "u32", "s32", "f32", "b64", "u64", "s64", "f64")
@@ -37,9 +37,14 @@ def build(layout: Layout, r: Reader) -> Node:
     values = what.items if isinstance(what, Vec) else (what,)
     if len(values) != int(vector[1:] if vector else 1) or len(values) * WIDTH[kind] > 128:
         raise r.fail(f"{len(values)} values of {kind}")
-    fetched = [fetcher(layout, r, value) for value in values]
+    fetched = [fetcher(layout, r, _bits(value, WIDTH[kind])) for value in values]
     detail = (fetcher(layout, r, to), fetched, WIDTH[kind] // 8, fetcher(layout, r, barrier))
     return node_of(layout, r, async_store, detail)
+
+
+def _bits(operand: Operand, width: int) -> Operand:
+    """A floating-point number of the type's width is sent as its bits."""
+    return Imm(operand.bits) if isinstance(operand, Imm) and operand.width == width else operand
 
 
 def async_store(c: CTA, g: Group, node: Node) -> bool:

@@ -60,11 +60,9 @@ def build(layout: Layout, r: Reader) -> Node:
         r.done()
         return node_of(layout, r, bulk_commit)
     if r.flag("wait_group"):
-        keep, read = r.operands[0], r.flag("read")
+        read = r.flag("read")
         r.done()
-        if not isinstance(keep, Imm):
-            raise r.fail("a count that is no constant")
-        return node_of(layout, r, bulk_wait, (keep.bits, read))
+        return node_of(layout, r, bulk_wait, (r.constant(), read))
     if r.flag("prefetch"):
         return node_of(layout, r, nothing)
     operation = r.need(*_REDUCTIONS) if reduces else None
@@ -407,10 +405,7 @@ def _classic(layout: Layout, r: Reader) -> Node:
         return node_of(layout, r, classic_wait, (0, True))
     if r.flag("wait_group"):
         r.done()
-        keep = r.operands[0]
-        if not isinstance(keep, Imm):
-            raise r.fail("a count that is no constant")
-        return node_of(layout, r, classic_wait, (keep.bits, False))
+        return node_of(layout, r, classic_wait, (r.constant(), False))
     if r.flag("mbarrier"):
         r.need("arrive")
         no_increment = r.flag("noinc")

@@ -43,15 +43,23 @@ class Layout:
         self.local_bytes = offset
 
     def symbol(self, name: str, kind: str) -> str:
-        """The expression of a name that is no register.
+        """The expression of a name that is no register, as a type of integers.
 
         Raises:
-            ValueError: for a name of nothing.
+            ValueError: for a name of nothing, or of what does not fit the type.
         """
+        if kind[0] not in "bus" or kind[1:] not in ("16", "32", "64"):
+            raise ValueError(f"the name {name} as {kind}")
+        expression = self._unsigned(name, int(kind[1:]))
+        return f"{expression}.view(np.int{kind[1:]})" if kind[0] == "s" else expression
+
+    def _unsigned(self, name: str, width: int) -> str:
         special = special_register(name)
-        wide = kind[1:] == "64"
+        wide = width == 64
         if special:
-            return f"{special}.astype(np.uint64)" if wide else special
+            return special if width == 32 else f"{special}.astype(np.uint{width})"
+        if width < (64 if name in self.kernel.params else 32):
+            raise ValueError(f"the address {name} in {width} bits")
         if name in self.shared_offset:
             return f"c.shared_address({self.shared_offset[name]}, {wide})"
         if name in self.local_offset:

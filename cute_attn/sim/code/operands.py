@@ -26,7 +26,9 @@ def fetcher(layout: Layout, r: Reader, operand: Operand, offset: int = 0) -> Fet
     if isinstance(operand, Mem):
         return fetcher(layout, r, operand.base, operand.offset)
     if isinstance(operand, Imm):
-        constants = np.full(128, operand.bits + offset, np.int64)
+        if operand.width:
+            raise r.fail("a floating-point number")
+        constants = np.full(128, operand.bits % (1 << 64), np.uint64).view(np.int64) + offset
         return lambda c, g: constants[: g.lanes.count]
     if isinstance(operand, Reg):
         row, kind = layout.rows.of(operand), operand.kind

@@ -112,7 +112,12 @@ class Kernel:
 _TYPE_SIZE = {"b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "f16": 2, "b32": 4, "u32": 4, "s32": 4, "f32": 4}
 _TYPE_SIZE |= {"b64": 8, "u64": 8, "s64": 8, "f64": 8, "b128": 16}
 _KIND = {"pred": "p", **{t: {1: "h", 2: "h", 4: "r", 8: "d", 16: "q"}[size] for t, size in _TYPE_SIZE.items()}}
-MALFORMED = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)  # what bad text runs into
+# what bad text runs into
+MALFORMED = (
+    *(ArithmeticError, AssertionError, AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError),
+)
+# bytes that a CTA, a thread and a kernel can have
+MAX_SHARED, MAX_LOCAL, MAX_PARAMETERS = 227 << 10, 512 << 10, 32764
 _NAME = re.compile(r"[%$A-Za-z_][\w$%.:]*")
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
 _VARIABLE = re.compile(r"(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$%]+)\s*(?:\[(\d*)\])?\s*(?:\[(\d*)\])?")
@@ -139,8 +144,11 @@ def parse(text: str, entry: str) -> Kernel:
 
 def _parsed(body: _Body, position: int) -> Kernel:
     kernel, clean = body.kernel, body.text
+    entry = body.line
     for match in re.finditer(r"^\s*(?:\.extern|\.visible|\.weak)?\s*\.shared\s+([^;]*);", clean, re.M):
-        _declare(kernel.shared, match.group(1))
+        body.line = clean.count("\n", 0, match.start(1)) + 1
+        _declare(kernel.shared, match.group(1), MAX_SHARED)
+    body.line = entry
     opening = re.compile(r"[({]").search(clean, position)
     if opening is None:
         raise body.error("the entry has no body")
@@ -152,12 +160,27 @@ def _parsed(body: _Body, position: int) -> Kernel:
     return kernel
 
 
-def _declare(table: dict[str, SharedVariable], declaration: str) -> None:
+def _declare(table: dict[str, SharedVariable], declaration: str, most: int) -> None:
+    """Enters a variable of shared or local memory, of which there is so much.
+
+    Raises:
+        ValueError: for an alignment that is no power of two, or more than there is.
+    """
     match = _VARIABLE.match(declaration.strip())
     if match:
         align, kind, name, first, second = match.groups()
         size = _TYPE_SIZE[kind] * (int(first or 0) if first is not None else 1) * int(second or 1)
-        table[name] = SharedVariable(name, int(align or _TYPE_SIZE[kind]), size)
+        table[name] = SharedVariable(name, _alignment(align, kind), size)
+        total = sum(variable.size for variable in table.values())
+        if total > most:
+            raise ValueError(f"{total} bytes of variables; there are {most}")
+
+
+def _alignment(align: str | None, kind: str) -> int:
+    number = int(align or _TYPE_SIZE[kind])
+    if number.bit_count() != 1 or number > MAX_SHARED:
+        raise ValueError(f"an alignment of {number}")
+    return number
 
 
 def _parameters(kernel: Kernel, text: str) -> None:
@@ -168,10 +191,12 @@ def _parameters(kernel: Kernel, text: str) -> None:
             raise ValueError(f"parameter {item!r}")
         align, kind, name, count, _ = match.groups()
         size = _TYPE_SIZE[kind] * int(count or 1)
-        step = int(align or _TYPE_SIZE[kind])
+        step = _alignment(align, kind)
         offset = -(-offset // step) * step
         kernel.params[name] = Param(name, offset, size)
         offset += size
+        if offset > MAX_PARAMETERS:
+            raise ValueError(f"{offset} bytes of parameters; there are {MAX_PARAMETERS}")
 
 
 class _Body:
@@ -256,9 +281,9 @@ class _Body:
                     plain = name.strip()
                     self.registers[-1][plain] = Reg(f"{plain}@{self.scopes}", _KIND[kind])
         elif statement.startswith(".shared"):
-            _declare(self.kernel.shared, statement.removeprefix(".shared"))
+            _declare(self.kernel.shared, statement.removeprefix(".shared"), MAX_SHARED)
         elif statement.startswith(".local"):
-            _declare(self.kernel.local, statement.removeprefix(".local"))
+            _declare(self.kernel.local, statement.removeprefix(".local"), MAX_LOCAL)
         elif not statement.startswith(".pragma"):
             raise self.error(f"directive {statement.split()[0]} is not known")
 
@@ -321,6 +346,8 @@ class _Body:
         match = re.fullmatch(r"(.+?)\s*\+\s*(-?\w+)", base_text)
         if match:
             base_text, offset = match.group(1), int(match.group(2), 0)
+            if not -(1 << 31) <= offset < 1 << 31:
+                raise self.error(f"offset {offset} is none of 32 bits with a sign")
         base = self._operand(base_text)
         if not isinstance(base, Reg | Sym | Imm):
             raise self.error(f"address [{text}] does not parse")
@@ -331,19 +358,24 @@ class _Body:
         return Mem(base, offset, coordinates)
 
     def _immediate(self, text: str) -> Imm:
-        if text[:2] in ("0f", "0F"):
-            return Imm(int(text[2:], 16), 32)
-        if text[:2] in ("0d", "0D"):
-            return Imm(int(text[2:], 16), 64)
+        bits = re.fullmatch(r"0[fF]([0-9A-Fa-f]{8})|0[dD]([0-9A-Fa-f]{16})", text)
+        if bits:
+            return Imm(int(bits[1] or bits[2], 16), 32 if bits[1] else 64)
         text = text.rstrip("U")
         try:
-            if re.fullmatch(r"-?\d+\.\d*(?:[eE][-+]?\d+)?", text):
-                return Imm(struct.unpack("<Q", struct.pack("<d", float(text)))[0], 64)
-            if re.fullmatch(r"-?0[0-7]+", text):
-                return Imm(int(text, 8))
-            return Imm(int(text, 0))
-        except ValueError:
+            number = self._number(text)
+        except (OverflowError, ValueError):
             raise self.error(f"number {text!r} does not parse") from None
+        if not -(1 << 63) <= number.bits < 1 << 64:
+            raise self.error(f"number {text} has more than 64 bits")
+        return number
+
+    def _number(self, text: str) -> Imm:
+        if re.fullmatch(r"-?\d+\.\d*(?:[eE][-+]?\d+)?", text):
+            return Imm(struct.unpack("<Q", struct.pack("<d", float(text)))[0], 64)
+        if re.fullmatch(r"-?0[0-7]+", text):
+            return Imm(int(text, 8))
+        return Imm(int(text, 0))
 
     def _register(self, name: str) -> Reg | Vec | None:
         for registers, ranges in zip(reversed(self.registers), reversed(self.ranges), strict=True):

@@ -25,7 +25,7 @@ from . import async_stores, copies, tensor_maps
 from .layout import Layout
 from .node import Node
 from .operands import fetcher, mbarrier_at, node_of, nothing, one_by_one, uniform
-from .ptx import Imm, Mem, Reg
+from .ptx import Mem, Reg
 from .template import Reader, is_sink
 
 
@@ -195,6 +195,7 @@ def _mbarrier(layout: Layout, r: Reader) -> Node:
     r.done("release", "acquire", "cta", "cluster")
     operands = list(r.operands)
     if action in ("test_wait", "try_wait"):
+        r.count(3, 4)
         result = operands[0]
         if not isinstance(result, Reg):
             raise r.fail("the result")
@@ -404,10 +405,7 @@ def _wgmma(layout: Layout, r: Reader) -> Node | None:
     r.need("aligned")
     r.done()
     if action == "wait_group":
-        keep = r.operands[0]
-        if not isinstance(keep, Imm):
-            raise r.fail("a count that is no constant")
-        return node_of(layout, r, wgmma_wait, keep.bits)
+        return node_of(layout, r, wgmma_wait, r.constant())
     return node_of(layout, r, wgmma_fence if action == "fence" else wgmma_commit)
 
 

@@ -14,7 +14,7 @@ from ..errors import Place, UnsupportedInstruction
 from ..formats import WIDTH
 from . import functions
 from .multiply import Multiply
-from .ptx import Instruction, Mem, Not, Operand, Pair, Reg, Sym, Vec
+from .ptx import Imm, Instruction, Mem, Not, Operand, Pair, Reg, Sym, Vec
 
 KIND_WIDTH = {"p": 1, "h": 16, "r": 32, "d": 64}
 # the view of a register file that an operand of each type is read through
@@ -108,6 +108,14 @@ class Reader:
         if len(self.operands) not in allowed:
             raise self.fail(f"{len(self.operands)} operands")
 
+    def constant(self) -> int:
+        """The only operand, a number from 0 on."""
+        self.count(1)
+        operand = self.operands[0]
+        if not isinstance(operand, Imm) or operand.width or operand.bits < 0:
+            raise self.fail("a count that is no constant")
+        return operand.bits
+
     def template(
         self,
         code: str,
@@ -125,6 +133,9 @@ class Reader:
                 width = KIND_WIDTH.get(typed.operand.kind)
                 if width != WIDTH[typed.type]:
                     raise self.fail(f"register {typed.operand.name} has {width} bits, not {WIDTH[typed.type]},")
+            elif isinstance(typed.operand, Not):
+                if typed.type != "pred" or typed.operand.reg.kind != "p":
+                    raise self.fail(f"operand {typed.operand}")
             elif isinstance(typed.operand, Vec | Pair | Mem):
                 raise self.fail(f"operand {typed.operand}")
         needed = arguments_of(code) if ufunc else places_in(code)

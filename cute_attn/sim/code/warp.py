@@ -81,6 +81,8 @@ def _elect(r: Reader) -> Template:
         raise r.fail("a single destination")
     call = "elect(c, g, V, {site}, {0})"
     kept = [Typed(o, t) for o, t in ((pair.first, "b32"), (pair.second, "pred")) if not is_sink(o)]
+    if not kept:
+        raise r.fail("no destination")
     if len(kept) == 1:
         call += "[1]" if is_sink(pair.first) else "[0]"
     return r.template(call, kept, [_mask(r)])

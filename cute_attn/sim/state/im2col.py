@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import UnsupportedDescriptor
+from ..errors import OutOfBounds, UnsupportedDescriptor
 from .combine import combine_bits
 from .fault import Fault
 from .global_memory import GlobalMemory
@@ -73,7 +73,7 @@ class Pixels:
         """Addresses of the rows inside of the tensor, which pixels these are, and their channels, from and to."""
         m, first, image = self.map, self.coordinates[0], self.coordinates[-1]
         low, high = max(0, -first), min(m.box[0], m.sizes[0] - first)
-        address = np.full(m.box[1], m.address + (first + low) * m.element, np.int64)
+        address = np.full(m.box[1], (first + low) * m.element, np.int64)
         inside = np.full(m.box[1], low < high)
         carry = np.arange(m.box[1])
         for axis in self._axes:
@@ -84,7 +84,10 @@ class Pixels:
         inside &= (carry + image >= 0) & (carry + image < m.sizes[-1])
         address += (carry + image) * m.strides[-1]
         which = np.flatnonzero(inside)
-        return address[which], which, low, high
+        if which.size and m.address >> 62:
+            what = f"{self}, which begins at {m.address:#x}, beyond all memory"
+            raise Fault(OutOfBounds, what, f"global {m.address:#x}")
+        return address[which] + (m.address if which.size else 0), which, low, high
 
     def spans(self) -> tuple[np.ndarray, int] | None:
         """Addresses of the rows, and their length; None if none of them is inside the tensor."""
