@@ -10,7 +10,7 @@ from ..errors import MissingProxyFence, UnsupportedDescriptor, UnsupportedInstru
 from ..state.cta import CTA
 from ..state.fault import Fault
 from ..state.groups import Group
-from ..state.shared_memory import UNWRITTEN
+from ..state.shared_memory import STALE, UNWRITTEN
 from .layout import Layout
 from .node import Node
 from .operands import fetcher, node_of, nothing, uniform
@@ -148,7 +148,7 @@ def _copy(c: CTA, target: int, first: int) -> None:
     """The second half means nothing; where nobody wrote it, it is left out."""
     c.shared.check_range(first, first + BYTES)
     c.shared.check_readable(first, first + _MEANT)
-    whole = not (c.shared.code[first + _MEANT : first + BYTES] == UNWRITTEN).any()
+    whole = not np.isin(c.shared.code[first + _MEANT : first + BYTES], (UNWRITTEN, STALE)).any()
     size = BYTES if whole else _MEANT
     words = c.shared.data[first : first + size].view(np.uint32)
     c.world.memory.store(target + 4 * np.arange(size // 4, dtype=np.uint64), 4, words)

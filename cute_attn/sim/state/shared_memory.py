@@ -23,7 +23,7 @@ from .order import NOBODY, Accessor, Order
 from .shared_traffic import SharedTraffic
 
 # shadow codes of a byte of shared memory
-UNWRITTEN, WRITTEN, IN_FLIGHT, BARRIER = range(4)
+UNWRITTEN, WRITTEN, IN_FLIGHT, BARRIER, STALE = range(5)  # no other than BARRIER has a bit of IN_FLIGHT
 _WRITTEN = {n: np.frombuffer(bytes([WRITTEN] * n), WORD[n])[0] for n in (1, 2, 4, 8)}
 _BUSY = {n: np.frombuffer(bytes([IN_FLIGHT] * n), WORD[n])[0] for n in (1, 2, 4, 8)}
 
@@ -38,7 +38,8 @@ class SharedMemory:
 
     Shadow: `code` says of each byte whether it was written; `writer` of each 16 bytes which warp of the cluster wrote
     it last with an ordinary store, and `written` when, on that warp's clock (see Order); `readers` how many
-    asynchronous reads of it are in flight; `stamp` when it was last written, on this memory's own `clock`.
+    asynchronous reads of it are in flight; `stamp` when it was last written, on this memory's own `clock`. `fills` has
+    of each byte at which a copy to an mbarrier began the end of the last such copy, and its stamp.
     """
 
     def __init__(self, start: int, end: int, findings: Findings):
@@ -51,6 +52,7 @@ class SharedMemory:
         self.readers = np.empty(size // 16, np.int16)
         self.stamp = np.empty(size // 16, np.int64)
         self.clock = 0
+        self.fills: dict[int, tuple[int, int]] = {}
         self.words: dict[int, np.ndarray] = {n: self.data.view(WORD[n]) for n in WORD}
         self.codes: dict[int, np.ndarray] = {n: self.code.view(WORD[n]) for n in WORD}
         self.granule_codes = self.code.view(np.uint64).reshape(-1, 2)
@@ -65,6 +67,7 @@ class SharedMemory:
         self.written.fill(0)
         self.readers.fill(0)
         self.stamp.fill(0)
+        self.fills.clear()
         self.pending.clear()
 
     # ------------------------------------------------------------------ ordinary accesses: offsets of any shape
@@ -134,6 +137,9 @@ class SharedMemory:
             )
         if code == BARRIER:
             return Fault(OutOfBounds, f"read of shared address {byte:#x} that belongs to an mbarrier", subject)
+        if code == STALE:
+            what = f"read of shared address {byte:#x}, left from an earlier use: a shorter copy has begun its slot anew"
+            return Fault(UninitializedRead, what, subject)
         return Fault(UninitializedRead, f"read of shared address {byte:#x} that nobody wrote", subject)
 
     def _unwritable(self, offset: np.ndarray, size: int) -> NoReturn:
@@ -213,6 +219,22 @@ class SharedMemory:
         if others:
             return Fault(MissingBarrier, f"{what}: no barrier orders {', '.join(others)} behind them", subject)
         return Fault(MissingProxyFence, f"{what} with no fence.proxy.async since", subject)
+
+    def begin_fill(self, first: int, last: int) -> None:
+        """A copy to an mbarrier starts to fill a slot: what a longer one before it left behind the end is stale.
+
+        What anything else has written there since is not.
+        """
+        end, stamp = self.fills.get(first, (last, 0))
+        if end > last:
+            rest = self.code[last:end]
+            own = np.repeat(self.stamp[granules(last, end)] == stamp, 16)
+            rest[own & (rest == WRITTEN)] = STALE
+
+    def end_fill(self, first: int, last: int) -> None:
+        """A copy to an mbarrier has filled a slot."""
+        self.mark_written(first, last)
+        self.fills[first] = last, self.clock
 
     def mark_written(self, first: int, last: int) -> None:
         """The async proxy wrote these bytes."""

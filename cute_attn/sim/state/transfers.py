@@ -53,6 +53,7 @@ class Load:
             if shared.traffic:
                 clock = int(barrier.order.clock[barrier.clock]) + 1 if barrier.order else 0
                 shared.traffic.note_copy(barrier.clock, clock, self.site, first, last)
+            self._claim(shared, first)
             if hold:
                 shared.code[first:last] = IN_FLIGHT
                 shared.data[first:last] = 0xFF
@@ -70,13 +71,16 @@ class Load:
                 shared.findings, "asynchronous store", accessor.warps, granules(first, last), writes=True
             )
 
+    def _claim(self, shared: SharedMemory, first: int) -> None:
+        shared.begin_fill(first, first + self.size)
+
     def _put(self, shared: SharedMemory, first: int, raw: np.ndarray) -> None:
         words = raw.view(np.complex128)
         if self.swizzle:
             shared.words[16][swizzled(first, self.size // 16, self.swizzle)] = words
         else:
             shared.words[16][first >> 4 : (first + self.size) >> 4] = words
-        shared.mark_written(first, first + self.size)
+        shared.end_fill(first, first + self.size)
 
     def needed(self) -> bool:
         return any(target.barrier.waiters for target in self.targets)
@@ -104,6 +108,9 @@ class AsyncStore(Load):
     def _check(self, shared: SharedMemory, first: int, accessor: Accessor) -> None:
         shared.check_range(first, first + self.size, self.size)
         shared.check_writable(first, first + self.size)
+
+    def _claim(self, shared: SharedMemory, first: int) -> None:
+        """It is no use of a slot anew."""
 
     def _put(self, shared: SharedMemory, first: int, raw: np.ndarray) -> None:
         shared.data[first : first + self.size] = raw
