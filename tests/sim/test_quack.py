@@ -48,7 +48,7 @@ def test_a_persistent_matrix_product_with_ragged_tiles():
 
 
 @pytest.mark.slow
-def test_products_of_groups_of_rows_of_any_length_with_maps_of_their_own():
+def test_products_of_groups_of_rows_of_any_length_through_one_map_that_is_moved():
     from quack.gemm_interface import gemm
 
     a, b = torch.randn(200, 64).bfloat16(), torch.randn(3, 64, 128).bfloat16()
