@@ -48,6 +48,18 @@ mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32
 {%r1, %r2, %r3, %r4}, {%r5, %r6, %r7, %r10}, {%r11, %r12}, {%r1, %r2, %r3, %r4};
 wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r1, %r2, %r3, %r4}, %d1, %d2, 1, 1, 1, 0, 0;
 """
+MORE = [
+    "ld.global.L2::cache_hint.u32 %r1, [%a0], %d1;",
+    "red.global.add.L2::cache_hint.f32 [%a0], %r1, %d1;",
+    "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint "
+    "[%r9], [%a0], 16, [%r8], %h1, %d1;",
+    "cp.async.bulk.tensor.1d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+    "[%r9], [%a0, {%r1}], [%r8], %h1;",
+    "cp.async.bulk.prefetch.L2.global [%a0], 256;",
+    "cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%a0, {%r1, %r2}];",
+    *("prefetch.global.L2 [%a0];", "prefetch.tensormap [%a0];", "nanosleep.u32 20;", "griddepcontrol.wait;"),
+    *("cvta.to.global.u64 %d1, %d2;", "match.any.sync.b32 %r1, %r2, -1;", "cp.async.wait_all;", "fence.proxy.async;"),
+]
 HUGE = "9" * 20
 OPERANDS = ["-1", "0", "1.5", "0x", HUGE, "-" + HUGE, str(1 << 63), "_", "%p1", "%h1", "%r1", "%d1", "!%p1", "%r1|%p1"]
 OPERANDS += ["{}", "{%r1}", "{{%r1}}", "[]", "[%a0]", f"[%a0+{HUGE}]", f"[%a0+{1 << 40}]", "[%a0, {1, 2}]", "[p0+4096]"]
@@ -116,6 +128,41 @@ def listed():
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_edited_lines_are_understood_or_refused(step):
     assert not swept(listed(), step=step)
+
+
+OPTIONAL = ("bar.sync 0;", "mbarrier.arrive.shared", "mbarrier.try_wait", "cp.async.cg")  # may have one more
+
+
+@pytest.mark.parametrize("line", [*listed(), *MORE])
+def test_nothing_more_than_an_instruction_has_is_let_pass(line):
+    def refused(edit):
+        return not understood(frame(edit, ["pointer"]))
+
+    head, _, rest = line[:-1].partition(" ")
+    assert not refused(line)
+    assert refused(f"{head} {rest} rubbish;")
+    assert refused(f"{head}.rubbish {rest};")
+    if not line.startswith(OPTIONAL):
+        assert refused(f"{head} {rest}{',' if rest else ''} %r1;")
+        assert refused(f"{head} {rest}{',' if rest else ''} [%a0];")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "cp.async.bulk.shared::cluster.global [%r9], [%a0], 16, [%r8];",
+        "cp.async.bulk.shared::cluster.global.bulk_group [%r9], [%a0], 16, [%r8];",
+        "cp.async.bulk.global.shared::cta [%a0], [%r9], 16;",
+        "cp.async.bulk.global.shared::cta.mbarrier::complete_tx::bytes [%a0], [%r9], 16;",
+        "cp.async.bulk.global.shared::cta.bulk_group.multicast::cluster [%a0], [%r9], 16, %h1;",
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%r9], [%a0], 16, [%r8];",
+        *("max.sat.f32 %r1, %r2, %r3;", "cvt.ftz.u64.u32 %d1, %r1;", "setp.ftz.eq.b32 %p1, %r1, 0;"),
+        *("ld.global.L2::cache_hint.u32 %r1, [%a0];", "applypriority.tensormap [%a0];"),
+        "cp.async.bulk.tensor.1d.global.shared::cta.tile.bulk_group [%a0, {%r1}, {%r1}], [%r9];",
+    ],
+)
+def test_what_an_instruction_must_have_or_cannot_is_asked_for(line):
+    assert not understood(frame(line, ["pointer"]))
 
 
 def by_itself(kernel):

@@ -74,6 +74,7 @@ def _transfer(r: Reader, operand: int, what: str) -> tuple[str, str, tuple[Opera
     space, kind = _space(r), r.need(*_TYPES)
     vector = r.take("v2", "v4", "v8")
     r.done(*_IGNORED)
+    r.count(2 + r.hints)
     items = _items(r.operands[operand])
     if len(items) != int(vector[1:] if vector else 1):
         raise r.fail(f"{len(items)} {what}")
@@ -134,8 +135,7 @@ def _atomic(r: Reader) -> Template:
     destination = _items(r.operands[0]) if returns else ()
     base, offset = address(r, r.operands[int(returns)])
     groups = [_items(o) for o in r.operands[int(returns) + 1 :]]
-    if "L2::cache_hint" in r.instruction.modifiers:
-        groups = groups[:-1]
+    groups = groups[: len(groups) - r.hints]
     wanted, each = 2 if operation == "cas" else 1, int(vector[1:]) if vector else 1
     if len(groups) != wanted or any(len(items) != each for items in groups):
         raise r.fail(f"{len(groups)} values")
@@ -162,6 +162,7 @@ def _matrix(r: Reader) -> tuple[int, bool]:
     r.need("shared", "shared::cta")
     r.need("b16")
     r.done()
+    r.count(2)
     return count, transposed
 
 

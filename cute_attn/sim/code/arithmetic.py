@@ -70,6 +70,8 @@ def _binary(integer: str | None, floating: str | None, packed: str | None = None
 def _floating(r: Reader, function: str, kind: str, count: int = 2, *, ufunc: bool = True) -> Template:
     """A float32 or float64 operation with rounding to nearest and the usual .ftz and .sat."""
     flush, clamp = r.flag("ftz"), r.flag("sat")
+    if clamp and r.instruction.name not in ("add", "sub", "mul", "fma", "mad"):
+        raise r.fail("modifier .sat")
     r.take("rn", "approx", "full")
     r.done()
     arguments = [f"{{{i}}}" for i in range(count)]
@@ -272,7 +274,8 @@ def _comparison(r: Reader) -> tuple[str, str]:
 def _setp(r: Reader) -> Template:
     kind, function = _comparison(r)
     combine = r.take("and", "or", "xor")
-    r.take("ftz")
+    if r.flag("ftz") and kind not in ("f32", "f16"):
+        raise r.fail("modifier .ftz")
     r.done()
     first = r.operands[0]
     sources = r.typed([kind, kind] + (["pred"] if combine else []), 1)
@@ -344,6 +347,7 @@ def _cvta(r: Reader) -> Template:
     space = r.need("shared", "global", "local", "const", "param", "shared::cta", "shared::cluster")
     r.need("u64", "u32")
     r.done()
+    r.count(2)
     function = {"shared": "shared", "local": "local", "param": "param"}.get(space.split("::")[0])
     source, destination = r.operands[1], r.operands[0]
     if function is None or function == "param":

@@ -23,6 +23,9 @@ def build(r: Reader) -> Template | None:
     to, source = types
     for used in types:
         r.modifiers.remove(used)
+    r.count(3 if to in _PACKED and source == "f32" else 2)
+    if "ftz" in r.modifiers and "f32" not in types:
+        raise r.fail("modifier .ftz")
     if to in _PACKED:
         return _packed(r, to, source)
     if source in _PACKED:

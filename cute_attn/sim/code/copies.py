@@ -58,12 +58,18 @@ def build(layout: Layout, r: Reader) -> Node:
         return _classic(layout, r)
     if r.flag("commit_group"):
         r.done()
+        r.count(0)
         return node_of(layout, r, bulk_commit)
     if r.flag("wait_group"):
         read = r.flag("read")
         r.done()
         return node_of(layout, r, bulk_wait, (r.constant(), read))
     if r.flag("prefetch"):
+        tensor = r.flag("tensor")
+        r.need("L2")
+        r.need("global")
+        r.done("L2::cache_hint", *(("1d", "2d", "3d", "4d", "5d", "tile", "im2col") if tensor else ()))
+        r.count((1 if tensor and "im2col" not in r.instruction.modifiers else 2) + r.hints)
         return node_of(layout, r, nothing)
     operation = r.need(*_REDUCTIONS) if reduces else None
     tensor = r.flag("tensor")
@@ -73,13 +79,14 @@ def build(layout: Layout, r: Reader) -> Node:
         r.take("tile")
     kind = None if tensor or not reduces else r.need(*_TYPES)
     r.flag("noftz")
-    multicast, hint = r.flag("multicast::cluster"), r.flag("L2::cache_hint")
+    multicast = r.flag("multicast::cluster")
+    r.flag("L2::cache_hint")
     spaces = [m for m in r.modifiers if m in ("shared::cta", "shared::cluster", "global")]
     for space in spaces:
         r.modifiers.remove(space)
-    r.take("mbarrier::complete_tx::bytes", "bulk_group")
+    r.need("bulk_group" if spaces[0] == "global" else "mbarrier::complete_tx::bytes")
     r.done()
-    return _bulk(layout, r, spaces, rank, operation, kind, multicast, hint, pixels)
+    return _bulk(layout, r, spaces, rank, operation, kind, multicast, pixels)
 
 
 def _bulk(
@@ -90,7 +97,6 @@ def _bulk(
     operation: str | None,
     kind: str | None,
     multicast: bool,
-    hint: bool,
     pixels: bool,
 ) -> Node:
     def get(index: int) -> Any:
@@ -112,7 +118,11 @@ def _bulk(
         return [fetcher(layout, r, o) for o in items] if pixels else None
 
     to, source = spaces
-    count = len(r.operands) - hint
+    loads = to != "global"
+    if multicast and not loads:
+        raise r.fail("modifier .multicast::cluster")
+    needed = 2 + loads + pixels * loads if rank else 3 + loads
+    r.count(needed + multicast + r.hints)
     mode = "im2col_no_offs" if to == "global" else "im2col"
     if pixels and (rank < 3 or mode not in r.instruction.modifiers):
         raise r.fail("this mode")
@@ -123,10 +133,10 @@ def _bulk(
     if operation is not None:
         raise r.fail("a reduction into shared memory")
     if rank:
-        mask = get(3 + pixels) if multicast and count > 3 + pixels else None
+        mask = get(needed) if multicast else None
         detail = (get(0), get(1), coordinates(1), None, get(2), mask, "global", offsets(3))
         return node_of(layout, r, bulk_load, detail)
-    mask = get(4) if multicast and count > 4 else None
+    mask = get(needed) if multicast else None
     return node_of(layout, r, bulk_load, (get(0), get(1), None, get(2), get(3), mask, source, None))
 
 
@@ -399,9 +409,11 @@ class Classic:
 def _classic(layout: Layout, r: Reader) -> Node:
     if r.flag("commit_group"):
         r.done()
+        r.count(0)
         return node_of(layout, r, classic_commit)
     if r.flag("wait_all"):
         r.done()
+        r.count(0)
         return node_of(layout, r, classic_wait, (0, True))
     if r.flag("wait_group"):
         r.done()
@@ -410,6 +422,7 @@ def _classic(layout: Layout, r: Reader) -> Node:
         r.need("arrive")
         no_increment = r.flag("noinc")
         r.done("shared", "shared::cta", "b64")
+        r.count(1)
         return node_of(layout, r, classic_arrive, (fetcher(layout, r, r.operands[0]), no_increment))
     r.need("ca", "cg")
     r.need("shared", "shared::cta")

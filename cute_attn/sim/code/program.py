@@ -23,6 +23,8 @@ from .ptx import MALFORMED, Instruction, Kernel, Reg, Sym, parse
 from .segment import Emitter, stack
 from .template import Reader, Template, registers_read, registers_written
 
+_PREFETCHES = ("global", "local", "L1", "L2", "L2::evict_last", "L2::evict_normal", "tensormap", "param", "const")
+
 
 class Program:
     """Everything that depends only on the PTX: parsed, cut, stacked; segments are compiled when first run."""
@@ -146,12 +148,9 @@ class Program:
         self.nodes.append(node)
 
     def _template(self, reader: Reader) -> Template | None:
-        if (
-            reader.instruction.name in ("prefetch", "prefetchu", "applypriority", "discard")
-            and "tensormap" in reader.modifiers
-        ):
-            return None
         if reader.instruction.name in ("prefetch", "prefetchu"):
+            reader.done(*_PREFETCHES)
+            reader.count(1)
             return None
         for family in (wgmma, mma, arithmetic, convert, access, warp):
             template = family.build(reader)

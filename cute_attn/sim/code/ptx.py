@@ -317,10 +317,10 @@ class _Body:
 
     def _operand(self, text: str) -> Operand:
         text = text.strip()
-        if text.startswith("["):
-            return self._memory(text[1 : text.rindex("]")])
-        if text.startswith("{"):
-            return Vec(tuple(self._operand(part) for part in _split(text[1 : text.rindex("}")])))
+        if text.startswith("[") and text.endswith("]"):
+            return self._memory(text[1:-1])
+        if text.startswith("{") and text.endswith("}"):
+            return Vec(tuple(self._operand(part) for part in _split(text[1:-1])))
         if "|" in text:
             first, second = text.split("|")
             return Pair(self._operand(first), self._operand(second))
@@ -352,6 +352,8 @@ class _Body:
         if not isinstance(base, Reg | Sym | Imm):
             raise self.error(f"address [{text}] does not parse")
         coordinates: tuple[Operand, ...] = ()
+        if len(parts) > 2:
+            raise self.error(f"address [{text}] does not parse")
         if len(parts) > 1:
             vector = self._operand(parts[1])
             coordinates = vector.items if isinstance(vector, Vec) else (vector,)

@@ -46,6 +46,7 @@ def _bar(layout: Layout, r: Reader) -> Node:
     if r.flag("warp"):
         r.need("sync")
         r.done()
+        r.count(1)
         return node_of(layout, r, _warp_sync, fetcher(layout, r, r.operands[0]))
     r.take("cta")
     if r.flag("cluster"):
@@ -147,6 +148,7 @@ def _cluster_barrier(layout: Layout, r: Reader) -> Node:
     action = r.need("arrive", "wait")
     relaxed = r.flag("relaxed")
     r.done("release", "acquire", "aligned")
+    r.count(0)
     return node_of(layout, r, cluster_arrive if action == "arrive" else cluster_wait, relaxed)
 
 
@@ -212,9 +214,12 @@ def _mbarrier(layout: Layout, r: Reader) -> Node:
         r.count(2)
         return node_of(layout, r, mbarrier_init, (address, value))
     if action == "inval":
+        r.count(1)
         return node_of(layout, r, mbarrier_inval, address)
     if action in ("arrive_drop", "complete_tx"):
         raise r.fail("this operation")
+    if len(operands) not in ((2,) if expects or action == "expect_tx" else (1, 2)):
+        raise r.fail(f"{len(r.operands)} operands")
     return node_of(layout, r, mbarrier_arrive, (address, value, token, "bytes" if expects else action, relaxed))
 
 
@@ -356,6 +361,8 @@ _FENCE_MODIFIERS += ("sync_restrict::shared::cta", "sync_restrict::shared::clust
 
 
 def _fence(layout: Layout, r: Reader) -> Node:
+    if "tensormap::generic" not in r.modifiers:
+        r.count(0)
     if r.flag("proxy"):
         if "async" in r.modifiers:
             r.need("async")
@@ -406,6 +413,7 @@ def _wgmma(layout: Layout, r: Reader) -> Node | None:
     r.done()
     if action == "wait_group":
         return node_of(layout, r, wgmma_wait, r.constant())
+    r.count(0)
     return node_of(layout, r, wgmma_fence if action == "fence" else wgmma_commit)
 
 
@@ -431,11 +439,12 @@ def wgmma_wait(c: CTA, g: Group, node: Node) -> bool:
     return True
 
 
-def _simple(*allowed: str) -> Callable[[Any, Reader], Any]:
+def _simple(operands: int, *allowed: str) -> Callable[[Any, Reader], Any]:
     """Instructions without effect here: register budgets, dependent launches, hints, sleep."""
 
     def handler(layout: Layout, r: Reader) -> Node:
         r.done(*allowed)
+        r.count(operands)
         return node_of(layout, r, nothing)
 
     return handler
@@ -458,8 +467,8 @@ _HANDLERS: dict[str, Callable[[Any, Reader], Any]] = {
     "fence": _fence,
     "membar": _fence,
     "wgmma": _wgmma,
-    "setmaxnreg": _simple("inc", "dec", "sync", "aligned", "u32"),
-    "griddepcontrol": _simple("wait", "launch_dependents"),
-    "nanosleep": _simple("u32"),
+    "setmaxnreg": _simple(1, "inc", "dec", "sync", "aligned", "u32"),
+    "griddepcontrol": _simple(0, "wait", "launch_dependents"),
+    "nanosleep": _simple(1, "u32"),
     "cp": _cp,
 }

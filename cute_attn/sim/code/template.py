@@ -108,6 +108,11 @@ class Reader:
         if len(self.operands) not in allowed:
             raise self.fail(f"{len(self.operands)} operands")
 
+    @property
+    def hints(self) -> int:
+        """How many operands say what the caches are to do: the last, where there is one."""
+        return int("L2::cache_hint" in self.instruction.modifiers)
+
     def constant(self) -> int:
         """The only operand, a number from 0 on."""
         self.count(1)

@@ -30,6 +30,7 @@ def _shfl(r: Reader) -> Template:
     mode = r.need("idx", "up", "down", "bfly")
     r.need("b32")
     r.done()
+    r.count(5)
     first = r.operands[0]
     value = [Typed(r.operands[1], "b32"), Typed(r.operands[2], "u32"), Typed(r.operands[3], "u32"), _mask(r)]
     call = f"shuffle(c, g, V, {{site}}, '{mode}', {{0}}, {{1}}, {{2}}, {{3}})"
@@ -45,6 +46,7 @@ def _vote(r: Reader) -> Template:
     mode = r.need("all", "any", "uni", "ballot")
     kind = r.need("pred", "b32")
     r.done()
+    r.count(3)
     sources = [Typed(r.operands[1], "pred"), _mask(r)]
     call = f"vote(c, g, V, {{site}}, '{mode}', {{0}}, {{1}})"
     return r.template(call, Typed(r.operands[0], kind), sources)
@@ -55,6 +57,7 @@ def _match(r: Reader) -> Template:
     r.need("sync")
     kind = r.need("b32", "b64")
     r.done()
+    r.count(3)
     sources = [Typed(r.operands[1], kind), _mask(r)]
     call = f"match(c, g, V, {{site}}, '{mode}', {{0}}, {{1}})"
     first = r.operands[0]
@@ -67,6 +70,7 @@ def _redux(r: Reader) -> Template:
     r.need("sync")
     operation, kind = r.need("add", "min", "max", "and", "or", "xor"), r.need("u32", "s32", "b32")
     r.done()
+    r.count(3)
     sources = [Typed(r.operands[1], kind), _mask(r)]
     return r.template(
         f"reduce_warp(c, g, V, {{site}}, '{operation}', {{0}}, {{1}})", Typed(r.operands[0], kind), sources
@@ -76,6 +80,7 @@ def _redux(r: Reader) -> Template:
 def _elect(r: Reader) -> Template:
     r.need("sync")
     r.done()
+    r.count(2)
     pair = r.operands[0]
     if not isinstance(pair, Pair):
         raise r.fail("a single destination")
@@ -91,6 +96,7 @@ def _elect(r: Reader) -> Template:
 def _activemask(r: Reader) -> Template:
     r.need("b32")
     r.done()
+    r.count(1)
     return r.template("active(V)", Typed(r.operands[0], "b32"), [])
 
 
