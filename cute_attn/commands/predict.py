@@ -11,16 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ..jit.compiler import needs_compiler
-from ..launch.dims import kernel_dims
-from ..launch.tiles import default_tile
-from ..launch.tuned import Found, TunedKey, lookup, tables
-from ..mask import IntervalMask, from_spec
+from ..launch.tiles import tile_on
+from ..mask import from_spec
 from ..predict.call import Call, Prediction, predict
-from ..predict.machine import GPUS, HELD_OUT, MEASURED_ON, Error, Machine
+from ..predict.machine import GPUS, HELD_OUT, MEASURED_ON, Error
 from ..predict.ours import OPERATIONS, call_of, code_of
 from ..predict.picture import draw_png, draw_text
 from ..profile.sass import disassembler
-from ..spec.operation import Operation, Spec, operation
+from ..spec.operation import Spec, operation
 from .files import Picture
 from .options import TileSize, Tokens, given
 from .specs import check_goes_with, spec_under, tile_under
@@ -83,13 +81,14 @@ def command(
         raise click.UsageError(f"--heads-q must be a multiple of --heads-k, got {heads_q} and {heads_k}")
     disassembler()  # sooner than after the compile
     row, dims, intervals = operation(op), (head_dim, head_dim_v or head_dim), from_spec(mask, seqlen)
-    taken = _tile(row, dtype, dims, (heads_q, heads_k), intervals, GPUS[gpu], is_exact=softmax == "exact")
+    heads, is_exact = (heads_q, heads_k), softmax == "exact"
+    taken = tile_on(GPUS[gpu].name, op, dtype, dims, heads, intervals, is_exact=is_exact)
     config = tile_under(row, taken.tile, tile, stages)
     fields = {"softmax": softmax, "deterministic": deterministic}
     spec = spec_under(row, dtype, dims, mask, seqlen, config, False, fields)
     with needs_compiler():
         code = code_of(spec)
-    call = call_of(spec, code, intervals, (heads_q, heads_k), batch)
+    call = call_of(spec, code, intervals, heads, batch)
     found = predict(call, GPUS[gpu])
     error = HELD_OUT["deterministic" if deterministic else op]
     if png is not None:
@@ -106,25 +105,6 @@ def command(
     click.echo(draw_text(found.play))
     if png is not None:
         click.echo(f"picture: {png}")
-
-
-def _tile(
-    row: Operation,
-    dtype: str,
-    dims: tuple[int, int],
-    heads: tuple[int, int],
-    mask: IntervalMask,
-    machine: Machine,
-    *,
-    is_exact: bool,
-) -> Found:
-    """What a launch on such a GPU would take: by the tables of this machine, else the default."""
-    found = Found(default_tile(row.name, dims), "static default", None)
-    gpus = sorted({(key.gpu, key.sms) for table in tables() for key in table.tiles if machine.name in key.gpu})
-    for gpu, sms in () if is_exact else gpus:
-        key = TunedKey.of(gpu, sms, row.name, dtype, kernel_dims(row.name, *dims), heads, mask)
-        found = lookup(key, found.tile) if found.key is None else found
-    return found
 
 
 def _json(found: Prediction, spec: Spec, call: Call, gpu: str, error: Error) -> dict[str, object]:

@@ -79,12 +79,12 @@ class Manager:
 
         Raises ValueError where the mover cannot split so many heads.
         """
-        shape = ("heads_q", "heads_k", "head_dim", "head_dim_v", "element_size")
-        cost = replace(self.config.cost, **{name: getattr(cost, name) for name in shape})
         if (cost, device) not in self._routes:
-            mover = self._choose_mover(cost)
+            shape = ("heads_q", "heads_k", "head_dim", "head_dim_v", "element_size")
+            here = replace(self.config.cost, **{name: getattr(cost, name) for name in shape})
+            mover = self._choose_mover(here)
             make = self._cast if mover in ("group_cast", "node_cast") else self._ring
-            self._routes[cost, device] = make(mover, cost, device)
+            self._routes[cost, device] = make(mover, here, device)
         return self._routes[cost, device]
 
     def _choose_mover(self, cost: CostModel) -> str:

@@ -10,9 +10,9 @@ from cute_attn.spec.tiles import Tile
 
 from .dims import kernel_dims
 from .tensors import DTYPE_NAMES
-from .tuned import tuned_tile
+from .tuned import Found, TunedKey, lookup, tables, tuned_tile
 
-__all__ = ["default_tile", "tile_of_call"]
+__all__ = ["default_tile", "tile_of_call", "tile_on"]
 
 
 def default_tile(op: str, head_dims: tuple[int, int], *, has_graph: bool = False) -> Tile:
@@ -42,3 +42,24 @@ def tile_of_call(
     if has_graph or is_exact:
         return tile
     return tuned_tile(op, DTYPE_NAMES[dtype], kernel_dims(op, *head_dims), heads, mask, mask.device, tile)
+
+
+def tile_on(
+    gpu: str,
+    op: str,
+    dtype: str,
+    head_dims: tuple[int, int],
+    heads: tuple[int, int],
+    mask: IntervalMask,
+    *,
+    is_exact: bool = False,
+) -> Found:
+    """What `tile_of_call` would take on a GPU that is not here. gpu: a part of its name. dtype: as specs have it."""
+    found = Found(default_tile(op, head_dims), "static default", None)
+    if is_exact:
+        return found
+    for name, sms in sorted({(key.gpu, key.sms) for table in tables() for key in table.tiles if gpu in key.gpu}):
+        key = TunedKey.of(name, sms, op, dtype, kernel_dims(op, *head_dims), heads, mask)
+        if found.key is None:
+            found = lookup(key, found.tile)
+    return found

@@ -236,7 +236,7 @@ class BlockMask:
         self._mask_mod, self._reading, self._captured = mask_mod, None, None
         if not _is_of_slice(mask_mod):
             self._captured = Captured.of(trace(mask_mod, "mask_mod", self.device), mask_mod, self.device)
-            self._read_lists()
+            self._read_lists(self._captured)
 
     @property
     def seq_lengths(self) -> tuple[int, int]:
@@ -255,15 +255,14 @@ class BlockMask:
         self._lengths, self._reading = found, None
         self._grid = BlockGrid(grid.listed, grid.full, grid.block, *found)
         if self._captured is not None:
-            self._read_lists()
+            self._read_lists(self._captured)
 
     @outside_of_graphs
-    def _read_lists(self) -> None:
+    def _read_lists(self, captured: Captured) -> None:
         """Finds what the mask attends while it is made: no call waits for it, or leaves a graph for it."""
-        assert self._captured is not None
-        self._captured.check()
+        captured.check()
         batch, heads = self._planes
-        self._reading = read_lists(self._captured, self._blocks(), batch, heads)
+        self._reading = read_lists(captured, self._blocks(), batch, heads)
 
     def _blocks(self) -> BlockGrid:
         if self._grid is None:

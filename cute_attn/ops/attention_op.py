@@ -23,7 +23,7 @@ from ..reference import compute_dtype
 from ..renamed import OPS
 from .library import PLAN_SCHEMA
 from .plans import is_traced, plan_of, prepare_calls
-from .ready import Ready
+from .ready import Ready, wants_gradients
 
 __all__ = [
     "attention",
@@ -78,9 +78,7 @@ def planned_attention(
     """`attention` with its plan. scalars: the arguments of the op behind it."""
     if not is_ours_alone(q, k, v, sink):
         return OPS.attention(q, k, v, sink, *plan, *scalars)
-    if torch.is_grad_enabled() and (
-        q.requires_grad or k.requires_grad or v.requires_grad or (sink is not None and sink.requires_grad)
-    ):
+    if wants_gradients(q, k, v, sink):
         return _AttentionAlone.apply(q, k, v, sink, plan, scalars, None)
     return _attend(q, k, v, sink, plan, scalars)
 

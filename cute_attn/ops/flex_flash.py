@@ -29,7 +29,7 @@ from ..mask.ranges import RangesLike, check_one_length, ranges_tensor, types_ten
 from ..mask.source import MaskSource
 from .attention_op import attention, is_ours_alone, make_ready, ready_attention
 from .mask_cache import find_mask
-from .ready import kind_of_call, recall, remember
+from .ready import kind_of_call, recall, remember, wants_gradients
 
 __all__ = ["flex_flash_attn_func"]
 
@@ -179,8 +179,8 @@ def flex_flash_attn_func(
         )
         call = recall(found, kind)
         if call is None:
-            needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-            call = make_ready(q, k, v, found, scale, cap, None, deterministic, margin, backward=needs_grad)
+            backward = wants_gradients(q, k, v)
+            call = make_ready(q, k, v, found, scale, cap, None, deterministic, margin, backward=backward)
             remember(found, kind, call)
         return ready_attention(call, q, k, v, seal=seal)
     q, k, v = q[None], k[None], v[None]

@@ -8,13 +8,13 @@ from ..checks import check_flag, check_mask, check_qkv, check_scale, check_sink,
 from ..mask import IntervalMask
 from ..mask.intervals import check_mask as check_is_mask
 from .attention_op import is_ours_alone, make_ready, planned_attention, ready_attention
+from .ready import wants_gradients
 
 __all__ = ["PreparedAttention", "prepare"]
 
 Tensor = torch.Tensor
-_count_write = (
-    torch._C._increment_version
-)  # as PyTorch's own functions do, so that a backward sees what was overwritten
+# As PyTorch's own functions do, so that a backward sees what was overwritten.
+_count_write = torch._C._increment_version
 
 
 def prepare(
@@ -115,9 +115,7 @@ class PreparedAttention:
         sink, call = self._sink, self._call
         is_alone = is_ours_alone(q, k, v, sink)
         self._check_alike(q, k, v)
-        if torch.is_grad_enabled() and (
-            q.requires_grad or k.requires_grad or v.requires_grad or (sink is not None and sink.requires_grad)
-        ):
+        if wants_gradients(q, k, v, sink):
             self._check_gradients(out, lse)
             if is_alone:
                 return ready_attention(call, q, k, v, self._sinks())

@@ -18,11 +18,20 @@ from ..backends.plan import Plan, tuned_generation
 from ..mask import IntervalMask
 from ..reference import compute_dtype
 
-__all__ = ["Ready", "kind_of_call", "recall", "remember"]
+__all__ = ["Ready", "kind_of_call", "recall", "remember", "wants_gradients"]
 
 Tensor = torch.Tensor
 REMEMBERED = 64  # kinds of calls of a mask; all are forgotten where there are more
 _CALLS = "calls"  # where they are, among what a mask keeps
+
+
+def wants_gradients(*tensors: Tensor | None) -> bool:
+    """Whether a backward may come of a call on these."""
+    if torch.is_grad_enabled():
+        for x in tensors:
+            if x is not None and x.requires_grad:
+                return True
+    return False
 
 
 def kind_of_call(q: Tensor, k: Tensor, v: Tensor, *numbers: Hashable) -> tuple[Hashable, ...] | None:
@@ -33,10 +42,9 @@ def kind_of_call(q: Tensor, k: Tensor, v: Tensor, *numbers: Hashable) -> tuple[H
     backend = resolve(q.device)
     if backend == "reference":
         return None
-    needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     return (
         *(q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.device, v.device, q.layout, k.layout),
-        *(v.layout, needs_grad, backend, tuned_generation(), numbers, tuple(map(type, numbers))),
+        *(v.layout, wants_gradients(q, k, v), backend, tuned_generation(), numbers, tuple(map(type, numbers))),
     )
 
 

@@ -44,6 +44,10 @@ class Spans(NamedTuple):
         begin, end = torch.searchsorted(self.group, torch.tensor([group, group + 1], device="cpu")).tolist()
         return Spans(*[x[begin:end] for x in self])
 
+    def merged(self, size: int, bound: int) -> Spans:
+        """Of every `size` consecutive groups as one, such as the ranks of a node. bound: above all positions."""
+        return Spans(*unite(self.group // size, self.lo, self.hi, bound))
+
     def clip(self, low: torch.Tensor, high: torch.Tensor) -> Spans:
         """The parts inside `[low[group], high[group])`."""
         lo, hi = torch.maximum(self.lo, low[self.group]), torch.minimum(self.hi, high[self.group])

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 
-from ...mask.union import unite
 from .locality import local_search
 from .needs import Spans
 
@@ -89,7 +88,7 @@ def largest_divisor(number: int, most: int) -> int:
 def in_blocks(areas: torch.Tensor, needs: Spans, block: int) -> tuple[torch.Tensor, Spans]:
     """Areas and needs of every `block` consecutive chunks together."""
     bound = int(needs.hi.max()) if len(needs.hi) else 0
-    return areas.view(-1, block).sum(1), Spans(*unite(needs.group // block, needs.lo, needs.hi, bound))
+    return areas.view(-1, block).sum(1), needs.merged(block, bound)
 
 
 def of_chunks(needs: Spans, inside: torch.Tensor) -> Spans:

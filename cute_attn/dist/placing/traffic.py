@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ...mask.union import unite
 from ..cost import CostModel
 from .needs import Spans, positions_of, remote_needs, rows_within
 from .placement import Placement, merge_ranks
@@ -81,8 +80,7 @@ def relayed_traffic(needs: Spans, remote: Spans, key: Placement, node_size: int)
 
 def node_needs(needs: Spans, key: Placement, node_size: int) -> Spans:
     """By node, the rows that its ranks need and none of them holds; `needs` is grouped by rank."""
-    nodes = Spans(*unite(needs.group // node_size, needs.lo, needs.hi, key.padded_length))
-    return remote_needs(nodes, merge_ranks(key, node_size))
+    return remote_needs(needs.merged(node_size, key.padded_length), merge_ranks(key, node_size))
 
 
 def relays(crossing: Spans, world: int, node_size: int) -> Spans:

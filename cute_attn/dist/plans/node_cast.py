@@ -11,7 +11,6 @@ from itertools import pairwise
 
 import torch
 
-from ...mask.union import unite
 from ..config import OverlapConfig
 from ..cost import CostModel
 from ..placing.needs import Spans, expand, meet
@@ -39,9 +38,7 @@ def plan_placed_node_cast(placed: PlacedMask, rank: int, overlap: OverlapConfig,
 def node_stage_cuts(placed: PlacedMask, overlap: OverlapConfig, cost: CostModel) -> torch.Tensor:
     """As `stage_cuts`; the ranks of a node have the same cuts, so that no row crosses in two stages."""
     size, key = cost.node_size(placed.world), placed.key
-    needs, remote = (
-        Spans(*unite(x.group // size, x.lo, x.hi, key.padded_length)) for x in (placed.needs, placed.remote)
-    )
+    needs, remote = (x.merged(size, key.padded_length) for x in (placed.needs, placed.remote))
     areas = placed.areas.view(-1, size).sum(1) // size
     links = replace(cost, bandwidth=cost.bandwidth * size)
     return stage_cuts(needs, remote, areas, merge_ranks(key, size), overlap, links).repeat_interleave(size, dim=1)

@@ -13,6 +13,7 @@ from ...mask.source import MaskSource
 from ...mods.block_mask import BlockMask
 from ...ops.attention_op import attention
 from ...ops.flex_attention import flex_attention
+from ...ops.ready import wants_gradients
 from .layer_mask import LayerMask, TokenKeys, TorchBlockMask
 from .refused import refuse_unsupported
 from .token import attend_keys
@@ -62,7 +63,7 @@ def attention_forward(
     else:
         mask = _mask_argument(attention_mask)
     if isinstance(mask, TokenKeys):
-        if not _needs_gradient(q, k, v, s_aux):
+        if not wants_gradients(q, k, v, s_aux):
             return attend_keys(q, key, value, mask, scale, cap, s_aux), None
         mask = mask.intervals()
     if isinstance(mask, (IntervalMask, MaskSource)):
@@ -76,10 +77,6 @@ def attention_forward(
     score_mod = None if not cap else lambda score, b, h, q_idx, kv_idx: cap * torch.tanh(score / cap)
     out = flex_attention(query, key, value, score_mod, mask, scale, enable_gqa=True)
     return out.transpose(1, 2).contiguous(), None
-
-
-def _needs_gradient(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def _without_mask(

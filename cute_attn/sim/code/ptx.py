@@ -112,11 +112,9 @@ class Kernel:
 _TYPE_SIZE = {"b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "f16": 2, "b32": 4, "u32": 4, "s32": 4, "f32": 4}
 _TYPE_SIZE |= {"b64": 8, "u64": 8, "s64": 8, "f64": 8, "b128": 16}
 _KIND = {"pred": "p", **{t: {1: "h", 2: "h", 4: "r", 8: "d", 16: "q"}[size] for t, size in _TYPE_SIZE.items()}}
-# what bad text runs into
-MALFORMED = (
-    *(ArithmeticError, AssertionError, AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError),
-)
-# bytes that a CTA, a thread and a kernel can have
+# What bad text runs into.
+MALFORMED = ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError
+# Bytes that a CTA, a thread and a kernel can have.
 MAX_SHARED, MAX_LOCAL, MAX_PARAMETERS = 227 << 10, 512 << 10, 32764
 _NAME = re.compile(r"[%$A-Za-z_][\w$%.:]*")
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
