@@ -24,7 +24,6 @@ from ..mask.source import MaskSource
 from ..renamed import OPS
 from .library import SOURCE_SCHEMA
 from .mask_cache import find_mask, refuse_capture
-from .ready import wants_gradients
 
 __all__ = ["Plan", "is_traced", "plan_of", "prepare_calls", "size_that_a_mask_decides"]
 
@@ -46,7 +45,7 @@ def plan_of(
     """The plan of a call on checked tensors `(b, s, heads, d)`. captured: what else may need a gradient. has_graph:
     whether a score_mod or a predicate comes with the mask. needs_grad: None asks the tensors."""
     if needs_grad is None:
-        needs_grad = wants_gradients(q, k, v, *captured)
+        needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *captured))
     call = _call(q, k, v, backend, return_max_logits, needs_grad, deterministic and needs_grad, has_graph)
     if isinstance(mask, IntervalMask):
         return _kept(mask, backend, call)

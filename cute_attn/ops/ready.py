@@ -25,13 +25,11 @@ REMEMBERED = 64  # kinds of calls of a mask; all are forgotten where there are m
 _CALLS = "calls"  # where they are, among what a mask keeps
 
 
-def wants_gradients(*tensors: Tensor | None) -> bool:
+def wants_gradients(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None = None) -> bool:
     """Whether a backward may come of a call on these."""
-    if torch.is_grad_enabled():
-        for x in tensors:
-            if x is not None and x.requires_grad:
-                return True
-    return False
+    return torch.is_grad_enabled() and (
+        q.requires_grad or k.requires_grad or v.requires_grad or (sink is not None and sink.requires_grad)
+    )
 
 
 def kind_of_call(q: Tensor, k: Tensor, v: Tensor, *numbers: Hashable) -> tuple[Hashable, ...] | None:
