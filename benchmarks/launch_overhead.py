@@ -5,11 +5,15 @@ which is replaced by nothing; and the kernel's compiled host function (argument 
 the simulator's stub, whose launch does nothing. Beside them PyTorch's scaled_dot_product_attention on the CPU, of one
 token, whose arithmetic is next to nothing.
 
+flash-attn-4, where it is installed, is measured alike: its Python, and its launch is nothing.
+
 All of it is least processor time of several rounds, in each of which every call has its turn.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -18,13 +22,16 @@ from unittest import mock
 
 import torch
 import tvm_ffi
+from attention_kernels import PEERS
 from common import save
 from torch.nn.functional import scaled_dot_product_attention
 
+from autotune.problem import Problem
 from cute_attn import backend, flex_flash_attn_func, prepare, sim
 from cute_attn.mask import causal
 from cute_attn.sim.host.arguments import CudaView
 from cute_attn.sim.host.capture import launches_are_left_out
+from cute_attn.sim.host.gpu import answers
 
 CALLS, ROUNDS = 200, 15
 TOKENS = 8  # of outputs that an allocator has at hand: those of many wait for new memory, on the CPU
@@ -97,6 +104,30 @@ def host_function(function: Any, arguments: tuple[Any, ...]) -> Callable[[], obj
     return lambda: function(*converted)
 
 
+def of_flash_attention_4(inputs: list[torch.Tensor]) -> dict[str, float]:
+    """Microseconds of its forward, without its launch; empty where it is not installed. inputs: packed q, k, v."""
+    os.environ.setdefault("FLASH_ATTENTION_ARCH", "sm_90")
+    os.environ.setdefault("FLASH_ATTENTION_NUM_SMS", "132")
+    peer, problem = PEERS["flash-attn-4"], Problem(heads_q=8, heads_k=2, seqlen_q=TOKENS, seqlen_k=TOKENS)
+    if peer.reason(problem) is not None:
+        return {}
+    from cutlass.cutlass_dsl import tvm_ffi_provider as provider
+
+    kernel, batched = peer.build(problem, torch.device("cpu"), False), [x[None] for x in inputs]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(kernel.within())
+        with sim.simulated():
+            kernel.attention(*batched)  # compiles
+        for owner, name, value in (
+            (provider.TVMFFIJitCompiledFunction, "__call__", lambda *call, **options: None),
+            (provider.TVMFFIJitCompiledFunctionWithKwargs, "__call__", lambda *call, **options: None),
+            (torch.Tensor, "is_cuda", True),
+            *answers(),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, value))
+        return least({"flash-attn-4, its launch left out": lambda: kernel.attention(*batched)})
+
+
 def main() -> None:
     torch.set_num_threads(1)
     inputs = [torch.zeros(TOKENS, heads, 128, dtype=torch.bfloat16) for heads in (8, 2, 2)]
@@ -117,6 +148,7 @@ def main() -> None:
         function, *arguments = calls[-1]
     with launches_are_left_out():
         tables[0] |= least({"host function of the forward kernel": host_function(function, tuple(arguments))})
+    tables[0] |= of_flash_attention_4(inputs)
     first, second = (
         [{"call": name, "microseconds": x, "times PyTorch's": x / found[sdpa]} for name, x in found.items()]
         for found in tables

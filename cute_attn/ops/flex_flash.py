@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from ..mask.checks import shown
 from ..mask.ranges import RangesLike, check_one_length, ranges_tensor, types_tensor
 from ..mask.source import MaskSource
 from .attention_op import attention, is_ours_alone, make_ready, ready_attention
-from .mask_cache import find_mask
+from .mask_cache import find_mask, seen_mask
 from .ready import kind_of_call, recall, remember, wants_gradients
 
 __all__ = ["flex_flash_attn_func"]
@@ -151,10 +151,11 @@ def flex_flash_attn_func(
     if sink is None and return_max_logits is False and not some_are_missing and is_ours_alone(q, k, v):
         others = disable_fwd_atomic_reduction, auto_range_merge, sink_layout
         kind = kind_of_call(q, k, v, softmax_scale, softcap, deterministic, sm_margin, *others)
-        if isinstance(q_ranges, IntervalMask) and k_ranges is attn_type_map is max_seqlen_q is max_seqlen_k is None:
-            call = recall(q_ranges, kind)
+        if kind is not None and max_seqlen_q is max_seqlen_k is None:
+            known, seal = _known_mask(q, k, q_ranges, k_ranges, attn_type_map)
+            call = None if known is None else recall(known, kind)
             if call is not None:
-                return ready_attention(call, q, k, v)
+                return ready_attention(call, q, k, v, seal=seal)
     check_qkv(q, k, v, "(num_tokens, heads, head_dim)")
     scale = check_scale(softmax_scale, q.shape[2])
     cap = check_softcap(softcap)
@@ -187,6 +188,23 @@ def flex_flash_attn_func(
     out, lse, max_logits = attention(q, k, v, sinks, mask, scale, cap, deterministic, margin, return_max_logits)
     out, lse = out.squeeze(0), lse.squeeze(0)  # whose backward, unlike that of out[0], is a view
     return (out, lse, max_logits[0]) if return_max_logits else (out, lse)
+
+
+def _known_mask(
+    q: torch.Tensor, k: torch.Tensor, q_ranges: object, k_ranges: object, attn_type_map: object
+) -> tuple[IntervalMask | None, torch.Tensor | None]:
+    """The mask of arguments that nobody checked, and the seal of its look-up; None unless they were met before."""
+    if isinstance(q_ranges, IntervalMask):
+        return (q_ranges if k_ranges is attn_type_map is None else None), None
+    if _may_be_read(q_ranges) and _may_be_read(k_ranges) and (attn_type_map is None or _may_be_read(attn_type_map)):
+        source = MaskSource("slices", q_ranges, k_ranges, attn_type_map)
+        return seen_mask(source, q.shape[0], k.shape[0], q.device) or (None, None)
+    return None, None
+
+
+def _may_be_read(x: object) -> TypeGuard[torch.Tensor]:
+    """Whether it is a dense tensor whose numbers are here."""
+    return type(x) is torch.Tensor and x.is_cpu and x.layout is torch.strided
 
 
 def _refuse_other_masks(q_ranges: object) -> None:

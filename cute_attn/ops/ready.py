@@ -124,13 +124,17 @@ class Ready:
             q, k, v = q[None], k[None], v[None]
         if strides != self._strides or places % 16:
             q, k, v = self._fitted(q, k, v, strides)
+        is_packed = self.is_packed
         if out is None:
             out = torch.empty_strided(self.out_shape, self._out_strides, dtype=self.dtype, device=self.device)
+            written = out[None] if is_packed else out
+        else:
+            written = out[None] if is_packed else out
+            if out.stride() != self._out_strides or out.data_ptr() % 16:
+                written = self.launch.fitted("out", written)
         if lse is None:
             lse = torch.empty_strided(self.lse_shape, self._lse_strides, dtype=self.lse_dtype, device=self.device)
-        written, written_lse = (out[None], lse[None]) if self.is_packed else (out, lse)
-        if out.stride() != self._out_strides or out.data_ptr() % 16:
-            written = self.launch.fitted("out", written)
+        written_lse = lse[None] if is_packed else lse
         self.launch(q, k, v, written, written_lse, sink)
         return out, lse
 

@@ -60,7 +60,7 @@ def large_logits(tiny):
 
 
 def launch_overhead(tiny):
-    tiny("launch_overhead", CALLS=2, ROUNDS=1).main()
+    tiny("launch_overhead", CALLS=2, ROUNDS=1, of_flash_attention_4=lambda inputs: {}).main()  # see below
 
 
 def mask_planning(tiny):
@@ -119,3 +119,12 @@ def test_a_script_runs_and_writes_its_results(run, tiny, results, capsys):
         found = json.loads((results / f"{name}.json").read_text())
         assert found["rows"] or found["tables"]["Not run"]
         assert (results / f"{name}.md").read_text() in printed
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # theirs
+def test_the_host_of_flash_attention_4_is_timed_beside_ours(tiny):
+    pytest.importorskip("flash_attn.cute.interface", reason="flash-attn-4 is not installed: pip install -e '.[peers]'")
+    script = tiny("launch_overhead", CALLS=2, ROUNDS=1)
+    inputs = [torch.zeros(script.TOKENS, heads, 128, dtype=torch.bfloat16) for heads in (8, 2, 2)]
+    assert script.of_flash_attention_4(inputs)["flash-attn-4, its launch left out"] > 0

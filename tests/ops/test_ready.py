@@ -113,6 +113,40 @@ def test_another_backend_is_another_call(checked):
     assert out.isfinite().all()
 
 
+def test_ranges_of_the_same_numbers_are_the_same_call_and_others_are_read_again(launched, checked):
+    inputs = halves()
+    ranges, types = torch.tensor([[0, ROWS]]), torch.tensor([1])
+    for _ in range(3):
+        flex_flash_attn_func(*inputs, ranges.clone(), ranges.t().contiguous().t(), attn_type_map=types.clone())
+    assert len(checked) == 1
+    bounds = launched[-1][5:7]
+    ranges.numpy()[0, 1] = ROWS - 8  # which no version of the tensor counts
+    flex_flash_attn_func(*inputs, torch.tensor([[0, ROWS]]), ranges, attn_type_map=types)
+    assert len(checked) == 2
+    assert not all(map(torch.equal, launched[-1][5:7], bounds))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"k_ranges": torch.tensor([[0.0, ROWS]])}, TypeError, "k_ranges must hold integers"),
+        ({"k_ranges": torch.tensor([[0, ROWS]]).to_sparse()}, TypeError, "k_ranges must be a dense tensor"),
+        ({"k_ranges": torch.tensor([[0, ROWS + 1]])}, ValueError, "k_ranges"),
+        ({"k_ranges": torch.tensor([[0, ROWS], [0, 1]])}, ValueError, "k_ranges"),
+        ({"attn_type_map": torch.tensor([4])}, ValueError, "attn_type_map"),
+        ({"attn_type_map": torch.tensor([1, 1])}, ValueError, "attn_type_map must have shape"),
+        ({"max_seqlen_q": 1}, ValueError, "max_seqlen_q"),
+    ],
+)
+def test_other_ranges_are_checked(change, error, message):
+    inputs, ranges = halves(), torch.tensor([[0, ROWS]])
+    good = {"q_ranges": ranges, "k_ranges": ranges, "attn_type_map": torch.tensor([1])}
+    flex_flash_attn_func(*inputs, **good)
+    for _ in range(2):
+        with pytest.raises(error, match=message):
+            flex_flash_attn_func(*inputs, **good | change)
+
+
 def test_gradients_come_and_go(launched):
     mask, inputs = causal(ROWS), halves()
     assert not flex_flash_attn_func(*inputs, mask)[0].requires_grad
