@@ -33,6 +33,7 @@ from cute_attn.spec.forward import ForwardSpec
 from .arguments import Scalars, Schedule, Tensors, TmaTensors
 from .config import out_shares_queries
 from .epilogue import finish_rows
+from .packing import head_view
 from .softmax import OnlineSoftmax, clear, rescale
 from .storage import ROWS, Layouts, Shared
 from .work import Arguments, Item
@@ -81,6 +82,8 @@ class ForwardKernel:
         self.n, self.dim, self.dim_v = spec.tile.n, spec.head_dim, spec.head_dim_v
         self.dtype, self.bf16 = DTYPES[spec.dtype], spec.dtype == "bf16"
         self.out_shares_queries = out_shares_queries(spec)
+        packed = spec.packed_heads
+        self.rows_of_box = (packed, ROWS // packed) if packed > 1 else ROWS  # heads and positions, or positions
         has_graph = bool(spec.score.graph or spec.mask.predicate)
         self.producer_registers = (PRODUCER_REGISTERS_OF_GRAPHS if has_graph else PRODUCER_REGISTERS)[self.consumers]
 
@@ -88,20 +91,20 @@ class ForwardKernel:
 
     @cute.jit
     def __call__(self, tensors: Tensors, schedule: Schedule, scalars: Scalars, stream: cuda.CUstream):
-        q, k, v, out = [
-            cute.make_tensor(t.iterator, cute.select(t.layout, mode=[1, 3, 2, 0]))  # (seq, dim, head, batch)
-            for t in (tensors.q, tensors.k, tensors.v, tensors.out)
-        ]
+        packed = self.spec.packed_heads
+        heads = tensors.q.shape[2] // scalars.heads if packed > 1 else 1
+        q, out = [head_view(t, packed, heads) for t in (tensors.q, tensors.out)]
+        k, v = [head_view(t, 1, 1) for t in (tensors.k, tensors.v)]
         layouts = Layouts.of(self.spec)
         tma = TmaTensors(
-            *load_atom(q, layouts.q, (ROWS, self.dim)),
+            *load_atom(q, layouts.q, (self.rows_of_box, self.dim)),
             *load_atom(k, layouts.k, (self.spec.piece or self.n, self.dim)),
             *load_atom(v, layouts.v, (self.spec.piece or self.n, self.dim_v)),
-            *((None, None) if self.spec.fp32_out else store_atom(out, layouts.out, (ROWS, self.dim_v))),
+            *((None, None) if self.spec.fp32_out else store_atom(out, layouts.out, (self.rows_of_box, self.dim_v))),
         )
         arguments = Arguments(tma, tensors, schedule, scalars)
         self.kernel(arguments).launch(
-            grid=(cutlass.min(scalars.ctas, replace(arguments, tile=self.tile).work()), 1, 1),
+            grid=(cutlass.min(scalars.ctas, replace(arguments, spec=self.spec).work()), 1, 1),
             block=(WARPGROUP * (1 + self.consumers), 1, 1),
             stream=stream,
             min_blocks_per_mp=1,  # without it ptxas may ignore setmaxnreg
@@ -111,7 +114,7 @@ class ForwardKernel:
 
     @cute.kernel
     def kernel(self, arguments: Arguments):
-        arguments = replace(arguments, tile=self.tile)
+        arguments = replace(arguments, spec=self.spec)
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         shared = Shared.allocate(self.spec)
         if warp == 0:
@@ -138,7 +141,7 @@ class ForwardKernel:
         item_count, tile_count = Int32(0), Int32(0)
         for index in cutlass.range(begin, end, step, unroll=1):
             item = arguments.item(index)
-            q = cute.local_tile(tma.q[None, None, item.head, item.batch], (ROWS, self.dim), (None, 0))
+            q = cute.local_tile(tma.q[None, None, item.group, item.batch], (self.rows_of_box, self.dim), (None, 0))
             to_q, from_q = partition(tma.q_atom, shared.q, q)
             keys = self.key_tiles(arguments, item, tma.k_atom, tma.k, shared.k)
             shared.queries.wait_empty(item_count)
@@ -254,7 +257,7 @@ class ForwardKernel:
             if const_expr(self.spec.fp32_out):  # no register is left to keep the rows in through the loops
                 thread = thread_here() - WARPGROUP
                 row = item.tile * self.tile.m + thread // 32 * 16 + thread % 32 // 4
-            finish_rows(tensors, item, row, softmax, out)
+            finish_rows(tensors, item, [arguments.query(item, row, 8 * h) for h in range(2)], softmax, out)
             if const_expr(self.spec.fp32_out):
                 column = thread % 4 * 2
                 store_fragment(out, tensors.out[item.batch, None, item.head, None], row, column)
@@ -279,7 +282,8 @@ class ForwardKernel:
             )
         elif self.spec.mask.is_bounded:
             lo, hi = (t[item.plane, None, None] for t in (tensors.lo, tensors.hi))
-            bounds = RowBounds.load(self.n, self.spec.mask, lo, hi, row)
+            first, step = arguments.query(item, row).position, 8 // self.spec.packed_heads
+            bounds = RowBounds.load(self.n, self.spec.mask, lo, hi, first, step)
         else:
             bounds = RowBounds.dense(self.n, tensors.k.shape[1])
         where = Where(item.batch, item.head, row, bounds.first_column)
@@ -422,7 +426,7 @@ class ForwardKernel:
         cute.arch.barrier(barrier_id=BARRIER_EPILOGUE + group, number_of_threads=WARPGROUP)
         if warp == 0:
             place = (item.tile * self.consumers + group, 0)
-            target = cute.local_tile(tma.out[None, None, item.head, item.batch], (ROWS, self.dim_v), place)
+            target = cute.local_tile(tma.out[None, None, item.group, item.batch], (self.rows_of_box, self.dim_v), place)
             source, target = partition(tma.out_atom, mine, target)
             cute.copy(tma.out_atom, source, target)
             cute.arch.cp_async_bulk_commit_group()
