@@ -1,10 +1,10 @@
 """The forward kernel: warp-specialised, persistent, for any interval mask.
 
 One producer warpgroup loads by TMA (warp 0: Q and K, warp 1: V), two or three consumer warpgroups of 64 rows compute.
-An item of work is one query tile of one head; a CTA takes every grid-th item of a list made on the host, longest first.
-Only the producers walk the runs of key tiles: partial runs first, then full ones. The consumers know how many tiles
-come, and of each its first column, which travels in shared memory with the K tile; masks are applied in the partial
-tiles and in the first. Within a warpgroup the product S = Q K^T of one tile and the softmax of it overlap O += P V of
+An item of work is one query tile of one head; CTAs take items of a list made on the host, longest first, in rounds
+that go there and back again. Only the producers walk the runs of key tiles: partial runs first, then full ones. The
+consumers know how many tiles come, and of each its first column, which travels in shared memory with the K tile; masks
+are applied in the partial tiles and in the first. Within a warpgroup the product S = Q K^T of one tile and the softmax of it overlap O += P V of
 the tile before; the warpgroups take turns on the tensor cores.
 """
 
@@ -137,19 +137,17 @@ class ForwardKernel:
     @cute.jit
     def load_queries_and_keys(self, arguments: Arguments, shared: Shared):
         tma = arguments.tma
-        begin, end, step = arguments.share()
-        item_count, tile_count = Int32(0), Int32(0)
-        for index in cutlass.range(begin, end, step, unroll=1):
-            item = arguments.item(index)
+        tile_count = Int32(0)
+        for item_number in cutlass.range(arguments.count(), unroll=1):
+            item = arguments.item(arguments.index(item_number))
             q = cute.local_tile(tma.q[None, None, item.group, item.batch], (self.rows_of_box, self.dim), (None, 0))
             to_q, from_q = partition(tma.q_atom, shared.q, q)
             keys = self.key_tiles(arguments, item, tma.k_atom, tma.k, shared.k)
-            shared.queries.wait_empty(item_count)
-            barrier = shared.queries.expect(item_count, self.consumers * ROWS * self.dim * self.spec.element_bytes)
+            shared.queries.wait_empty(item_number)
+            barrier = shared.queries.expect(item_number, self.consumers * ROWS * self.dim * self.spec.element_bytes)
             for group in range_constexpr(self.consumers):
                 source = from_q[None, item.tile * self.consumers + group]
                 cute.copy(tma.q_atom, source, to_q[None, group], tma_bar_ptr=barrier)
-            item_count += 1
             for number in cutlass.range(item.first_run, item.end_run, unroll=1):
                 run = arguments.run(item, number)
                 for tile in cutlass.range(run.begin, run.end, unroll=1):
@@ -165,10 +163,9 @@ class ForwardKernel:
     @cute.jit
     def load_values(self, arguments: Arguments, shared: Shared):
         tma, values = arguments.tma, shared.values
-        begin, end, step = arguments.share()
         tile_count = Int32(0)
-        for index in cutlass.range(begin, end, step, unroll=1):
-            item = arguments.item(index)
+        for item_number in cutlass.range(arguments.count(), unroll=1):
+            item = arguments.item(arguments.index(item_number))
             tiles = self.key_tiles(arguments, item, tma.v_atom, tma.v, shared.v)
             for number in cutlass.range(item.first_run, item.end_run, unroll=1):
                 run = arguments.run(item, number)
@@ -230,16 +227,15 @@ class ForwardKernel:
             softmax=softmax,
             turns=turns,
         )
-        begin, end, step = arguments.share()
-        item_count, tile_count = Int32(0), Int32(0)
+        tile_count = Int32(0)
         turns.begin()
-        for index in cutlass.range(begin, end, step, unroll=1):
-            item = arguments.item(index)
+        for item_number in cutlass.range(arguments.count(), unroll=1):
+            item = arguments.item(arguments.index(item_number))
             row = item.tile * self.tile.m + group * ROWS + warp * 16 + lane // 4  # and row + 8
             rows = self.rows(arguments, item, row)
             clear(out)
             softmax.reset()
-            shared.queries.wait_full(item_count)
+            shared.queries.wait_full(item_number)
             n_tiles = item.n_partial + item.n_full
             if n_tiles > 0:
                 last = tile_count + n_tiles
@@ -248,11 +244,11 @@ class ForwardKernel:
                 tile_count = self.tiles(c, rows, tile_count + 1, last_partial, True)
                 tile_count = self.tiles(c, rows, tile_count, last, False)
                 if const_expr(not self.out_shares_queries):
-                    shared.queries.release(item_count)  # Q may be replaced under the last product and the epilogue
+                    shared.queries.release(item_number)  # Q may be replaced under the last product and the epilogue
                 self.last_values(c, tile_count - 1)
             else:
                 if const_expr(not self.out_shares_queries):
-                    shared.queries.release(item_count)
+                    shared.queries.release(item_number)
             thread = Int32(0)
             if const_expr(self.spec.fp32_out):  # no register is left to keep the rows in through the loops
                 thread = thread_here() - WARPGROUP
@@ -266,8 +262,7 @@ class ForwardKernel:
             if const_expr(self.out_shares_queries):
                 if warp == 0:
                     cute.arch.cp_async_bulk_wait_group(0, read=True)
-                shared.queries.release(item_count)
-            item_count += 1
+                shared.queries.release(item_number)
         if warp == 0:
             cute.arch.cp_async_bulk_wait_group(0, read=True)  # shared memory must outlive the stores that read it
         turns.end()

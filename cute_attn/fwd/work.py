@@ -71,9 +71,18 @@ class Arguments:
         entries = self.row_tiles() if self.tensors.cache is not None else self.schedule.items.shape[0]
         return entries * self.scalars.batches * self.scalars.heads
 
-    def share(self) -> tuple[Int32, Int32, Int32]:
-        """Begin, end and step of the items of this CTA."""
-        return cute.arch.block_idx()[0], self.work(), cute.arch.grid_dim()[0]
+    def count(self) -> Int32:
+        """Items of this CTA."""
+        whole = self.work() // cute.arch.grid_dim()[0]
+        return whole + Int32(self.index(whole) < self.work())
+
+    def index(self, number: Int32) -> Int32:
+        """The item that this CTA takes as its number `number`.
+
+        CTAs take them there and back again: who has the longest of one round has the shortest of the next.
+        """
+        cta, ctas = cute.arch.block_idx()[0], cute.arch.grid_dim()[0]
+        return number * ctas + cta + (number & 1) * (ctas - 1 - 2 * cta)
 
     def item(self, index: Int32) -> Item:
         """Item number `index`: heads fastest, so that neighbours read the same keys; then batches."""

@@ -73,7 +73,7 @@ def test_under_a_full_mask_each_key_tile_waits_for_those_before_it():
 def test_turns_never_save_time_and_the_work_bounds_them(mask):
     sums = call("bwd", mask, deterministic=True).sums
     steps = np.array([len(numbers) for numbers in sums], dtype=float)
-    without = makespan(steps, 3, strided=False)
+    without = makespan(steps, 3, dealt=False)
     for addition in (0.0, 0.5, 1.0):
         assert without <= makespan_in_turns(sums, 1.0, 0.0, addition, 3) <= steps.sum() * (1 + addition)
 
