@@ -2,10 +2,11 @@
 
 One producer warpgroup loads by TMA (warp 0: Q and K, warp 1: V), two or three consumer warpgroups of 64 rows compute.
 An item of work is one query tile of one head; CTAs take items of a list made on the host, longest first, in rounds
-that go there and back again. Only the producers walk the runs of key tiles: partial runs first, then full ones. The
-consumers know how many tiles come, and of each its first column, which travels in shared memory with the K tile; masks
-are applied in the partial tiles and in the first. Within a warpgroup the product S = Q K^T of one tile and the softmax of it overlap O += P V of
-the tile before; the warpgroups take turns on the tensor cores.
+that go there and back again. Only the producers read the list and walk the runs of key tiles: partial runs first, then
+full ones. The consumers get what an item is, and how many tiles come, in shared memory with its Q, and the first column
+of each tile with its K; masks are applied in the partial tiles and in the first. Within a warpgroup the product
+S = Q K^T of one tile and the softmax of it overlap O += P V of the tile before; the warpgroups take turns on the tensor
+cores.
 """
 
 from dataclasses import dataclass, replace
@@ -36,7 +37,7 @@ from .epilogue import finish_rows
 from .packing import head_view
 from .softmax import OnlineSoftmax, clear, rescale
 from .storage import ROWS, Layouts, Shared
-from .work import Arguments, Item
+from .work import Arguments, Item, ItemOfConsumers
 
 WARPGROUP = 128  # threads
 # After setmaxnreg, by number of consumer warpgroups; all of them are 65536 at most.
@@ -144,6 +145,8 @@ class ForwardKernel:
             to_q, from_q = partition(tma.q_atom, shared.q, q)
             keys = self.key_tiles(arguments, item, tma.k_atom, tma.k, shared.k)
             shared.queries.wait_empty(item_number)
+            with cute.arch.elect_one():
+                item.hand_over().publish(shared.item)
             barrier = shared.queries.expect(item_number, self.consumers * ROWS * self.dim * self.spec.element_bytes)
             for group in range_constexpr(self.consumers):
                 source = from_q[None, item.tile * self.consumers + group]
@@ -230,12 +233,12 @@ class ForwardKernel:
         tile_count = Int32(0)
         turns.begin()
         for item_number in cutlass.range(arguments.count(), unroll=1):
-            item = arguments.item(arguments.index(item_number))
+            shared.queries.wait_full(item_number)
+            item = ItemOfConsumers.read(shared.item)
             row = item.tile * self.tile.m + group * ROWS + warp * 16 + lane // 4  # and row + 8
             rows = self.rows(arguments, item, row)
             clear(out)
             softmax.reset()
-            shared.queries.wait_full(item_number)
             n_tiles = item.n_partial + item.n_full
             if n_tiles > 0:
                 last = tile_count + n_tiles
@@ -267,7 +270,7 @@ class ForwardKernel:
             cute.arch.cp_async_bulk_wait_group(0, read=True)  # shared memory must outlive the stores that read it
         turns.end()
 
-    def rows(self, arguments: Arguments, item: Item, row: Int32) -> Rows:
+    def rows(self, arguments: Arguments, item: ItemOfConsumers, row: Int32) -> Rows:
         """This thread's: `row` and `row + 8`."""
         tensors = arguments.tensors
         if self.spec.piece:

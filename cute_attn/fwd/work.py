@@ -14,7 +14,7 @@ from cute_attn.sm90.runs import read_run
 from .arguments import Cache, Scalars, Schedule, Tensors, TmaTensors
 from .packing import Query
 
-__all__ = ["Arguments", "Item"]
+__all__ = ["Arguments", "Item", "ItemOfConsumers"]
 
 
 class Item(NamedTuple):
@@ -32,6 +32,31 @@ class Item(NamedTuple):
     n_partial: Int32
     n_full: Int32
     runs: Any = None  # ThreeRuns over a cache, None for those of the schedule
+
+    def hand_over(self) -> "ItemOfConsumers":
+        return ItemOfConsumers(*(getattr(self, name) for name in ItemOfConsumers._fields))
+
+
+class ItemOfConsumers(NamedTuple):
+    """What of an item travels to the consumers, in shared memory with its Q: two vectors, which are read whole."""
+
+    batch: Int32
+    plane: Int32
+    head: Int32
+    group: Int32
+    head_k: Int32
+    tile: Int32
+    n_partial: Int32
+    n_full: Int32
+
+    @classmethod
+    def read(cls, shared: cute.Tensor) -> "ItemOfConsumers":
+        return cls(*(shared[i] for i in range(len(cls._fields))))
+
+    def publish(self, shared: cute.Tensor) -> None:
+        """By one thread, before the barrier of Q is told what to expect: that makes it visible."""
+        for i, value in enumerate(self):
+            shared[i] = value
 
 
 @dataclass(frozen=True)
@@ -119,7 +144,7 @@ class Arguments:
         """Query heads that share a tile where some do: their groups share the items of the schedule."""
         return self.tensors.q.shape[2] // self.scalars.heads
 
-    def query(self, item: Item, row: Int32, offset: int = 0) -> Query:
+    def query(self, item: ItemOfConsumers, row: Int32, offset: int = 0) -> Query:
         """What row `row + offset` of an item is."""
         packed = self.spec.packed_heads
         heads = self.heads_in_tile() if packed > 1 else Int32(1)
