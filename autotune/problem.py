@@ -63,7 +63,8 @@ class Problem:
 
     def spec(self, tile: Tile | None = None) -> Spec:
         """Of its kernel with a tile. Raises ValueError if there is no such kernel."""
-        return spec_for(self.op, self.dtype, self.head_dim, self.head_dim_v, self.intervals(), tile)
+        heads = self.heads_q, self.heads_k
+        return spec_for(self.op, self.dtype, self.head_dim, self.head_dim_v, self.intervals(), tile, heads=heads)
 
     def key(self, gpu: str, sms: int) -> TunedKey:
         dims = kernel_dims(self.op, self.head_dim, self.head_dim_v)

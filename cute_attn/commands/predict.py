@@ -85,7 +85,7 @@ def command(
     taken = tile_on(GPUS[gpu].name, op, dtype, dims, heads, intervals, is_exact=is_exact)
     config = tile_under(row, taken.tile, tile, stages)
     fields = {"softmax": softmax, "deterministic": deterministic}
-    spec = spec_under(row, dtype, dims, mask, seqlen, config, False, fields)
+    spec = spec_under(row, dtype, dims, mask, seqlen, config, False, fields, heads)
     with needs_compiler():
         code = code_of(spec)
     call = call_of(spec, code, intervals, heads, batch)

@@ -77,12 +77,14 @@ def spec_under(
     tile: Tile | None,
     softcap: bool,
     wanted: dict[str, Any],
+    heads: tuple[int, int] | None = None,
 ) -> Spec:
-    """The spec of an operation on a mask that is named; of the fields that are wanted it gets those that it has."""
+    """The spec of an operation on a mask that is named; of the fields that are wanted it gets those that it has.
+    heads: as in `spec_for`."""
     score = ScoreForm("softcap" if softcap else "plain")
     own = {name: value for name, value in wanted.items() if has(row.spec, name)}
     try:
-        return spec_for(row.name, dtype, *head_dims, from_spec(mask, seqlen), tile, score, **own)
+        return spec_for(row.name, dtype, *head_dims, from_spec(mask, seqlen), tile, score, heads=heads, **own)
     except TypeError as error:
         raise click.UsageError(str(error)) from None
 

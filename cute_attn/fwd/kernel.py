@@ -1,11 +1,12 @@
 """The forward kernel: warp-specialised, persistent, for any interval mask.
 
 One producer warpgroup loads by TMA (warp 0: Q and K, warp 1: V), two or three consumer warpgroups of 64 rows compute.
-An item of work is one query tile of one head; a CTA takes every grid-th item of a list made on the host, longest first.
-Only the producers walk the runs of key tiles: partial runs first, then full ones. The consumers know how many tiles
-come, and of each its first column, which travels in shared memory with the K tile; masks are applied in the partial
-tiles and in the first. Within a warpgroup the product S = Q K^T of one tile and the softmax of it overlap O += P V of
-the tile before; the warpgroups take turns on the tensor cores.
+An item of work is one query tile of one head; CTAs take items of a list made on the host, longest first, in rounds
+that go there and back again. Only the producers read the list and walk the runs of key tiles: partial runs first, then
+full ones. The consumers get what an item is, and how many tiles come, in shared memory with its Q, and the first column
+of each tile with its K; masks are applied in the partial tiles and in the first. Within a warpgroup the product
+S = Q K^T of one tile and the softmax of it overlap O += P V of the tile before; the warpgroups take turns on the tensor
+cores.
 """
 
 from dataclasses import dataclass, replace
@@ -33,9 +34,10 @@ from cute_attn.spec.forward import ForwardSpec
 from .arguments import Scalars, Schedule, Tensors, TmaTensors
 from .config import out_shares_queries
 from .epilogue import finish_rows
+from .packing import head_view
 from .softmax import OnlineSoftmax, clear, rescale
 from .storage import ROWS, Layouts, Shared
-from .work import Arguments, Item
+from .work import Arguments, Item, ItemOfConsumers
 
 WARPGROUP = 128  # threads
 # After setmaxnreg, by number of consumer warpgroups; all of them are 65536 at most.
@@ -81,6 +83,8 @@ class ForwardKernel:
         self.n, self.dim, self.dim_v = spec.tile.n, spec.head_dim, spec.head_dim_v
         self.dtype, self.bf16 = DTYPES[spec.dtype], spec.dtype == "bf16"
         self.out_shares_queries = out_shares_queries(spec)
+        packed = spec.packed_heads
+        self.rows_of_box = (packed, ROWS // packed) if packed > 1 else ROWS  # heads and positions, or positions
         has_graph = bool(spec.score.graph or spec.mask.predicate)
         self.producer_registers = (PRODUCER_REGISTERS_OF_GRAPHS if has_graph else PRODUCER_REGISTERS)[self.consumers]
 
@@ -88,20 +92,20 @@ class ForwardKernel:
 
     @cute.jit
     def __call__(self, tensors: Tensors, schedule: Schedule, scalars: Scalars, stream: cuda.CUstream):
-        q, k, v, out = [
-            cute.make_tensor(t.iterator, cute.select(t.layout, mode=[1, 3, 2, 0]))  # (seq, dim, head, batch)
-            for t in (tensors.q, tensors.k, tensors.v, tensors.out)
-        ]
+        packed = self.spec.packed_heads
+        heads = tensors.q.shape[2] // scalars.heads if packed > 1 else 1
+        q, out = [head_view(t, packed, heads) for t in (tensors.q, tensors.out)]
+        k, v = [head_view(t, 1, 1) for t in (tensors.k, tensors.v)]
         layouts = Layouts.of(self.spec)
         tma = TmaTensors(
-            *load_atom(q, layouts.q, (ROWS, self.dim)),
+            *load_atom(q, layouts.q, (self.rows_of_box, self.dim)),
             *load_atom(k, layouts.k, (self.spec.piece or self.n, self.dim)),
             *load_atom(v, layouts.v, (self.spec.piece or self.n, self.dim_v)),
-            *((None, None) if self.spec.fp32_out else store_atom(out, layouts.out, (ROWS, self.dim_v))),
+            *((None, None) if self.spec.fp32_out else store_atom(out, layouts.out, (self.rows_of_box, self.dim_v))),
         )
         arguments = Arguments(tma, tensors, schedule, scalars)
         self.kernel(arguments).launch(
-            grid=(cutlass.min(scalars.ctas, replace(arguments, tile=self.tile).work()), 1, 1),
+            grid=(cutlass.min(scalars.ctas, replace(arguments, spec=self.spec).work()), 1, 1),
             block=(WARPGROUP * (1 + self.consumers), 1, 1),
             stream=stream,
             min_blocks_per_mp=1,  # without it ptxas may ignore setmaxnreg
@@ -111,7 +115,7 @@ class ForwardKernel:
 
     @cute.kernel
     def kernel(self, arguments: Arguments):
-        arguments = replace(arguments, tile=self.tile)
+        arguments = replace(arguments, spec=self.spec)
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         shared = Shared.allocate(self.spec)
         if warp == 0:
@@ -134,19 +138,19 @@ class ForwardKernel:
     @cute.jit
     def load_queries_and_keys(self, arguments: Arguments, shared: Shared):
         tma = arguments.tma
-        begin, end, step = arguments.share()
-        item_count, tile_count = Int32(0), Int32(0)
-        for index in cutlass.range(begin, end, step, unroll=1):
-            item = arguments.item(index)
-            q = cute.local_tile(tma.q[None, None, item.head, item.batch], (ROWS, self.dim), (None, 0))
+        tile_count = Int32(0)
+        for item_number in cutlass.range(arguments.count(), unroll=1):
+            item = arguments.item(arguments.index(item_number))
+            q = cute.local_tile(tma.q[None, None, item.group, item.batch], (self.rows_of_box, self.dim), (None, 0))
             to_q, from_q = partition(tma.q_atom, shared.q, q)
             keys = self.key_tiles(arguments, item, tma.k_atom, tma.k, shared.k)
-            shared.queries.wait_empty(item_count)
-            barrier = shared.queries.expect(item_count, self.consumers * ROWS * self.dim * self.spec.element_bytes)
+            shared.queries.wait_empty(item_number)
+            with cute.arch.elect_one():
+                item.hand_over().publish(shared.item)
+            barrier = shared.queries.expect(item_number, self.consumers * ROWS * self.dim * self.spec.element_bytes)
             for group in range_constexpr(self.consumers):
                 source = from_q[None, item.tile * self.consumers + group]
                 cute.copy(tma.q_atom, source, to_q[None, group], tma_bar_ptr=barrier)
-            item_count += 1
             for number in cutlass.range(item.first_run, item.end_run, unroll=1):
                 run = arguments.run(item, number)
                 for tile in cutlass.range(run.begin, run.end, unroll=1):
@@ -162,10 +166,9 @@ class ForwardKernel:
     @cute.jit
     def load_values(self, arguments: Arguments, shared: Shared):
         tma, values = arguments.tma, shared.values
-        begin, end, step = arguments.share()
         tile_count = Int32(0)
-        for index in cutlass.range(begin, end, step, unroll=1):
-            item = arguments.item(index)
+        for item_number in cutlass.range(arguments.count(), unroll=1):
+            item = arguments.item(arguments.index(item_number))
             tiles = self.key_tiles(arguments, item, tma.v_atom, tma.v, shared.v)
             for number in cutlass.range(item.first_run, item.end_run, unroll=1):
                 run = arguments.run(item, number)
@@ -227,16 +230,15 @@ class ForwardKernel:
             softmax=softmax,
             turns=turns,
         )
-        begin, end, step = arguments.share()
-        item_count, tile_count = Int32(0), Int32(0)
+        tile_count = Int32(0)
         turns.begin()
-        for index in cutlass.range(begin, end, step, unroll=1):
-            item = arguments.item(index)
+        for item_number in cutlass.range(arguments.count(), unroll=1):
+            shared.queries.wait_full(item_number)
+            item = ItemOfConsumers.read(shared.item)
             row = item.tile * self.tile.m + group * ROWS + warp * 16 + lane // 4  # and row + 8
             rows = self.rows(arguments, item, row)
             clear(out)
             softmax.reset()
-            shared.queries.wait_full(item_count)
             n_tiles = item.n_partial + item.n_full
             if n_tiles > 0:
                 last = tile_count + n_tiles
@@ -245,16 +247,16 @@ class ForwardKernel:
                 tile_count = self.tiles(c, rows, tile_count + 1, last_partial, True)
                 tile_count = self.tiles(c, rows, tile_count, last, False)
                 if const_expr(not self.out_shares_queries):
-                    shared.queries.release(item_count)  # Q may be replaced under the last product and the epilogue
+                    shared.queries.release(item_number)  # Q may be replaced under the last product and the epilogue
                 self.last_values(c, tile_count - 1)
             else:
                 if const_expr(not self.out_shares_queries):
-                    shared.queries.release(item_count)
+                    shared.queries.release(item_number)
             thread = Int32(0)
             if const_expr(self.spec.fp32_out):  # no register is left to keep the rows in through the loops
                 thread = thread_here() - WARPGROUP
                 row = item.tile * self.tile.m + thread // 32 * 16 + thread % 32 // 4
-            finish_rows(tensors, item, row, softmax, out)
+            finish_rows(tensors, item, [arguments.query(item, row, 8 * h) for h in range(2)], softmax, out)
             if const_expr(self.spec.fp32_out):
                 column = thread % 4 * 2
                 store_fragment(out, tensors.out[item.batch, None, item.head, None], row, column)
@@ -263,13 +265,12 @@ class ForwardKernel:
             if const_expr(self.out_shares_queries):
                 if warp == 0:
                     cute.arch.cp_async_bulk_wait_group(0, read=True)
-                shared.queries.release(item_count)
-            item_count += 1
+                shared.queries.release(item_number)
         if warp == 0:
             cute.arch.cp_async_bulk_wait_group(0, read=True)  # shared memory must outlive the stores that read it
         turns.end()
 
-    def rows(self, arguments: Arguments, item: Item, row: Int32) -> Rows:
+    def rows(self, arguments: Arguments, item: ItemOfConsumers, row: Int32) -> Rows:
         """This thread's: `row` and `row + 8`."""
         tensors = arguments.tensors
         if self.spec.piece:
@@ -279,7 +280,8 @@ class ForwardKernel:
             )
         elif self.spec.mask.is_bounded:
             lo, hi = (t[item.plane, None, None] for t in (tensors.lo, tensors.hi))
-            bounds = RowBounds.load(self.n, self.spec.mask, lo, hi, row)
+            first, step = arguments.query(item, row).position, 8 // self.spec.packed_heads
+            bounds = RowBounds.load(self.n, self.spec.mask, lo, hi, first, step)
         else:
             bounds = RowBounds.dense(self.n, tensors.k.shape[1])
         where = Where(item.batch, item.head, row, bounds.first_column)
@@ -422,7 +424,7 @@ class ForwardKernel:
         cute.arch.barrier(barrier_id=BARRIER_EPILOGUE + group, number_of_threads=WARPGROUP)
         if warp == 0:
             place = (item.tile * self.consumers + group, 0)
-            target = cute.local_tile(tma.out[None, None, item.head, item.batch], (ROWS, self.dim_v), place)
+            target = cute.local_tile(tma.out[None, None, item.group, item.batch], (self.rows_of_box, self.dim_v), place)
             source, target = partition(tma.out_atom, mine, target)
             cute.copy(tma.out_atom, source, target)
             cute.arch.cp_async_bulk_commit_group()

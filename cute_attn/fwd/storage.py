@@ -18,6 +18,7 @@ from .config import out_shares_queries
 __all__ = ["ROWS", "Layouts", "Shared"]
 
 ROWS = 64  # query rows of a consumer warpgroup
+ITEM = 8  # numbers of an ItemOfConsumers
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Layouts:
 class Shared:
     """What the warps of a CTA share.
 
+    item: what is in Q, see `cute_attn.fwd.work.ItemOfConsumers`.
     places: of the tiles in the slots of K, see `cute_attn.sm90.place`.
     """
 
@@ -51,6 +53,7 @@ class Shared:
     k: Any
     v: Any
     out: Any  # None if the output leaves from registers
+    item: Any
     places: Any
     queries: Ring
     keys: Ring
@@ -74,6 +77,7 @@ class Shared:
             k=k,
             v=v,
             out=out,
+            item=storage.item.get_tensor(cute.make_layout(ITEM)),
             places=storage.places.get_tensor(place_layout(stages)),
             queries=Ring(storage.q_barriers.data_ptr(), 1, readers),
             keys=Ring(storage.k_barriers.data_ptr(), stages, readers),
@@ -98,6 +102,7 @@ def _storage(spec: ForwardSpec, layouts: Layouts) -> Any:
         q_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(1)]
         k_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(stages)]
         v_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(stages)]
+        item: cute.struct.Align[cute.struct.MemRange[Int32, ITEM], 16]
         places: cute.struct.Align[cute.struct.MemRange[Int32, cute.cosize(place_layout(stages))], 16]
         q: tiles(cute.cosize(layouts.q))  # type: ignore[valid-type]
         out: tiles(0 if spec.fp32_out or out_shares_queries(spec) else cute.cosize(layouts.out))  # type: ignore[valid-type]

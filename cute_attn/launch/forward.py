@@ -15,6 +15,7 @@ from cute_attn.spec.score import ScoreForm
 from cute_attn.spec.tiles import Tile
 
 from .captured import captured_by, text_of
+from .packing import can_share, check_heads, choose_heads, positions
 from .run import Kernel, KernelBackend, Order, run, start
 from .shapes import PlanForm, score_of_call, spec_of_call
 from .tensors import DTYPE_NAMES, free_multiprocessors, in_kernel_form, rows_contiguous
@@ -47,16 +48,24 @@ def plan_forward(
     tile: Tile | None = None,
     *,
     has_graph: bool = False,
+    fp32_out: bool = False,
+    heads_in_tile: int | None = None,
 ) -> ForwardPlan:
     """The plan for tensors of such head dims (of q and v) and numbers of heads (of q and k) on the mask's device.
 
     tile: None takes that of `tile_of_call`. has_graph: whether a score_mod or a predicate comes with the mask.
+    fp32_out: see `forward`. heads_in_tile: None chooses by shape, see `cute_attn.launch.packing`.
     """
     if tile is None:
         is_exact = softmax == "exact"
         tile = tile_of_call("fwd", dtype, head_dims, heads, mask, has_graph=has_graph, is_exact=is_exact)
-    schedule = mask.schedule((tile.m, tile.n))
-    form, table, (lo, hi) = PlanForm.of(mask, tile), schedule.forward, map(rows_contiguous, tested_bounds(mask))
+    if heads_in_tile is None:
+        shares = can_share(has_graph, softmax=softmax, fp32_out=fp32_out)
+        heads_in_tile = choose_heads(mask, heads, tile.m) if shares else 1
+    check_heads(heads_in_tile, mask, heads)
+    schedule = mask.schedule((positions(tile.m, heads_in_tile), tile.n))
+    form, table = PlanForm.of(mask, tile, heads_in_tile), schedule.forward
+    lo, hi = map(rows_contiguous, tested_bounds(mask))
     return ForwardPlan(form, lo, hi, table.items, table.runs, schedule.idle_keys)
 
 
@@ -101,6 +110,7 @@ def forward(
     softmax: Softmax = "stale",
     fp32_out: bool = False,
     tile: Tile | None = None,
+    heads_in_tile: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Attention forward on the kernel.
 
@@ -117,7 +127,7 @@ def forward(
         softmax: how the maximum is kept, see `cute_attn.fwd.softmax`; always "exact" with return_max_logits or
             return_max_scores, one of which may be asked for.
         fp32_out: whether out is fp32, unrounded, to be merged with that over other keys.
-        tile: as in plan_forward, where mask is an IntervalMask.
+        tile, heads_in_tile: as in plan_forward, where mask is an IntervalMask.
 
     Returns:
         out (batch, seqlen_q, heads_q, head_dim_v) like q or fp32, lse (batch, heads_q, seqlen_q) fp32 with sinks
@@ -132,7 +142,17 @@ def forward(
     if isinstance(plan, IntervalMask):
         has_graph = score_mod is not None or predicate is not None
         heads, head_dims = (q.shape[2], k.shape[2]), (q.shape[3], v.shape[3])
-        plan = plan_forward(plan, q.dtype, head_dims, heads, softmax, tile, has_graph=has_graph)
+        plan = plan_forward(
+            plan,
+            q.dtype,
+            head_dims,
+            heads,
+            softmax,
+            tile,
+            has_graph=has_graph,
+            fp32_out=fp32_out,
+            heads_in_tile=heads_in_tile,
+        )
     if is_without_keys(plan, k):
         fill_without_keys(results.out, results.lse, sink_lse)
         if results.max_scores is not None:
@@ -230,7 +250,8 @@ def ask(
     )
     bounds = (plan.lo, plan.hi) if spec.mask.is_bounded else (None, None)
     mask_heads = plan.form.heads
-    sharing = batch if plan.lo.shape[0] == mask_heads else 1, heads_q if mask_heads == 1 else 1, mask_heads
+    groups = heads_q // plan.form.heads_in_tile
+    sharing = batch if plan.lo.shape[0] == mask_heads else 1, groups if mask_heads == 1 else 1, mask_heads
     scalars = (*spec.score.factors(softmax_scale, softcap), *sharing, free_multiprocessors(q.device, sm_margin))
     return Asked(spec, bounds, (plan.items, plan.runs, plan.idle_keys), scalars)
 

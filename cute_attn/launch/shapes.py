@@ -13,6 +13,7 @@ from cute_attn.spec.score import ScoreForm
 from cute_attn.spec.tiles import Tile
 
 from .dims import kernel_dims
+from .packing import can_share, choose_heads, packed, positions
 from .tiles import default_tile
 
 __all__ = ["PLAIN", "PlanForm", "score_of_call", "spec_for", "spec_of_call", "spec_of_plan"]
@@ -24,7 +25,7 @@ class PlanForm(NamedTuple):
     """What a spec depends on of a plan.
 
     layers, has_lower, has_upper: of the mask's schedule for this tile. is_marked: see `cute_attn.mask.thinned`. heads:
-    of the mask.
+    of the mask. heads_in_tile: of the queries, see `cute_attn.launch.packing`.
     """
 
     tile: Tile
@@ -33,12 +34,14 @@ class PlanForm(NamedTuple):
     has_upper: bool = False
     is_marked: bool = False
     heads: int = 1
+    heads_in_tile: int = 1
 
     @classmethod
-    def of(cls, mask: IntervalMask, tile: Tile) -> PlanForm:
-        schedule, thinning = mask.schedule((tile.m, tile.n)), mask._thinning
+    def of(cls, mask: IntervalMask, tile: Tile, heads_in_tile: int = 1) -> PlanForm:
+        schedule, thinning = mask.schedule((positions(tile.m, heads_in_tile), tile.n)), mask._thinning
         is_marked = thinning is not None and thinning.is_marked
-        return cls(tile, schedule.layers, schedule.has_lower, schedule.has_upper, is_marked, mask.heads)
+        bounds = schedule.layers, schedule.has_lower, schedule.has_upper
+        return cls(tile, *bounds, is_marked, mask.heads, heads_in_tile)
 
 
 def spec_of_plan(
@@ -62,7 +65,7 @@ def spec_of_plan(
     given = MaskForm.of(form.layers, form.has_lower, form.has_upper, predicate, form.is_marked)
     mask, score = row.forms(given, score, variant)
     facts = {"dtype": dtype, "head_dim": dims[0], "head_dim_v": dims[1], "mask": mask, "score": score}
-    facts |= {"planes_by_head": form.heads > 1, "tile": form.tile}
+    facts |= {"planes_by_head": form.heads > 1, "packed_heads": packed(form.heads_in_tile), "tile": form.tile}
     own = {field.name for field in fields(row.spec)}  # type: ignore[arg-type]
     return row.spec(**({name: fact for name, fact in facts.items() if name in own} | variant))
 
@@ -81,12 +84,16 @@ def spec_for(
     tile: Tile | None = None,
     score: ScoreForm = PLAIN,
     predicate: str = "",
+    heads: tuple[int, int] | None = None,
     **variant: Any,
 ) -> Spec:
     """The spec of an operation on a mask: what a launch of it asks for.
 
-    tile: None for the default. predicate: with a mask of `cute_attn.mask.thinned`. score, variant, and what is raised:
-    as in `spec_of_plan`.
+    tile: None for the default. predicate: with a mask of `cute_attn.mask.thinned`. heads: of q and k, which may share
+    tiles; None for as many of both. score, variant, and what is raised: as in `spec_of_plan`.
     """
-    tile = tile or default_tile(op, (head_dim, head_dim_v), has_graph=bool(score.graph or predicate))
-    return spec_of_plan(op, PlanForm.of(mask, tile), dtype, (head_dim, head_dim_v), score, predicate, **variant)
+    has_graph = bool(score.graph or predicate)
+    tile, shared = tile or default_tile(op, (head_dim, head_dim_v), has_graph=has_graph), 1
+    if op == "fwd" and heads is not None and can_share(has_graph, **variant):
+        shared = choose_heads(mask, heads, tile.m)
+    return spec_of_plan(op, PlanForm.of(mask, tile, shared), dtype, (head_dim, head_dim_v), score, predicate, **variant)

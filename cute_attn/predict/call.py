@@ -25,7 +25,7 @@ class Call:
     """What a kernel is launched on.
 
     code: of the kernel with the products. warpgroups: its consumers. tiles_in_pass: of its loops.
-    partial, full: tiles of each item, in the order in which items start. strided: how they are laid (`makespan`).
+    partial, full: tiles of each item, in the order in which items start. dealt: how they are laid (`makespan`).
     loaded, sent: bytes of a tile from L2, and of dQ to L2. item_bytes: of an item's sums of dK and dV to L2.
     moved: bytes that go through memory in the kernel; besides: in other kernels before and after, of which there are
     `kernels` in all. flop: for TFLOP/s, of attended pairs only.
@@ -37,7 +37,7 @@ class Call:
     tiles_in_pass: int
     partial: np.ndarray
     full: np.ndarray
-    strided: bool
+    dealt: bool
     loaded: float
     flop: float
     moved: float
@@ -79,7 +79,7 @@ def predict(call: Call, machine: Machine) -> Prediction:
         cycles = makespan_in_turns(call.sums, step + machine.ordered, item, machine.addition, machine.multiprocessors)
     else:
         items = item + call.partial * partial.tile + call.full * full.tile
-        cycles = makespan(items, machine.multiprocessors, call.strided)
+        cycles = makespan(items, machine.multiprocessors, call.dealt)
     tensor = (
         call.warpgroups
         / call.tiles_in_pass

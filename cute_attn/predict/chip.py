@@ -10,14 +10,16 @@ import numpy as np
 __all__ = ["makespan", "makespan_in_turns"]
 
 
-def makespan(items: np.ndarray, multiprocessors: int, strided: bool) -> float:
-    """Cycles until the last item has ended. strided: multiprocessor i takes items i, i + count, ...; else each starts
-    on the multiprocessor that is free first, in their order."""
-    if strided:
-        rows = -(-len(items) // multiprocessors)
-        padded = np.zeros(rows * multiprocessors)
+def makespan(items: np.ndarray, multiprocessors: int, dealt: bool) -> float:
+    """Cycles until the last item has ended. dealt: multiprocessors take them in rounds that go there and back again;
+    else each starts on the multiprocessor that is free first, in their order."""
+    if dealt:
+        rounds = -(-len(items) // multiprocessors)
+        padded = np.zeros(rounds * multiprocessors)
         padded[: len(items)] = items
-        return float(padded.reshape(rows, multiprocessors).sum(0).max(initial=0.0))
+        laid = padded.reshape(rounds, multiprocessors)
+        laid[1::2] = laid[1::2, ::-1].copy()
+        return float(laid.sum(0).max(initial=0.0))
     free = [0.0] * multiprocessors
     for cycles in items.tolist():
         heapq.heapreplace(free, free[0] + cycles)

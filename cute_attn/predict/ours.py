@@ -7,6 +7,7 @@ import torch
 
 from cute_attn.jit.obtain import obtain
 from cute_attn.launch.order import in_turns
+from cute_attn.launch.packing import positions, shared_by
 from cute_attn.mask import IntervalMask, TileSchedule
 from cute_attn.mask.tiles import RunTable
 from cute_attn.spec.backward import BackwardSpec
@@ -40,23 +41,31 @@ def call_of(spec: Spec, code: Code, mask: IntervalMask, heads: tuple[int, int], 
         raise ValueError(f"mask must be shared by all heads and batch elements, got one of {mask.planes} planes")
     if heads[0] % heads[1]:
         raise ValueError(f"heads_q must be a multiple of heads_k, got {heads[0]} and {heads[1]}")
-    schedule = mask.schedule((spec.tile.m, spec.tile.n))
+    shared = shared_by(getattr(spec, "packed_heads", 1), heads)
+    schedule = mask.schedule((positions(spec.tile.m, shared), spec.tile.n))
     side, tiles = ("queries", schedule.q_tiles) if spec.op == "fwd" else ("keys", schedule.k_tiles)
-    if (items := tiles * heads[0] * batch) > MOST_ITEMS:
+    if (items := tiles * heads[0] // shared * batch) > MOST_ITEMS:
         raise ValueError(f"the call has {items} tiles of {side}, at most {MOST_ITEMS} are laid out")
     attended = float((mask.hi - mask.lo).sum()) * batch * heads[0]
     if isinstance(spec, ForwardSpec):
-        return _forward(spec, code, schedule, heads, batch, attended)
+        return _forward(spec, code, schedule, heads, batch, attended, shared)
     return _backward(spec, code, schedule, heads, batch, attended)
 
 
 def _forward(
-    spec: ForwardSpec, code: Code, schedule: TileSchedule, heads: tuple[int, int], batch: int, attended: float
+    spec: ForwardSpec,
+    code: Code,
+    schedule: TileSchedule,
+    heads: tuple[int, int],
+    batch: int,
+    attended: float,
+    shared: int,
 ) -> Call:
-    """Persistent CTAs; items are query tiles of a head, heads fastest."""
+    """Persistent CTAs; items are query tiles of a head, or of the heads that share them, heads fastest."""
     tile, depth = spec.tile, spec.head_dim + spec.head_dim_v
     columns = schedule.forward.columns
-    partial, full = (_repeated(count, heads[0] * batch) for count in (columns.n_partial, columns.n_full))
+    groups = heads[0] // shared * batch
+    partial, full = (_repeated(count, groups) for count in (columns.n_partial, columns.n_full))
     tile_cycles = tile.n * depth / 32  # of a warpgroup's 64 rows
     return Call(
         code,
@@ -64,7 +73,7 @@ def _forward(
         tiles_in_pass=max(1, round(code.full.tensor_cycles / tile_cycles)),
         partial=partial,
         full=full,
-        strided=True,
+        dealt=True,
         loaded=2.0 * tile.n * depth,
         flop=2.0 * attended * depth,
         moved=2.0 * batch * depth * (schedule.seqlen_q * heads[0] + schedule.seqlen_k * heads[1]),
@@ -89,7 +98,7 @@ def _backward(
         tiles_in_pass=1,
         partial=partial,
         full=full,
-        strided=False,
+        dealt=False,
         loaded=2.0 * tile.m * (d + dv),
         sent=4.0 * tile.m * d,
         flop=2.0 * attended * (3 * d + 2 * dv),

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 
 from cute_attn.launch.captured import CapturedGradients, text_of
+from cute_attn.launch.packing import shared_by
 from cute_attn.launch.shapes import spec_for
 from cute_attn.launch.tiles import default_tile
 from cute_attn.mask import IntervalMask
@@ -74,10 +75,17 @@ class Case:
         return self.dims[0] ** -0.5 if self.scale is None else self.scale
 
     @property
+    def heads_in_tile(self) -> int:
+        """Query heads that share tiles of the forward."""
+        packed_heads = getattr(self.spec, "packed_heads", 1)
+        return shared_by(packed_heads, self.heads) if packed_heads > 1 else 1
+
+    @property
     def name(self) -> str:
         s = self.spec
         plain = ("softcap", "deterministic", "max_logits", "max_scores", "fp32_out", "dlse", "fp32_gradients")
         extras = [name for name in plain if getattr(s, name, False) is True]
+        extras += ["packed heads"] * (self.heads_in_tile > 1)
         extras += ["exact"] * (getattr(s, "softmax", "") == "exact") + ["fp16"] * (s.dtype == "fp16")
         extras += [f"softcap {self.softcap:g}"] * (self.softcap > 0) + ["sink"] * self.sink
         extras += [f"score_mod {self.score_mod}"] * bool(self.score_mod)
@@ -98,7 +106,7 @@ class Case:
 
     def simulated(self) -> Case:
         """The same kernel on a problem for the simulator."""
-        heads = self.heads if self.heads == (1, 1) else (2, 1)
+        heads = self.heads if self.heads == (1, 1) or self.heads_in_tile > 1 else (2, 1)
         return replace(self, tokens=min(self.tokens, SIMULATED_TOKENS), heads=heads)
 
     def to_json(self) -> dict[str, Any]:
@@ -157,6 +165,8 @@ def case_for(spec: TestedSpec) -> AnyCase:
     fields = kinds[spec.score.kind]
     fields |= {"sink": True} if getattr(spec, "sink", False) else {}
     fields |= {"mask_mod": ANY} if spec.mask.predicate else {}
+    packed_heads = getattr(spec, "packed_heads", 1)
+    fields |= {"heads": (packed_heads, 1)} if packed_heads > 1 else {}
     name = kind_of_mask(spec.mask)
     # Whole tiles of keys leave the upper bound untested, where a kernel has no test of it.
     tokens = 1000 if spec.mask.has_upper else SIMULATED_TOKENS // spec.tile.n * spec.tile.n
@@ -201,7 +211,7 @@ def _thinned(mask: str, mask_mod: str) -> tuple[IntervalMask, str]:
 # ---------------------------------------------------------------- the cases
 
 VARIANTS = (
-    *("deterministic", "max_logits", "max_scores", "softmax", "fp32_out"),
+    *("deterministic", "max_logits", "max_scores", "softmax", "fp32_out", "packed_heads"),
     *("dlse", "fp32_gradients", "dq", "dk", "dv"),
 )
 
@@ -251,6 +261,7 @@ def _matrix() -> list[Case]:
         found += [_case(op, softcap=15.0), _case(op, "empty_rows"), _case(op, inputs="huge")]
     found += [_case("fwd", sink=True), _case("fwd", scale=-0.1), _case("fwd", max_logits=True, softmax="exact")]
     found += [_case("fwd", mask, softmax="exact") for mask in ("causal", "full")]
+    found += [_case("fwd", tokens=40, heads=(6, 1), packed_heads=8)]
     found += [
         _case("fwd", mask, inputs="growing", softmax=softmax)
         for mask in ("causal", "full")

@@ -170,6 +170,7 @@ def _launched(case: Case, p: AttentionProblem, backend: KernelBackend) -> Tensor
             softmax=spec.softmax,
             fp32_out=spec.fp32_out,
             tile=spec.tile,
+            heads_in_tile=case.heads_in_tile,
             backend=backend,
         )
         found = {"out": out, "lse": lse}

@@ -57,12 +57,12 @@ class RowBounds:
         return cls(columns, form.has_lower, form.has_upper, first_column, fixed)
 
     @classmethod
-    def load(cls, columns: int, form: MaskForm, lo, hi, row) -> "RowBounds":
-        """The bounds of rows `row` and `row + 8` in lo, hi: (layers, seqlen_q).
+    def load(cls, columns: int, form: MaskForm, lo, hi, row, step=8) -> "RowBounds":
+        """The bounds of rows `row` and `row + step` in lo, hi: (layers, seqlen_q).
 
         Rows past the end repeat the last one: nothing of them is stored.
         """
-        rows = [cutlass.min(row + 8 * h, lo.shape[1] - 1) for h in range(2)]
+        rows = [cutlass.min(row + step * h, lo.shape[1] - 1) for h in range(2)]
         first_column = 2 * (cute.arch.lane_idx() % 4)
         bounds = cls(columns, form.has_lower, form.has_upper, first_column, None, lo, hi, rows, form.has_certain)
         if form.is_many:

@@ -22,21 +22,22 @@ def tile_layout(dtype: Any, rows: int, columns: int, stages: int, slice_columns:
     return cute.tile_to_shape(atom, (rows, columns, stages), order=(0, 1, 2))
 
 
-def load_atom(tensor: cute.Tensor, layout: cute.ComposedLayout, tile: tuple[int, int]) -> tuple[Any, Any]:
+def load_atom(tensor: cute.Tensor, layout: cute.ComposedLayout, tile: tuple[Any, int]) -> tuple[Any, Any]:
     """TMA load of `tile` = (rows, columns) from a tensor (seq, dim, head, batch); what lies outside reads as zero.
 
+    tile: its rows may be those of several modes, as (heads, positions) of a tensor ((heads, seq), dim, group, batch).
     layout: of what it lands in: a tile, or one of more rows, in which it lies.
     """
     op, whole = cpasync.CopyBulkTensorTileG2SOp(), cute.select(layout, mode=[0, 1])
-    if tile[0] < cute.size(whole, mode=[0]):
+    if cute.size(tile[0]) < cute.size(whole, mode=[0]):
         whole = cute.make_composed_layout(
             layout.inner, 0, cute.composition(cute.select(layout.outer, mode=[0, 1]), tile)
         )
     return cpasync.make_tiled_tma_atom(op, tensor, whole, tile)
 
 
-def store_atom(tensor: cute.Tensor, layout: cute.ComposedLayout, tile: tuple[int, int]) -> tuple[Any, Any]:
-    """TMA store of `tile` to a tensor (seq, dim, head, batch); what lies outside is not written."""
+def store_atom(tensor: cute.Tensor, layout: cute.ComposedLayout, tile: tuple[Any, int]) -> tuple[Any, Any]:
+    """TMA store of `tile` to a tensor as `load_atom` has it; what lies outside is not written."""
     op = cpasync.CopyBulkTensorTileS2GOp()
     return cpasync.make_tiled_tma_atom(op, tensor, cute.select(layout, mode=[0, 1]), tile)
 

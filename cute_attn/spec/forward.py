@@ -8,9 +8,10 @@ from typing import ClassVar, Literal
 from .attention import AttentionSpec
 from .tiles import TileConfig
 
-__all__ = ["ForwardSpec", "Softmax"]
+__all__ = ["PACKED_HEADS", "ForwardSpec", "Softmax"]
 
 Softmax = Literal["stale", "exact"]
+PACKED_HEADS = (1, 2, 4, 8, 16, 32, 64)  # up to the rows of a warpgroup
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class ForwardSpec(AttentionSpec):
     fp32_out: whether the output is left in fp32, to be merged with that over other keys.
     piece: keys that one TMA box brings of a page, where K and V lie in a cache, of which lengths and a window say what
         rows attend; 0 where they are tensors of their own.
+    packed_heads: query heads of a key head, rounded up to a power of two, whose rows share tiles; with the stale
+        softmax, rounded output and neither pages nor graphs. 1 where a tile has rows of one head.
     tile: see TileConfig.
     """
 
@@ -35,6 +38,7 @@ class ForwardSpec(AttentionSpec):
     softmax: Softmax = "stale"
     fp32_out: bool = False
     piece: int = 0
+    packed_heads: int = 1
     tile: TileConfig = field(default_factory=TileConfig)
 
     def __post_init__(self) -> None:
@@ -58,7 +62,18 @@ class ForwardSpec(AttentionSpec):
                 f"{self.mask} and {self.score}"
             )
 
+        if self.packed_heads not in PACKED_HEADS:
+            allowed = ", ".join(map(str, PACKED_HEADS))
+            raise ValueError(f"ForwardSpec.packed_heads must be one of {allowed}, got {self.packed_heads}")
+        if self.packed_heads > 1 and (self.softmax != "stale" or self.fp32_out or self.piece or graphs):
+            raise ValueError(
+                "ForwardSpec.packed_heads needs softmax='stale', no fp32_out, no piece and no graphs, got "
+                f"softmax={self.softmax!r}, fp32_out={self.fp32_out}, piece={self.piece}, {self.mask} and {self.score}"
+            )
+
     def __str__(self) -> str:
         paged = [f"pieces of {self.piece}"] * bool(self.piece)
-        parts = [*self._begun(), *self._set("sink", "max_logits", "max_scores", "fp32_out"), *paged, self.softmax]
+        packed = [f"{self.packed_heads} heads a tile"] * (self.packed_heads > 1)
+        named = self._set("sink", "max_logits", "max_scores", "fp32_out")
+        parts = [*self._begun(), *named, *paged, *packed, self.softmax]
         return f"{', '.join(parts)}; {self.tile}"

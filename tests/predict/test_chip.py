@@ -9,16 +9,16 @@ from cute_attn.predict.machine import H200
 
 
 def test_items_start_where_it_is_free_first():
-    assert makespan(np.array([5.0, 1, 1, 1, 1, 1]), 2, strided=False) == 5
+    assert makespan(np.array([5.0, 1, 1, 1, 1, 1]), 2, dealt=False) == 5
 
 
-def test_strided_items_stay_where_their_number_says():
-    assert makespan(np.array([5.0, 1, 1, 1, 1]), 2, strided=True) == 7
+def test_dealt_items_go_there_and_back_again():
+    assert makespan(np.array([5.0, 4, 3, 2, 1]), 2, dealt=True) == 5 + 2 + 1
 
 
-@pytest.mark.parametrize("strided", [False, True])
-def test_no_items_take_no_time(strided):
-    assert makespan(np.array([]), 2, strided) == 0
+@pytest.mark.parametrize("dealt", [False, True])
+def test_no_items_take_no_time(dealt):
+    assert makespan(np.array([]), 2, dealt) == 0
 
 
 def test_sums_of_their_own_make_turns_free():

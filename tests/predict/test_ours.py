@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cute_attn.launch.shapes import spec_for
-from cute_attn.mask import IntervalMask, from_spec
+from cute_attn.mask import IntervalMask, from_spec, full
 from cute_attn.predict.chip import makespan, makespan_in_turns
 from cute_attn.predict.kernel import Code, Loop, Step
 from cute_attn.predict.ours import call_of
@@ -27,6 +27,17 @@ def test_the_forward_has_an_item_for_every_query_tile_of_every_head():
     assert len(found.partial) == 8 * HEADS[0] * BATCH
     assert (found.partial.sum(), found.full.sum()) == (8 * 16, 28 * 16)
     assert found.partial[0] + found.full[0] == 8  # the longest first
+
+
+def test_heads_that_share_tiles_share_items():
+    intervals = full(16, TOKENS)  # few rows: one tile has all four heads of a key head
+    of_one, packed = (
+        call_of(spec_for("fwd", "bf16", 128, 128, intervals, heads=heads), code(2048), intervals, HEADS, BATCH)
+        for heads in (None, HEADS)
+    )
+    assert (len(of_one.partial), len(packed.partial)) == (HEADS[0] * BATCH, HEADS[1] * BATCH)
+    assert packed.full.tolist() == [TOKENS // 128] * len(packed.full)
+    assert (packed.flop, packed.moved) == (of_one.flop, of_one.moved)
 
 
 def test_the_backward_has_an_item_for_every_key_tile_of_every_key_head_that_walks_its_query_heads():
@@ -62,7 +73,7 @@ def test_under_a_full_mask_each_key_tile_waits_for_those_before_it():
 def test_turns_never_save_time_and_the_work_bounds_them(mask):
     sums = call("bwd", mask, deterministic=True).sums
     steps = np.array([len(numbers) for numbers in sums], dtype=float)
-    without = makespan(steps, 3, strided=False)
+    without = makespan(steps, 3, dealt=False)
     for addition in (0.0, 0.5, 1.0):
         assert without <= makespan_in_turns(sums, 1.0, 0.0, addition, 3) <= steps.sum() * (1 + addition)
 
