@@ -10,7 +10,7 @@ from cute_attn.mask import IntervalMask, causal, full, sliding_window
 from cute_attn.sim.host import capture
 
 
-@pytest.mark.parametrize("n", LENGTHS[:4])
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.slow), *LENGTHS[1:4]])
 def test_causal_of_any_length(n, backend):
     check(Case(causal(n)), backend)
 
@@ -38,6 +38,7 @@ def test_peaked_rows_and_huge_logits(inputs, backend):
     check(Case(causal(300), inputs=inputs), backend)
 
 
+@pytest.mark.slow
 def test_masks_whose_tiles_are_all_full(backend):
     blocks = torch.tensor([[1, 0, 1], [0, 1, 1], [0, 0, 0]], dtype=torch.bool)
     check(Case(block_sparse(blocks), heads=(4, 2)), backend)

@@ -8,7 +8,7 @@ from forward_case import check
 from cute_attn.mask import IntervalMask, causal, full, sliding_window
 
 
-@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.slow), *LENGTHS[1:]])
 def test_causal_of_any_length(n, backend):
     check(Case(causal(n)), backend)
 

@@ -125,6 +125,7 @@ def test_captures_of_every_dtype_scalars_and_negative_indices():
     check(Problem(full(70), heads=(2, 2)), score_mod)
 
 
+@pytest.mark.slow
 def test_numbers_and_lengths_compile_nothing_new(monkeypatch):
     from cute_attn import sim
 
