@@ -90,6 +90,7 @@ def check(problem, score_mod, approximation=0.0, **options):
         assert error <= 2 * plain_error + 2 * approximation + 1e-6
 
 
+@pytest.mark.slow
 def test_alibi_and_a_relative_bias_whose_indices_lie_outside_where_nobody_looks():
     check(Problem(causal(150)), lambda *at: alibi(*at) + relative(*at) - at[0])
 
