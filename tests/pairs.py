@@ -11,8 +11,7 @@ BATCH = 2
 
 
 def every_two(late_inputs, **own):
-    """Parametrizes a test by the `features` of its case, slow where head dims are above 128, whose kernels take long to
-    compile. late_inputs: whose maxima come late. own: further features."""
+    """Parametrizes a test by the `features` of its case. late_inputs: whose maxima come late. own: further features."""
     factors = {
         "mask": [
             lambda rows, keys, i: full(rows, keys),
@@ -36,9 +35,7 @@ def every_two(late_inputs, **own):
     chosen = [[x[level] for x, level in zip(factors.values(), row, strict=True)] for row in array]
     ids = ["-".join(map(str, row)) for row in array]
     rows = [dict(zip(factors, row, strict=True)) for row in chosen]
-    marks = [pytest.mark.slow if row["dims"][0] > 128 else () for row in rows]
-    params = [pytest.param(row, marks=mark) for row, mark in zip(rows, marks, strict=True)]
-    return pytest.mark.parametrize("features", params, ids=ids)
+    return pytest.mark.parametrize("features", rows, ids=ids)
 
 
 def case_of(mask, masks, score, lengths, schedule, options, needs=None, **fields):

@@ -49,6 +49,7 @@ def test_gradients_flow_through_out_and_lse(call, backend):
     check(gradients(backend, call), gradients("reference"))
 
 
+@pytest.mark.slow
 def test_sinks_have_gradients(backend):
     sink = torch.randn(3, HEADS[0])
     check(gradients(backend, sink=sink), gradients("reference", sink=sink))

@@ -10,7 +10,7 @@ from cute_attn.mask import IntervalMask, causal, full, sliding_window
 from cute_attn.sim.host import capture
 
 
-@pytest.mark.parametrize("n", LENGTHS[:4])
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.slow), *LENGTHS[1:4]])
 def test_causal_of_any_length(n, backend):
     check(Case(causal(n)), backend)
 
@@ -38,6 +38,7 @@ def test_peaked_rows_and_huge_logits(inputs, backend):
     check(Case(causal(300), inputs=inputs), backend)
 
 
+@pytest.mark.slow
 def test_masks_whose_tiles_are_all_full(backend):
     blocks = torch.tensor([[1, 0, 1], [0, 1, 1], [0, 0, 0]], dtype=torch.bool)
     check(Case(block_sparse(blocks), heads=(4, 2)), backend)
@@ -75,6 +76,7 @@ def test_two_layers_fp16_with_sinks_and_a_gradient_of_lse(backend):
     check(Case(mask, heads=(4, 1), dims=(64, 64), dtype=torch.float16, sink="sh", dlse=True), backend)
 
 
+@pytest.mark.slow
 def test_many_layers_and_a_sink_for_each_row(backend):
     check(Case(with_gaps(200, 400, 20), heads=(2, 2), sink="ssh", mode="late"), backend)
 
@@ -84,6 +86,7 @@ def test_odd_head_dim_softcap_and_a_mask_for_each_batch(backend):
     check(Case(mask, batch=2, heads=(8, 1), dims=(80, 72), softcap=5.0, scale=0.3), backend)
 
 
+@pytest.mark.slow
 def test_a_negative_scale_at_head_dim_256(backend):
     check(Case(full(140, 200), dims=(256, 256), heads=(1, 1), scale=-0.05, mode="late"), backend)
 

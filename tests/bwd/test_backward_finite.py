@@ -56,6 +56,7 @@ def test_two_layers_with_sinks_at_head_dim_64(backend):
     check_that_idle_numbers_change_nothing(case, backend)
 
 
+@pytest.mark.slow
 def test_many_layers_and_a_sink_for_each_row(backend):
     case = Case(MASKS["many layers"], heads=(2, 2), sink="ssh", mode="random")
     check_that_idle_numbers_change_nothing(case, backend)

@@ -17,6 +17,7 @@ def profile(**fields):
     return report.loops
 
 
+@pytest.mark.slow
 def test_the_causal_backward_issues_little_beside_its_products():
     partial, full = profile(mask=MaskForm(1))
     assert full.slots_per_cycle < 0.221

@@ -16,6 +16,7 @@ def test_every_plane_has_its_own_gradients(share, backend):
         check(mask_of(share, 2, 6, 150, 300), 2, (6, 2), sink=share == "both", deterministic=share == "heads")
 
 
+@pytest.mark.slow
 def test_heads_of_one_layer_keep_their_bounds_in_shared_memory(backend):
     masks = [causal(200), sliding_window(200, left=30, right=0), causal(200), sliding_window(200, left=-1, right=70)]
     with cute_attn.backend(backend):
@@ -57,6 +58,7 @@ def test_deterministic_gradients_of_heads_have_the_same_bits_in_every_schedule()
         assert all(map(torch.equal, again, runs[0]))
 
 
+@pytest.mark.slow
 def test_what_no_head_of_a_key_head_attends_may_hold_anything(backend):
     """And rows without keys in one head alone."""
     mask = stacked(gaps(150, 300, 3), gaps(150, 300, 2), plane(3, 150, 300), causal(150, 300), heads=4)

@@ -33,6 +33,7 @@ def test_every_schedule_of_warps_and_copies(mode, seed):
     check(ragged(lengths=(65, 200), heads=(1, 1)), "sim", mode, seed, window_size=(90, 0))
 
 
+@pytest.mark.slow
 def test_a_contiguous_cache_is_one_page_a_sequence(backend):
     call = ragged(page_size=None, heads_first=True, heads=(4, 2))
     check(call, backend, "random", sink=torch.randn(2, 4), causal=True)

@@ -8,7 +8,7 @@ from forward_case import check
 from cute_attn.mask import IntervalMask, causal, full, sliding_window
 
 
-@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.slow), *LENGTHS[1:]])
 def test_causal_of_any_length(n, backend):
     check(Case(causal(n)), backend)
 
@@ -50,6 +50,7 @@ def test_two_layers_fp16_with_sinks_of_every_head(backend):
     check(Case(mask, heads=(4, 1), dims=(64, 64), dtype=torch.float16, sink="sh"), backend)
 
 
+@pytest.mark.slow
 def test_many_layers_and_the_largest_logit(backend):
     check(Case(with_gaps(200, 400, 20), options={"return_max_logits": True}, heads=(2, 2)), backend)
 
@@ -59,5 +60,6 @@ def test_odd_head_dim_softcap_and_a_mask_for_each_batch(backend):
     check(Case(mask, batch=2, heads=(8, 1), dims=(80, 72), softcap=5.0, sink="ssh"), backend)
 
 
+@pytest.mark.slow
 def test_a_negative_scale_at_head_dim_256(backend):
     check(Case(full(140, 200), dims=(256, 256), heads=(1, 1), scale=-0.05, options={"tile": NARROW}), backend)

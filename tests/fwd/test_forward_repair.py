@@ -10,6 +10,7 @@ from cute_attn.launch import run as launch
 from cute_attn.mask import causal
 
 
+@pytest.mark.slow
 def test_without_the_repair_late_maxima_come_out_wrong(monkeypatch, tmp_path):
     monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(launch, "_kernels", {})

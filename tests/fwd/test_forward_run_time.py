@@ -1,5 +1,6 @@
 """What is known at run time only never compiles a kernel."""
 
+import pytest
 import torch
 from cases import NARROW
 
@@ -31,6 +32,7 @@ def test_run_time_values_never_compile():
     assert compile_count() == before
 
 
+@pytest.mark.slow
 def test_more_than_two_layers_are_one_kernel():
     def layered(n):
         bounds = torch.arange(2 * n)[:, None] * 10 + torch.zeros(200, dtype=torch.int64)

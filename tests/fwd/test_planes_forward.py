@@ -8,7 +8,7 @@ import cute_attn
 from cute_attn.ops.attention_op import attention
 
 
-@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("share", [pytest.param(x, marks=pytest.mark.slow) if x != "heads" else x for x in SHARES])
 def test_every_plane_is_attended_by_its_own_rows(share, backend):
     with cute_attn.backend(backend):
         check(mask_of(share, 2, 6, 150, 300), 2, (6, 2), sink=share == "both", grads=False)
@@ -23,6 +23,7 @@ def test_planes_in_every_order_of_warps_and_copies(share, heads, mode, seed):
         check(mask_of(share, 2, heads[0], 150, 300, first=seed), 2, heads, softcap=3.0 * seed, grads=False)
 
 
+@pytest.mark.slow
 def test_heads_of_two_layers_and_of_one(backend):
     mask = mask_of("heads", 1, 6, 150, 300)
     two = mask & ~mask_of("heads", 1, 6, 150, 300, first=1)

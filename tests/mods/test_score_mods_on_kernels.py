@@ -90,6 +90,7 @@ def check(problem, score_mod, approximation=0.0, **options):
         assert error <= 2 * plain_error + 2 * approximation + 1e-6
 
 
+@pytest.mark.slow
 def test_alibi_and_a_relative_bias_whose_indices_lie_outside_where_nobody_looks():
     check(Problem(causal(150)), lambda *at: alibi(*at) + relative(*at) - at[0])
 
@@ -125,6 +126,7 @@ def test_captures_of_every_dtype_scalars_and_negative_indices():
     check(Problem(full(70), heads=(2, 2)), score_mod)
 
 
+@pytest.mark.slow
 def test_numbers_and_lengths_compile_nothing_new(monkeypatch):
     from cute_attn import sim
 

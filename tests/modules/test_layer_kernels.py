@@ -59,6 +59,7 @@ def test_packed_segments_with_images_run_on_the_kernels():
     compare(op, call, q, k, v, pairs, cap=3.0, sinks=sinks)
 
 
+@pytest.mark.slow
 def test_blocks_that_each_head_chose_run_on_the_kernels():
     rows = 140
     op = AttentionOp(HEADS, HEADS_K, moba_chunk_size=16, moba_topk=3)

@@ -37,9 +37,8 @@ def check(intervals, pairs, heads, score_mod=None, batch_k=2, dtype=torch.bfloat
     assert_no_worse(("out", "lse", "dq", "dk", "dv"), got, exact, rough, TANH_ERROR * 3.0)
 
 
-@pytest.mark.parametrize(
-    "score_mod", [pytest.param(None, marks=pytest.mark.slow, id="plain"), pytest.param(softcap, id="softcap")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("score_mod", [pytest.param(None, id="plain"), pytest.param(softcap, id="softcap")])
 def test_a_plane_for_each_head_and_batch_element(backend, score_mod):
     intervals = mask_of("both", 2, 4, 130, 400)
     with cute_attn.backend(backend):

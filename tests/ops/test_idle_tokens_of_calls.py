@@ -25,7 +25,7 @@ def inputs_for(mask, dim=64):
     return q, k, v, dout, torch.randn(2, mask.seqlen_q)
 
 
-@pytest.mark.parametrize("backend", ["reference", "sim"])
+@pytest.mark.parametrize("backend", ["reference", pytest.param("sim", marks=pytest.mark.slow)])
 def test_idle_rows_and_keys_of_a_call_may_hold_anything(backend):
     mask = MASKS["padding at the end"]
     inputs = inputs_for(mask)
@@ -52,7 +52,7 @@ def test_every_schedule_of_the_simulator_cleans_them():
     assert all(x.isfinite().all() for x in kept[0][2:])
 
 
-@pytest.mark.parametrize("backend", ["reference", "sim"])
+@pytest.mark.parametrize("backend", ["reference", pytest.param("sim", marks=pytest.mark.slow)])
 def test_a_row_without_keys_gives_its_sinks_the_gradient_of_its_lse_and_nothing_else(backend):
     q, k, v, sink = torch.randn(1, 40, 2, 64), torch.randn(1, 30, 1, 64), torch.randn(1, 30, 1, 64), torch.randn(1, 2)
     dout, dlse = torch.randn(1, 40, 2, 64).bfloat16(), torch.randn(1, 2, 40)

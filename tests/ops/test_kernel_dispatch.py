@@ -23,6 +23,7 @@ def test_slices_run_on_the_kernels(backend):
     assert (lse - wanted_lse).abs().max() <= 1e-4
 
 
+@pytest.mark.slow
 def test_sinks_run_on_the_kernels(backend):
     q, k, v = on(backend, *torch.randn(3, 2, 200, 4, 64).half())
     (sink,) = on(backend, torch.randn(3, 4))

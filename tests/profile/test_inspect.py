@@ -76,6 +76,7 @@ def profile(**fields):
     return report.loops
 
 
+@pytest.mark.slow
 def test_the_causal_forward_issues_little_beside_its_products():
     partial, full = profile(mask=MaskForm(1))
     assert full.slots_per_cycle <= 0.28

@@ -1,9 +1,11 @@
 """A bundle with faults: small kernels, of which one computes something else, one never returns and one dies."""
 
+import hashlib
 import subprocess
 
 from cute_attn.jit import cache
 from cute_attn.jit.entry import Entry, write
+from cute_attn.jit.fingerprint import made_from
 from cute_attn.jit.obtain import cached_or_compiled
 from cute_attn.spec.forward import ForwardSpec
 from cute_attn.spec.mask import MaskForm
@@ -22,26 +24,23 @@ HANGS, DIES = "for (;;) pause();", "__builtin_trap();"
 
 def faulty_bundle(root):
     """At `root`: full and causal as they are; window has causal's code, prefix hangs, slices dies."""
-    entries = {name: cached_or_compiled(spec) for name, spec in SPECS.items()}
-    causal = entries["causal"]
-    entries["window"] = _with(entries["window"], causal.shared_object, causal.packed_ptx)
-    for name, body in (("prefix", HANGS), ("slices", DIES)):
-        entries[name] = _with(entries[name], _shared_object(body, root), entries[name].packed_ptx)
-    for entry in entries.values():
+    full, causal = (cached_or_compiled(SPECS[name]) for name in ("full", "causal"))
+    codes = {
+        "window": causal.shared_object,
+        "prefix": _shared_object(HANGS, root),
+        "slices": _shared_object(DIES, root),
+    }
+    planted = (_with(causal, SPECS[name], code) for name, code in codes.items())
+    for entry in (full, causal, *planted):
         write(entry, cache.entry_path(entry.spec, root))
     return root
 
 
-def _with(entry, shared_object, packed_ptx):
-    """The entry with other files, and a manifest that says so."""
-    import hashlib
-
-    hashes = {
-        **entry.manifest["sha256"],
-        "kernel.so": hashlib.sha256(shared_object).hexdigest(),
-        "kernel.ptx.z": hashlib.sha256(packed_ptx).hexdigest(),
-    }
-    return Entry(entry.spec, shared_object, packed_ptx, {**entry.manifest, "sha256": hashes})
+def _with(entry, spec, shared_object):
+    """The entry as one of another spec, with other host code, and a manifest that says so."""
+    hashes = {**entry.manifest["sha256"], "kernel.so": hashlib.sha256(shared_object).hexdigest()}
+    told = {"spec": spec.canonical(), "made_from": made_from(spec), "sha256": hashes}
+    return Entry(spec, shared_object, entry.packed_ptx, {**entry.manifest, **told})
 
 
 def _shared_object(body, root):

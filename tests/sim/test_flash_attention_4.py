@@ -92,6 +92,7 @@ def test_forward_with_grouped_heads_and_ragged_lengths(interface):
     check_forward(interface, True, "late", 1, 300, 300, 2, 1, 64)
 
 
+@pytest.mark.slow
 def test_backward_with_grouped_heads_adds_dq_from_several_blocks(interface):
     reports = check_backward(interface, True, "late", 1, 300, 300, 2, 1, 64)
     assert any(report.reduced for report in reports)

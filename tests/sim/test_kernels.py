@@ -4,10 +4,15 @@ import kernels
 import pytest
 import torch
 from kernels.attention import attention
+from kernels.grouped_matmul import grouped_matmul
 from kernels.matmul import matmul
+from mutations.suite import check
+from mutations.workloads import WORKLOADS, groups
 
 from cute_attn import sim
 from cute_attn.sim.errors import Race
+from cute_attn.sim.host.strict import SCHEDULES
+from cute_attn.sim.launch import Schedule
 
 MODES = [("eager", 0), ("late", 0), ("random", 1)]
 every_mode = pytest.mark.parametrize(("mode", "seed"), MODES)
@@ -147,3 +152,29 @@ def test_eager_is_reproducible():
         sim.run(kernels.column_sums(), x, out, total)
         results.append(torch.cat([out, total]))
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize(
+    ("ctas", "modes"),
+    [
+        (2, [Schedule("eager", races=True)]),
+        *(pytest.param(n, SCHEDULES, marks=pytest.mark.slow) for n in (1, 3, 9)),
+    ],
+)
+def test_products_of_groups_of_any_shapes_by_a_kernel_that_changes_its_maps(ctas, modes):
+    """Ragged in every extent; with nine CTAs one has nothing to do."""
+    shapes = [(72, 64, 136), (8, 72, 64), (130, 40, 200), (64, 64, 64)]
+    for schedule in modes:
+        arguments, expected = groups(shapes, ctas)
+        c, exact, _ = expected["c"]
+        report = sim.run(grouped_matmul(), *arguments, mode=schedule.mode, seed=schedule.seed, races=schedule.races)
+        assert ((c.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-3).all()
+        assert not report.warnings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["groups", "exchange", "patches"])
+def test_maps_that_change_rows_that_are_sent_and_windows_in_every_schedule(name):
+    arguments, expected = WORKLOADS[name].arguments()
+    sim.strict(WORKLOADS[name].function(), *arguments, deterministic=True)
+    check(expected)

@@ -10,9 +10,11 @@ from ..addresses import OFFSET_MASK, RANK_SHIFT
 from ..errors import OutOfBounds
 from ..formats import WIDTH
 from ..state.cta import CTA
+from ..state.epochs import IN_FLIGHT as NEVER
 from ..state.fault import Fault
 from ..state.groups import Group
 from ..state.order import Accessor
+from ..state.shared_traffic import STORE
 from ..state.steps import COPY, Thing
 from ..state.transfers import AsyncStore, Sent, Target
 from .layout import Layout
@@ -54,6 +56,9 @@ def async_store(c: CTA, g: Group, node: Node) -> bool:
     try:
         if c.world.recorder:
             _note(c, g, site, bars, words.shape[1] * size)
+        if c.world.races:
+            warps, each = g.wg.number + g.lanes.warp, words.shape[1] * size
+            c.world.races.shared(c, warps, site, "shared::cluster", where, each, STORE, when=NEVER)
         lanes = zip(where.tolist(), bars.tolist(), words, g.lanes.warp.tolist(), strict=True)
         for address, bar, raw, warp in lanes:
             _send(c, g, site, address, bar, raw.view(np.uint8), warp)

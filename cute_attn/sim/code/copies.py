@@ -145,15 +145,18 @@ def _bulk(
 
 def tensor_map(c: CTA, address: int) -> TensorMap:
     """The map at a generic address: among the kernel parameters, or in global memory."""
-    offset = address - PARAM_BASE
-    if offset >= 0 and offset + 128 <= c.world.parameters.size:
-        raw = c.world.parameters[offset : offset + 128].tobytes()
+    if among_parameters(c, address):
+        raw = c.world.parameters[address - PARAM_BASE :][:128].tobytes()
     else:
         check_acquired(c, address)
         raw = b"".join(int(x).to_bytes(8, "little") for x in c.world.memory.load(address + 8 * np.arange(16), 8))
     if address % 64:
         raise Fault(UnsupportedDescriptor, f"a tensor map at {address:#x}, not a multiple of 64")
     return decode_map(raw[:64])
+
+
+def among_parameters(c: CTA, address: int) -> bool:
+    return 0 <= address - PARAM_BASE <= c.world.parameters.size - 128
 
 
 def _part(c: CTA, address: int, coordinates: list[int], offsets: list[int] | None) -> Box | Pixels:
@@ -211,9 +214,10 @@ def _start_load(
 ) -> None:
     to, source, barrier, size, mask, *where = row
     what: Any
-    swizzle = 0
+    swizzle = through = 0
     if rank:
         what = _part(c, source, where[:rank], where[rank:] if pixels else None)
+        through = 0 if among_parameters(c, source) else source
         size, swizzle = what.map.box_bytes, what.map.swizzle
     elif space == "global":
         what = Span(source, size)
@@ -243,7 +247,10 @@ def _start_load(
             c.world.races.issued(target.barrier, g.wg.number + warp)
     if c.world.races and not isinstance(what, SharedSource):
         c.world.races.copy_in(c, g.wg.number + warp, site, what, targets[0].barrier)
-    c.world.start(Load(what, size, swizzle, targets, place, f"PTX line {place.line}, warp {g.warps[0]}", site))
+    load = Load(what, size, swizzle, targets, place, f"PTX line {place.line}, warp {g.warps[0]}", site)
+    if through:
+        c.world.maps.load(c, through, load)
+    c.world.start(load)
 
 
 # ---------------------------------------------------------------------- stores and reductions
@@ -271,6 +278,8 @@ def bulk_store(c: CTA, g: Group, node: Node) -> bool:
                 store.noted = c.world.races.copy_out(c, warp, site, store.target, reduces=reduces, adds=adds)
             if operation is not None:
                 _note_reduction(c, g, site, row, store, lane)
+            if store.through:
+                c.world.maps.store(c, store.through, warp, store)
             c.bulk.setdefault((g.wg.index, lane), Queue()).open.append(store)
             c.world.begin_store(store)
     except Fault as fault:
@@ -325,7 +334,8 @@ def _make_store(
     if tensor:
         part = _part(c, to, coordinates, [0] * (len(coordinates) - 2) if pixels else None)
         size, swizzle = part.map.box_bytes, part.map.swizzle
-        return Store(c.shared, source & OFFSET_MASK, size, swizzle, part, operation, site, label)
+        through = 0 if among_parameters(c, to) else to
+        return Store(c.shared, source & OFFSET_MASK, size, swizzle, part, operation, site, label, through=through)
     if size % 16 or size <= 0:
         raise Fault(UnsupportedInstruction, f"a bulk copy of {size} bytes: not a multiple of 16")
     return Store(
@@ -357,6 +367,8 @@ def bulk_wait(c: CTA, g: Group, node: Node) -> bool:
                         store.write(c.world.memory)
                         c.world.progress += 1
                     if c.world.races:
+                        if store.through and not store.waited:
+                            c.world.maps.store(c, store.through, g.wg.number + lane // 32, store, waited=True)
                         store.settle(g.wg.number + lane // 32, written=not read)
             if not read:
                 queue.groups = queue.groups[max(len(queue.groups) - keep, 0) :]
@@ -369,7 +381,7 @@ def finish_stores(c: CTA) -> None:
     """The CTA is over: stores are written; a source that nobody waited for is an error, the memory is gone."""
     for queue in c.bulk.values():
         for store in [s for group in queue.groups for s in group] + queue.open:
-            if store in store.shared.pending:
+            if store.under_way:
                 c.fail(
                     CopyInFlight,
                     f"the CTA ends while {store} may still read its shared memory",

@@ -420,7 +420,7 @@ def _wgmma(layout: Layout, r: Reader) -> Node | None:
 def wgmma_fence(c: CTA, g: Group, node: Node) -> bool:
     for warp in g.lanes.warp_numbers:
         state = g.wg.state[warp]
-        state.dirty, state.constant, state.fenced = 0, 0, True
+        state.dirty, state.constant, state.read, state.fenced = 0, 0, 0, True
     return True
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..errors import MissingProxyFence, UnsupportedDescriptor, UnsupportedInstruction
@@ -13,7 +11,7 @@ from ..state.groups import Group
 from ..state.shared_memory import STALE, UNWRITTEN
 from .layout import Layout
 from .node import Node
-from .operands import fetcher, node_of, nothing, uniform
+from .operands import fetcher, node_of, uniform
 from .ptx import Imm
 from .template import Reader
 
@@ -57,7 +55,7 @@ def fence(layout: Layout, r: Reader) -> Node:
     r.done()
     if action == "release":
         r.count(0)
-        return node_of(layout, r, nothing)
+        return node_of(layout, r, release)
     _sized(r, 1)
     return node_of(layout, r, acquire, fetcher(layout, r, r.operands[0]))
 
@@ -73,6 +71,8 @@ def replace(c: CTA, g: Group, node: Node) -> bool:
     site, (address, value, field, dimension, space) = node.detail
     try:
         for one, number in dict(zip(address(c, g).tolist(), value(c, g).tolist(), strict=True)).items():
+            if space == "global":
+                c.world.maps.change(c, g.numbers[0], site, one, releases=False)
             _replace(c, g, one, number, field, dimension, space)
     except Fault as fault:
         c.raise_fault(fault, site, g)
@@ -83,8 +83,6 @@ def replace(c: CTA, g: Group, node: Node) -> bool:
 def _replace(c: CTA, g: Group, address: int, number: int, field: str, dimension: int, space: str) -> None:
     if address % 64:
         raise Fault(UnsupportedDescriptor, f"a tensor map at {address:#x}, not a multiple of 64")
-    if space == "global":
-        _changed(c, address)
     if field == "global_address":
         _put(c, g, space, address, number & 0xFFFFFFFF)
         _put(c, g, space, address + 4, number >> 32 & 0xFFFFFFFF)
@@ -136,6 +134,7 @@ def publish(c: CTA, g: Group, node: Node) -> bool:
                 raise Fault(UnsupportedInstruction, "a copy of a tensor map by a diverged warp, or of several maps")
             if target % BYTES or first % BYTES:
                 raise Fault(UnsupportedDescriptor, f"a tensor map is copied to {target:#x}, not a multiple of {BYTES}")
+            c.world.maps.change(c, g.wg.number + part, site, target, releases=True)
             _copy(c, target, first - c.base)
     except Fault as fault:
         c.raise_fault(fault, site, g)
@@ -152,24 +151,26 @@ def _copy(c: CTA, target: int, first: int) -> None:
     size = BYTES if whole else _MEANT
     words = c.shared.data[first : first + size].view(np.uint32)
     c.world.memory.store(target + 4 * np.arange(size // 4, dtype=np.uint64), 4, words)
-    _changed(c, target)
 
 
-def _changed(c: CTA, address: int) -> None:
-    c.world.maps[address] = c.world.maps.get(address, 0) + 1
+def release(c: CTA, g: Group, node: Node) -> bool:
+    for warp in g.numbers:
+        c.world.maps.release(c, warp)
+    return True
 
 
 def acquire(c: CTA, g: Group, node: Node) -> bool:
     """The maps at these addresses may be used as they are now."""
     _, address = node.detail
-    for one in set(address(c, g).tolist()):
-        c.maps[one] = c.world.maps.get(one, 0)
+    for one, warp in set(zip(address(c, g).tolist(), g.lanes.warp.tolist(), strict=True)):
+        c.maps[one] = max(c.maps.get(one, 0), c.world.maps.acquired(c, g.wg.number + warp, one))
     return True
 
 
 def check_acquired(c: CTA, address: int) -> None:
     """Raises if a map was changed by this launch and no warp of the CTA has acquired it since."""
-    changes: Any = c.world.maps.get(address, 0)
+    changes = c.world.maps.changes(address)
     if changes > c.maps.get(address, 0):
-        what = f"the tensor map at {address:#x} was changed, and no fence.proxy.tensormap::generic.acquire of it since"
+        missing = "acquire of it" if changes == c.world.maps.released(address) else "release"
+        what = f"the tensor map at {address:#x} was changed, and no fence.proxy.tensormap::generic.{missing} since"
         raise Fault(MissingProxyFence, what, f"tensor map {address:#x}")

@@ -13,6 +13,7 @@ from ..launch import Launch, Report, Schedule
 from ..state.cta import Cluster
 from ..state.global_memory import GlobalMemory
 from ..state.groups import Group
+from ..state.maps import Maps
 from ..state.races import Races
 from ..state.spares import Spares
 from ..state.steps import Recorder
@@ -37,7 +38,7 @@ class Machine:
         self.pending: list[Load] = []
         self.stalled: list[Group] = []  # polls that wait for any progress
         self.progress = 0
-        self.maps: dict[int, int] = {}
+        self.maps = Maps()
         self.woken = 0  # groups woken by the operation that runs
         self.statistics = dict.fromkeys(("ctas", "segments", "lane_instructions", "wgmmas", "copies"), 0)
         self.warnings: dict[tuple[str, int | None], str] = {}  # by kind and PTX line

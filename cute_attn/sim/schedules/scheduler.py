@@ -231,6 +231,7 @@ class Scheduler:
                 self._report_locked(g, node, warp)
             state.dirty |= node.written
             state.constant = state.constant & ~node.written | node.constant
+            state.read |= node.touched & ~node.written
 
     def _report_locked(self, g: Group, node: Node, warp: int) -> None:
         state = g.wg.state[warp]

@@ -96,6 +96,7 @@ class WarpState:
     fragments: int = 0
     dirty: int = 0  # registers written since the last wgmma.fence
     constant: int = 0  # of these, the ones to which a constant was moved last
+    read: int = 0  # registers read since then and not written
     fenced: bool = False
 
 

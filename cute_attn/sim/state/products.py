@@ -68,12 +68,18 @@ def _chains(c: CTA, sites: tuple[int, ...], a: list[Any], b: list[Any], accumula
 
 
 def _check_fence(c: CTA, state: WarpState, entry: Entry, g: Group) -> None:
-    """Registers must not be written between wgmma.fence and wgmma; ptxas puts a fence behind moves of constants."""
+    """Between wgmma.fence and wgmma its registers must not be written, and those of its accumulator not be read.
+
+    Where constants are moved to an accumulator, ptxas puts another fence behind that.
+    """
     accumulator, fragment = entry.locks
     if not state.fenced:
         c.fail(AccumulatorInFlight, "wgmma before any wgmma.fence", entry.sites[0], g)
     if state.dirty & fragment or state.dirty & ~state.constant & accumulator:
         what = "wgmma uses registers that were written since the last wgmma.fence"
+        c.fail(AccumulatorInFlight, what, entry.sites[0], g)
+    if state.read & accumulator:
+        what = "wgmma writes registers that were read since the last wgmma.fence"
         c.fail(AccumulatorInFlight, what, entry.sites[0], g)
     if state.constant & accumulator:
         what = "the accumulator was set to constants since the last wgmma.fence: ptxas adds another (C7519)"

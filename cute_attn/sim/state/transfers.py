@@ -38,6 +38,7 @@ class Load:
     place: Place  # of the instruction, in the first CTA that it goes to
     label: str
     site: int
+    under_way: bool = True  # it may not have read its source, or its tensor map
     spans: list[tuple[int, int]] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -91,6 +92,7 @@ class Load:
             raw = self.source.read(memory)
         except Fault as fault:  # where it is noticed tells little: the copy may have been issued long before
             raise fault.with_note(str(self)) from None
+        self.under_way = False
         woken = []
         for shared, first, barrier, _ in self.targets:
             self._put(shared, first, raw)
@@ -162,10 +164,16 @@ class Store:
     written: bool = False
     noted: Pending | None = None  # where races are looked for
     waited: bool = False  # for its source to be read
+    through: int = 0  # the address of the tensor map, if it is in global memory
     spans: list[tuple[int, int]] = field(default_factory=list)
 
     def __str__(self) -> str:
         return f"{self.operation or 'store'} of shared {self.first:#x} to {self.target} ({self.label})"
+
+    @property
+    def under_way(self) -> bool:
+        """Whether it may not have read its source, or its tensor map."""
+        return self in self.shared.pending
 
     def begin(self, accessor: Accessor) -> None:
         self.shared.check_range(self.first, self.first + self.size, 16 if not self.swizzle else 128)
@@ -192,7 +200,7 @@ class Store:
     def release(self) -> None:
         """The source may be overwritten from now on."""
         self.read()
-        if self in self.shared.pending:
+        if self.under_way:
             self.shared.pending.remove(self)
             self.shared.readers[self.first >> 4 : (self.first + self.size) >> 4] -= 1
 

@@ -12,6 +12,7 @@ from ..launch import Launch, Mode
 from .findings import Findings
 from .global_memory import GlobalMemory
 from .groups import Group
+from .maps import Maps
 from .races import Races
 from .steps import Recorder
 from .transfers import Load, Store
@@ -25,7 +26,7 @@ class World(Protocol):
     memory: GlobalMemory
     progress: int  # counts what others may have waited for: arrivals, stores, copies
     statistics: dict[str, int]
-    maps: dict[int, int]  # by the address of a tensor map: how often this launch has changed it
+    maps: Maps  # that the kernel makes
     recorder: Recorder | None  # of the steps of its warps, if somebody wants them
     races: Races | None  # what finds them, if somebody wants that
 

@@ -4,6 +4,8 @@ from mutations import Mutation, drop, insert, move, repeat, substitute
 
 COMMIT = "wgmma.commit_group.sync.aligned;"
 FENCE = r"fence\.proxy\.async\.shared::cta"
+PRODUCT = r"wgmma\.(mma_async\S+ \{(%r\d+),)"
+READ = r"wgmma.wait_group.sync.aligned 0; { .reg .b32 seen; mov.b32 seen, \2; }"
 ACCUMULATOR = r"(mma_async\S+ \{)(%r\d+), (%r\d+),"
 
 GRAM = [
@@ -74,6 +76,16 @@ GRAM = [
         "second product waits for the first", "gram", "stronger wait", "benign",
         "they run in order anyway",
         (insert("second product", r"\S", "wgmma.wait_group.sync.aligned 0;"),),
+    ),
+    Mutation(
+        "accumulator read between the products", "gram", "accumulator touched early", "harmful",
+        "the second product may overwrite it before it is read",
+        (substitute("second product", PRODUCT, rf"{READ} wgmma.\1"),), ("registers",),
+    ),
+    Mutation(
+        "accumulator read between the products, and a fence behind it", "gram", "more fences", "benign",
+        "the fence orders the read before the product",
+        (substitute("second product", PRODUCT, rf"{READ} wgmma.fence.sync.aligned; wgmma.\1"),),
     ),
     Mutation(
         "second product on the accumulator's registers in another order", "gram", "groups on an accumulator", "harmful",

@@ -19,15 +19,32 @@ from cute_attn.sim.host.strict import SCHEDULES
 from cute_attn.sim.launch import Schedule
 from mutations import Mutation
 from mutations.attention import ATTENTION
+from mutations.exchange import EXCHANGE
 from mutations.gram import GRAM
 from mutations.grouped import GROUPED
+from mutations.grouped_matmul import GROUPS
 from mutations.matmul import CLUSTER, MATMUL, REGISTERS
+from mutations.patches import PATCHES
 from mutations.sums import ELEMENTWISE, SUMS
 from mutations.warps import WARPS
 from mutations.workloads import WORKLOADS, Expected, Workload
 
 MUTATIONS = {
-    m.name: m for m in (*ELEMENTWISE, *SUMS, *MATMUL, *REGISTERS, *CLUSTER, *ATTENTION, *GRAM, *WARPS, *GROUPED)
+    m.name: m
+    for m in (
+        *ELEMENTWISE,
+        *SUMS,
+        *MATMUL,
+        *REGISTERS,
+        *CLUSTER,
+        *ATTENTION,
+        *GRAM,
+        *WARPS,
+        *GROUPED,
+        *GROUPS,
+        *EXCHANGE,
+        *PATCHES,
+    )
 }
 
 # Harmful mutations that no mode finds, and why not.

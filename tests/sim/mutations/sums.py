@@ -5,11 +5,41 @@
 
 from mutations import Mutation, drop, repeat, rewrite, substitute
 
+INDEX = r"(or\.b32\s+(%r\d+), .*;)"
+FMA = r"fma\.rn\.f32\s+(%r\d+), (%r\d+), (%r\d+), (%r\d+);"
+
+
+def pair(parts: str) -> str:
+    """The product and the sum with two operands from one register."""
+    moves = r"mov.b32 both.x, \3; mov.b32 both.y, \4;"
+    return rf"{{ .reg .v2 .f32 both; {moves} fma.rn.f32 \1, \2, {parts}; }}"
+
+
 ELEMENTWISE = [
     Mutation(
         "one element too many", "elementwise", "out of bounds", "harmful",
         "the thread behind the last element reads and writes it",
         (rewrite(r"setp\.le\.s32", "setp.lt.s32"),), ("global address",),
+    ),
+    Mutation(
+        "index clamped at zero", "elementwise", "clamped numbers", "benign",
+        "it is not negative", (rewrite(INDEX, r"\1 max.relu.s32 \2, \2, \2;"),),
+    ),
+    Mutation(
+        "index clamped at zero from above", "elementwise", "clamped numbers", "harmful",
+        "every thread computes the first element", (rewrite(INDEX, r"\1 min.relu.s32 \2, \2, -1;"),), ("global out",),
+    ),
+    Mutation(
+        "index not clamped at zero", "elementwise", "clamped numbers", "harmful",
+        "-1 is before the first element", (rewrite(INDEX, r"\1 min.s32 \2, \2, -1;"),), ("global address",),
+    ),
+    Mutation(
+        "operands in one vector register", "elementwise", "vector registers", "benign",
+        "its parts are registers", (rewrite(FMA, pair("both.x, both.y")),),
+    ),
+    Mutation(
+        "parts of a vector register change places", "elementwise", "vector registers", "harmful",
+        "y is scaled in place of x", (rewrite(FMA, pair("both.y, both.x")),), ("global out",),
     ),
 ]  # fmt: skip
 

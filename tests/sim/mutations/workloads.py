@@ -9,9 +9,12 @@ from typing import Any
 import kernels
 import torch
 from kernels.attention import attention
+from kernels.exchange import exchange
 from kernels.gram import gram
 from kernels.grouped import grouped_copy
+from kernels.grouped_matmul import MAP_WORDS, grouped_matmul
 from kernels.matmul import matmul
+from kernels.patches import FILTER, patches
 from kernels.warps import warp_gram
 
 Arguments = tuple[Any, ...]
@@ -78,15 +81,56 @@ def _warps() -> tuple[Arguments, Expected]:
 def _grouped() -> tuple[Arguments, Expected]:
     """Four groups, the last as long as a box."""
     starts, x = torch.tensor([0, 5, 13, 37, 61], dtype=torch.int32), torch.randn(64, 64).bfloat16()
-    space, out = torch.zeros(6 * 16, dtype=torch.int64), _poisoned(4 * 24, 64, dtype=torch.bfloat16)
-    first = -space.data_ptr() % 128 // 8
-    maps = space[first : first + 4 * 16].view(4, 16)
+    maps, out = aligned(4 * 16).view(4, 16), _poisoned(4 * 24, 64, dtype=torch.bfloat16)
     groups = [x[a:b].float() for a, b in itertools.pairwise(starts.tolist())]
     expected = torch.cat([torch.nn.functional.pad(rows, (0, 0, 0, 24 - len(rows))) for rows in groups])
     return (x, starts, maps, out), {"out": (out, expected, 0.0)}
 
 
+def groups(shapes: list[tuple[int, int, int]], ctas: int) -> tuple[Arguments, Expected]:
+    """Matrices of groups of (M, N, K) one behind the other, with 64 elements or more between that belong to none."""
+
+    def begins(sizes: list[int]) -> list[int]:
+        return [0, *itertools.accumulate(-(-size // 64) * 64 + 64 for size in sizes)]
+
+    ends = [begins([x[i] * x[j] for x in shapes]) for i, j in ((0, 2), (1, 2), (0, 1))]
+    a, b = (torch.randn(end[-1]).bfloat16() for end in ends[:2])
+    c = torch.full((ends[2][-1],), 1000, dtype=torch.bfloat16)
+    expected, starts = c.double(), torch.tensor(ends, dtype=torch.int32).T[:-1].contiguous()
+    for (m, n, k), (of_a, of_b, of_c) in zip(shapes, starts.tolist(), strict=True):
+        product = a[of_a:][: m * k].double().view(m, k) @ b[of_b:][: n * k].double().view(n, k).T
+        expected[of_c:][: m * n] = product.flatten()
+    maps = aligned(ctas * 3 * MAP_WORDS).view(ctas, 3, MAP_WORDS)
+    return (a, b, c, torch.tensor(shapes, dtype=torch.int32), starts, maps), {"c": (c, expected, 0.3)}
+
+
+def _exchange() -> tuple[Arguments, Expected]:
+    """Five rows for each CTA: every place is used twice or more."""
+    x, out = torch.randn(10, 512), _poisoned(10, 512)
+    sums = x.view(5, 2, 512).sum(1, keepdim=True).expand(-1, 2, -1)
+    return (x, out), {"out": (out, sums.reshape(10, 512), 1e-6)}
+
+
+def _patches() -> tuple[Arguments, Expected]:
+    """Two images in three boxes of pixels, of which one goes over from the first to the second."""
+    n, h, w = IMAGES
+    x, out = torch.randn(n, h, w, 64).bfloat16(), _poisoned(FILTER**2, n * h * w, 64, dtype=torch.bfloat16)
+    padded = torch.nn.functional.pad(x.float(), (0, 0, 1, 1, 1, 1))
+    met = [padded[:, i : i + h, j : j + w].reshape(-1, 64) for i in range(FILTER) for j in range(FILTER)]
+    return (x, aligned(3 * MAP_WORDS).view(3, MAP_WORDS), out), {"out": (out, torch.stack(met), 0.0)}
+
+
+def aligned(words: int) -> torch.Tensor:
+    """int64 zeros at a multiple of 128 bytes."""
+    space = torch.zeros(words + 16, dtype=torch.int64)
+    return space[-space.data_ptr() % 128 // 8 :][:words]
+
+
 MATMUL_REGIONS = {"full": (0, 24), "empty": (24, 24), "a": (1024, 49152), "b": (50176, 24576), "c": (74752, 16384)}
+IMAGES = (2, 6, 8)
+GROUPS_REGIONS = {
+    "full": (0, 24), "empty": (24, 24), "a": (1024, 24576), "b": (25600, 24576), "c": (50176, 8192),
+}  # fmt: skip
 ATTENTION_REGIONS = {
     "q_full": (0, 8), "q_empty": (8, 8), "k_full": (16, 16), "k_empty": (32, 16),
     "v_full": (48, 16), "v_empty": (64, 16),
@@ -104,5 +148,15 @@ WORKLOADS = {
     "attention": Workload(attention, _attention, ATTENTION_REGIONS, 66560),
     "gram": Workload(gram, _gram, {"x": (0, 8192)}, 8192),
     "grouped": Workload(grouped_copy, _grouped),
+    "groups": Workload(
+        grouped_matmul,
+        functools.partial(groups, [(72, 64, 136), (8, 72, 64), (64, 40, 200)], 1),
+        GROUPS_REGIONS,
+        58368,
+    ),
+    "exchange": Workload(exchange, _exchange, {"full": (0, 16), "empty": (16, 16), "inbox": (128, 4096)}, 4224),
+    "patches": Workload(
+        functools.partial(patches, *IMAGES), _patches, {"full": (0, 16), "empty": (16, 16), "tile": (256, 8192)}, 8448
+    ),
     "warps": Workload(warp_gram, _warps, {"x": (0, 16384)}, 16384),
 }

@@ -8,6 +8,7 @@ from cute_attn.sim.errors import (
     CopyInFlight,
     Misaligned,
     OutOfBounds,
+    Race,
     TransactionCount,
     UninitializedRead,
     UnsupportedInstruction,
@@ -34,6 +35,8 @@ EXCHANGE = """
     {wait}
     {receive}
     barrier.cluster.arrive; barrier.cluster.wait;"""
+MEET = "barrier.cluster.arrive; barrier.cluster.wait;"
+SEND = "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%r11+64], %t, [%r10];"
 WAIT = "AGAIN: mbarrier.try_wait.parity.shared.b64 %p2, [%r9], 0; @!%p2 bra AGAIN;"
 
 
@@ -95,6 +98,15 @@ def test_it_reports_to_an_mbarrier_beside_its_target(mode):
 def test_a_vector_is_aligned_to_its_size():
     with pytest.raises(Misaligned, match="not a multiple of 8"):
         exchanged("b32", 2, np.uint32, shift=68)
+
+
+@pytest.mark.parametrize("before", ["ld.shared.b32 %r3, [%r12+64];", "st.shared.b32 [%r12+64], %t;"])
+def test_what_the_peer_did_there_and_nothing_orders_before_it_is_a_race(before):
+    send = f"st.shared.b32 [%r12+64], 0; {MEET} setp.eq.u32 %p3, %r1, 0; @%p3 {before} BETWEEN {SEND}"
+    body = EXCHANGE.format(bytes=128, size=4, send=send, wait=WAIT, receive="")
+    run(body.replace("BETWEEN", MEET), np.zeros(1), grid=2, cluster=2, smem=1024, races=True)
+    with pytest.raises(Race, match=r"^store of shared address \w+, and nothing orders it behind"):
+        run(body.replace("BETWEEN", ""), np.zeros(1), grid=2, cluster=2, smem=1024, races=True)
 
 
 def test_the_bytes_of_a_warp_are_a_step_of_its_skeleton():

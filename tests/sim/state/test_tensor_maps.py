@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from snippet import run, tensor_map
 
-from cute_attn.sim.errors import MissingProxyFence, SimError, UnsupportedDescriptor, UnsupportedInstruction
+from cute_attn.sim.errors import (
+    CopyInFlight,
+    MissingProxyFence,
+    Race,
+    SimError,
+    UnsupportedDescriptor,
+    UnsupportedInstruction,
+)
 
 MODES = ["eager", "late", "random", "starve"]
 every_mode = pytest.mark.parametrize("mode", MODES)
@@ -141,3 +148,74 @@ def test_a_diverged_warp_publishes_nothing():
     lines = PUBLISH.replace("bar.warp.sync -1;", "setp.ne.u32 %p3, %t, 0; @%p3 bra END;") + "END: bar.warp.sync -1;"
     with pytest.raises(UnsupportedInstruction, match="diverged warp"):
         loaded(ANOTHER, publish=lines)
+
+
+def test_what_was_replaced_in_global_memory_must_be_released():
+    again = fields("global", "%a2", ANOTHER)
+    for early in ("", "fence.proxy.tensormap::generic.release.gpu;"):
+        with pytest.raises(MissingProxyFence, match=r"and no fence.proxy.tensormap::generic.release since"):
+            loaded([], publish=f"{PUBLISH} {early} {again}", y=8)
+
+
+def changed_again(mode, how, *, waits=(), told="", races=False):
+    """The second of two warps loads or stores through a map, which the first, when it knows of that, makes anew.
+
+    waits: which of them wait for the copy, before `told`; the others behind it.
+    """
+    data, workspace = np.zeros((64, COLUMNS), np.float32), np.zeros(32, np.uint64)
+    aligned = workspace[(-workspace.ctypes.data % 128) // 8 :][:16]
+    if how == "load":
+        copy = """mbarrier.arrive.expect_tx.shared.b64 _, [%r9], 512;
+        cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%r9+512], [%a2, {0, 0}], [%r9];"""
+        wait = "W{0}: mbarrier.try_wait.parity.shared.b64 %p2, [%r9], 0; @!%p2 bra W{0};"
+    else:
+        copy = """cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%a2, {0, 0}], [%r9+512];
+        cp.async.bulk.commit_group;"""
+        wait = "cp.async.bulk.wait_group.read 0;"
+    early = "".join(f"setp.ne.u32 %p4, %warp, {w}; @%p4 bra E{w}; {wait.format(w)} E{w}: " for w in waits)
+    body = f"""
+    mov.u32 %r9, smem; add.u32 %r12, %r9, 256; setp.eq.u32 %p1, %t, 0; @!%p1 bra READY;
+    mbarrier.init.shared.b64 [%r9], 1; {COPY}
+    READY: shl.b32 %r13, %t, 3; add.u32 %r13, %r13, %r9; st.shared.b64 [%r13+512], 0; fence.proxy.async;
+    setp.ne.u32 %p3, %warp, 0; bar.sync 0; @%p3 bra FIRST; {PUBLISH} FIRST: bar.sync 0; {ACQUIRE}
+    setp.ne.u32 %p1, %t, 32; @%p1 bra ISSUED; {copy} ISSUED: bar.sync 0;
+    {early} {told} @%p3 bra SECOND; {PUBLISH} SECOND: bar.sync 0; {wait.format(3)}"""
+    run(body, data, data, aligned, tensor_map(data, (ROWS, COLUMNS)), block=64, smem=4096, mode=mode, races=races)
+
+
+@pytest.mark.parametrize("mode", ["late", "starve"])
+@pytest.mark.parametrize("how", ["load", "store"])
+def test_a_map_that_copies_go_through_must_not_change(how, mode):
+    with pytest.raises(CopyInFlight, match=r"tensor map 0x\w+ is changed while a copy in flight reads it"):
+        changed_again(mode, how)
+
+
+def test_that_nothing_orders_a_change_behind_copies_is_a_race():
+    said = r"change of the tensor map 0x\w+, and nothing orders it behind the copy through it by warp 1"
+    with pytest.raises(Race, match=said):
+        changed_again("eager", "load", races=True)
+    with pytest.raises(Race, match=said):
+        changed_again("random", "store", waits=(1,), races=True)
+
+
+@every_mode
+def test_a_map_may_change_when_the_copies_through_it_were_awaited(mode):
+    for how, waits, told in (("load", (0,), ""), ("load", (1,), "bar.sync 0;"), ("store", (1,), "bar.sync 0;")):
+        changed_again(mode, how, waits=waits, told=told, races=True)
+
+
+def test_an_acquire_that_nothing_orders_behind_a_change_is_of_the_map_before_it():
+    """By another warp, which the schedule happens to run later."""
+    body = f"""
+    mov.u32 %r9, smem; add.u32 %r12, %r9, 256; setp.eq.u32 %p1, %t, 0; @!%p1 bra READY; {COPY}
+    READY: bar.warp.sync -1; setp.ne.u32 %p3, %warp, 0; @%p3 bra OTHER; {PUBLISH} OTHER: MEET
+    fence.proxy.async; setp.eq.u32 %p1, %t, 32; @!%p1 bra DONE; {ACQUIRE} st.shared.b64 [%r9+512], 0; fence.proxy.async;
+    cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%a2, {{0, 64}}], [%r9+512];
+    cp.async.bulk.commit_group; cp.async.bulk.wait_group.read 0; DONE: bar.sync 0;"""
+    data, workspace = np.zeros((64, COLUMNS), np.float32), np.zeros(32, np.uint64)
+    aligned = workspace[(-workspace.ctypes.data % 128) // 8 :][:16]
+    arguments = (data, data, aligned, tensor_map(data, (1, 4)))
+    body = body.replace("st.shared.b64 [%r9+512], 0;", "st.shared.v4.b32 [%r9+512], {0, 0, 0, 0};")
+    run(body.replace("MEET", "bar.sync 1;"), *arguments, block=64, smem=4096, races=True)
+    with pytest.raises(MissingProxyFence, match="was changed"):
+        run(body.replace("MEET", ""), *arguments, block=64, smem=4096, races=True)

@@ -221,6 +221,8 @@ def test_accumulation_and_negation(mode):
             f"{FENCE}; mov.b32 %r100, 0; add.f32 %r100, %r100, %r100; MMA {COMMIT}; {WAIT} 0;",
             "since the last wgmma.fence",
         ),
+        (f"{FENCE}; MMA {COMMIT}; {WAIT} 0; mov.b32 %r7, %r103; MMA {COMMIT}; {WAIT} 0;", "read since the last"),
+        (f"{FENCE}; mov.b32 %r7, %r103; MMA {COMMIT}; {WAIT} 0;", "read since the last"),
         (f"{FENCE}; @%p1 mov.b32 %r100, 0; MMA {COMMIT}; {WAIT} 0;", "since the last wgmma.fence"),
         (f"{FENCE}; MMA {COMMIT}; ret; {WAIT} 0;", "never waited"),
     ],
@@ -229,6 +231,16 @@ def test_accumulators_belong_to_the_wgmma_until_it_is_waited_for(lines, message,
     a, b = operands(("bf16", "bf16"), 16, 16)
     with pytest.raises(AccumulatorInFlight, match=message):
         multiply(a, b, spans=(32, 32), lines=lines, mode=mode)
+
+
+@every_mode
+def test_behind_a_fence_an_accumulator_that_was_read_is_overwritten_and_fragments_may_be_read_anywhere(mode):
+    kinds = ("bf16", "bf16")
+    a, b = operands(kinds, 16, 16)
+    lines = f"{FENCE}; MMA {COMMIT}; {WAIT} 0; mov.b32 %r7, %r103; {FENCE}; MMA {COMMIT}; {WAIT} 0;"
+    check(multiply(a, b, spans=(32, 32), lines=lines, mode=mode), a, b, kinds)
+    lines = f"{FENCE}; MMA {COMMIT}; {WAIT} 0; mov.b32 %r7, %r51; MMA {COMMIT}; {WAIT} 0;"
+    check(multiply(a, b, spans=(32, 32), from_registers=True, lines=lines, mode=mode), a, b, kinds)
 
 
 @every_mode
