@@ -30,6 +30,7 @@ BLOCKS = 64  # a group, about
 MOST_CHUNKS = 16  # a rank; more are searched in blocks first
 EVEN = 1.01  # times the mean, from which on area is not evened out further
 TRIES = 16  # exchanges that did not help, until no more are tried
+WORTH_SAVING = 1.25  # times that time, over which rows are saved on another way too
 WORTH = 1.002  # times the time that even area alone takes: what is not over it, is not improved
 
 
@@ -153,8 +154,12 @@ def _search(problem: Problem, starts: tuple[Start, ...], world: int, clock: _Clo
     way = min(found, key=lambda way: way.best)
     if way.best > known:
         return None
-    way.relieve()
-    return way
+    ways = [way]
+    if len(starts) > 1 and not clock.crossing and way.best > WORTH_SAVING * clock.compute(way.mean):
+        ways.append(way.with_fewer_rows())
+    for way in ways:
+        way.relieve()
+    return min(ways, key=lambda way: way.best)
 
 
 class _Way:
@@ -179,9 +184,9 @@ class _Way:
             rank, rows = int(search.area.argmax()), float(received.max())
             if search.area[rank] <= goal or clock.seconds(self.mean, rows) >= min(known, self.best):
                 return
-            partners = search.partners(rank, search.area)
+            pairs = search.pairs(rank, search.area)
             price, mine, theirs = search.cheapest(
-                rank, partners, search.chunk_area, search.area, goal, rows=received, most_rows=max(rows, hidden)
+                pairs, search.chunk_area, search.area, goal, rows=received, most_rows=max(rows, hidden)
             )
             if price == np.inf:
                 return
@@ -190,6 +195,13 @@ class _Way:
             rows = float(received.max())
             if clock.seconds(float(search.area.max()), rows) < self.best:
                 self._take(rows)
+
+    def with_fewer_rows(self) -> _Way:
+        """Another way, on which ranks have saved rows of all kinds while their areas hide behind the traffic."""
+        way = _Way(self.problem, torch.from_numpy(self.owner), self.world, self.clock)
+        way.search.save_rows(max(float(way.search.area.max()), self.clock.free_area(self.rows)))
+        way._take(float(way._received().max()))
+        return way
 
     def relieve(self) -> None:
         """Takes from the rank that all wait for, area or traffic, whichever binds, until nothing helps."""
@@ -215,9 +227,9 @@ class _Way:
             if kind == "traffic" and most >= sent.max():
                 step = search.fewest(rank, received, limit, movable[kind])
             else:
-                partners = search.partners(rank, load)
+                pairs = search.pairs(rank, load)
                 price, *chunks = search.cheapest(
-                    rank, partners, weight * movable[kind], load, goal, limit, received, max(most, self.rows)
+                    pairs, weight * movable[kind], load, goal, limit, received, max(most, self.rows)
                 )
                 step = None if price == np.inf else (chunks[0], chunks[1])
             if step is None:
@@ -246,10 +258,8 @@ class _Way:
 
     def _received(self) -> np.ndarray:
         """Rows that each rank needs besides its own."""
-        search = self.search
-        needed = search.length.sum() - search.missing[:, -1]
-        own = 0 if self.problem.places is None else search.members.shape[1] * search.chunk_size
-        return np.maximum(needed - own, 0)
+        own = 0 if self.problem.places is None else self.search.members.shape[1] * self.search.chunk_size
+        return np.maximum(self.search.needed - own, 0)
 
     def _sent(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows that leave each chunk, and each rank; of keys of another source nobody knows yet. Those that leave the
@@ -258,10 +268,9 @@ class _Way:
         chunks = len(search.owner)
         if self.problem.places is None:
             return np.zeros(chunks), np.zeros(self.world)
-        users = (search.count > 0).sum(0)
-        inside = search.key_chunk >= 0
+        inside = (search.key_chunk >= 0).nonzero()[0]
         chunk = search.key_chunk[inside]
-        others = users[inside] - (search.count[search.owner[chunk], inside.nonzero()[0]] > 0)
+        others = search.users[inside] - (search.count[search.owner[chunk], inside] > 0)
         popular = np.bincount(chunk, search.length[inside] * others, minlength=chunks)
         sent = np.bincount(search.owner, popular, minlength=self.world)
         weight = max(1.0, self.clock.bandwidth / self.clock.cost.bandwidth / self.clock.ranks)

@@ -13,6 +13,8 @@ prefix sums, for all pairs at once.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
@@ -23,6 +25,7 @@ __all__ = ["LocalSearch", "local_search"]
 RUNS = 8  # runs of needed keys kept for a chunk; smaller gaps are closed, which only makes the search less exact
 PAIRS = 1 << 13  # pairs of chunks tried at a time, which limits the ranks tried as partners of one rank
 SWEEPS = 4
+NEVER = (1 << 31) - 1  # rows: more than there are
 EXACT = 4  # exchanges whose cost is counted exactly before the best is made
 
 
@@ -87,11 +90,19 @@ class LocalSearch:
         steps = np.bincount((first + self.begin).ravel(), minlength=shape)
         steps -= np.bincount((first + self.end).ravel(), minlength=shape)
         self.count = steps.reshape(world, -1).cumsum(1)[:, :-1].astype(np.int32)
+        self.users = (self.count > 0).sum(0, dtype=np.int32)  # ranks that need each segment
         # missing[r, s]: rows of the segments before s that no chunk of rank r needs.
         self.missing = np.zeros((world, len(edges)), np.int32)
-        self.saving = np.zeros(chunks, np.int64)  # rows that only this chunk of its rank needs
+        self.saving = np.zeros(chunks, np.int32)  # rows that only this chunk of its rank needs
+        # alone[r, s]: rows of the segments before s that exactly one chunk of rank r needs.
+        self.alone = np.zeros((world, len(edges)), np.int32)
         for rank in range(world):
             self._refresh(rank)
+
+    @property
+    def needed(self) -> np.ndarray:
+        """Rows that each rank needs, its own included, where keys follow queries."""
+        return self.length.sum() - self.missing[:, -1]
 
     def balance(self, limit: float) -> None:
         """Brings every rank's area to the limit, or as near as exchanges can."""
@@ -99,8 +110,7 @@ class LocalSearch:
             rank = int(self.area.argmax())
             if self.area[rank] <= limit:
                 return
-            partners = self.partners(rank, self.area)
-            price, mine, theirs = self.cheapest(rank, partners, self.chunk_area, self.area, limit)
+            price, mine, theirs = self.cheapest(self.pairs(rank, self.area), self.chunk_area, self.area, limit)
             if price == np.inf:
                 return
             partner = np.array([self.owner[theirs]])
@@ -110,12 +120,11 @@ class LocalSearch:
                 self.exchange(mine, theirs)
                 if self.area[rank] <= limit:
                     break
-                price, mine, theirs = self.cheapest(rank, partner, self.chunk_area, self.area, limit)
+                price, mine, theirs = self.cheapest(self.pairs_with(rank, partner), self.chunk_area, self.area, limit)
 
     def cheapest(
         self,
-        rank: int,
-        partners: np.ndarray,
+        pairs: Pairs,
         weight: np.ndarray,
         load: np.ndarray,
         goal: float,
@@ -129,109 +138,121 @@ class LocalSearch:
         after which neither rank needs more than `most_rows`, it is one of these. Returns `(price, mine, theirs)`; price
         inf if there is none.
         """
-        mine, theirs, here, there = self._exchanges(rank, partners)
-        extra = here + there
-        moved = weight[mine] - weight[theirs][:, None]
-        after = load[self.owner[theirs]][:, None] + moved
-        fits = (moved > 0) & self._within(rank, mine, theirs, area_limit)
+        rank, partners = pairs.rank, pairs.partners
+        moved = weight[pairs.mine] - weight[pairs.theirs][:, :, None]
+        room = (goal - load[partners])[:, None, None]
+        fits = moved > 0
+        if area_limit < np.inf:
+            fits &= self._within(pairs, area_limit)
+        allowed = fits & (moved <= room)
         if rows is not None:
-            few = (rows[rank] + here <= most_rows) & (rows[self.owner[theirs]][:, None] + there <= most_rows)
-            fits = fits & few if (fits & few & (after <= goal)).any() else fits
-        allowed = fits & (after <= goal)
-        if not allowed.any():
-            allowed = fits & (after < load[rank])
-        useful = np.minimum(moved, load[rank] - goal)
-        price = np.full(extra.shape, np.inf)
-        np.divide(extra + self.chunk_size, useful, out=price, where=allowed)
-        at = int(price.argmin())
-        return float(price.flat[at]), int(mine[at % len(mine)]), int(theirs[at // len(mine)])
+            few = pairs.few_rows(most_rows - rows[rank], most_rows - rows[partners]) & allowed
+            allowed = few if few.any() else allowed
+        at = allowed.ravel().nonzero()[0]
+        if not len(at):
+            at = (fits & (moved < (load[rank] - load[partners])[:, None, None])).ravel().nonzero()[0]
+        if not len(at):
+            return np.inf, 0, 0
+        price = (pairs.extra.ravel()[at] + self.chunk_size) / np.minimum(moved.ravel()[at], load[rank] - goal)
+        best = int(price.argmin())
+        return float(price[best]), *pairs.one(int(at[best]))
 
-    def _within(self, rank: int, mine: np.ndarray, theirs: np.ndarray, limit: float) -> np.ndarray:
-        """Whether both areas stay within the limit in each exchange, bool `(theirs, mine)`."""
-        moved = self.chunk_area[mine] - self.chunk_area[theirs][:, None]
-        return (self.area[self.owner[theirs]][:, None] + moved <= limit) & (self.area[rank] - moved <= limit)
+    def _within(self, pairs: Pairs, limit: float) -> np.ndarray:
+        """Whether both areas stay within the limit in each exchange, bool `(partners, theirs, mine)`."""
+        area = self.chunk_area
+        moved = area[pairs.mine] - area[pairs.theirs][:, :, None]
+        most = limit - self.area[pairs.partners]
+        return (moved <= most[:, None, None]) & (moved >= self.area[pairs.rank] - limit)
 
     def save_rows(self, limit: float) -> None:
         """Exchanges that save rows while no area passes the limit, until there are none (or SWEEPS sweeps)."""
+        is_new = np.ones(len(self.area), bool)  # ranks that have changed since they were looked at
         for _ in range(SWEEPS):
-            changed = [self._save_rows_of(rank, limit) for rank in range(len(self.area))]
-            if not any(changed):
+            for rank in is_new.nonzero()[0].tolist():
+                self._save_rows_of(rank, limit, is_new)
+            if not is_new.any():
                 return
 
-    def _save_rows_of(self, rank: int, limit: float) -> bool:
-        changed = False
+    def _save_rows_of(self, rank: int, limit: float, is_new: np.ndarray) -> None:
         while True:
-            mine, theirs, here, there = self._exchanges(rank, self.partners(rank))
-            extra = np.where(self._within(rank, mine, theirs, limit), here + there, np.iinfo(np.int64).max).ravel()
-            # The cheapest, the first among equals: which of these a partial sort takes differs between processors.
-            worst = np.partition(extra, min(EXACT, len(extra)) - 1)[min(EXACT, len(extra)) - 1]
-            nearest = (extra <= min(worst, 0)).nonzero()[0]
-            nearest = nearest[extra[nearest].argsort(kind="stable")][:EXACT]
-            pairs = [(mine[at % len(mine)], theirs[at // len(mine)]) for at in nearest if extra[at] <= 0]
-            counted = [(self._extra_rows(a, b), a, b) for a, b in pairs]
+            pairs = self.pairs(rank)
+            extra = pairs.extra.ravel()
+            at = (extra <= 0).nonzero()[0]
+            at = at[self._keeps(rank, *pairs.of(at), limit)]
+            if len(at) > EXACT:  # the first among equals: which a partial sort takes differs between processors
+                at = at[extra[at] <= np.partition(extra[at], EXACT - 1)[EXACT - 1]]
+            at = at[extra[at].argsort(kind="stable")][:EXACT]
+            chunks = zip(extra[at].tolist(), *(x.tolist() for x in pairs.of(at)), strict=True)
+            counted = [(rows + self._kept(a, b) + self._kept(b, a), a, b) for rows, a, b in chunks]
             best = min(counted, default=(0, 0, 0))
             if best[0] >= 0:
-                return changed
+                break
+            is_new[self.owner[best[2]]] = True
             self.exchange(best[1], best[2])
-            changed = True
+        is_new[rank] = False
 
-    def partners(self, rank: int, load: np.ndarray | None = None) -> np.ndarray:
-        """Ranks worth an exchange with this one, ascending: where one of its chunks costs least, or least loaded."""
+    def _keeps(self, rank: int, mine: np.ndarray, theirs: np.ndarray, limit: float) -> np.ndarray:
+        """Whether both areas stay within the limit, bool like the chunks exchanged."""
+        moved = self.chunk_area[mine] - self.chunk_area[theirs]
+        return (self.area[self.owner[theirs]] + moved <= limit) & (self.area[rank] - moved <= limit)
+
+    def pairs(self, rank: int, load: np.ndarray | None = None) -> Pairs:
+        """All exchanges of a chunk of a rank with one of a partner worth it: where one of its chunks costs least, or,
+        if `load` is given, least loaded."""
         world, size = self.members.shape
-        others = np.arange(world) != rank
+        added = self._added(np.arange(world)[:, None], self.members[rank])
+        picked = np.ones(world, bool)
         limit = max(8, PAIRS // size**2)
         if world > limit + 1:
-            added = self._added(np.arange(world)[:, None], self.members[rank]).min(1)
-            added[rank] = np.iinfo(added.dtype).max
-            chosen = added.argsort(kind="stable")[:limit]
+            least = added.min(1)
+            least[rank] = NEVER
+            chosen = least.argsort(kind="stable")[:limit]
             if load is not None:
                 chosen = np.concatenate([chosen[: limit // 2], load.argsort(kind="stable")[: limit // 2]])
-            picked = np.zeros(world, bool)
+            picked[:] = False
             picked[chosen] = True
-            others &= picked
-        return others.nonzero()[0]
+        picked[rank] = False
+        partners = picked.nonzero()[0]
+        return self._pairs(rank, partners, added[partners])
+
+    def pairs_with(self, rank: int, partners: np.ndarray) -> Pairs:
+        return self._pairs(rank, partners, self._added(partners[:, None], self.members[rank]))
+
+    def _pairs(self, rank: int, partners: np.ndarray, go: np.ndarray) -> Pairs:
+        mine, theirs = self.members[rank], self.members[partners]
+        come = self._added(np.array(rank), theirs)
+        return Pairs(rank, partners, mine, theirs, come, self.saving[mine], go, self.saving[theirs])
 
     def fewest(self, rank: int, load: np.ndarray, limit: float, movable: np.ndarray) -> tuple[int, int] | None:
         """The exchange after which a rank and its partner need fewest rows, if that is fewer than the rank needs now.
 
         load: rows that ranks need. limit: of areas. movable: bool by chunk, which of the rank's may leave.
         """
-        mine, theirs, here, there = self._exchanges(rank, self.partners(rank))
-        after = np.maximum(load[rank] + here, load[self.owner[theirs]][:, None] + there)
-        allowed = self._within(rank, mine, theirs, limit) & movable[mine]
-        after = np.where(allowed, after, np.iinfo(np.int64).max)
+        pairs = self.pairs(rank)
+        after = np.maximum(pairs.here + load[rank], pairs.there + load[pairs.partners][:, None, None])
+        allowed = self._within(pairs, limit) & movable[pairs.mine]
+        after = np.where(allowed, after, NEVER)
         at = int(after.argmin())
-        if after.flat[at] >= load[rank]:
-            return None
-        return int(mine[at % len(mine)]), int(theirs[at // len(mine)])
-
-    def _exchanges(self, rank: int, partners: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """All exchanges of a chunk of `rank` with one of `partners`: `(mine, theirs, extra here, extra there)`.
-
-        Extra rows of the rank and of the partner, `(theirs, mine)`, treat what leaves and what comes as independent.
-        """
-        mine, theirs = self.members[rank], self.members[partners].reshape(-1)
-        here = self._added(np.array(rank), theirs)[:, None] - self.saving[mine]
-        added = self._added(partners[:, None], mine)
-        there = np.repeat(added, self.members.shape[1], axis=0) - self.saving[theirs][:, None]
-        return mine, theirs, here, there
+        return None if after.flat[at] >= load[rank] else pairs.one(at)
 
     def _added(self, ranks: np.ndarray, chunks: np.ndarray) -> np.ndarray:
         """Rows that a rank would need besides if it got a chunk; the two index arrays broadcast."""
-        added = self.missing[ranks, self.end[chunks, 0]] - self.missing[ranks, self.begin[chunks, 0]]
+        missing, first = self.missing.reshape(-1), ranks * self.missing.shape[1]
+        added: np.ndarray = missing.take(first + self.end[chunks, 0])
+        added -= missing.take(first + self.begin[chunks, 0])
         for run in range(1, self.begin.shape[1]):
-            added += self.missing[ranks, self.end[chunks, run]] - self.missing[ranks, self.begin[chunks, run]]
+            added += missing.take(first + self.end[chunks, run]) - missing.take(first + self.begin[chunks, run])
         return added
 
-    def _extra_rows(self, a: int, b: int) -> int:
-        """Exact number of extra rows if chunks a and b of two ranks change places."""
-        extra = 0
-        for rank, leaves, comes in ((self.owner[a], a, b), (self.owner[b], b, a)):
-            row = self.count[rank].copy()
-            self._move(row, leaves, comes)
-            change = (row > 0).view(np.int8) - (self.count[rank] > 0).view(np.int8)
-            extra += int(change @ self._lengths(rank))
-        return extra
+    def _kept(self, leaves: int, comes: int) -> int:
+        """Rows that a rank goes on to need when `comes` takes the place of `leaves`, which needed them alone."""
+        alone, rows = self.alone[self.owner[leaves]], 0
+        others = list(zip(self.begin[comes].tolist(), self.end[comes].tolist(), strict=True))
+        for begin, end in zip(self.begin[leaves].tolist(), self.end[leaves].tolist(), strict=True):
+            for first, last in others:
+                if begin < last and first < end:
+                    rows += int(alone[min(end, last)] - alone[max(begin, first)])
+        return rows
 
     def exchange(self, a: int, b: int) -> None:
         ranks = self.owner[a], self.owner[b]
@@ -245,21 +266,68 @@ class LocalSearch:
             self._refresh(rank)
 
     def _move(self, row: np.ndarray, leaves: int, comes: int) -> None:
-        for chunk, step in ((leaves, -1), (comes, 1)):
-            for begin, end in zip(self.begin[chunk], self.end[chunk], strict=True):
-                row[begin:end] += step
+        for begin, end in zip(self.begin[leaves].tolist(), self.end[leaves].tolist(), strict=True):
+            row[begin:end] -= 1
+            self.users[begin:end] -= row[begin:end] == 0
+        for begin, end in zip(self.begin[comes].tolist(), self.end[comes].tolist(), strict=True):
+            self.users[begin:end] += row[begin:end] == 0
+            row[begin:end] += 1
 
     def _refresh(self, rank: int) -> None:
         """Recomputes what depends on the needs of one rank."""
-        lengths, count = self._lengths(rank), self.count[rank]
-        np.cumsum(lengths * (count == 0), out=self.missing[rank, 1:])
-        alone = np.zeros(len(lengths) + 1, np.int32)
-        np.cumsum(lengths * (count == 1), out=alone[1:])
+        lengths, count, alone = self._lengths(rank), self.count[rank], self.alone[rank]
+        np.add.accumulate(lengths * (count == 0), out=self.missing[rank, 1:])
+        np.add.accumulate(lengths * (count == 1), out=alone[1:])
         members = self.members[rank]
         self.saving[members] = (alone[self.end[members]] - alone[self.begin[members]]).sum(1)
 
     def _lengths(self, rank: int) -> np.ndarray:
         return self.length if self.held is None else self.length * (self.held != rank)
+
+
+class Pairs(NamedTuple):
+    """Exchanges of chunks `mine` of a rank with chunks `theirs`, `(partners, theirs)`, of its partners.
+
+    come: rows that the rank would need besides with each of `theirs`. stay: that it would need no more without each of
+    its own. go, free: the same of partners: `(partners, mine)` and `(partners, theirs)`. What leaves and what comes are
+    taken to be independent.
+    """
+
+    rank: int
+    partners: np.ndarray
+    mine: np.ndarray
+    theirs: np.ndarray
+    come: np.ndarray
+    stay: np.ndarray
+    go: np.ndarray
+    free: np.ndarray
+
+    @property
+    def here(self) -> np.ndarray:
+        """Extra rows of the rank, int32 `(partners, theirs, mine)`; `there` those of the partner, `extra` of both."""
+        return self.come[:, :, None] - self.stay
+
+    @property
+    def there(self) -> np.ndarray:
+        return self.go[:, None, :] - self.free[:, :, None]
+
+    @property
+    def extra(self) -> np.ndarray:
+        return (self.come - self.free)[:, :, None] + (self.go - self.stay)[:, None, :]
+
+    def few_rows(self, here: float, there: np.ndarray) -> np.ndarray:
+        """Where the rank needs at most so many more rows, and each partner at most so many."""
+        most = self.free + there[:, None]
+        return (self.come[:, :, None] <= self.stay + here) & (self.go[:, None, :] <= most[:, :, None])
+
+    def of(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The chunks at places of a flat array of all exchanges: its own, and theirs."""
+        theirs, mine = np.divmod(places, len(self.mine))
+        return self.mine[mine], self.theirs.reshape(-1)[theirs]
+
+    def one(self, place: int) -> tuple[int, int]:
+        mine, theirs = self.of(np.array(place))
+        return int(mine), int(theirs)
 
 
 def _few_runs(needs: Spans, limit: int) -> Spans:

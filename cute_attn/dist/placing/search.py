@@ -9,7 +9,7 @@ import torch
 from .locality import local_search
 from .needs import Spans
 
-__all__ = ["Start", "find_owner", "in_blocks", "largest_divisor", "of_chunks"]
+__all__ = ["MOST_RANKS", "Start", "find_owner", "in_blocks", "largest_divisor", "of_chunks"]
 
 Start = Callable[[torch.Tensor, int], torch.Tensor]  # (areas of chunks, world) to the rank of each chunk
 

@@ -19,11 +19,14 @@ from ..cost import CostModel
 from .fastest import Problem, find_fastest
 from .needs import Spans, rank_needs, remote_needs
 from .placement import Placement
-from .search import Start, find_owner
+from .search import MOST_RANKS, Start, find_owner
 from .spread import spread_senders
 from .traffic import cast_traffic, relayed_traffic
 
 __all__ = ["DispatchProblem", "min_heap", "solve", "zigzag"]
+
+FEW_CHUNKS = 1024  # which LocalityDispatchAlg places in a tenth of a second
+WORTH_A_TRY, WORTH_MORE = 1.03, 1.25  # times what even area takes, over which its placement is tried; of more chunks
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,13 +92,21 @@ def solve(problem: DispatchProblem, alg: DispatchAlg, cost: CostModel) -> Placem
         return problem.placed(min_heap(problem.areas, world))
     if isinstance(alg, LocalityDispatchAlg):
         return _locality(problem, alg.epsilon)
-    simple = [problem.placed(start(problem.areas, world)) for start in STARTS]
-    seconds = [problem.predicted_seconds(placement, cost) for placement in simple]
-    fastest = simple[seconds.index(min(seconds))]
-    found = _fastest(problem, cost, min(seconds))
-    if found is None:
-        return fastest
-    return found if problem.predicted_seconds(found, cost) < min(seconds) else fastest
+    best, seconds = _faster(problem, cost, [problem.placed(start(problem.areas, world)) for start in STARTS])
+    found = _fastest(problem, cost, seconds)
+    if found is not None:
+        best, seconds = _faster(problem, cost, [best, found])
+    if problem.key_owner is None and world <= MOST_RANKS:
+        even = cost.compute_seconds(float(problem.areas.sum()) / world)
+        if seconds > (WORTH_A_TRY if len(problem.areas) <= FEW_CHUNKS else WORTH_MORE) * even:
+            best, _ = _faster(problem, cost, [best, _locality(problem, LocalityDispatchAlg().epsilon)])
+    return best
+
+
+def _faster(problem: DispatchProblem, cost: CostModel, placements: list[Placement]) -> tuple[Placement, float]:
+    """The placement that is predicted to be fastest, the first among equals, and its time."""
+    seconds = [problem.predicted_seconds(placement, cost) for placement in placements]
+    return placements[seconds.index(min(seconds))], min(seconds)
 
 
 def _fastest(problem: DispatchProblem, cost: CostModel, known: float) -> Placement | None:

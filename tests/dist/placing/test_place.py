@@ -120,6 +120,22 @@ def test_auto_is_never_predicted_slower_than_the_others():
         assert seconds[-1] <= min(seconds)
 
 
+def test_auto_is_not_slower_than_locality_where_rows_decide():
+    mask, cost = lognormal_documents(32 << 14, seed=1), CostModel()
+    auto, locality = (
+        PlacedMask(mask, *place(mask, 32, 512, config=DispatchConfig(alg)))
+        for alg in (AutoDispatchAlg(), LocalityDispatchAlg())
+    )
+    rows = [x.traffic(1).seconds(cost) for x in (auto, locality)]
+    even = cost.compute_seconds(mask.area() / 32)
+    assert rows[1] > even, "the problem is one of rows"
+    times = [
+        cost.total_seconds(cost.compute_seconds(int(x.areas.max())), x.traffic(1).seconds(cost))
+        for x in (auto, locality)
+    ]
+    assert times[0] <= times[1]
+
+
 # ---------------------------------------------------------------- cross-attention, padding, groups
 
 
