@@ -13,8 +13,9 @@ ALIGNMENT = 1024  # of each tile in shared memory
 def shared_memory_bytes(spec: BackwardSpec) -> int:
     """Dynamic shared memory of a CTA of the main kernel: barriers, numbers of rows, and tiles."""
     tile, dims = spec.tile, spec.head_dim + spec.head_dim_v
-    rows = 4 * tile.m * (tile.q_stages * (1 + 2 * spec.mask.fixed_layers) + tile.do_stages)
-    head = 256 + rows  # barriers and places take less than 256 bytes
+    rows = 4 * tile.m * (tile.q_stages + tile.do_stages)
+    words = 4 * tile.do_stages * (tile.m * tile.n // 32) * (spec.mask.is_bounded + spec.mask.has_certain)
+    head = 256 + rows + words  # barriers and places take less than 256 bytes
     inputs = tile.m * (tile.q_stages * spec.head_dim + tile.do_stages * spec.head_dim_v) + tile.n * dims
     scores = 2 * tile.m * tile.n  # two stages of dS, or P and dS
     dq = 4 * tile.m * spec.head_dim // tile.dq_chunks

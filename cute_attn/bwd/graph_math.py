@@ -8,9 +8,8 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-import cutlass
 import cutlass.cute as cute
-from cutlass import Int32, Uint32, range_constexpr
+from cutlass import Int32, Uint32
 
 from cute_attn.mods.device.keys import Flow, KeyGraph, TilePredicate, TileScores
 from cute_attn.sm90.ptx import exp2, fma, has_bit, keep_inside, keep_where, pack, with_bit
@@ -60,36 +59,27 @@ class GraphMath(TileMath):
         dp: cute.Tensor | None,
         packed: tuple[cute.Tensor, cute.Tensor],
         statistics: tuple[cute.Tensor, cute.Tensor],
-        bounds: Any,
-        layers: Any,
+        words: list[Any],
         graphs: tuple[TileScores | None, TilePredicate | None],
         where: Where,
         masked: bool,
-        early: list[Any] | None,
+        early: Any,
     ) -> None:
         """packed = P^T and dS^T = P^T (dP^T - delta) times the derivative of the score; both zero outside the mask.
 
-        dp: dP^T; None if nothing but P is asked for. statistics: shift and delta; bounds, layers, where, masked: as in
-        `probabilities`. graphs: of the tile. early: what `asked_early` gives; then the predicate is not asked here.
+        dp: dP^T; None if nothing but P is asked for. statistics: shift and delta; where, masked: as in `probabilities`.
+        words: none, that of attended pairs, and that of those in marked intervals. graphs: of the tile. early: what
+        `asked_early` gives; then the predicate is not asked here.
         """
         p_packed, ds_packed = (cute.recast_tensor(x, Int32) for x in packed)
         of_scores, predicate = graphs
-        flags: Any = None
-        certain: Any = None
-        if masked and self.spec.mask.has_certain:
-            flags, certain = self.flags_of_marked(bounds, layers)
-        elif masked and self.spec.mask.is_many:
-            flags = self.flags_of_many(bounds, layers)
+        flags, certain = [*words, None, None][:2]
         if early is not None:
             predicate = None
-            if certain is not None:
-                early = [word | certain[j] for j, word in enumerate(early)]
-            flags = early if flags is None else [word & flags[j] for j, word in enumerate(early)]
+            early = early if certain is None else early | certain
+            flags = early if flags is None else early & flags
         for i in range(self.queries // 16):
             shifts, deltas = (self.of_thread(x, i) for x in statistics)
-            limits = []
-            if masked and self.staged_layers > 0:
-                limits = [[self.of_thread(bounds[None, y, z], i) for y in range(2)] for z in range(self.staged_layers)]
             for b in range(2):
                 changed = self.changed(of_scores, scores, where, 8 * i + 4 * b)
                 asked: list[Any] = [predicate and predicate.column(16 * i + 8 * b + e) for e in range(2)]
@@ -99,14 +89,14 @@ class GraphMath(TileMath):
                         k, row = 8 * i + 4 * b + 2 * h + e, 2 * b + e
                         x, slope, element = changed[k % 4]
                         exponent = fma(x, self.exp2_factor, shifts[row])
-                        keep: Any = None if flags is None else has_bit(flags[i // 4], k % 32)
+                        keep: Any = None if flags is None else has_bit(flags, k)
                         if predicate is not None:
                             holds = predicate.holds(h, asked[e])
                             if certain is not None:
-                                holds = holds | has_bit(certain[i // 4], k % 32)
+                                holds = holds | has_bit(certain, k)
                             keep = holds if keep is None else keep & holds
-                        if masked and not self.spec.mask.is_many:
-                            exponent = keep_inside(exponent, self.keys[h], self.intervals(limits, row), keep)
+                        if masked and not self.spec.mask.is_bounded:
+                            exponent = keep_inside(exponent, self.keys[h], [(None, self.seqlen_k)], keep)
                         elif keep is not None:
                             exponent = keep_where(exponent, keep)
                         p.append(exp2(exponent))
@@ -122,9 +112,9 @@ class GraphMath(TileMath):
         if of_scores is not None:
             of_scores.finish()
 
-    def asked_early(self, predicate: TilePredicate | None) -> list[Any] | None:
-        """Of every register of the fragment a bit, what a predicate says, while the products run; None where it is
-        asked when they are done, which takes up to two instructions less a score.
+    def asked_early(self, predicate: TilePredicate | None) -> Any:
+        """A word of bits, what a predicate says, while the products run; None where it is asked when they are done,
+        which takes up to two instructions less a score.
 
         What is read of the rows waits in registers, and beside dK and dV of 128 keys and dims these hold one element of
         every row but not two: there, whoever reads more is asked early.
@@ -132,14 +122,14 @@ class GraphMath(TileMath):
         is_full = self.spec.tile.n == 128 and self.spec.head_dim == 128
         if predicate is None or not is_full or predicate.reads_of_rows < 2:
             return None
-        words: list[Any] = [Uint32(0) for _ in range(-(-self.queries // 64))]
+        word = Uint32(0)
         for place in range(self.queries // 8):
             asked = [predicate.column(8 * place + e) for e in range(2)]
             for h in range(2):
                 for e in range(2):
                     k = 4 * place + 2 * h + e
-                    words[k // 32] = with_bit(words[k // 32], k % 32, predicate.holds(h, asked[e]))
-        return words
+                    word = with_bit(word, k, predicate.holds(h, asked[e]))
+        return word
 
     def changed(self, graph: TileScores | None, scores: cute.Tensor, where: Where, first: int) -> list[Any]:
         """Of four registers: the new score; from its gradient that of the old one, None for the same; and of a graph,
@@ -159,23 +149,6 @@ class GraphMath(TileMath):
             element = graph.element(key, columns[offset], scores[k] * self.score.factor)
             found.append((element.score, functools.partial(graph.by_score, element), element))
         return found
-
-    @cute.jit
-    def flags_of_marked(self, bounds, layers):
-        """As `flags_of_many`, and a bit for every register inside one of the layers that are marked by their sign."""
-        flags, certain = (cute.make_rmem_tensor(-(-self.queries // 64), Uint32) for _ in range(2))
-        flags.fill(0)
-        certain.fill(0)
-        for layer in cutlass.range(layers[0], layers[1], unroll=1):
-            for i in range_constexpr(self.queries // 16):
-                lo, hi = (self.of_thread(bounds[None, y, layer], i) for y in range(2))
-                for row in range_constexpr(4):
-                    for h in range_constexpr(2):
-                        inside = ((lo[row] & 0x7FFFFFFF) <= self.keys[h]) & (self.keys[h] < hi[row])
-                        bit = Uint32(1 << (8 * (i % 4) + 4 * (row // 2) + 2 * h + row % 2))
-                        flags[i // 4] = flags[i // 4] | (bit if inside else Uint32(0))
-                        certain[i // 4] = certain[i // 4] | (bit if inside & (lo[row] < 0) else Uint32(0))
-        return flags, certain
 
 
 def _times(derivative: Any, gradient: Any) -> Any:

@@ -1,7 +1,8 @@
 """The main kernel of the backward: one key tile of one key head at a time, for any interval mask.
 
-Warps of the first warpgroup: 0 loads K, V, and Q tiles with their -lse; 1 loads dO tiles with their delta; 2 and 3 add
-the dQ that the two consumer warpgroups leave in shared memory to the sums in global memory. K and V stay in shared
+Warps of the first warpgroup: 0 loads K, V, and Q tiles with their -lse; 1 loads dO tiles with their delta, and words of
+bits that say which pairs are attended (`cute_attn.bwd.words`); 2 and 3 add the dQ that the two consumer warpgroups
+leave in shared memory to the sums in global memory. K and V stay in shared
 memory, dK and dV in registers, while the CTA walks the runs of query tiles, of all query heads that share its key head:
 so no copy of K, V, dK or dV per query head exists, and dK and dV have one order of summation. Full runs carry no mask
 code; `cute_attn.bwd.walk` says in which order tiles come. A tile is
@@ -19,7 +20,7 @@ from typing import Any
 import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32, const_expr, range_constexpr
+from cutlass import Float32, Int32, Uint32, const_expr, range_constexpr
 from cutlass.cute.nvgpu import warpgroup
 
 from cute_attn.sm90.dtypes import DTYPES
@@ -66,7 +67,6 @@ class Consumer:
     p_address: Any  # where this thread writes P^T, dS^T
     ds_address: Any
     where: Where  # the first of this thread's scores would be in a tile of the first queries
-    bounds: cute.Tensor | None  # with many layers, in global memory: (planes, q_tiles, layers, 2, m) from its own on
     shared: Shared
     group: Int32
     thread: Int32
@@ -221,7 +221,6 @@ class MainKernel:
             math=self.math_of_spec()(
                 spec=self.spec,
                 queries=p.queries,
-                staged_layers=p.staged_layers,
                 first=others * (p.queries // 16),
                 keys=(first_key, first_key + 8),
                 seqlen_k=tensors.k.shape[1],
@@ -232,7 +231,6 @@ class MainKernel:
             p_address=row_address(shared.p_data, *place, thread) if p.share_p else None,
             ds_address=row_address(shared.ds_data, *place, thread),
             where=Where(item.batch, Int32(0), others * p.queries + lane % 4 * 2, first_key),
-            bounds=self.bounds_of_many(tensors, item) if self.spec.mask.is_many else None,
             shared=shared,
             group=group,
             thread=thread,
@@ -256,10 +254,6 @@ class MainKernel:
 
         part = 0 if self.products.split_keys else group
         return Graphs.of(self.spec, tensors, item.batch, keys, part)
-
-    def bounds_of_many(self, tensors, item):
-        """The bounds that the tiles of an item are looked up in: from the plane of the first head on."""
-        return cute.domain_offset((item.plane, 0, 0, 0, 0), tensors.bounds)
 
     def issue_scores(self, c, use) -> None:
         """S^T of a tile, as one group."""
@@ -288,8 +282,8 @@ class MainKernel:
             warpgroup.wait_group(1 if const_expr(self.products.needs_dp) else 0)
             place = Place.read(c.shared.places, q_slot)
             where = c.where._replace(head=place.head, row=c.where.row + place.first)
-            bounds, layers = self.bounds(c, q_slot, place, masked)
-            c.math.probabilities(c.scores, c.p_packed, c.shared.shift[None, q_slot], bounds, layers, where, masked)
+            word = [*self.words(c, do_slot, masked), None][0]
+            c.math.probabilities(c.scores, c.p_packed, c.shared.shift[None, q_slot], word, where, masked)
         if const_expr(self.products.share_p):
             write_rows(c.p_address, c.p_packed)
             cute.arch.fence_view_async_shared()
@@ -320,8 +314,8 @@ class MainKernel:
         warpgroup.wait_group(0)
         statistics = c.shared.shift[None, q_slot], c.shared.delta[None, do_slot]
         packed = c.p_packed, c.ds_packed
-        bounds = self.bounds(c, q_slot, place, masked)
-        c.math.gradients(c.scores, dp, packed, statistics, *bounds, graphs, where, masked, early)
+        words = self.words(c, do_slot, masked)
+        c.math.gradients(c.scores, dp, packed, statistics, words, graphs, where, masked, early)
 
     @cute.jit
     def accumulate_dk_dq(self, c, use, q_slot, ds_slot):
@@ -347,16 +341,10 @@ class MainKernel:
             warpgroup.wait_group(1 if const_expr(self.spec.dk) else 0)
             self.hand_over_dq(c, dq)
 
-    def bounds(self, c, slot, place, masked):
-        """The bounds of a tile's rows, and which layers of them meet the tile."""
-        if not masked or not self.spec.mask.is_bounded:
-            return None, None
-        if self.spec.mask.is_many:
-            plane = place.head if self.spec.planes_by_head else 0
-            bounds = c.bounds[plane, place.first // self.m, None, None, None]
-            bounds = cute.make_tensor(bounds.iterator, cute.select(bounds.layout, mode=[2, 1, 0]))
-            return bounds, (place.layer_begin, place.layer_end)
-        return c.shared.bounds[None, None, None, slot], None
+    def words(self, c, slot, masked) -> list[Any]:
+        """This thread's of a tile, one of each kind; none where no bounds are tested."""
+        kinds = range(self.products.word_kinds if masked else 0)
+        return [Uint32(c.shared.words[WARPGROUP * c.group + c.thread, kind, slot]) for kind in kinds]
 
     @cute.jit
     def hand_over_dq(self, c, dq):

@@ -17,6 +17,7 @@ from .products import WARPGROUP, Products
 from .storage import Shared
 from .turns import DqTurns
 from .walk import kinds, walk
+from .words import make_words, store_words
 from .work import Arguments
 
 __all__ = ["Producers", "dq_empty", "dq_full"]
@@ -83,9 +84,8 @@ class Producers:
             item_count += 1
 
     def load_query_tiles(self, arguments, item, shared, use: Int32, masked: bool):
-        """The partial or the full tiles of all heads: Q, -lse and, where bounds are tested and few, these."""
+        """The partial or the full tiles of all heads: Q, -lse."""
         tma, tensors, schedule, ring = arguments.tma, arguments.tensors, arguments.schedule, shared.queries
-        bounds_bytes = 8 * self.products.staged_layers * self.m if masked else 0
 
         def of_head(head):
             plane = arguments.plane_of(item, head)
@@ -98,16 +98,11 @@ class Producers:
                 ring.wait_empty(use)
                 with cute.arch.elect_one():
                     Place(tile * self.m, run.layer_begin, run.layer_end, head).publish(shared.places, slot)
-                row_bytes = self.dim * self.spec.element_bytes + 4
-                barrier = ring.expect(use, self.m * row_bytes + bounds_bytes, any_idle)
+                barrier = ring.expect(use, self.m * (self.dim * self.spec.element_bytes + 4), any_idle)
                 cute.copy(tma.q_atom, of_q[None, tile], to_q[None, slot], tma_bar_ptr=barrier)
                 with cute.arch.elect_one():
                     shift = tensors.statistics[item.batch, head, tile, 0, None]
                     load_bulk(shift.iterator, shared.shift[None, slot].iterator, 4 * self.m, barrier)
-                    if bounds_bytes > 0:
-                        bounds = tensors.bounds[plane, tile, None, None, None]
-                        target = shared.bounds[None, None, None, slot]
-                        load_bulk(bounds.iterator, target.iterator, bounds_bytes, barrier)
                 self.edit(idle, any_idle, shared.q[None, None, slot], ring, use)
 
             return load
@@ -118,7 +113,7 @@ class Producers:
 
     @cute.jit
     def load_grads(self, arguments: Arguments, shared: Shared):
-        """Tiles of dO with their delta, in the order of the tiles of Q."""
+        """Tiles of dO with their delta and, where bounds are tested, words of bits, in the order of the tiles of Q."""
         begin, end, step = arguments.share()
         use = Int32(0)
         first, then = kinds(self.spec)
@@ -136,10 +131,15 @@ class Producers:
             do = cute.local_tile(tma.dout[None, None, head, item.batch], (self.m, self.dim_v), (None, 0))
             to_do, of_do = partition(tma.dout_atom, shared.do, do)
 
-            def load(_, tile, use):
+            def load(run, tile, use):
                 slot = ring.slot(use)
                 idle, any_idle = self.idle_rows(schedule, plane, tile, masked)
+                words = self.words(tensors, item, plane, run, tile) if masked else []
                 ring.wait_empty(use)
+                for kind, of_kind in enumerate(words):
+                    store_words(of_kind, shared.words[None, kind, slot])
+                if words:
+                    cute.arch.sync_warp()
                 barrier = ring.expect(use, self.m * (self.dim_v * self.spec.element_bytes + 4), any_idle)
                 cute.copy(tma.dout_atom, of_do[None, tile], to_do[None, slot], tma_bar_ptr=barrier)
                 with cute.arch.elect_one():
@@ -150,6 +150,18 @@ class Producers:
             return load
 
         return walk(arguments, item, masked, of_head, use)
+
+    def words(self, tensors, item, plane, run, tile) -> list[Any]:
+        """Those of a partial tile, a list of each kind: made before there is room for them."""
+        if not self.spec.mask.is_bounded:
+            return []
+        bounds = tensors.bounds[plane, tile, None, None, None]
+        bounds = cute.make_tensor(bounds.iterator, cute.select(bounds.layout, mode=[2, 1, 0]))
+        layers = run.layer_begin, run.layer_end
+        return [
+            make_words(self.spec.mask, self.n, bounds, layers, item.tile * self.n, kind == 1)
+            for kind in range(self.products.word_kinds)
+        ]
 
     # ------------------------------------------------------------------ rows without keys
 

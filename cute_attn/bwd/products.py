@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import cutlass.cute as cute
+from cutlass import Uint16, Uint32
 from cutlass.cute.nvgpu import OperandMajorMode, warpgroup
 
 from cute_attn.sm90.tiles import tile_layout, tiled_mma
@@ -87,9 +88,14 @@ class Products:
         return self.needs_ds and (self.spec.tile.do_stages == 1 or not self.split_keys)
 
     @property
-    def staged_layers(self) -> int:
-        """Layers whose bounds come with the Q tile; more than two are read from global memory."""
-        return self.spec.mask.fixed_layers
+    def word_kinds(self) -> int:
+        """Kinds of words that come with a partial tile: of the pairs in intervals, and of those in marked ones."""
+        return self.spec.mask.is_bounded + self.spec.mask.has_certain
+
+    @property
+    def word(self) -> Any:
+        """The type of one: a bit for every score that a thread has."""
+        return Uint32 if self.split_keys else Uint16
 
     # ------------------------------------------------------------------ products
 

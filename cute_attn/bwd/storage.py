@@ -11,6 +11,7 @@ from cute_attn.sm90.barriers import Ring, mbarriers_of_ring
 from cute_attn.sm90.place import place_layout
 
 from .products import GROUPS, WARPGROUP, Products
+from .words import layout_of_words
 
 __all__ = ["Shared"]
 
@@ -30,25 +31,21 @@ class Shared:
     dq: cute.Tensor  # fp32 (vector, thread, 4, warpgroup)
     shift: cute.Tensor  # (m, stages): -lse * log2(e) of the rows
     delta: cute.Tensor  # (m, stages)
-    bounds: cute.Tensor | None  # (m, 2, layers, stages)
+    words: cute.Tensor | None  # (thread, kind, stages), see `words`
     places: cute.Tensor  # of the Q tiles, see `cute_attn.sm90.place`
-    queries: Ring  # Q tiles with -lse (and bounds)
-    grads: Ring  # dO tiles with delta
+    queries: Ring  # Q tiles with -lse
+    grads: Ring  # dO tiles with delta (and words)
     keys_values: Ring  # the one load of K and V
 
     @classmethod
     def allocate(cls, p: Products) -> "Shared":
-        tile, m, layers, readers = p.spec.tile, p.spec.tile.m, p.staged_layers, 4 * GROUPS
+        tile, m, readers = p.spec.tile, p.spec.tile.m, 4 * GROUPS
         storage = cutlass.memory.SmemAllocator().allocate(_storage(p))
 
         def tiles(part, layout):
             return part.get_tensor(layout.outer, swizzle=layout.inner)
 
         vectors = p.dq_vectors // tile.dq_chunks
-        bounds = None
-        if layers:
-            layout = cute.make_ordered_layout((m, 2, layers, tile.q_stages), (0, 1, 2, 3))
-            bounds = storage.bounds.get_tensor(layout)
         return cls(
             q=tiles(storage.q, p.layout_q()),
             do=tiles(storage.do, p.layout_do()),
@@ -61,7 +58,7 @@ class Shared:
             dq=storage.dq.get_tensor(cute.make_ordered_layout((4, WARPGROUP, vectors, GROUPS), (0, 1, 2, 3))),
             shift=storage.shift.get_tensor(cute.make_layout((m, tile.q_stages))),
             delta=storage.delta.get_tensor(cute.make_layout((m, tile.do_stages))),
-            bounds=bounds,
+            words=storage.words.get_tensor(_layout_of_words(p)) if p.word_kinds else None,
             places=storage.places.get_tensor(place_layout(tile.q_stages)),
             queries=Ring(storage.q_barriers.data_ptr(), tile.q_stages, readers),
             grads=Ring(storage.do_barriers.data_ptr(), tile.do_stages, readers),
@@ -75,8 +72,13 @@ class Shared:
         cute.arch.mbarrier_init_fence()
 
 
+def _layout_of_words(products: Products) -> cute.Layout:
+    return layout_of_words(products.word_kinds, products.spec.tile.do_stages)
+
+
 def _storage(products: Products) -> Any:
-    tile, m, layers = products.spec.tile, products.spec.tile.m, products.staged_layers
+    tile, m = products.spec.tile, products.spec.tile.m
+    n_words = cute.cosize(_layout_of_words(products)) if products.word_kinds else 0
 
     def tiles(size: int) -> Any:
         return cute.struct.Align[cute.struct.MemRange[products.dtype, size], 1024]
@@ -89,7 +91,7 @@ def _storage(products: Products) -> Any:
         places: cute.struct.Align[cute.struct.MemRange[Int32, cute.cosize(place_layout(tile.q_stages))], 16]
         shift: cute.struct.Align[cute.struct.MemRange[Float32, m * tile.q_stages], 128]
         delta: cute.struct.Align[cute.struct.MemRange[Float32, m * tile.do_stages], 128]
-        bounds: cute.struct.Align[cute.struct.MemRange[Int32, 2 * layers * m * tile.q_stages], 128]
+        words: cute.struct.Align[cute.struct.MemRange[products.word, n_words], 128]
         q: tiles(cute.cosize(products.layout_q()))  # type: ignore[valid-type]
         do: tiles(cute.cosize(products.layout_do()))  # type: ignore[valid-type]
         k: tiles(cute.cosize(products.layout_k()))  # type: ignore[valid-type]

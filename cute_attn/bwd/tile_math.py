@@ -22,12 +22,11 @@ __all__ = ["TileMath"]
 @dataclass(frozen=True)
 class TileMath:
     """queries: columns of the fragments. first: of them in the tile, in units of 16.
-    staged_layers: 1 or 2 if the bounds come with the tile. keys: this thread's two. seqlen_k: where keys end.
+    keys: this thread's two. seqlen_k: where keys end.
     """
 
     spec: BackwardSpec
     queries: int
-    staged_layers: int
     first: Any
     keys: Any
     seqlen_k: Int32
@@ -35,25 +34,19 @@ class TileMath:
     exp2_factor: Float32
 
     @cute.jit
-    def probabilities(self, scores, packed, shift, bounds, layers, where: Where, masked: cutlass.Constexpr):
+    def probabilities(self, scores, packed, shift, word, where: Where, masked: cutlass.Constexpr):
         """packed = P^T in pairs, scores = P^T times the derivative of the score; both zero outside the mask.
 
         shift: (m,) -lse * log2(e), -inf for rows without keys.
-        bounds: (m, 2, layers) of the tile's rows, lo and hi; layers: the two ends of those that meet the tile.
+        word: of a partial tile, the pairs that are attended, see `words`; None tests where keys end.
         where: the score in register 0 is.
         """
         packed = cute.recast_tensor(packed, Int32)
-        flags: Any = None
-        if const_expr(masked and self.spec.mask.is_many):
-            flags = self.flags_of_many(bounds, layers)
         if const_expr(self.spec.score.is_changed):
             for k in range_constexpr(cute.size(scores)):
                 scores[k] = self.score.changed(scores[k], self.at(where, k))
         for i in range_constexpr(self.queries // 16):
             shifts = self.of_thread(shift, i)
-            limits = []
-            if const_expr(masked and self.staged_layers > 0):
-                limits = [[self.of_thread(bounds[None, y, z], i) for y in range(2)] for z in range(self.staged_layers)]
             for b in range_constexpr(2):
                 for h in range_constexpr(2):
                     pair = []
@@ -61,11 +54,11 @@ class TileMath:
                         k = 8 * i + 4 * b + 2 * h + e
                         x = scores[k]
                         exponent = fma(x, self.exp2_factor, shifts[2 * b + e])
-                        if const_expr(flags is not None):
-                            keep = Boolean(flags[i // 4] & (Uint32(1) << (8 * (i % 4) + 4 * b + 2 * h + e)))
+                        if const_expr(word is not None):
+                            keep = Boolean(word & (Uint32(1) << k))
                             exponent = exponent if keep else -Float32.inf
                         elif const_expr(masked):
-                            exponent = keep_inside(exponent, self.keys[h], self.intervals(limits, 2 * b + e))
+                            exponent = keep_inside(exponent, self.keys[h], [(None, self.seqlen_k)])
                         p = exp2(exponent)
                         derivative: Any = None
                         if const_expr(self.spec.score.is_changed):
@@ -94,25 +87,3 @@ class TileMath:
         """Of (m,) in shared or global memory, the four that this thread needs for registers 8i to 8i + 7."""
         view = cute.make_tensor(rows.iterator, cute.make_layout((4, 4, self.spec.tile.m // 16)))
         return view[None, cute.arch.lane_idx() % 4, self.first + i].load()
-
-    def intervals(self, limits: Any, row: int) -> Any:
-        """Those of a row, with the bounds that are tested: up to two, or that of a dense mask."""
-        if not limits:
-            return [(None, self.seqlen_k)]
-        form = self.spec.mask
-        return [(lo[row] if form.has_lower else None, hi[row] if form.has_upper else None) for lo, hi in limits]
-
-    @cute.jit
-    def flags_of_many(self, bounds, layers):
-        """A bit for every register of the fragment: whether it is inside one of the layers [begin, end)."""
-        flags = cute.make_rmem_tensor(-(-self.queries // 64), Uint32)
-        flags.fill(0)
-        for layer in cutlass.range(layers[0], layers[1], unroll=1):
-            for i in range_constexpr(self.queries // 16):
-                lo, hi = (self.of_thread(bounds[None, y, layer], i) for y in range(2))
-                for row in range_constexpr(4):
-                    for h in range_constexpr(2):
-                        inside = (lo[row] <= self.keys[h]) & (self.keys[h] < hi[row])
-                        bit = 8 * (i % 4) + 4 * (row // 2) + 2 * h + row % 2
-                        flags[i // 4] = flags[i // 4] | (Uint32(1 << bit) if inside else Uint32(0))
-        return flags

@@ -7,6 +7,8 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Boolean, Int32, range_constexpr
 
+from .ptx import not_before
+
 __all__ = ["clear_idle", "idle_of_lane", "idle_outside", "is_idle"]
 
 VECTOR = 8  # elements of 16 bytes
@@ -47,10 +49,11 @@ def clear_idle(word, *tiles):
     """Zeroes the idle rows of tiles (rows, columns) in shared memory; the lanes of a warp have a row each."""
     zeros = cute.make_rmem_tensor(VECTOR, tiles[0].element_type)
     zeros.fill(0.0)
+    lane = not_before(cute.arch.lane_idx())  # or addresses wait in registers, of which a producer has few
     for tile in tiles:
         rows, columns = cute.size(tile.shape[0]), cute.size(tile.shape[1])
         for w in range_constexpr(-(-rows // 32)):
             if (word >> w) & 1 == 1:
-                line = cute.logical_divide(tile[32 * w + cute.arch.lane_idx(), None], cute.make_layout(VECTOR))
+                line = cute.logical_divide(tile[32 * w + lane, None], cute.make_layout(VECTOR))
                 for c in range_constexpr(columns // VECTOR):
                     cute.autovec_copy(zeros, line[None, c])

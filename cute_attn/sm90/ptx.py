@@ -17,6 +17,8 @@ __all__ = [
     "not_before",
     "opaque_zero",
     "pack",
+    "permute_bytes",
+    "rotate_left",
     "shift_left",
     "store_matrices",
     "tanh",
@@ -47,6 +49,20 @@ def shift_left(x: Uint32, n: Uint32, *, loc: Any = None, ip: Any = None) -> Uint
     """`x << n`, zero for n of 32 and more: PTX clamps where LLVM's shift is undefined."""
     operands = [Uint32(v).ir_value(loc=loc, ip=ip) for v in (x, n)]
     return Uint32(asm(T.i32(), operands, "shl.b32 $0, $1, $2;", "=r,r,r", loc, ip))
+
+
+@dsl_user_op
+def rotate_left(x: Uint32, n: Uint32, *, loc: Any = None, ip: Any = None) -> Uint32:
+    """x with its bits moved up by n, those that leave it coming in below."""
+    operands = [Uint32(v).ir_value(loc=loc, ip=ip) for v in (x, n)]
+    return Uint32(asm(T.i32(), operands, "shf.l.wrap.b32 $0, $1, $1, $2;", "=r,r,r", loc, ip))
+
+
+@dsl_user_op
+def permute_bytes(low: Uint32, high: Uint32, which: Int32, *, loc: Any = None, ip: Any = None) -> Uint32:
+    """Four of the bytes 0 to 3 of one word and 4 to 7 of the other: hexadecimal digit i of `which` names byte i."""
+    operands = [value.ir_value(loc=loc, ip=ip) for value in (Uint32(low), Uint32(high), Int32(which))]
+    return Uint32(asm(T.i32(), operands, "prmt.b32 $0, $1, $2, $3;", "=r,r,r,r", loc, ip))
 
 
 @dsl_user_op

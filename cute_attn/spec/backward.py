@@ -56,8 +56,8 @@ class BackwardSpec(AttentionSpec):
             )
         if mask != self.mask:
             raise ValueError(
-                f"BackwardSpec with score softcap has no registers for the bounds of {self.mask}; "
-                "layers='many' reads them layer by layer"
+                f"BackwardSpec with score softcap has one form for all masks with bounds, layers='many', "
+                f"got {self.mask}"
             )
 
     def __str__(self) -> str:
@@ -70,6 +70,6 @@ def backward_forms(mask: MaskForm, score: ScoreForm) -> tuple[MaskForm, ScoreFor
     """The forms in which a backward computes what a forward has in these."""
     if score.kind == "scaled":  # its shift is no maximum, so that the exponential may carry any finite scale
         score = ScoreForm("plain")
-    if score.kind == "softcap" and mask.is_bounded:  # its arithmetic leaves registers for one way to test bounds only
+    if score.kind == "softcap" and mask.is_bounded:  # one kernel serves them all
         mask = replace(mask, layers="many", has_lower=True, has_upper=True)
     return mask, score

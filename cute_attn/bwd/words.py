@@ -1,0 +1,106 @@
+"""Which pairs of a partial tile are attended, as bits: the warp that loads dO makes them, consumers read a word each.
+
+Bit k of a thread's word is for register k of its fragment of S^T (see `tile_math`). An interval is a few shifts, in the
+lane of its row; from there bits go to the lanes of their keys by four exchanges, for 16 keys at a time, which are those
+of a warp. So consumers pay the same for any mask.
+
+In the order of `rows` row 16i + 8b + 2t + e of a tile is at 16i + 4t + 2b + e; lane l makes the words of those at l and
+l + 32. With i = 2m + n, a key 8h + g of 16, and bits from the highest down, a position in a word is m h g2 g1 g0, the
+lane n t1 t0 b e. Each exchange swaps a bit of the lane with a bit of the position:
+
+    n and h, n t1 t0 b e -> h t1 t0 b e; then e and g0, h and g1, b and g2: m n b h e in the lane of g1 t1 t0 g2 g0
+"""
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Int32, Uint16, Uint32, const_expr, range_constexpr
+
+from cute_attn.sm90.ptx import permute_bytes, rotate_left, shift_left
+
+__all__ = ["layout_of_words", "make_words", "store_words"]
+
+KEYS_OF_WORDS = 16  # keys that the words of a warp stand for
+ONES = 0xFFFFFFFF
+THREADS = 256  # of the consumers
+
+
+def layout_of_words(kinds: int, stages: int) -> cute.Layout:
+    """(thread, kind, stage)."""
+    return cute.make_ordered_layout((THREADS, kinds, stages), (0, 1, 2))
+
+
+@cute.jit
+def make_words(form: cutlass.Constexpr, keys: cutlass.Constexpr, bounds, layers, first_key, marked: cutlass.Constexpr):
+    """A word of every 16 keys from first_key on, for the lane that `store_words` gives it to.
+
+    bounds: (m, 2, layers) of the tile's rows, lo and hi, in the order of `rows`. layers: the two ends of those to test.
+    marked: whether only intervals that are marked count.
+    """
+    lane = cute.arch.lane_idx()
+    rows = cute.make_rmem_tensor((2, keys // 32), Uint32)  # of this lane's two rows, a bit a key
+    rows.fill(0)
+    for layer in cutlass.range(layers[0], layers[1], unroll=1):
+        for m in range_constexpr(2):
+            lo, hi, mark = bounds[lane + 32 * m, 0, layer], bounds[lane + 32 * m, 1, layer] - first_key, Uint32(ONES)
+            if const_expr(marked):
+                mark = Uint32(lo >> 31)
+            if const_expr(form.has_certain):
+                lo = lo & 0x7FFFFFFF
+            lo = lo - first_key
+            for w in range_constexpr(keys // 32):
+                word = Uint32(ONES)
+                if const_expr(form.has_upper):
+                    word = ~from_on(hi - 32 * w)
+                if const_expr(form.has_lower):
+                    word = word & from_on(lo - 32 * w)
+                if const_expr(marked):
+                    word = word & mark
+                rows[m, w] = rows[m, w] | word
+    words = cute.make_rmem_tensor(keys // KEYS_OF_WORDS, Uint32)
+    for w in range_constexpr(keys // 32):
+        words[2 * w] = (rows[0, w] & Uint32(0xFFFF)) | (rows[1, w] << 16)
+        words[2 * w + 1] = (rows[0, w] >> 16) | (rows[1, w] & Uint32(0xFFFF0000))
+    swap_bytes(words, 16)
+    swap_bits(words, 1, 1, 0x55555555)
+    swap_bits(words, 16, 2, 0x33333333)
+    swap_bits(words, 2, 4, 0x0F0F0F0F)
+    return words
+
+
+@cute.jit
+def swap_bytes(words, lane_bit: cutlass.Constexpr):
+    """Swaps a bit of the lane with that of the position which tells odd bytes from even ones."""
+    chosen = Int32(0x6240) if (cute.arch.lane_idx() & lane_bit) == 0 else Int32(0x3715)
+    for k in range_constexpr(cute.size(words)):
+        words[k] = permute_bytes(words[k], cute.arch.shuffle_sync_bfly(words[k], offset=lane_bit), chosen)
+
+
+@cute.jit
+def swap_bits(words, lane_bit: cutlass.Constexpr, places: cutlass.Constexpr, low: cutlass.Constexpr):
+    """Swaps a bit of the lane with that of the position which says `places`. low: the positions without it."""
+    is_low = (cute.arch.lane_idx() & lane_bit) == 0
+    kept = Uint32(low) if is_low else Uint32(low ^ ONES)
+    turn = Uint32(places) if is_low else Uint32(32 - places)
+    for k in range_constexpr(cute.size(words)):
+        other = rotate_left(cute.arch.shuffle_sync_bfly(words[k], offset=lane_bit), turn)
+        words[k] = (words[k] & kept) | (other & ~kept)
+
+
+def from_on(position: Int32) -> Uint32:
+    """The bits from a position on, which may lie on either side of a word."""
+    return shift_left(Uint32(ONES), cutlass.max(position, 0))
+
+
+@cute.jit
+def store_words(words, target):
+    """Puts the words that `make_words` gave into shared memory (thread): those of lane 4g + t. Where two warps have the
+    same keys and half of the queries each, they get a half."""
+    lane = cute.arch.lane_idx()
+    owner = ((lane & 2) << 3) | ((lane & 16) >> 1) | ((lane & 1) << 2) | ((lane & 12) >> 2)
+    size: cutlass.Constexpr = cute.size(words)
+    for k in range_constexpr(size):
+        if const_expr(32 * size == THREADS):
+            target[32 * k + owner] = words[k]
+        else:
+            target[32 * k + owner] = Uint16(words[k])
+            target[32 * (size + k) + owner] = Uint16(words[k] >> 16)
