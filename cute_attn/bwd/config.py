@@ -5,7 +5,7 @@ from __future__ import annotations
 from cute_attn.spec.backward import BackwardSpec
 from cute_attn.spec.tiles import SHARED_MEMORY, BackwardTile
 
-__all__ = ["check", "default_tile", "shared_memory_bytes"]
+__all__ = ["check", "default_tile", "graph_tile", "shared_memory_bytes"]
 
 ALIGNMENT = 1024  # of each tile in shared memory
 
@@ -18,16 +18,16 @@ def shared_memory_bytes(spec: BackwardSpec) -> int:
     head = 256 + rows + words  # barriers and places take less than 256 bytes
     inputs = tile.m * (tile.q_stages * spec.head_dim + tile.do_stages * spec.head_dim_v) + tile.n * dims
     scores = 2 * tile.m * tile.n  # two stages of dS, or P and dS
-    dq = 4 * tile.m * spec.head_dim // tile.dq_chunks
+    dq = 4 * tile.m * spec.head_dim // tile.dq_chunks if tile.dq_chunks else 0
     return -(-head // ALIGNMENT) * ALIGNMENT + spec.element_bytes * (inputs + scores) + dq
 
 
 def check(spec: BackwardSpec) -> None:
     """Raises ValueError if no multiprocessor holds the spec's tile: compiled, it would spill or not launch."""
-    if spec.tile.n == 128 and max(spec.head_dim, spec.head_dim_v) > 128:
+    if spec.tile.n == 128 and spec.head_dim + spec.head_dim_v > 320:
         raise ValueError(
-            f"BackwardTile.n = 128 needs head dims up to 128, got {spec.head_dim}/{spec.head_dim_v}: beyond, dK and dV "
-            f"of 64 keys overfill the registers of a warpgroup"
+            f"BackwardTile.n = 128 needs head dims of 320 together, got {spec.head_dim}/{spec.head_dim_v}: beyond, dK "
+            f"and dV of 64 keys overfill the registers of a warpgroup"
         )
     if (need := shared_memory_bytes(spec)) > SHARED_MEMORY:
         raise ValueError(
@@ -37,17 +37,24 @@ def check(spec: BackwardSpec) -> None:
 
 
 # Rows are 64: S, dP, P and dS of 128 spill beside dK and dV, at head_dim 64 too. There are as many keys as
-# registers hold dK and dV of: 128, and 64 beyond head_dim 128. Two stages, where shared memory has them.
+# registers hold dK and dV of: 128, and 64 beyond 320 dims of K and V together. Beyond head_dim 128 shared memory is
+# short, and what dQ leaves of it serves the loads.
 _DEFAULT = {
     (64, 64): BackwardTile(128),
     (96, 96): BackwardTile(128),
     (128, 128): BackwardTile(128),
-    (192, 128): BackwardTile(64),
-    (192, 192): BackwardTile(64),
-    (256, 256): BackwardTile(64, do_stages=1, dq_chunks=2),  # 32 KiB a tile of Q or dO, 64 KiB of dQ
+    (192, 128): BackwardTile(128, dq_chunks=0),
+    (192, 192): BackwardTile(64, dq_chunks=0),
+    (256, 256): BackwardTile(64, dq_chunks=0),  # 32 KiB a tile of Q or dO, 64 KiB of dQ
 }
+_WITH_GRAPH = _DEFAULT | {(192, 128): BackwardTile(64, dq_chunks=0)}  # beside 128 keys its values find no registers
 
 
 def default_tile(head_dim: int, head_dim_v: int) -> BackwardTile:
     """The tile that a backward gets unless told otherwise."""
     return _DEFAULT[head_dim, head_dim_v]
+
+
+def graph_tile(head_dim: int, head_dim_v: int) -> BackwardTile:
+    """That of a backward that carries a graph."""
+    return _WITH_GRAPH[head_dim, head_dim_v]

@@ -2,31 +2,31 @@
 
 Warps of the first warpgroup: 0 loads K, V, and Q tiles with their -lse; 1 loads dO tiles with their delta, and words of
 bits that say which pairs are attended (`cute_attn.bwd.words`); 2 and 3 add the dQ that the two consumer warpgroups
-leave in shared memory to the sums in global memory. K and V stay in shared
-memory, dK and dV in registers, while the CTA walks the runs of query tiles, of all query heads that share its key head:
-so no copy of K, V, dK or dV per query head exists, and dK and dV have one order of summation. Full runs carry no mask
-code; `cute_attn.bwd.walk` says in which order tiles come. A tile is
+leave in shared memory to the sums in global memory, or say whose turn it is where these add it from registers. K and V
+stay in shared memory, dK and dV in registers, while the CTA walks the runs of query tiles, of all query heads that share
+its key head: so no copy of K, V, dK or dV per query head exists, and dK and dV have one order of summation. Full runs
+carry no mask code; `cute_attn.bwd.walk` says in which order tiles come. A tile is
 
     S^T = K Q^T,  P^T = exp2(c S^T - lse),  dP^T = V dO^T,  dS^T = P^T (dP^T - delta),
     dV += P^T dO,  dK += dS^T Q,  dQ = dS K
 
-and its products run under the arithmetic: dP under P, dV under dS and its exchange, dK under the way of dQ to shared
-memory.
+and its products run under the arithmetic: dP under P, dV under dS and its exchange, dK under the way of dQ out of
+registers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32, Uint32, const_expr, range_constexpr
+from cutlass import Float32, Int32, Int64, Uint32, const_expr, range_constexpr
 from cutlass.cute.nvgpu import warpgroup
 
 from cute_attn.sm90.dtypes import DTYPES
 from cute_attn.sm90.fragments import pack_fragment, row_address, write_fragment, write_rows
 from cute_attn.sm90.place import Place
-from cute_attn.sm90.ptx import not_before
+from cute_attn.sm90.ptx import add_vector, not_before, thread_here, wide_address
 from cute_attn.sm90.score import Score, Where
 from cute_attn.sm90.store import store_fragment
 from cute_attn.sm90.tiles import gemm, load_atom, partition, store_atom
@@ -46,7 +46,10 @@ BARRIER_CONSUMERS = 1  # named barrier of both consumer warpgroups; 3 to 6 are t
 
 @dataclass(frozen=True)
 class Consumer:
-    """What a consumer warpgroup holds from tile to tile: operands (A, B), accumulators, packed fragments."""
+    """What a consumer warpgroup holds from tile to tile: operands (A, B), accumulators, packed fragments.
+
+    Until `of_part`, what differs between the parts of a tile is a list: B of the first four products, A of dK, its mma.
+    """
 
     s_operands: tuple[Any, Any]
     dp_operands: tuple[Any, Any]
@@ -59,7 +62,7 @@ class Consumer:
     p_packed: cute.Tensor
     ds_packed: cute.Tensor
     mma_s: cute.TiledMma
-    mma_dk: cute.TiledMma
+    mma_dk: Any
     mma_dv: cute.TiledMma
     mma_dq: cute.TiledMma
     math: TileMath
@@ -67,9 +70,38 @@ class Consumer:
     p_address: Any  # where this thread writes P^T, dS^T
     ds_address: Any
     where: Where  # the first of this thread's scores would be in a tile of the first queries
+    dq_sums: Any  # where dQ is added from registers, the address of what this thread adds to of the first sum
     shared: Shared
     group: Int32
     thread: Int32
+
+    def of_part(self, part: int) -> "Consumer":
+        """For one part of the queries of a tile: see Products."""
+        keys, values = (self.s_operands[0], self.dp_operands[0]) if part == 0 else self.keys_here()
+        first = replace(
+            self,
+            s_operands=(keys, self.s_operands[1][part]),
+            dp_operands=(values, self.dp_operands[1][part]),
+            dv_operands=(self.dv_operands[0], self.dv_operands[1][part]),
+            dk_operands=(self.dk_operands[0][part], self.dk_operands[1][part]),
+            mma_dk=self.mma_dk[part],
+        )
+        if part == 0:
+            return first
+        rows = part * self.math.queries
+        return replace(
+            first,
+            math=replace(self.math, first=self.math.first + rows // 16),
+            where=self.where._replace(row=self.where.row + rows),
+            ds_address=self.ds_address ^ 2 * rows,  # see `write_rows`
+        )
+
+    def keys_here(self) -> tuple[Any, Any]:
+        """The operands K and V with addresses computed here: those of the part before would wait in registers."""
+        mma, group = self.mma_s.get_slice(0), cute.arch.make_warp_uniform(thread_here() // WARPGROUP - 1)
+        tiles = (self.shared.k, self.shared.v)
+        mine = [cute.local_tile(x, (KEYS, cute.size(x, mode=[1])), (group, 0)) for x in tiles]
+        return tuple(mma.make_fragment_A(mma.partition_A(x)) for x in mine)
 
 
 class MainKernel:
@@ -130,7 +162,7 @@ class MainKernel:
                 self.producers.load_queries(arguments, shared)
             if warp == 1:
                 self.producers.load_grads(arguments, shared)
-            if const_expr(self.spec.dq):
+            if const_expr(self.spec.dq and (self.products.stage_dq or self.spec.deterministic)):
                 for group in range_constexpr(GROUPS):
                     if warp == 2 + group:
                         self.producers.add_dq(arguments, shared, group)
@@ -167,8 +199,9 @@ class MainKernel:
     def consumer(self, arguments: Arguments, item, shared: Shared, warp, group) -> Consumer:
         tensors, scalars, p, tile = arguments.tensors, arguments.scalars, self.products, self.tile
         thread = not_before(warp * 32 + cute.arch.lane_idx())
-        mma_s, mma_dk, mma_dv, mma_dq = p.scores(), p.keys_gradient(), p.values_gradient(), p.queries_gradient()
-        s, dk, dv, dq = (mma.get_slice(0) for mma in (mma_s, mma_dk, mma_dv, mma_dq))
+        mma_s, mma_dv, mma_dq = p.scores(), p.values_gradient(), p.queries_gradient()
+        mma_dk = [p.keys_gradient(part) for part in range(p.parts)]
+        s, dk, dv, dq = (mma.get_slice(0) for mma in (mma_s, mma_dk[0], mma_dv, mma_dq))
 
         def transposed(x, columns, rows, stages=None):
             """(columns, rows[, stages]) of a tile with stages."""
@@ -181,33 +214,43 @@ class MainKernel:
         others = 0 if p.split_keys else group
         k = cute.local_tile(shared.k, (KEYS, self.dim), (keys, 0))
         v = cute.local_tile(shared.v, (KEYS, self.dim_v), (keys, 0))
-        q = cute.local_tile(shared.q, (p.queries, self.dim, tile.q_stages), (others, 0, 0))
-        do = cute.local_tile(shared.do, (p.queries, self.dim_v, tile.do_stages), (others, 0, 0))
+        rows = [(part if p.split_keys else group, 0, 0) for part in range(p.parts)]
+        q = [cute.local_tile(shared.q, (p.queries, self.dim, tile.q_stages), at) for at in rows]
+        do = [cute.local_tile(shared.do, (p.queries, self.dim_v, tile.do_stages), at) for at in rows]
+        depth, columns = self.m // p.parts, [(others, part, 0) for part in range(p.parts)]
         q_t = transposed(shared.q, self.dim, self.m, tile.q_stages)
-        q_t = cute.local_tile(q_t, (p.columns_k, self.m, tile.q_stages), (others, 0, 0))
+        q_t = [cute.local_tile(q_t, (p.columns_k, depth, tile.q_stages), at) for at in columns]
         do_t = transposed(shared.do, self.dim_v, self.m, tile.do_stages)
-        do_t = cute.local_tile(do_t, (p.columns_v, self.m, tile.do_stages), (others, 0, 0))
+        do_t = [cute.local_tile(do_t, (p.columns_v, depth, tile.do_stages), at) for at in columns]
         k_t = cute.local_tile(transposed(shared.k, self.dim, self.n), (p.columns_q, self.n), (group, 0))
         ds_rows = transposed(shared.ds, self.m, self.n, self.products.ds_stages)
 
         p_packed, ds_packed = (cute.make_rmem_tensor(KEYS * p.queries // WARPGROUP, self.dtype) for _ in range(2))
-        p_operand, ds_operand = None, None
+        p_operand = None
         if p.split_keys:
-            p_packed, ds_packed = (x.make_fragment_A(x.partition_shape_A((KEYS, self.m))) for x in (dv, dk))
-            p_operand, ds_operand = p_packed, ds_packed
+            p_packed, ds_packed = (x.make_fragment_A(x.partition_shape_A((KEYS, p.queries))) for x in (dv, dk))
+            p_operand = p_packed
         elif self.products.share_p:
             p_operand = dv.make_fragment_A(dv.partition_A(shared.p))
-        if not p.split_keys and self.products.share_ds:
-            ds_operand = dk.make_fragment_A(dk.partition_A(shared.ds))
+        ds_operands = [ds_packed] * p.parts
+        for part in range(p.parts):
+            if p.shares_ds_of_dk(part):
+                ds = cute.local_tile(shared.ds, (KEYS, depth, p.ds_stages), (keys, part, 0))
+                mma = mma_dk[part].get_slice(0)
+                ds_operands[part] = mma.make_fragment_A(mma.partition_A(ds))
         # A table of distances leaves no register for what depends on the opaque thread; the lane may be read again.
         lane = cute.arch.lane_idx() if "load_tabled" in self.spec.score.graph else thread
         place = (keys * KEYS, others * p.queries)  # of S^T in the tile
+        dq_sums: Any = None
+        if self.spec.dq and not p.stage_dq:
+            sums: Any = tensors.dq_sum
+            dq_sums = wide_address(sums.iterator + (group * p.dq_group_size + thread * 4))
         first_key = item.tile * self.n + keys * KEYS + thread // 32 * 16 + thread % 32 // 4
         return Consumer(
-            s_operands=(s.make_fragment_A(s.partition_A(k)), s.make_fragment_B(s.partition_B(q))),
-            dp_operands=(s.make_fragment_A(s.partition_A(v)), s.make_fragment_B(s.partition_B(do))),
-            dv_operands=(p_operand, dv.make_fragment_B(dv.partition_B(do_t))),
-            dk_operands=(ds_operand, dk.make_fragment_B(dk.partition_B(q_t))),
+            s_operands=(s.make_fragment_A(s.partition_A(k)), [s.make_fragment_B(s.partition_B(x)) for x in q]),
+            dp_operands=(s.make_fragment_A(s.partition_A(v)), [s.make_fragment_B(s.partition_B(x)) for x in do]),
+            dv_operands=(p_operand, [dv.make_fragment_B(dv.partition_B(x)) for x in do_t]),
+            dk_operands=(ds_operands, [dk.make_fragment_B(dk.partition_B(x)) for x in q_t]),
             dq_operands=(dq.make_fragment_A(dq.partition_A(ds_rows)), dq.make_fragment_B(dq.partition_B(k_t))),
             scores=cute.make_rmem_tensor(s.partition_shape_C((KEYS, p.queries)), Float32),
             dk=cute.make_rmem_tensor(dk.partition_shape_C((KEYS, p.columns_k)), Float32),
@@ -231,6 +274,7 @@ class MainKernel:
             p_address=row_address(shared.p_data, *place, thread) if p.share_p else None,
             ds_address=row_address(shared.ds_data, *place, thread),
             where=Where(item.batch, Int32(0), others * p.queries + lane % 4 * 2, first_key),
+            dq_sums=dq_sums,
             shared=shared,
             group=group,
             thread=thread,
@@ -255,12 +299,6 @@ class MainKernel:
         part = 0 if self.products.split_keys else group
         return Graphs.of(self.spec, tensors, item.batch, keys, part)
 
-    def issue_scores(self, c, use) -> None:
-        """S^T of a tile, as one group."""
-        c.shared.queries.wait_full(use)
-        k, q = c.s_operands
-        gemm(c.mma_s.op, c.scores, k, q[None, None, None, c.shared.queries.slot(use)], True)
-
     @cute.jit
     def tile_step(self, c, use, masked: cutlass.Constexpr):
         q_slot, do_slot, ds_slot = (
@@ -268,8 +306,26 @@ class MainKernel:
             c.shared.grads.slot(use),
             use & (self.products.ds_stages - 1),
         )
-        self.issue_scores(c, use)
-        c.shared.grads.wait_full(use)
+        for part in range_constexpr(self.products.parts):
+            self.part_step(c.of_part(part), use, (q_slot, do_slot, ds_slot), masked, part)
+        warpgroup.wait_group(0)
+        if const_expr(self.products.share_p and not self.products.needs_ds):
+            self.sync_consumers()  # before P is replaced
+        with cute.arch.elect_one():
+            cute.arch.mbarrier_arrive(c.shared.queries.empty + q_slot)
+            if const_expr(not self.products.retire_dv_early):
+                cute.arch.mbarrier_arrive(c.shared.grads.empty + do_slot)
+
+    @cute.jit
+    def part_step(self, c, use, slots, masked: cutlass.Constexpr, part: cutlass.Constexpr):
+        """All products of one part of a tile, and with the last one dQ of the tile."""
+        q_slot, do_slot, ds_slot = slots
+        if const_expr(part == 0):
+            c.shared.queries.wait_full(use)
+        k, q = c.s_operands
+        gemm(c.mma_s.op, c.scores, k, q[None, None, None, q_slot], True)
+        if const_expr(part == 0):
+            c.shared.grads.wait_full(use)
         dp: Any = None
         if const_expr(self.products.needs_dp):
             dp = cute.make_rmem_tensor_like(c.scores)
@@ -277,12 +333,12 @@ class MainKernel:
             gemm(c.mma_s.op, dp, v, do[None, None, None, do_slot], True)
         fused = bool(self.spec.score.graph) or (masked and self.has_graph)
         if const_expr(fused):
-            self.ask_graphs(c, dp, q_slot, do_slot, masked)
+            self.ask_graphs(c, dp, (q_slot, do_slot), masked, part)
         else:
             warpgroup.wait_group(1 if const_expr(self.products.needs_dp) else 0)
             place = Place.read(c.shared.places, q_slot)
             where = c.where._replace(head=place.head, row=c.where.row + place.first)
-            word = [*self.words(c, do_slot, masked), None][0]
+            word = [*self.words(c, do_slot, masked, part), None][0]
             c.math.probabilities(c.scores, c.p_packed, c.shared.shift[None, q_slot], word, where, masked)
         if const_expr(self.products.share_p):
             write_rows(c.p_address, c.p_packed)
@@ -296,17 +352,11 @@ class MainKernel:
             if const_expr(not fused):
                 warpgroup.wait_group(1 if const_expr(self.spec.dv) else 0)
                 c.math.score_gradients(dp, c.scores, c.ds_packed, c.shared.delta[None, do_slot])
-            self.accumulate_dk_dq(c, use, q_slot, ds_slot)
-        warpgroup.wait_group(0)
-        if const_expr(self.products.share_p and not self.products.needs_ds):
-            self.sync_consumers()  # before P is replaced
-        with cute.arch.elect_one():
-            cute.arch.mbarrier_arrive(c.shared.queries.empty + q_slot)
-            if const_expr(not self.products.retire_dv_early):
-                cute.arch.mbarrier_arrive(c.shared.grads.empty + do_slot)
+            self.accumulate_dk_dq(c, use, q_slot, ds_slot, part)
 
-    def ask_graphs(self, c, dp, q_slot, do_slot, masked) -> None:
+    def ask_graphs(self, c, dp, slots, masked, part) -> None:
         """P and dS of a tile in which graphs have a say, when both products are there."""
+        q_slot, do_slot = slots
         place = Place.read(c.shared.places, q_slot)
         where = c.where._replace(head=place.head, row=c.where.row + place.first)
         graphs = c.graphs.in_tile(where, masked)  # what it loads comes under the products
@@ -314,37 +364,54 @@ class MainKernel:
         warpgroup.wait_group(0)
         statistics = c.shared.shift[None, q_slot], c.shared.delta[None, do_slot]
         packed = c.p_packed, c.ds_packed
-        words = self.words(c, do_slot, masked)
+        words = self.words(c, do_slot, masked, part)
         c.math.gradients(c.scores, dp, packed, statistics, words, graphs, where, masked, early)
 
     @cute.jit
-    def accumulate_dk_dq(self, c, use, q_slot, ds_slot):
-        """dQ = dS K, dK += dS^T Q; dQ leaves while dK is computed."""
+    def accumulate_dk_dq(self, c, use, q_slot, ds_slot, part: cutlass.Constexpr):
+        """dK += dS^T Q, and with the last part dQ = dS K of the tile; dQ leaves while dK is computed."""
+        is_last = const_expr(part == self.products.parts - 1)
         if const_expr(self.products.share_ds):
             write_rows(c.ds_address + ds_slot * (self.n * self.m * self.spec.element_bytes), c.ds_packed)
-        if const_expr(self.products.retire_dv_early):
+        if const_expr(self.products.retire_dv_early and is_last):
             warpgroup.wait_group(0)
             c.shared.grads.release(use)
-        if const_expr(self.products.share_ds):
+        if const_expr(self.products.share_ds and is_last):
             cute.arch.fence_view_async_shared()
             self.sync_consumers()
-        if const_expr(self.spec.dq):
+        if const_expr(self.spec.dq and is_last):
             shape = c.mma_dq.get_slice(0).partition_shape_C((self.m, self.products.columns_q))
             dq = cute.make_rmem_tensor(shape, Float32)
             ds_rows, k_t = c.dq_operands
             gemm(c.mma_dq.op, dq, ds_rows[None, None, None, ds_slot], k_t, True)
         if const_expr(self.spec.dk):
             ds, q_t = c.dk_operands
-            ds = ds if const_expr(self.products.split_keys) else ds[None, None, None, ds_slot]
+            ds = ds[None, None, None, ds_slot] if const_expr(self.products.shares_ds_of_dk(part)) else ds
             gemm(c.mma_dk.op, c.dk, ds, q_t[None, None, None, q_slot], False)
-        if const_expr(self.spec.dq):
+        if const_expr(self.spec.dq and is_last):
             warpgroup.wait_group(1 if const_expr(self.spec.dk) else 0)
-            self.hand_over_dq(c, dq)
+            if const_expr(self.products.stage_dq):
+                self.hand_over_dq(c, dq)
+            else:
+                self.add_from_registers(c, dq, q_slot)
 
-    def words(self, c, slot, masked) -> list[Any]:
-        """This thread's of a tile, one of each kind; none where no bounds are tested."""
+    def words(self, c, slot, masked, part) -> list[Any]:
+        """This thread's of one part of a tile, one of each kind; none where no bounds are tested."""
         kinds = range(self.products.word_kinds if masked else 0)
-        return [Uint32(c.shared.words[WARPGROUP * c.group + c.thread, kind, slot]) for kind in kinds]
+        words = [Uint32(c.shared.words[WARPGROUP * c.group + c.thread, kind, slot]) for kind in kinds]
+        return [word >> part * cute.size(c.scores) for word in words] if part else words
+
+    @cute.jit
+    def add_from_registers(self, c, dq, slot):
+        """Adds dQ of a tile to its sum, in its turn if there are turns."""
+        if const_expr(self.spec.deterministic):
+            dq_empty(c.group).sync()
+        sums: Any = c.shared.sums
+        target = c.dq_sums + Int64(sums[slot]) * (4 * self.m * self.dim)
+        for j in range_constexpr(self.products.dq_vectors):
+            add_vector(target + j * 16 * WARPGROUP, [dq[4 * j + i] for i in range(4)])
+        if const_expr(self.spec.deterministic):
+            dq_full(c.group).arrive()
 
     @cute.jit
     def hand_over_dq(self, c, dq):
@@ -369,7 +436,7 @@ class MainKernel:
         thread = not_before(c.thread)
         if const_expr(self.spec.dk):
             c.dk.store(c.dk.load() * scalars.scale)
-            self.round(c.dk, c.mma_dk, cute.local_tile(shared.k, (KEYS, p.columns_k), (keys, dims)), thread)
+            self.round(c.dk, c.mma_dk[0], cute.local_tile(shared.k, (KEYS, p.columns_k), (keys, dims)), thread)
         if const_expr(self.spec.dv):
             self.round(c.dv, c.mma_dv, cute.local_tile(shared.v, (KEYS, p.columns_v), (keys, dims)), thread)
         cute.arch.fence_view_async_shared()

@@ -98,6 +98,9 @@ class Producers:
                 ring.wait_empty(use)
                 with cute.arch.elect_one():
                     Place(tile * self.m, run.layer_begin, run.layer_end, head).publish(shared.places, slot)
+                    if shared.sums is not None and self.spec.dq:
+                        shape = tensors.dq_sum.shape
+                        shared.sums[slot] = (item.batch * shape[1] + head) * shape[2] + tile
                 barrier = ring.expect(use, self.m * (self.dim * self.spec.element_bytes + 4), any_idle)
                 cute.copy(tma.q_atom, of_q[None, tile], to_q[None, slot], tma_bar_ptr=barrier)
                 with cute.arch.elect_one():
@@ -194,8 +197,11 @@ class Producers:
     def add_dq_tiles(self, arguments, item, shared, group: int, masked: bool):
         """Those of the partial or the full runs of all heads."""
         tensors = arguments.tensors
-        chunks, size = self.tile.dq_chunks, self.products.dq_group_size // self.tile.dq_chunks
         turns: Any = DqTurns(arguments, item, group) if self.spec.deterministic else None
+        if not self.products.stage_dq:
+            walk(arguments, item, masked, lambda head: self.give_turns(turns, group, head), Int32(0))
+            return
+        chunks, size = self.tile.dq_chunks, self.products.dq_group_size // self.tile.dq_chunks
         source = shared.dq[None, None, None, group].iterator
 
         def of_head(head):
@@ -217,3 +223,14 @@ class Producers:
             return add
 
         walk(arguments, item, masked, of_head, Int32(0))
+
+    def give_turns(self, turns: DqTurns, group: int, head: Any) -> Any:
+        """Lets the consumer warpgroup, which adds from registers, go when it is its turn, and the next when it has."""
+
+        def give(_run, tile, _use):
+            turns.wait(head, tile)
+            dq_empty(group).arrive()
+            dq_full(group).sync()
+            turns.done(head, tile)
+
+        return give

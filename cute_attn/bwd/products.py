@@ -1,8 +1,9 @@
 """How the two consumer warpgroups share a tile: the shapes of their five products, and the builders of these.
 
 With 128 keys a warpgroup takes 64 of them and all queries: P and dS stay in its registers as the A operands of dV and
-dK. With 64 keys (large head_dim: the registers hold no more of dK and dV) it takes half of the queries of S and dP, and
-half of the dims of dK and dV: P and dS go through shared memory.
+dK; where dK and dV leave few registers, it takes the queries in two parts, one after the other, and dS of the last one
+comes to dK from shared memory: dQ needs its registers. With 64 keys (large head_dim: the registers hold no more of dK
+and dV) it takes half of the queries of S and dP, and half of the dims of dK and dV: P and dS go through shared memory.
 
 S and dP are computed transposed, keys by queries. dQ is one product over all keys of the tile, of which a warpgroup
 takes half of the dims. Main kernel and postprocess build it here, and agree on its fragments thereby.
@@ -39,9 +40,14 @@ class Products:
         return self.spec.tile.n == GROUPS * KEYS
 
     @property
+    def parts(self) -> int:
+        """How many parts of its queries a warpgroup takes, one after the other."""
+        return 2 if self.split_keys and self.spec.head_dim + self.spec.head_dim_v > 256 else 1
+
+    @property
     def queries(self) -> int:
-        """Columns of S^T and dP^T of a warpgroup."""
-        return self.spec.tile.m if self.split_keys else self.spec.tile.m // GROUPS
+        """Columns of S^T and dP^T of a warpgroup at a time."""
+        return self.spec.tile.m // (self.parts if self.split_keys else GROUPS)
 
     @property
     def columns_k(self) -> int:
@@ -77,6 +83,10 @@ class Products:
     def share_ds(self) -> bool:
         return self.spec.dq or (self.spec.dk and not self.split_keys)
 
+    def shares_ds_of_dk(self, part: int) -> bool:
+        """Whether dK of a part takes dS from shared memory."""
+        return self.share_ds and (not self.split_keys or (self.parts > 1 and part == self.parts - 1))
+
     @property
     def ds_stages(self) -> int:
         """Where P is shared too, its barrier lies between the last reads of dS and the next writes: one serves."""
@@ -84,8 +94,9 @@ class Products:
 
     @property
     def retire_dv_early(self) -> bool:
-        """Whether dV is waited for before dS is shared, so that dO and P in shared memory may be replaced."""
-        return self.needs_ds and (self.spec.tile.do_stages == 1 or not self.split_keys)
+        """Whether dV is waited for before dS is shared, so that dO and P in shared memory may be replaced, and P in
+        registers makes room for dQ."""
+        return self.needs_ds and (self.spec.tile.do_stages == 1 or not self.split_keys or self.parts > 1)
 
     @property
     def word_kinds(self) -> int:
@@ -103,21 +114,20 @@ class Products:
         """S^T = K Q^T, and dP^T = V dO^T."""
         return tiled_mma(self.dtype, self.queries, OperandMajorMode.K)
 
-    def keys_gradient(self) -> cute.TiledMma:
+    def keys_gradient(self, part: int = 0) -> cute.TiledMma:
         """dK += dS^T Q."""
-        return tiled_mma(self.dtype, self.columns_k, OperandMajorMode.MN, self._a_source)
+        shared = self.shares_ds_of_dk(part)
+        source = warpgroup.OperandSource.SMEM if shared else warpgroup.OperandSource.RMEM
+        return tiled_mma(self.dtype, self.columns_k, OperandMajorMode.MN, source)
 
     def values_gradient(self) -> cute.TiledMma:
         """dV += P^T dO."""
-        return tiled_mma(self.dtype, self.columns_v, OperandMajorMode.MN, self._a_source)
+        source = warpgroup.OperandSource.RMEM if self.split_keys else warpgroup.OperandSource.SMEM
+        return tiled_mma(self.dtype, self.columns_v, OperandMajorMode.MN, source)
 
     def queries_gradient(self) -> cute.TiledMma:
         """dQ = dS K of one tile."""
         return tiled_mma(self.dtype, self.columns_q, OperandMajorMode.MN, a_major=OperandMajorMode.MN)
-
-    @property
-    def _a_source(self) -> Any:
-        return warpgroup.OperandSource.RMEM if self.split_keys else warpgroup.OperandSource.SMEM
 
     # ------------------------------------------------------------------ shared memory
 
@@ -148,6 +158,11 @@ class Products:
         return tile_layout(self.dtype, self.spec.tile.m, self.spec.head_dim, 1, self.columns_q)
 
     # ------------------------------------------------------------------ sums of dQ
+
+    @property
+    def stage_dq(self) -> bool:
+        """Whether dQ goes through shared memory on its way to the sums."""
+        return self.spec.tile.dq_chunks > 0
 
     @property
     def dq_vectors(self) -> int:

@@ -28,7 +28,8 @@ class Shared:
     ds: cute.Tensor  # dS^T
     p_data: cute.Pointer  # where both begin
     ds_data: cute.Pointer
-    dq: cute.Tensor  # fp32 (vector, thread, 4, warpgroup)
+    dq: cute.Tensor | None  # fp32 (vector, thread, 4, warpgroup), where it goes through shared memory
+    sums: cute.Tensor | None  # (stages,): elsewhere, which of the sums of dQ is that of each Q tile
     shift: cute.Tensor  # (m, stages): -lse * log2(e) of the rows
     delta: cute.Tensor  # (m, stages)
     words: cute.Tensor | None  # (thread, kind, stages), see `words`
@@ -45,7 +46,10 @@ class Shared:
         def tiles(part, layout):
             return part.get_tensor(layout.outer, swizzle=layout.inner)
 
-        vectors = p.dq_vectors // tile.dq_chunks
+        dq = None
+        if p.stage_dq:
+            vectors = p.dq_vectors // tile.dq_chunks
+            dq = storage.dq.get_tensor(cute.make_ordered_layout((4, WARPGROUP, vectors, GROUPS), (0, 1, 2, 3)))
         return cls(
             q=tiles(storage.q, p.layout_q()),
             do=tiles(storage.do, p.layout_do()),
@@ -55,7 +59,8 @@ class Shared:
             ds=tiles(storage.ds, p.layout_ds()),
             p_data=storage.p.data_ptr(),
             ds_data=storage.ds.data_ptr(),
-            dq=storage.dq.get_tensor(cute.make_ordered_layout((4, WARPGROUP, vectors, GROUPS), (0, 1, 2, 3))),
+            dq=dq,
+            sums=None if p.stage_dq else storage.sums.get_tensor(cute.make_layout(tile.q_stages)),
             shift=storage.shift.get_tensor(cute.make_layout((m, tile.q_stages))),
             delta=storage.delta.get_tensor(cute.make_layout((m, tile.do_stages))),
             words=storage.words.get_tensor(_layout_of_words(p)) if p.word_kinds else None,
@@ -83,12 +88,16 @@ def _storage(products: Products) -> Any:
     def tiles(size: int) -> Any:
         return cute.struct.Align[cute.struct.MemRange[products.dtype, size], 1024]
 
+    dq_size = GROUPS * products.dq_group_size // tile.dq_chunks if products.stage_dq else 0
+    n_sums = 0 if products.stage_dq else tile.q_stages
+
     @cute.struct
     class Storage:
         q_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(tile.q_stages)]
         do_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(tile.do_stages)]
         kv_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(1)]
         places: cute.struct.Align[cute.struct.MemRange[Int32, cute.cosize(place_layout(tile.q_stages))], 16]
+        sums: cute.struct.MemRange[Int32, n_sums]
         shift: cute.struct.Align[cute.struct.MemRange[Float32, m * tile.q_stages], 128]
         delta: cute.struct.Align[cute.struct.MemRange[Float32, m * tile.do_stages], 128]
         words: cute.struct.Align[cute.struct.MemRange[products.word, n_words], 128]
@@ -98,6 +107,6 @@ def _storage(products: Products) -> Any:
         v: tiles(cute.cosize(products.layout_v()))  # type: ignore[valid-type]
         p: tiles(cute.cosize(products.layout_p()) if products.share_p else 0)  # type: ignore[valid-type]
         ds: tiles(cute.cosize(products.layout_ds()))  # type: ignore[valid-type]
-        dq: cute.struct.Align[cute.struct.MemRange[Float32, GROUPS * products.dq_group_size // tile.dq_chunks], 1024]
+        dq: cute.struct.Align[cute.struct.MemRange[Float32, dq_size], 1024]
 
     return Storage

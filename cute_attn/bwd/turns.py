@@ -41,15 +41,17 @@ class DqTurns:
         added = cute.arch.load(counter, Int32, sem="acquire", scope="gpu")
         while added < before:
             added = cute.arch.load(counter, Int32, sem="acquire", scope="gpu")
-        cute.arch.fence_proxy("async.global")
+        if const_expr(self.arguments.spec.tile.dq_chunks > 0):
+            cute.arch.fence_proxy("async.global")
 
     @cute.jit
     def done(self, head, tile):
         """Lets the next one go, when what this warp added has arrived."""
         tile = not_before(tile)
         with cute.arch.elect_one():
-            cute.arch.cp_async_bulk_wait_group(0)
-            cute.arch.fence_proxy("async.global")
+            if const_expr(self.arguments.spec.tile.dq_chunks > 0):
+                cute.arch.cp_async_bulk_wait_group(0)
+                cute.arch.fence_proxy("async.global")
             cute.arch.red(self.counter(head, tile), Int32(1), op="add", dtype=Int32, sem="release", scope="gpu")
         cute.arch.sync_warp()
 

@@ -81,7 +81,7 @@ def _backward_call(
 
 
 def _backward_tiles() -> list[Tile]:
-    return [BackwardTile(*values) for values in product((64, 128), (2, 4), (1, 2, 4), (1, 2, 4))]
+    return [BackwardTile(*values) for values in product((64, 128), (2, 4), (1, 2, 4), (0, 1, 2, 4))]
 
 
 def _decode_forms(mask: MaskForm, score: ScoreForm, variant: dict[str, Any]) -> tuple[MaskForm, ScoreForm]:
@@ -149,7 +149,7 @@ BACKWARD = Operation(
     call=_backward_call,
     tile=BackwardTile,
     default_tile=bwd.default_tile,
-    graph_tile=bwd.default_tile,
+    graph_tile=bwd.graph_tile,
     tiles=_backward_tiles,
     is_tuned=True,
 )

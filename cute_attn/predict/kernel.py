@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,8 +26,8 @@ class Step:
 
     kind: "run": instructions, `work` cycles of each of PIPES that a warp takes on its sub-partition; "products": a
     group of products goes to the tensor cores for `work[0]` cycles; "wait": until at most `work[0]` groups are left;
-    "turn", "give": of ping-pong; "meet": all consumer warpgroups; "staged", "send": until the warp that sends dQ has
-    read the last one, and the next for it.
+    "turn", "give": of ping-pong; "meet": all consumer warpgroups; "staged", "send": until the last dQ is on its way, be
+    it by a warp that sends it or by additions from registers, and the next for it.
     """
 
     kind: str
@@ -108,9 +108,11 @@ def _loop(loop: sass.NaturalLoop) -> Loop:
     return Loop(steps, sum(tensor for tensor, _ in products), sum(shared for _, shared in products))
 
 
-def _steps(lines: Iterable[sass.Instruction], passes_turns: bool) -> Iterator[Step]:
+def _steps(lines: Sequence[sass.Instruction], passes_turns: bool) -> Iterator[Step]:
     group = 0
-    for line in lines:
+    is_handed_over = any(line.name == "BAR" and not _of_consumers(line) for line in lines)
+    additions = [] if is_handed_over else [i for i, line in enumerate(lines) if _adds_dq(line)]
+    for i, line in enumerate(lines):
         if line.name == "HGMMA":
             group += max(_product(line))
             if "gsb0" in line.operands:
@@ -124,8 +126,12 @@ def _steps(lines: Iterable[sass.Instruction], passes_turns: bool) -> Iterator[St
                 yield Step("give" if arrives else "turn" if passes_turns else "meet")
             else:
                 yield Step("send" if arrives else "staged")
+        if i in additions[:1]:
+            yield Step("staged")
         if line.pipe != "uniform":
             yield Step("run", _cost(line))
+        if i in additions[-1:]:
+            yield Step("send")
 
 
 def _merged(steps: Iterable[Step]) -> Iterator[Step]:
@@ -141,6 +147,11 @@ def _merged(steps: Iterable[Step]) -> Iterator[Step]:
         yield step
     if any(run):
         yield Step("run", tuple(run))
+
+
+def _adds_dq(line: sass.Instruction) -> bool:
+    """Whether an addition of four fp32 in global memory: those of what flows to captured tensors are of one."""
+    return line.opcode.startswith("RED") and "F32x4" in line.opcode
 
 
 def _of_consumers(line: sass.Instruction) -> bool:
@@ -159,6 +170,6 @@ def _cost(line: sass.Instruction) -> tuple[int, ...]:
     pipe = {"mufu": "mufu", "cvt": "alu", "memory": "lsu", "int": "alu", "fp": "fma"}.get(line.pipe, "")
     if line.name in _ALU:
         pipe = "alu"
-    wide = 4 if line.name in ("STSM", "LDSM") or ".128" in line.opcode else 1
+    wide = 4 if line.name in ("STSM", "LDSM") or ".128" in line.opcode or _adds_dq(line) else 1
     cycles = CYCLES.get(pipe, 0) * (wide if pipe == "lsu" else 1)
     return (1, *(cycles if name == pipe else 0 for name in PIPES[1:]))

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from cutlass import Boolean, Float32, Int32, Uint32
+from cutlass import Boolean, Float32, Int32, Int64, Uint32
 from cutlass._mlir.dialects import llvm
 from cutlass.cutlass_dsl import T, dsl_user_op
 
 __all__ = [
+    "add_vector",
     "asm",
     "exp2",
     "fma",
@@ -23,6 +24,7 @@ __all__ = [
     "store_matrices",
     "tanh",
     "thread_here",
+    "wide_address",
     "with_bit",
 ]
 
@@ -73,6 +75,13 @@ def not_before(x: Int32, *, loc: Any = None, ip: Any = None) -> Int32:
 
 
 @dsl_user_op
+def wide_address(pointer: Any, *, loc: Any = None, ip: Any = None) -> Int64:
+    """An address in global memory, computed here, to wait in registers for where it is used."""
+    operands = [pointer.toint(loc=loc, ip=ip).ir_value(loc=loc, ip=ip)]
+    return Int64(asm(T.i64(), operands, "mov.b64 $0, $1;", "=l,l", loc, ip, has_side_effects=True))
+
+
+@dsl_user_op
 def thread_here(*, loc: Any = None, ip: Any = None) -> Int32:
     """The index of this thread in its CTA, read here: nothing that depends on it waits in registers from before."""
     return Int32(asm(T.i32(), [], "mov.u32 $0, %tid.x;", "=r", loc, ip, has_side_effects=True))
@@ -84,6 +93,15 @@ def store_matrices(address: Int32, a: Int32, b: Int32, c: Int32, d: Int32, *, lo
     operands = [Int32(v).ir_value(loc=loc, ip=ip) for v in (address, a, b, c, d)]
     text = "stmatrix.sync.aligned.m8n8.x4.shared.b16 [$0], {$1, $2, $3, $4};"
     asm(None, operands, text, "r,r,r,r,r", loc, ip, has_side_effects=True)
+
+
+@dsl_user_op
+def add_vector(target: Int64, values: Any, *, loc: Any = None, ip: Any = None) -> None:
+    """target += values: four fp32 in global memory, aligned to 16 bytes, each added atomically."""
+    operands = [Int64(target).ir_value(loc=loc, ip=ip)]
+    operands += [Float32(v).ir_value(loc=loc, ip=ip) for v in values]
+    text = "red.relaxed.gpu.global.add.v4.f32 [$0], {$1, $2, $3, $4};"
+    asm(None, operands, text, "l,f,f,f,f", loc, ip, has_side_effects=True)
 
 
 @dsl_user_op

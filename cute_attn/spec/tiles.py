@@ -66,7 +66,7 @@ class BackwardTile:
     m: query rows of a tile, 64: more would need too many registers beside dK and dV.
     n: keys of a tile: 128, of which each warpgroup takes half, or 64, each taking half of the queries and of the dims.
     q_stages, do_stages: depths of the rings of Q and of dO tiles.
-    dq_chunks: in how many pieces the dQ of a tile goes through shared memory.
+    dq_chunks: in how many pieces the dQ of a tile goes through shared memory; 0 adds it to its sum from registers.
 
     Raises TypeError or ValueError for anything else.
     """
@@ -86,12 +86,13 @@ class BackwardTile:
             ("n", (64, 128)),
             ("q_stages", (2, 4)),
             ("do_stages", (1, 2, 4)),
-            ("dq_chunks", (1, 2, 4)),
+            ("dq_chunks", (0, 1, 2, 4)),
         ):
             if getattr(self, name) not in allowed:
                 given, these = getattr(self, name), ", ".join(map(str, allowed))
                 raise ValueError(f"BackwardTile.{name} must be one of {these}, got {given}")
 
     def __str__(self) -> str:
-        chunks = f", dQ in {self.dq_chunks} pieces" if self.dq_chunks > 1 else ""
+        ways = {0: ", dQ from registers", 1: ""}
+        chunks = ways.get(self.dq_chunks, f", dQ in {self.dq_chunks} pieces")
         return f"{self.m}x{self.n}, stages {self.q_stages} + {self.do_stages}{chunks}"

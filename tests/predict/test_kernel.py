@@ -94,6 +94,21 @@ def test_without_turns_a_barrier_of_all_consumers_is_a_meeting_and_that_with_a_w
     assert kinds == ["products", "meet", "wait", "staged", "send"]
 
 
+def test_additions_from_registers_send_as_one_once_the_last_are_gone(reading):
+    additions = "".join(
+        f"  /*00{at}*/ REDG.E.ADD.F32x4.FTZ.RN.STRONG.GPU desc[UR4][R2.64+0x{at}0], R24 ;\n" for at in (30, 40)
+    )
+    before, _, after = BACKWARD.partition("  /*0030*/")
+    (loop,) = reading(before + additions + "  /*0050*/ BRA" + after.rpartition(" BRA")[2]).loops
+    assert [step.kind for step in loop.steps if step.kind != "run"] == ["products", "meet", "wait", "staged", "send"]
+    assert loop.total("lsu") == 2 * 16  # of 16 bytes a thread each
+    turns = BACKWARD.replace("  /*0040*/", additions + "  /*0040*/")
+    assert [step.kind for step in reading(turns).loops[0].steps if step.kind in ("staged", "send")] == [
+        "staged",
+        "send",
+    ]
+
+
 def test_a_kernel_without_products_is_refused(reading):
     with pytest.raises(ValueError, match="no loop with tensor-core products"):
         reading(".text.kernel:\n.L_1:\n  /*0000*/ FADD R1, R1, R2 ;\n  /*0010*/ BRA `(.L_1) ;\n")
