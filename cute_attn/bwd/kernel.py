@@ -3,9 +3,9 @@
 Warps of the first warpgroup: 0 loads K, V, and Q tiles with their -lse; 1 loads dO tiles with their delta, and words of
 bits that say which pairs are attended (`cute_attn.bwd.words`); 2 and 3 add the dQ that the two consumer warpgroups
 leave in shared memory to the sums in global memory, or say whose turn it is where these add it from registers. K and V
-stay in shared memory, dK and dV in registers, while the CTA walks the runs of query tiles, of all query heads that share
-its key head: so no copy of K, V, dK or dV per query head exists, and dK and dV have one order of summation. Full runs
-carry no mask code; `cute_attn.bwd.walk` says in which order tiles come. A tile is
+stay in shared memory, dK and dV in registers, while the CTA walks the runs of query tiles, of all query heads that
+share its key head: so no copy of K, V, dK or dV per query head exists, and dK and dV have one order of summation. Full
+runs carry no mask code; `cute_attn.bwd.walk` says in which order tiles come. A tile is
 
     S^T = K Q^T,  P^T = exp2(c S^T - lse),  dP^T = V dO^T,  dS^T = P^T (dP^T - delta),
     dV += P^T dO,  dK += dS^T Q,  dQ = dS K
