@@ -93,7 +93,7 @@ def tickets(mode, seed, workers=1):
         ("random", 1),
         *(
             pytest.param(mode, seed, marks=pytest.mark.slow)
-            for mode, seed in (("late", 0), ("random", 2), ("starve", 1))
+            for mode, seed in (("late", 0), ("random", 0), ("random", 2), ("starve", 1))
         ),
     ],
 )
