@@ -223,6 +223,7 @@ def test_an_entry_that_may_not_be_read_costs_one_warning_and_stays(tmp_path):
     assert not list(cache.rglob(".broken-*"))
 
 
+@pytest.mark.slow
 def test_a_cache_from_which_nothing_may_be_executed_serves_all_the_same(tmp_path):
     """Kernels and the stub are loaded from memory."""
     cache = tmp_path / "cache"

@@ -102,6 +102,7 @@ def collected(allowed, *paths, before=""):
     return result.stdout
 
 
+@pytest.mark.slow
 def test_all_tests_are_collected_and_those_marked_gpu_found_with_torch_numpy_and_pytest_alone():
     folders = {path.parent for path in TESTS.rglob("conftest.py") if "marks=pytest.mark." + "gpu" in path.read_text()}
     marked = [

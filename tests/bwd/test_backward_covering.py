@@ -54,7 +54,7 @@ def test_deterministic_gradients_have_the_same_bits_in_every_schedule(backend):
     check_same_bits(Case(causal(300), heads=(4, 2), options={"deterministic": True}), backend, SCHEDULES[:4])
 
 
-@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("deterministic", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_ctas_that_take_turns_in_several_items_are_launched_to_be_resident_together(deterministic, monkeypatch):
     launches = []
 

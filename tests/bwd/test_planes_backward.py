@@ -78,6 +78,7 @@ def test_what_no_head_of_a_key_head_attends_may_hold_anything(backend):
         assert torch.equal(mine, theirs), name
 
 
+@pytest.mark.slow
 def test_a_key_that_one_head_alone_attends_keeps_its_values_for_it(backend):
     """The other head of the key head has it idle, and K and V are loaded once for both."""
     mask = stacked(gaps(150, 300, 3), causal(150, 300), heads=2)

@@ -53,6 +53,7 @@ def test_many_layers_and_the_largest_logit(backend):
     check_that_idle_numbers_change_nothing(case, backend)
 
 
+@pytest.mark.slow
 def test_a_mask_for_each_batch_with_softcap(backend):
     case = Case(MASKS["one for each batch"], batch=2, heads=(8, 1), dims=(80, 72), softcap=5.0, sink="ssh")
     check_that_idle_numbers_change_nothing(case, backend)

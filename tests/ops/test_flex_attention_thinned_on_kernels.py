@@ -124,6 +124,7 @@ def test_a_tile_is_full_where_full_blocks_cover_it():
     assert grid.tolist() == [[[2, 2, 1, 1]] * 3]
 
 
+@pytest.mark.slow
 def test_what_nobody_attends_may_hold_anything_and_captured_tensors_end_where_nobody_asks():
     qkv = tensors((200, 150))
     table = torch.randn(40, generator=torch.Generator().manual_seed(3))

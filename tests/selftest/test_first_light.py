@@ -253,6 +253,7 @@ def test_the_packed_kernels_are_those_that_the_benchmarks_ask_for():
         assert "backward" not in operations or replace(forward, op="bwd").spec() in found
 
 
+@pytest.mark.slow
 def test_what_the_gpu_tests_launch_is_recorded_without_compiling():
     found = pack.specs_of_tests(["tests/fwd/test_forward_covering.py"], ["-k", "sim and causal_of_any_length"])
     assert found

@@ -86,7 +86,17 @@ def tickets(mode, seed, workers=1):
     return out
 
 
-@SCHEDULES
+@pytest.mark.parametrize(
+    ("mode", "seed"),
+    [
+        ("eager", 0),
+        ("random", 1),
+        *(
+            pytest.param(mode, seed, marks=pytest.mark.slow)
+            for mode, seed in (("late", 0), ("random", 0), ("random", 2), ("starve", 1))
+        ),
+    ],
+)
 def test_warps_run_in_the_order_of_one_process(forks, mode, seed):
     expected = tickets(mode, seed)
     for workers in (2, 3):
