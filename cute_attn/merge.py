@@ -30,6 +30,12 @@ class Merger:
         if max_logits is not None:
             self.max_logits = torch.maximum(self.max_logits, max_logits)
 
+    def add_rows(self, rows: torch.Tensor, out: torch.Tensor, lse: torch.Tensor) -> None:
+        """Adds the result of some rows over other keys. rows: int64 `(n,)`, distinct; out, lse: of these rows."""
+        joint, mine, theirs = _joined(self.lse[:, rows], lse)
+        self.out[rows] = (self.out[rows] * mine).addcmul_(out, theirs)
+        self.lse[:, rows] = joint
+
     def add_sinks(self, sink: torch.Tensor) -> None:
         """Adds logits `(sinks, heads_q)` whose value is zero, once for every row. max_logits leaves them out."""
         mine, _ = self._join(sink.logsumexp(0)[:, None].expand_as(self.lse))
@@ -37,8 +43,13 @@ class Merger:
 
     def _join(self, lse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Takes up another LSE; returns the weights of the result so far and of the other, `(rows, heads_q, 1)`."""
-        joint = torch.logaddexp(self.lse, lse)
-        finite = joint.masked_fill(joint == -torch.inf, 0.0)
-        weights = [(x - finite).exp().T[..., None] for x in (self.lse, lse)]
-        self.lse = joint
-        return weights[0], weights[1]
+        self.lse, mine, theirs = _joined(self.lse, lse)
+        return mine, theirs
+
+
+def _joined(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The LSE over both, and the weights of either, `(rows, heads_q, 1)`."""
+    joint = torch.logaddexp(a, b)
+    finite = joint.masked_fill(joint == -torch.inf, 0.0)
+    weights = [(x - finite).exp().T[..., None] for x in (a, b)]
+    return joint, weights[0], weights[1]

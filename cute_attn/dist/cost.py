@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from .checks import END, check_finite, check_int
+from .checks import END, check_finite, check_int, check_kind
+from .rates import sustained
+
+if TYPE_CHECKING:
+    from .groups import GroupOrMesh
 
 __all__ = ["CostModel"]
+
+ELSEWHERE = 4.5e14  # FLOP/s where no kernel serves the shape
+BACKWARD = 2.5  # times the forward's products, where both go at one rate
 
 
 @dataclass(frozen=True)
@@ -14,11 +23,13 @@ class CostModel:
     """What a row and an attended pair cost on one rank.
 
     heads_q, heads_k, head_dim, head_dim_v: shape of the attention. element_size: bytes of one element of q, k, v.
-    flops: attention FLOP/s that one rank sustains. bandwidth: bytes/s that one rank sends, and at the same time
-    receives, to and from other nodes. latency: seconds before the first byte of a collective. overlap: share of
-    communication that can hide behind compute, in [0, 1]. ranks_per_node: so many consecutive ranks are a node; as many
-    as there are make one, else it must divide their number. node_bandwidth: bytes/s inside a node. The defaults are one
-    H100 among others, with 400 Gb/s between hosts and NVLink inside, which nothing uses until ranks_per_node is given.
+    flops: attention FLOP/s that one rank sustains, forward and backward; None takes what `cute_attn.predict` says of
+    our kernels at these head dims on a Hopper GPU, and 450 TFLOP/s where there are none. bandwidth: bytes/s that one
+    rank sends, and at the same time receives, to and from other nodes. latency: seconds before the first byte of a
+    collective. overlap: share of communication that can hide behind compute, in [0, 1]. ranks_per_node: so many
+    consecutive ranks are a node; as many as there are make one, else it must divide their number. node_bandwidth:
+    bytes/s inside a node. The defaults are one H100 among others, with 400 Gb/s between hosts and NVLink inside, which
+    nothing uses until ranks_per_node is given.
     """
 
     heads_q: int = 32
@@ -26,7 +37,7 @@ class CostModel:
     head_dim: int = 128
     head_dim_v: int = 128
     element_size: int = 2
-    flops: float = 4.5e14
+    flops: float | None = None
     bandwidth: float = 4.0e10
     latency: float = 3.0e-5
     overlap: float = 0.9
@@ -39,12 +50,52 @@ class CostModel:
         if self.heads_q % self.heads_k:
             raise ValueError(f"CostModel: heads_q = {self.heads_q} must be divisible by heads_k = {self.heads_k}")
         for name in ("flops", "bandwidth", "node_bandwidth"):
+            if name == "flops" and self.flops is None:
+                continue
             if check_finite(f"CostModel: {name}", getattr(self, name)) <= 0:
                 raise ValueError(f"CostModel: {name} must be > 0, got {getattr(self, name)!r}")
         if check_finite("CostModel: latency", self.latency) < 0:
             raise ValueError(f"CostModel: latency must be >= 0, got {self.latency!r}")
         if not 0 <= check_finite("CostModel: overlap", self.overlap) <= 1:
             raise ValueError(f"CostModel: overlap must be in [0, 1], got {self.overlap!r}")
+
+    @classmethod
+    def measured(
+        cls,
+        cp_group_or_mesh: GroupOrMesh,
+        cost: CostModel | None = None,
+        *,
+        ranks_per_node: int | None = None,
+        size: int = 1 << 26,
+    ) -> CostModel:
+        """`cost`, None for the default, with bandwidths and latency as they are measured now on a process group.
+
+        Every rank calls it, with equal arguments, and every rank gets the same numbers; it takes a few exchanges of
+        `size` bytes a rank. All ranks send at the same time, to the same place in the next node, and to the next rank
+        of their node; the fastest of five rounds counts, of each the slowest rank. ranks_per_node: None takes that of
+        `cost`. What one node, or nodes of one rank, do not have keeps its number. Raises as making a key does.
+        """
+        from .groups import find_groups
+        from .measure import measure
+
+        groups = find_groups(cp_group_or_mesh)
+        cost = cls() if cost is None else cost
+
+        def check() -> int:
+            check_kind("cost", cost, CostModel)
+            check_int("size", size, 1, END)
+            return (cost if ranks_per_node is None else replace(cost, ranks_per_node=ranks_per_node)).node_size(
+                groups.world
+            )
+
+        bandwidth, node_bandwidth, latency = measure(groups, check, size)
+        return replace(
+            cost,
+            bandwidth=cost.bandwidth if bandwidth is None else bandwidth,
+            node_bandwidth=cost.node_bandwidth if node_bandwidth is None else node_bandwidth,
+            latency=cost.latency if latency is None else latency,
+            ranks_per_node=cost.ranks_per_node if ranks_per_node is None else ranks_per_node,
+        )
 
     @property
     def key_bytes(self) -> int:
@@ -58,7 +109,21 @@ class CostModel:
 
     def compute_seconds(self, area: float) -> float:
         """Forward time of `area` attended pairs on one rank."""
-        return 2 * area * self.heads_q * (self.head_dim + self.head_dim_v) / self.flops
+        return area * self._pair_seconds[0]
+
+    def backward_seconds(self, area: float) -> float:
+        """Backward time of `area` attended pairs on one rank."""
+        return area * self._pair_seconds[1]
+
+    @cached_property
+    def _pair_seconds(self) -> tuple[float, float]:
+        """Of one attended pair, forward and backward."""
+        products = 2 * self.heads_q * (self.head_dim + self.head_dim_v)
+        rates = None if self.flops is not None else sustained(self.head_dim, self.head_dim_v, self.element_size)
+        if rates is None:
+            forward = products / (self.flops or ELSEWHERE)
+            return forward, BACKWARD * forward
+        return products / rates[0], 2 * self.heads_q * (3 * self.head_dim + 2 * self.head_dim_v) / rates[1]
 
     def send_seconds(self, across: float, collectives: int = 1, inside: float = 0.0) -> float:
         """Time for one rank to send or receive so many bytes, across and inside of nodes at the same time, in a number

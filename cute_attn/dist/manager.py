@@ -15,6 +15,7 @@ from .guard import Guard
 from .movers.blocks import Mover
 from .movers.group_cast import GroupCast
 from .movers.heads import HeadExchange
+from .movers.query_cast import QueryCast
 from .movers.ring import Ring
 from .placing.placement import Placement
 from .plans.group_cast import plan_placed_group_cast
@@ -22,6 +23,7 @@ from .plans.heads import ulysses_heads
 from .plans.node_cast import plan_placed_node_cast
 from .plans.placed import PlacedMask
 from .plans.predict import choose_mover
+from .plans.query_cast import plan_placed_query_cast
 from .plans.ring import plan_placed_ring
 from .rows import RollPlan, plan_roll
 from .runtime import Route
@@ -83,8 +85,8 @@ class Manager:
             shape = ("heads_q", "heads_k", "head_dim", "head_dim_v", "element_size")
             here = replace(self.config.cost, **{name: getattr(cost, name) for name in shape})
             mover = self._choose_mover(here)
-            make = self._cast if mover in ("group_cast", "node_cast") else self._ring
-            self._routes[cost, device] = make(mover, here, device)
+            make = {"query_cast": self._query_cast, "group_cast": self._cast, "node_cast": self._cast}
+            self._routes[cost, device] = make.get(mover, self._ring)(mover, here, device)
         return self._routes[cost, device]
 
     def _choose_mover(self, cost: CostModel) -> str:
@@ -98,6 +100,12 @@ class Manager:
         make = plan_placed_node_cast if mover == "node_cast" else plan_placed_group_cast
         plan = make(self.placed, self.groups.rank, self.config.overlap_config, cost)
         return self._route(GroupCast(plan.to(device), self.groups.whole), None)
+
+    def _query_cast(self, mover: str, cost: CostModel, device: torch.device) -> Route:
+        plan = plan_placed_query_cast(self.placed, self.groups.rank, self.config.overlap_config, cost).to(device)
+        visits, whole = plan.visits, self.groups.whole
+        route = self._route(GroupCast(plan.cast, whole), None)
+        return route if visits is None else replace(route, queries=QueryCast(visits, whole))
 
     def _ring(self, mover: str, cost: CostModel, device: torch.device) -> Route:
         """The ring, Ulysses, or both: one plan serves all three."""

@@ -11,12 +11,14 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
+from ..mask import IntervalMask
 from ..merge import Merger
 from ..reference import compute_dtype, sink_gradient
-from .comm import max_over_ranks, sum_over_ranks
+from .comm import Arrival, max_over_ranks, sum_over_ranks
 from .guard import Guard
 from .movers.blocks import Mover
 from .movers.heads import HeadExchange
+from .movers.query_cast import QueryCast
 from .partial import AttentionSettings, attend, attend_backward
 
 __all__ = ["CALL", "Kept", "Route", "backward", "forward", "kept_again", "run_attention"]
@@ -27,7 +29,8 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True, eq=False)
 class Route:
-    """How the tensors of one call move: which mover brings keys, and the exchange of heads around it, if any.
+    """How the tensors of one call move: which mover brings keys, which queries go to keys beside it, and the exchange
+    of heads around it, if any.
 
     group: all ranks. rows, keys: how many of this rank's rows are not padding; padding comes last.
     """
@@ -38,6 +41,7 @@ class Route:
     guard: Guard
     rows: int
     keys: int
+    queries: QueryCast | None = None
 
 
 class Kept(NamedTuple):
@@ -114,10 +118,15 @@ def forward(
     head_dim, exchange = q.shape[2], route.exchange
     q, kv = _entered(q, k, v, route)
     merger = Merger(q.shape[0], q.shape[1], kv.shape[2] - head_dim, compute_dtype(q.dtype), q.device)
+    visiting = route.queries.leave(q) if route.queries is not None else None
     for block in route.mover.forward(kv):
         if block.mask is not None:
             keys, values = block.kv[..., :head_dim], block.kv[..., head_dim:]
             merger.add(*attend(q, keys, values, block.mask, settings, return_max_logits))
+        if visiting is not None and block.number == 0:
+            visiting = _attend_visitors(visiting, kv, route, settings, merger, head_dim, return_max_logits)
+    if visiting is not None and route.queries is not None:
+        route.queries.merge(visiting, merger)
     if sink is not None:
         merger.add_sinks(_own(sink, exchange))
     here = merger.out.to(q.dtype), merger.lse
@@ -126,6 +135,28 @@ def forward(
     if return_max_logits:
         max_logits = max_over_ranks(_for_all_heads(merger.max_logits, -torch.inf, lse.shape[0], exchange), route.group)
     return out, lse, max_logits, Kept(q, kv, sink, *here)
+
+
+def _attend_visitors(
+    visiting: Arrival,
+    kv: Tensor,
+    route: Route,
+    settings: AttentionSettings,
+    merger: Merger,
+    head_dim: int,
+    return_max_logits: bool,
+) -> Arrival:
+    """Rows of other ranks over own keys; their results on the way home, their largest logits with those of own rows."""
+    assert route.queries is not None
+    keys, values = kv[..., :head_dim], kv[..., head_dim:]
+
+    def attend_rows(q: Tensor, mask: IntervalMask) -> tuple[Tensor, Tensor]:
+        out, lse, max_logits = attend(q, keys, values, mask, settings, return_max_logits)
+        if max_logits is not None:
+            merger.max_logits = torch.maximum(merger.max_logits, max_logits)
+        return out, lse
+
+    return route.queries.attend(visiting, attend_rows, merger.out.dtype, values.shape[2])
 
 
 def kept_again(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, out: Tensor, lse: Tensor, route: Route) -> Kept:
@@ -176,7 +207,22 @@ def _query_and_key_gradients(
     head_dim, dtype = q.shape[2], compute_dtype(q.dtype)
     dq = torch.zeros_like(q, dtype=dtype) if needs_q else None
     gradients = route.mover.collect(kv, dtype)
+    queries, visiting, returning, of_visitors = route.queries, None, None, None
+    if queries is not None:
+        sums = (dout.to(dtype) * out.to(dtype)).sum(2).T  # of rows that attend nothing too: those visit nobody
+        visiting = queries.leave_backward(q, dout, lse, dlse.to(dtype) - sums)
+
+    def attend_rows(
+        q: Tensor, dout: Tensor, lse: Tensor, dlse: Tensor, mask: IntervalMask
+    ) -> tuple[Tensor | None, Tensor | None]:
+        keys, values = kv[..., :head_dim], kv[..., head_dim:]
+        nothing = torch.zeros_like(dout)  # the rows' sums of dout * out have come with dlse
+        dq, dk, dv = attend_backward(dout, dlse, q, keys, values, nothing, lse, mask, settings, needs_q, needs_kv)
+        return dq, None if dk is None or dv is None else torch.cat([dk, dv], 2)
+
     for block in route.mover.backward(kv):
+        if queries is not None and visiting is not None and block.number == 0:
+            returning, of_visitors = queries.attend_backward(visiting, attend_rows, head_dim, needs_q)
         grad = None
         if block.mask is not None:
             keys, values = block.kv[..., :head_dim], block.kv[..., head_dim:]
@@ -190,6 +236,10 @@ def _query_and_key_gradients(
         if needs_kv:
             gradients.add(block.number, torch.zeros_like(block.kv, dtype=dtype) if grad is None else grad)
     dkv = gradients.finish() if needs_kv else None
+    if dkv is not None and of_visitors is not None:
+        dkv = dkv + of_visitors
+    if queries is not None and returning is not None and dq is not None:
+        queries.add(returning, dq)
     if dq is not None:
         dq = dq.to(q.dtype)
     exchange = route.exchange

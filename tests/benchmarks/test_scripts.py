@@ -43,6 +43,10 @@ def dist_plan(tiny):
     tiny("dist_plan", TOKENS=1024, CHUNK_SIZES={8: (128,)}, LENGTHS=(1 << 16,)).main()
 
 
+def dist_rates(tiny):
+    tiny("dist_rates", TOKENS=1024, DIMS=((64, 64),)).main()
+
+
 def dist_workloads(tiny):
     tiny("dist_workloads", TOKENS=1024, BATCH=2048, RANKS=(8, 16), BATCH_RANKS=(8,), SEEDS=range(1)).main()
 
@@ -79,7 +83,16 @@ def sim_speed(tiny):
 
 RUNS = [attention, dist_check_ranks, dist_plan, dist_workloads, large_logits, launch_overhead, mask_planning]
 # Seconds for each of several kernels.
-COMPILING = [backward_profile, decode_profile, deterministic, forward_profile, kernel_cache, predict, sim_speed]
+COMPILING = [
+    backward_profile,
+    decode_profile,
+    deterministic,
+    dist_rates,
+    forward_profile,
+    kernel_cache,
+    predict,
+    sim_speed,
+]
 WRITTEN = {"dist_plan": ["dist_plan", "dist_plan_time"]}
 
 

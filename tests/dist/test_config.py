@@ -61,7 +61,7 @@ def test_configurations_that_differ_are_unequal_and_equal_ones_hash_alike():
         (
             lambda: DistAttnConfig(mover="rings"),
             ValueError,
-            "mover must be one of auto, group_cast, node_cast, ring, .* got 'rings'",
+            "mover must be one of auto, group_cast, node_cast, query_cast, ring, .* got 'rings'",
         ),
         (lambda: DistAttnConfig(mover=np.array(["ring"])), TypeError, "mover must be a str, got array"),
         (lambda: DistAttnConfig(check_ranks=1), TypeError, "check_ranks must be a bool, got 1"),

@@ -9,8 +9,10 @@ import torch
 
 from ...mask import IntervalMask
 from ..checks import check_kind, check_one_plane
+from ..cost import CostModel
 from ..placing.needs import Spans, chunk_needs, rank_needs, remote_needs
 from ..placing.placement import Placement, merge_ranks, rank_areas
+from ..placing.tasks import Tasks, choose_tasks, tasks_of
 from ..placing.traffic import Traffic, cast_traffic, relayed_traffic
 from .reach import Travel, ring_reach
 
@@ -30,6 +32,8 @@ class PlacedMask:
     key: Placement
     _rings: dict[int, PlacedMask] = field(default_factory=dict, init=False, repr=False)
     _traffic: dict[tuple[int, bool], Traffic] = field(default_factory=dict, init=False, repr=False)
+
+    _moved: dict[CostModel, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         mask, query, key = self.mask, self.query, self.key
@@ -74,6 +78,22 @@ class PlacedMask:
             )
             self._traffic[node_size, relayed] = relayed_or_direct
         return self._traffic[node_size, relayed]
+
+    @cached_property
+    def tasks(self) -> Tasks:
+        """What the rows of each rank attend of the keys of each."""
+        return tasks_of(self.mask, self.needs, self.query, self.key)
+
+    def moved_tasks(self, cost: CostModel) -> torch.Tensor:
+        """Of which tasks the queries move, as `choose_tasks` chooses."""
+        if cost not in self._moved:
+            self._moved[cost] = choose_tasks(self.tasks, cost)
+        return self._moved[cost]
+
+    def moved_areas(self, cost: CostModel) -> torch.Tensor:
+        """int64 `(world,)`: as `areas`, with those tasks moved."""
+        gone = self.tasks.areas * self.moved_tasks(cost)
+        return self.areas - gone.sum(1) + gone.sum(0)
 
     @cached_property
     def reach(self) -> Travel:

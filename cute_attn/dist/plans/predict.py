@@ -9,9 +9,11 @@ import torch
 
 from ..config import OverlapConfig
 from ..cost import CostModel
+from ..placing.tasks import output_bytes
 from .heads import ulysses_heads
 from .node_cast import node_stage_cuts
 from .placed import PlacedMask
+from .query_cast import staying_keys
 from .stages import stage_cuts
 
 __all__ = ["MoverPrediction", "choose_mover", "predict_movers"]
@@ -21,7 +23,8 @@ __all__ = ["MoverPrediction", "choose_mover", "predict_movers"]
 class MoverPrediction:
     """The forward of one mover.
 
-    mover: "all_gather" (for comparison alone), "group_cast", "node_cast", "ring", "ulysses" or "ulysses_ring".
+    mover: "all_gather" (for comparison alone), "group_cast", "node_cast", "query_cast", "ring", "ulysses" or
+        "ulysses_ring".
     bytes_sent, bytes_received: int64 `(world,)`, of each rank.
     steps: collectives one after another.
     seconds: of the slowest rank, with what cannot hide behind compute.
@@ -49,7 +52,7 @@ def predict_movers(
     """The movers that the head counts of `cost` allow.
 
     ulysses_size: that of a 2-D mesh, which brings in "ulysses_ring". "ulysses" is among them if the world divides
-    `cost.heads_q`, "node_cast" if there are several nodes of several ranks.
+    `cost.heads_q`, "node_cast" if there are several nodes of several ranks, "query_cast" if queries would move.
 
     Raises ValueError where the nodes of `cost` do not divide the world.
     """
@@ -58,6 +61,9 @@ def predict_movers(
     found = [_all_gather(placed, cost, node_size), _cast("group_cast", placed, overlap, cost)]
     if 1 < node_size < world:
         found.append(_cast("node_cast", placed, overlap, cost))
+    query_cast = _query_cast(placed, overlap, cost)
+    if query_cast is not None:
+        found.append(query_cast)
     found.append(_ring(placed, cost, 1, "ring"))
     if world > 1 and cost.heads_q % world == 0:
         found.append(_ring(placed, cost, world, "ulysses"))
@@ -91,6 +97,32 @@ def _cast(name: str, placed: PlacedMask, overlap: OverlapConfig, cost: CostModel
     seconds = cost.total_seconds(compute, communication) if overlap.enable else compute + communication
     size = cost.key_bytes
     return MoverPrediction(name, traffic.sent * size, received * size, stages * traffic.collectives, seconds)
+
+
+def _query_cast(placed: PlacedMask, overlap: OverlapConfig, cost: CostModel) -> MoverPrediction | None:
+    """None where no task is worth moving."""
+    moved, world = placed.moved_tasks(cost), placed.world
+    if not moved.any():
+        return None
+    tasks, node_size, key = placed.tasks, cost.node_size(world), placed.key
+    remote = staying_keys(placed.remote, key, moved)
+    stages = int(remote.rows > 0)
+    if overlap.enable:
+        stages = len(stage_cuts(placed.needs, remote, placed.areas, key, overlap, cost)) - 1
+    node = torch.arange(world, device="cpu") // node_size
+    inside = (node[:, None] == node) & (node_size > 1)
+    there = tasks.queries * moved * (cost.heads_q * cost.head_dim * cost.element_size)
+    back = tasks.queries * moved * output_bytes(cost) + tasks.keys * ~moved * cost.key_bytes
+    apart = ~torch.eye(world, dtype=torch.bool, device="cpu")
+    sent, received, busiest = [], [], []
+    for where in (~inside & apart, inside & apart):
+        sent.append((there * where).sum(1) + (back * where).sum(0))
+        received.append((there * where).sum(0) + (back * where).sum(1))
+        busiest.append(int(torch.maximum(sent[-1], received[-1]).max()))
+    compute = cost.compute_seconds(int(placed.moved_areas(cost).max()))
+    communication = cost.send_seconds(busiest[0], stages + 2, busiest[1])
+    seconds = cost.total_seconds(compute, communication) if overlap.enable else compute + communication
+    return MoverPrediction("query_cast", sent[0] + sent[1], received[0] + received[1], stages + 2, seconds)
 
 
 def _ring(placed: PlacedMask, cost: CostModel, ulysses_size: int, name: str) -> MoverPrediction:

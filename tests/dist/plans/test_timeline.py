@@ -9,11 +9,12 @@ from click.testing import CliRunner
 
 from cute_attn.cli import main
 from cute_attn.dist import ContiguousDispatchAlg, CostModel, DispatchConfig, OverlapConfig, place
+from cute_attn.dist.cost import BACKWARD
 from cute_attn.dist.plans.group_cast import plan_placed_group_cast
 from cute_attn.dist.plans.placed import PlacedMask
 from cute_attn.dist.plans.predict import predict_movers
 from cute_attn.dist.plans.ring import plan_placed_ring
-from cute_attn.dist.plans.timeline import BACKWARD, Event, Timeline, draw_timelines, slowest_rank, timelines
+from cute_attn.dist.plans.timeline import Event, Timeline, draw_timelines, slowest_rank, timelines
 from cute_attn.mask import builders
 
 COST = CostModel(8, 2, 64, 32, flops=1e12, bandwidth=1e9)
