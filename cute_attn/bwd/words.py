@@ -15,7 +15,7 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Int32, Uint16, Uint32, const_expr, range_constexpr
 
-from cute_attn.sm90.ptx import permute_bytes, rotate_left, shift_left
+from cute_attn.sm90.ptx import not_before, permute_bytes, rotate_left, shift_left
 
 __all__ = ["layout_of_words", "make_words", "store_words"]
 
@@ -36,7 +36,7 @@ def make_words(form: cutlass.Constexpr, keys: cutlass.Constexpr, bounds, layers,
     bounds: (m, 2, layers) of the tile's rows, lo and hi, in the order of `rows`. layers: the two ends of those to test.
     marked: whether only intervals that are marked count.
     """
-    lane = cute.arch.lane_idx()
+    lane = not_before(cute.arch.lane_idx())  # or what follows of it waits in registers, of which a producer has few
     rows = cute.make_rmem_tensor((2, keys // 32), Uint32)  # of this lane's two rows, a bit a key
     rows.fill(0)
     for layer in cutlass.range(layers[0], layers[1], unroll=1):
@@ -60,25 +60,25 @@ def make_words(form: cutlass.Constexpr, keys: cutlass.Constexpr, bounds, layers,
     for w in range_constexpr(keys // 32):
         words[2 * w] = (rows[0, w] & Uint32(0xFFFF)) | (rows[1, w] << 16)
         words[2 * w + 1] = (rows[0, w] >> 16) | (rows[1, w] & Uint32(0xFFFF0000))
-    swap_bytes(words, 16)
-    swap_bits(words, 1, 1, 0x55555555)
-    swap_bits(words, 16, 2, 0x33333333)
-    swap_bits(words, 2, 4, 0x0F0F0F0F)
+    swap_bytes(words, lane, 16)
+    swap_bits(words, lane, 1, 1, 0x55555555)
+    swap_bits(words, lane, 16, 2, 0x33333333)
+    swap_bits(words, lane, 2, 4, 0x0F0F0F0F)
     return words
 
 
 @cute.jit
-def swap_bytes(words, lane_bit: cutlass.Constexpr):
+def swap_bytes(words, lane, lane_bit: cutlass.Constexpr):
     """Swaps a bit of the lane with that of the position which tells odd bytes from even ones."""
-    chosen = Int32(0x6240) if (cute.arch.lane_idx() & lane_bit) == 0 else Int32(0x3715)
+    chosen = Int32(0x6240) if (lane & lane_bit) == 0 else Int32(0x3715)
     for k in range_constexpr(cute.size(words)):
         words[k] = permute_bytes(words[k], cute.arch.shuffle_sync_bfly(words[k], offset=lane_bit), chosen)
 
 
 @cute.jit
-def swap_bits(words, lane_bit: cutlass.Constexpr, places: cutlass.Constexpr, low: cutlass.Constexpr):
+def swap_bits(words, lane, lane_bit: cutlass.Constexpr, places: cutlass.Constexpr, low: cutlass.Constexpr):
     """Swaps a bit of the lane with that of the position which says `places`. low: the positions without it."""
-    is_low = (cute.arch.lane_idx() & lane_bit) == 0
+    is_low = (lane & lane_bit) == 0
     kept = Uint32(low) if is_low else Uint32(low ^ ONES)
     turn = Uint32(places) if is_low else Uint32(32 - places)
     for k in range_constexpr(cute.size(words)):
@@ -95,7 +95,7 @@ def from_on(position: Int32) -> Uint32:
 def store_words(words, target):
     """Puts the words that `make_words` gave into shared memory (thread): those of lane 4g + t. Where two warps have the
     same keys and half of the queries each, they get a half."""
-    lane = cute.arch.lane_idx()
+    lane = not_before(cute.arch.lane_idx())
     owner = ((lane & 2) << 3) | ((lane & 16) >> 1) | ((lane & 1) << 2) | ((lane & 12) >> 2)
     size: cutlass.Constexpr = cute.size(words)
     for k in range_constexpr(size):

@@ -20,8 +20,8 @@ def profile(**fields):
 @pytest.mark.slow
 def test_the_causal_backward_issues_little_beside_its_products():
     partial, full = profile(mask=MaskForm(1))
-    assert full.slots_per_cycle < 0.221
-    assert partial.slots_per_cycle <= 0.259
+    assert full.slots_per_cycle <= 0.195
+    assert partial.slots_per_cycle <= 0.235
 
 
 MASKS = {
@@ -38,8 +38,9 @@ MASKS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dims", HEAD_DIMS)
-def test_no_default_tile_spills_or_serialises(dims, mask):
-    profile(head_dim=dims[0], head_dim_v=dims[1], tile=default_tile(*dims), **MASKS[mask])
+def test_no_default_tile_spills_or_serialises_and_any_mask_costs_the_same(dims, mask):
+    partial, full = profile(head_dim=dims[0], head_dim_v=dims[1], tile=default_tile(*dims), **MASKS[mask])
+    assert partial.common - full.common <= 46  # 32 or 16 scores of a thread, and their bits
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ def test_every_plane_has_its_own_gradients(share, backend):
 
 
 @pytest.mark.slow
-def test_heads_of_one_layer_keep_their_bounds_in_shared_memory(backend):
+def test_heads_of_one_layer_have_bounds_of_their_own(backend):
     masks = [causal(200), sliding_window(200, left=30, right=0), causal(200), sliding_window(200, left=-1, right=70)]
     with cute_attn.backend(backend):
         check(stacked(*masks, heads=4), 1, (4, 2), deterministic=True)

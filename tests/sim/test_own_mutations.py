@@ -74,7 +74,9 @@ EDITS = {
     "turns taken relaxed": Edit(r"ld\.acquire(\.gpu\.global\.b32)", r"ld.relaxed\1"),
     "turns passed relaxed": Edit(r"red\.release(\.gpu\.global\.add)", r"red.relaxed\1"),
     "no turn passed": Edit(r"red\.release\.gpu\.global\.add\S* [^;]*;", ""),
-    "mask ignored": Edit(r"selp\.f32 \t(%r\d+), 0fFF800000, (%r\d+), %p\d+;", r"mov.b32 \t\1, \2;"),
+    "mask ignored": Edit(
+        r"selp\.f32 \t(%r\d+), (?:0fFF800000, (%r\d+)|(%r\d+), 0fFF800000), %p\d+;", r"mov.b32 \t\1, \2\3;"
+    ),
 }
 HARMLESS = {
     "a second proxy fence": Edit(r"(fence\.proxy\.async\.shared::cta;)", r"\1 \1"),
@@ -129,7 +131,7 @@ PLACES: dict[str, dict[str, tuple[int, tuple[int, ...]]]] = {
         "bytes short": (3, (0, 1)),
         "other rows": (11, (0,)),
         "products not waited for": (14, (13,)),
-        "mask ignored": (16, (0,)),
+        "mask ignored": (256, (0,)),
     },
     "fwd_64": {
         "no proxy fence": (2, (0, 1)),
@@ -140,7 +142,7 @@ PLACES: dict[str, dict[str, tuple[int, tuple[int, ...]]]] = {
         "bytes short": (3, (2,)),
         "other rows": (4, (2,)),
         "no wgmma.fence": (14, (13,)),
-        "mask ignored": (248, (5,)),
+        "mask ignored": (256, (5,)),
     },
     "bwd_128": {
         "no proxy fence": (9, (3, 7)),
