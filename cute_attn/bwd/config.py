@@ -47,7 +47,12 @@ _DEFAULT = {
     (192, 192): BackwardTile(64, dq_chunks=0),
     (256, 256): BackwardTile(64, dq_chunks=0),  # 32 KiB a tile of Q or dO, 64 KiB of dQ
 }
-_WITH_GRAPH = _DEFAULT | {(192, 128): BackwardTile(64, dq_chunks=0)}  # beside 128 keys its values find no registers
+# The values of a graph want registers that 128 keys do not leave, and it has no use for the address of a sum.
+_WITH_GRAPH = _DEFAULT | {
+    (192, 128): BackwardTile(64),
+    (192, 192): BackwardTile(64),
+    (256, 256): BackwardTile(64, do_stages=1, dq_chunks=2),
+}
 
 
 def default_tile(head_dim: int, head_dim_v: int) -> BackwardTile:

@@ -70,7 +70,7 @@ EDITS = {
     "no wgmma.fence": Edit(r"wgmma\.fence\.sync\.aligned;", ""),
     "stores not waited for": Edit(r"cp\.async\.bulk\.wait_group\.read \t0;", ""),
     "reductions not waited for": Edit(r"cp\.async\.bulk\.wait_group \t0;", ""),
-    "sums added twice": Edit(r"(cp\.reduce\.async\.bulk[^;]*;)", r"\1 \1"),
+    "sums added twice": Edit(r"((?:cp\.reduce\.async\.bulk|red\.relaxed\.gpu\.global\.add\.v4)[^;]*;)", r"\1 \1"),
     "turns taken relaxed": Edit(r"ld\.acquire(\.gpu\.global\.b32)", r"ld.relaxed\1"),
     "turns passed relaxed": Edit(r"red\.release(\.gpu\.global\.add)", r"red.relaxed\1"),
     "no turn passed": Edit(r"red\.release\.gpu\.global\.add\S* [^;]*;", ""),
@@ -168,9 +168,8 @@ PLACES: dict[str, dict[str, tuple[int, tuple[int, ...]]]] = {
         "no turn passed": (4, (0,)),
     },
     "bwd_256": {
-        "no proxy fence": (13, (7,)),
-        "no meeting": (14, (2, 10)),
-        "no word to a meeting": (8, (2,)),
+        "no proxy fence": (9, (5,)),
+        "no meeting": (6, (1, 2)),
         "no wait": (13, (5,)),
         "other parity": (10, (4,)),
         "no release": (11, (8,)),
@@ -178,8 +177,8 @@ PLACES: dict[str, dict[str, tuple[int, tuple[int, ...]]]] = {
         "other rows": (24, (8,)),
         "products not waited for": (10, (6,)),
         "no wgmma.fence": (10, (0,)),
-        "stores not waited for": (11, (2,)),
-        "sums added twice": (8, (3,)),
+        "stores not waited for": (3, (0,)),
+        "sums added twice": (32, (20,)),
     },
 }
 
