@@ -40,9 +40,8 @@ from .storage import ROWS, Layouts, Shared
 from .work import Arguments, Item, ItemOfConsumers
 
 WARPGROUP = 128  # threads
-# After setmaxnreg, by number of consumer warpgroups; all of them are 65536 at most.
-PRODUCER_REGISTERS = {2: 24, 3: 32}
-PRODUCER_REGISTERS_OF_GRAPHS = {2: 32, 3: 32}  # where more arguments are at hand, 24 spill
+# After setmaxnreg, the latter by number of consumer warpgroups; all of them are 65536.
+PRODUCER_REGISTERS = 32
 CONSUMER_REGISTERS = {2: 240, 3: 160}
 
 
@@ -85,8 +84,6 @@ class ForwardKernel:
         self.out_shares_queries = out_shares_queries(spec)
         packed = spec.packed_heads
         self.rows_of_box = (packed, ROWS // packed) if packed > 1 else ROWS  # heads and positions, or positions
-        has_graph = bool(spec.score.graph or spec.mask.predicate)
-        self.producer_registers = (PRODUCER_REGISTERS_OF_GRAPHS if has_graph else PRODUCER_REGISTERS)[self.consumers]
 
     # ------------------------------------------------------------------ host
 
@@ -124,7 +121,7 @@ class ForwardKernel:
                 shared.initialise()
         cute.arch.sync_threads()
         if warp < 4:
-            cute.arch.setmaxregister_decrease(self.producer_registers)
+            cute.arch.setmaxregister_decrease(PRODUCER_REGISTERS)
             if warp == 0:
                 self.load_queries_and_keys(arguments, shared)
             if warp == 1:
