@@ -7,6 +7,7 @@ and from which partial results return. The fewer bytes, the better, and a rank w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -18,18 +19,35 @@ from .placement import Placement
 __all__ = ["FP32", "Tasks", "attends", "choose_tasks", "output_bytes", "tasks_of"]
 
 FP32 = 4  # bytes, of partial results on their way
+AT_ONCE = 1 << 14  # groups of rows
+TASKS_A_RANK = 8  # steps at most, on average
+TRIES = 16  # steps that did not help, until no more are tried
 
 
 @dataclass(frozen=True, eq=False)
 class Tasks:
-    """What the queries of each rank are to the keys of each, int64 `(world, world)` each, `[query rank, key rank]`.
+    """What the queries of each rank are to the keys of each, int64 `(world, world)`, `[query rank, key rank]`.
 
-    queries: rows of the one that attend any key of the other. keys: of the other that the one needs. areas: pairs.
+    queries: rows of the one that attend any key of the other. keys: of the other that the one needs.
+    ends, begun, before: what areas are made of, where they are asked for. The keys of a rank before a position are its
+    chunks before, `before[chunk, key rank]`, and what is left where the position's own chunk is the rank's, `begun` of
+    all intervals of a rank's rows. `ends[query rank, chunk]`: how many more intervals end in a chunk than begin there.
     """
 
     queries: torch.Tensor
     keys: torch.Tensor
-    areas: torch.Tensor
+    ends: torch.Tensor
+    begun: torch.Tensor
+    before: torch.Tensor
+
+    def areas(self, rank: int) -> torch.Tensor:
+        """float64 `(world,)`, whole numbers: pairs of a rank's rows and each rank's keys."""
+        return self.begun[rank] + self.ends[rank] @ self.before
+
+    @property
+    def area(self) -> torch.Tensor:
+        """float64 `(world,)`: pairs of each rank's rows."""
+        return self.begun.sum(1) + self.ends @ self.before.sum(1)
 
 
 def output_bytes(cost: CostModel) -> int:
@@ -45,18 +63,18 @@ def tasks_of(mask: IntervalMask, needs: Spans, query: Placement, key: Placement)
     parts, chunk = meet(needs, edges, edges + size)
     keys = torch.zeros(world * world, dtype=torch.int64, device="cpu")
     keys.index_add_(0, parts.group * world + owner[chunk], parts.hi - parts.lo)
-    rank = query.owner().repeat_interleave(query.chunk_size)[: mask.seqlen_q]
-    lo, hi = (x[0].cpu().long() for x in (mask.lo, mask.hi))
+    rows, before = _alike(mask, query, size), _before(key)
     queries = torch.zeros(world, world, dtype=torch.int64, device="cpu")
-    for first, last, ranks, count in _alike(lo, hi, rank, size):
-        queries.index_add_(0, ranks, _attends(first, last, key) * count[:, None])
-    return Tasks(queries, keys.view(world, world), _areas(lo, hi, rank, key))
+    for part in torch.arange(len(rows.rank), device="cpu").split(AT_ONCE):
+        found = _attends(rows.first[:, part], rows.last[:, part], before)
+        queries.index_add_(0, rows.rank[part], found * rows.number[part, None])
+    return Tasks(queries, keys.view(world, world), *_parts_of_areas(rows, key), before[:-1])
 
 
 def attends(lo: torch.Tensor, hi: torch.Tensor, key: Placement) -> torch.Tensor:
     """bool `(rows, world)`: whether rows with intervals `(layers, rows)` attend any key of each rank."""
     first, last = _chunks(lo.long(), hi.long(), key.chunk_size)
-    return _attends(first, last, key)
+    return _attends(first, last, _before(key))
 
 
 def _chunks(lo: torch.Tensor, hi: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,50 +82,65 @@ def _chunks(lo: torch.Tensor, hi: torch.Tensor, size: int) -> tuple[torch.Tensor
     return torch.where(lo < hi, lo // size, 0), torch.where(lo < hi, (hi - 1) // size, -1)
 
 
-def _attends(first: torch.Tensor, last: torch.Tensor, key: Placement) -> torch.Tensor:
-    """Of chunks `(layers, n)`: where the next one of a rank is no further than the last."""
-    chunks = key.chunks.numel()
-    following = torch.full((chunks + 1, key.world), chunks, dtype=torch.int64, device="cpu")
-    following[torch.arange(chunks, device="cpu"), key.owner()] = torch.arange(chunks, device="cpu")
-    following = following.flip(0).cummin(0).values.flip(0)
-    found = torch.zeros(first.shape[1], key.world, dtype=torch.bool, device="cpu")
+def _before(key: Placement) -> torch.Tensor:
+    """float64 `(chunks + 1, world)`: rows of each rank before each chunk."""
+    before = torch.zeros(key.chunks.numel() + 1, key.world, dtype=torch.float64, device="cpu")
+    before[torch.arange(1, len(before), device="cpu"), key.owner()] = key.chunk_size
+    return before.cumsum_(0)
+
+
+def _attends(first: torch.Tensor, last: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """Of chunks `(layers, n)`: where a rank has any from the first to the last."""
+    found = torch.zeros(first.shape[1], before.shape[1], dtype=torch.bool, device="cpu")
     for begin, end in zip(first, last, strict=True):
-        found |= following[begin] <= end[:, None]
+        found |= before[end + 1] > before[begin]
     return found
 
 
-def _alike(
-    lo: torch.Tensor, hi: torch.Tensor, rank: torch.Tensor, size: int, most: int = 1 << 14
-) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Rows that follow one another and attend parts of the same chunks, as one: first and last chunk of each layer,
-    their rank, and how many they are; at most so many at a time."""
-    if not len(rank):
-        return []
+class _Rows(NamedTuple):
+    """Rows of a rank that follow one another and attend parts of the same chunks, as one.
+
+    first, last: chunks `(layers, n)`, of an empty interval 0 and -1. lo, hi: `(layers, n)`, sums of how far the rows'
+    intervals begin, and end, behind the beginning of these chunks. rank, number: `(n,)`.
+    """
+
+    first: torch.Tensor
+    last: torch.Tensor
+    lo: torch.Tensor
+    hi: torch.Tensor
+    rank: torch.Tensor
+    number: torch.Tensor
+
+
+def _alike(mask: IntervalMask, query: Placement, size: int) -> _Rows:
+    lo, hi = (x[0].cpu().long() for x in (mask.lo, mask.hi))
     first, last = _chunks(lo, hi, size)
+    rank = query.owner().repeat_interleave(query.chunk_size)[: mask.seqlen_q]
     begins = torch.ones_like(rank, dtype=torch.bool)
     same = (first[:, 1:] == first[:, :-1]).all(0) & (last[:, 1:] == last[:, :-1]).all(0) & (rank[1:] == rank[:-1])
     begins[1:] = ~same
     at = begins.nonzero().squeeze(1)
-    count = torch.diff(at, append=torch.tensor([len(rank)], device="cpu"))
-    return [(first[:, x], last[:, x], rank[x], n) for x, n in zip(at.split(most), count.split(most), strict=True)]
+    stop = torch.cat([at[1:], torch.tensor([len(rank)], device="cpu")]) if len(rank) else at
+
+    def summed(x: torch.Tensor) -> torch.Tensor:
+        total = torch.nn.functional.pad(x.cumsum(1), (1, 0))
+        return total[:, stop] - total[:, at]
+
+    return _Rows(first[:, at], last[:, at], summed(lo - first * size), summed(hi - last * size), rank[at], stop - at)
 
 
-def _areas(lo: torch.Tensor, hi: torch.Tensor, rank: torch.Tensor, key: Placement) -> torch.Tensor:
-    """Pairs of each rank's rows and each rank's keys: the keys of a rank before a position are its chunks before, and
-    what is left where the position's own chunk is the rank's."""
-    world, size, chunks = key.world, key.chunk_size, key.chunks.numel()
-    owner = torch.cat([key.owner(), torch.zeros(1, dtype=torch.int64, device="cpu")])
-    before = torch.zeros(chunks + 1, world, dtype=torch.float64, device="cpu")
-    before[torch.arange(1, chunks + 1, device="cpu"), owner[:-1]] = size
-    before = before.cumsum(0)
-    areas = torch.zeros(world * world, dtype=torch.float64, device="cpu")
-    ends = torch.zeros(world * (chunks + 1), dtype=torch.float64, device="cpu")
-    for positions, sign in ((hi, 1.0), (lo, -1.0)):
-        for x in positions:
-            chunk = x // size
-            ends.index_add_(0, rank * (chunks + 1) + chunk, torch.full_like(x, sign, dtype=torch.float64))
-            areas.index_add_(0, rank * world + owner[chunk], (x % size).double() * sign)
-    return (areas.view(world, world) + ends.view(world, -1) @ before).long()
+def _parts_of_areas(rows: _Rows, key: Placement) -> tuple[torch.Tensor, torch.Tensor]:
+    """`ends` and `begun` of Tasks, float64."""
+    world, chunks, owner = key.world, key.chunks.numel(), key.owner()
+    begun = torch.zeros(world * world, dtype=torch.float64, device="cpu")
+    ends = torch.zeros(world * chunks, dtype=torch.float64, device="cpu")
+    for first, last, lo, hi in zip(rows.first, rows.last, rows.lo, rows.hi, strict=True):
+        some = last >= 0
+        rank, count = rows.rank[some], rows.number[some].double()
+        for chunk, behind, sign in ((last[some], hi[some], 1.0), (first[some], lo[some], -1.0)):
+            ends.index_add_(0, rank * chunks + chunk, count, alpha=sign)
+            begun.index_add_(0, rank * world + owner[chunk], behind.double(), alpha=sign)
+    return ends.view(world, -1), begun.view(world, world)
 
 
 def choose_tasks(tasks: Tasks, cost: CostModel) -> torch.Tensor:
@@ -130,10 +163,6 @@ def choose_tasks(tasks: Tasks, cost: CostModel) -> torch.Tensor:
     return chosen
 
 
-TASKS_A_RANK = 8  # steps at most, on average
-TRIES = 16  # steps that did not help, until no more are tried
-
-
 class _Choice:
     """Areas of ranks, and the seconds of what they send and receive, by tasks that have moved.
 
@@ -142,7 +171,7 @@ class _Choice:
 
     def __init__(self, tasks: Tasks, cost: CostModel) -> None:
         world, nodes = tasks.queries.shape[0], cost.node_size(tasks.queries.shape[0])
-        self.cost, self.areas = cost, tasks.areas.double()
+        self.cost, self.tasks = cost, tasks
         node = torch.arange(world, device="cpu") // nodes
         self.inside = (node[:, None] == node) & (nodes > 1)
         rate = torch.where(self.inside, cost.node_bandwidth, cost.bandwidth).double()
@@ -151,7 +180,7 @@ class _Choice:
         self.back = tasks.queries * output_bytes(cost) / rate
         self.moved = torch.zeros(world, world, dtype=torch.bool, device="cpu")
         self.free = (tasks.queries > 0) & ~torch.eye(world, dtype=torch.bool, device="cpu")
-        self.area = self.areas.sum(1)
+        self.area = tasks.area
         apart = self.keys.masked_fill(torch.eye(world, dtype=torch.bool, device="cpu"), 0.0)
         self.traffic = torch.zeros(2, 2, world, dtype=torch.float64, device="cpu")
         for kind, where in enumerate((~self.inside, self.inside)):
@@ -167,15 +196,16 @@ class _Choice:
         compute, sending = self.cost.compute_seconds(float(self.area.max())), float(self.traffic.max())
         if compute > self.cost.overlap * sending:
             rank = int(self.area.argmax())
-            useful = self.free[rank] & (self.area + self.areas[rank] < self.area[rank]) & (self.areas[rank] > 0)
-            price = (self.there + self.back - self.keys)[rank] / self.areas[rank].clamp(min=1)
+            areas = self.tasks.areas(rank)
+            useful = self.free[rank] & (self.area + areas < self.area[rank]) & (areas > 0)
+            price = (self.there[rank] + self.back[rank] - self.keys[rank]) / areas.clamp(min=1)
         else:
             kind, way, rank = (int(x) for x in torch.unravel_index(self.traffic.argmax(), self.traffic.shape))
             mine = self.inside[rank] if kind else ~self.inside[rank]
             if way:
-                price, useful = (self.back - self.keys)[rank], self.free[rank] & mine
+                price, useful = self.back[rank] - self.keys[rank], self.free[rank] & mine
             else:
-                price, useful = (self.back - self.keys)[:, rank], self.free[:, rank] & mine
+                price, useful = self.back[:, rank] - self.keys[:, rank], self.free[:, rank] & mine
             useful = useful & (price < 0)
             if not way:
                 return None if not useful.any() else (int(price.masked_fill(~useful, torch.inf).argmin()), rank)
@@ -185,8 +215,9 @@ class _Choice:
 
     def move(self, rank: int, to: int) -> None:
         self.moved[rank, to], self.free[rank, to] = True, False
-        self.area[rank] -= self.areas[rank, to]
-        self.area[to] += self.areas[rank, to]
+        area = float(self.tasks.areas(rank)[to])
+        self.area[rank] -= area
+        self.area[to] += area
         traffic = self.traffic[int(self.inside[rank, to])]
         traffic[0, to] += self.back[rank, to] - self.keys[rank, to]
         traffic[1, rank] += self.back[rank, to] - self.keys[rank, to]

@@ -92,8 +92,12 @@ class PlacedMask:
 
     def moved_areas(self, cost: CostModel) -> torch.Tensor:
         """int64 `(world,)`: as `areas`, with those tasks moved."""
-        gone = self.tasks.areas * self.moved_tasks(cost)
-        return self.areas - gone.sum(1) + gone.sum(0)
+        moved, areas = self.moved_tasks(cost), self.areas.clone()
+        for rank in moved.any(1).nonzero().squeeze(1).tolist():
+            gone = (self.tasks.areas(rank) * moved[rank]).long()
+            areas[rank] -= gone.sum()
+            areas += gone
+        return areas
 
     @cached_property
     def reach(self) -> Travel:

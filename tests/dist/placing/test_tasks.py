@@ -21,9 +21,10 @@ def test_tasks_are_what_counting_every_pair_gives(name):
     for r in range(3):
         for s in range(3):
             pairs = dense[rank == r][:, rank == s]
-            assert tasks.areas[r, s] == pairs.sum()
+            assert tasks.areas(r)[s] == pairs.sum()
             assert tasks.queries[r, s] == pairs.any(1).sum()
             assert tasks.keys[r, s] == pairs.any(0).sum()
+        assert tasks.area[r] == dense[rank == r].sum()
 
 
 def few_see_all(rows):

@@ -1,6 +1,7 @@
 """Timelines of movers: what the plan says takes its time, nothing begins before what it needs, and how it is drawn."""
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from cute_attn.cli import main
 from cute_attn.dist import ContiguousDispatchAlg, CostModel, DispatchConfig, OverlapConfig, place
 from cute_attn.dist.cost import BACKWARD
 from cute_attn.dist.plans.group_cast import plan_placed_group_cast
+from cute_attn.dist.plans.node_cast import plan_placed_node_cast
 from cute_attn.dist.plans.placed import PlacedMask
 from cute_attn.dist.plans.predict import predict_movers
 from cute_attn.dist.plans.ring import plan_placed_ring
@@ -70,6 +72,35 @@ def test_a_group_cast_takes_the_time_of_its_stages(placed):
     assert [event.block for event in returned] == [3, 2, 1]
     for event in returned:
         assert lasting(event) == pytest.approx(COST.send_seconds(rows[event.block] * ROW * 2)), "fp32"
+
+
+def test_a_node_cast_crosses_before_it_hands_on(placed):
+    cost = replace(COST, ranks_per_node=2, node_bandwidth=1e10)
+    plan = plan_placed_node_cast(placed, WORLD - 1, OVERLAP, cost)
+    forward, backward = timelines("node_cast", placed, WORLD - 1, OVERLAP, cost)
+    for timeline, width in ((forward, ROW), (backward, ROW)):
+        assert_nothing_begins_before_what_it_needs(timeline)
+        for event in of_lane(timeline, "keys"):
+            stage = plan.stages[event.block]
+            across = max(sum(stage.across.send_splits), sum(stage.across.receive_splits)) if stage.across else 0
+            inside = max(
+                sum(n for peer, n in enumerate(rows) if peer != WORLD - 1)
+                for rows in (stage.send_splits, stage.receive_splits)
+            )
+            steps = cost.send_seconds(0, 1, inside * width)
+            if stage.across:
+                steps += cost.send_seconds(across * width)
+            assert lasting(event) == pytest.approx(steps)
+    assert any(stage.across for stage in plan.stages)
+
+
+def test_what_stays_inside_of_a_node_takes_its_own_bandwidth(placed):
+    cost = replace(COST, ranks_per_node=WORLD, node_bandwidth=1e10)
+    plan = plan_placed_group_cast(placed, WORLD - 1, OVERLAP, cost)
+    (forward, _) = timelines("group_cast", placed, WORLD - 1, OVERLAP, cost)
+    for event in of_lane(forward, "keys"):
+        rows = max(sum(plan.stages[event.block].send_splits), sum(plan.stages[event.block].receive_splits))
+        assert lasting(event) == pytest.approx(cost.send_seconds(0, 1, rows * ROW))
 
 
 def test_a_stage_travels_while_the_one_before_it_is_attended(placed):
