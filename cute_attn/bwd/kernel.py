@@ -40,7 +40,8 @@ from .tile_math import TileMath
 from .walk import kinds
 from .work import Arguments
 
-PRODUCER_REGISTERS, CONSUMER_REGISTERS = 32, 240  # after setmaxnreg; together all that a multiprocessor has
+# Of producers and consumers after setmaxnreg, by keys of a tile; together the 168 a thread that a launch gets.
+REGISTERS = {128: (24, 240), 64: (40, 232)}
 BARRIER_CONSUMERS = 1  # named barrier of both consumer warpgroups; 3 to 6 are those of `producers`
 
 
@@ -157,7 +158,7 @@ class MainKernel:
                 shared.initialise()
         cute.arch.sync_threads()
         if warp < 4:
-            cute.arch.setmaxregister_decrease(PRODUCER_REGISTERS)
+            cute.arch.setmaxregister_decrease(REGISTERS[self.n][0])
             if warp == 0:
                 self.producers.load_queries(arguments, shared)
             if warp == 1:
@@ -167,24 +168,23 @@ class MainKernel:
                     if warp == 2 + group:
                         self.producers.add_dq(arguments, shared, group)
         else:
-            cute.arch.setmaxregister_increase(CONSUMER_REGISTERS)
+            cute.arch.setmaxregister_increase(REGISTERS[self.n][1])
             self.consume(arguments, shared, warp % 4, warp // 4 - 1)
 
     # ------------------------------------------------------------------ consumers
 
     @cute.jit
     def consume(self, arguments: Arguments, shared: Shared, warp, group):
-        begin, end, step = arguments.share()
-        item_count, first = Int32(0), Int32(0)
+        first = Int32(0)
         partial, then_partial = kinds(self.spec)
-        for index in cutlass.range(begin, end, step, unroll=1):
-            item = arguments.item(index)
+        for item_number in cutlass.range(arguments.count(), unroll=1):
+            item = arguments.item(arguments.index(item_number))
             c = self.consumer(arguments, item, shared, warp, group)
             c.dk.fill(0.0)
             c.dv.fill(0.0)
             middle = first + item.count(partial)
             last = middle + item.count(then_partial)
-            shared.keys_values.wait_full(item_count)
+            shared.keys_values.wait_full(item_number)
             for use in cutlass.range(first, middle, unroll=1):
                 self.tile_step(c, cute.arch.make_warp_uniform(use), partial)
             for use in cutlass.range(middle, last, unroll=1):
@@ -193,8 +193,8 @@ class MainKernel:
                 self.store_unrounded(arguments, item, c)
             else:
                 self.store(arguments, item, c, shared, warp, group)
-            shared.keys_values.release(item_count)
-            item_count, first = item_count + 1, last
+            shared.keys_values.release(item_number)
+            first = last
 
     def consumer(self, arguments: Arguments, item, shared: Shared, warp, group) -> Consumer:
         tensors, scalars, p, tile = arguments.tensors, arguments.scalars, self.products, self.tile

@@ -11,13 +11,14 @@ from cute_attn.sm90.bulk import load_bulk, reduce_add_bulk
 from cute_attn.sm90.idle import clear_idle, idle_of_lane
 from cute_attn.sm90.keys import KeyTiles
 from cute_attn.sm90.place import Place
+from cute_attn.sm90.ptx import not_before
 from cute_attn.sm90.tiles import partition
 
 from .products import WARPGROUP, Products
 from .storage import Shared
 from .turns import DqTurns
 from .walk import kinds, walk
-from .words import make_words, store_words
+from .words import store_words
 from .work import Arguments
 
 __all__ = ["Producers", "dq_empty", "dq_full"]
@@ -62,26 +63,25 @@ class Producers:
     @cute.jit
     def load_queries(self, arguments: Arguments, shared: Shared):
         """K and V of each item, then its tiles of Q with what the math needs of their rows."""
-        begin, end, step = arguments.share()
-        item_count, use = Int32(0), Int32(0)
+        use = Int32(0)
         tma, ring = arguments.tma, shared.keys_values
         first, then = kinds(self.spec)
-        for index in cutlass.range(begin, end, step, unroll=1):
-            item = arguments.item(index)
+        for item_number in cutlass.range(arguments.count(), unroll=1):
+            item = arguments.item(arguments.index(item_number))
             keys = KeyTiles.of(tma.k_atom, tma.k, item.batch, item.head_k, shared.k)
             values = KeyTiles.of(tma.v_atom, tma.v, item.batch, item.head_k, shared.v)
             idle, any_idle = idle_of_lane(arguments.schedule.idle_keys, item.key_plane, item.tile)
-            ring.wait_empty(item_count)
-            barrier = ring.expect(item_count, keys.n_bytes + values.n_bytes, any_idle)
+            ring.wait_empty(item_number)
+            barrier = ring.expect(item_number, keys.n_bytes + values.n_bytes, any_idle)
             keys.load(item.tile, barrier)
             values.load(item.tile, barrier)
             if any_idle:
                 ring.wait_landed()
                 clear_idle(idle, shared.k, shared.v)
-                ring.hand_over(item_count)
+                ring.hand_over(item_number)
+            item = arguments.item(arguments.index(not_before(item_number)))  # read anew, kept in no register before
             use = self.load_query_tiles(arguments, item, shared, use, first)
             use = self.load_query_tiles(arguments, item, shared, use, then)
-            item_count += 1
 
     def load_query_tiles(self, arguments, item, shared, use: Int32, masked: bool):
         """The partial or the full tiles of all heads: Q, -lse."""
@@ -117,11 +117,10 @@ class Producers:
     @cute.jit
     def load_grads(self, arguments: Arguments, shared: Shared):
         """Tiles of dO with their delta and, where bounds are tested, words of bits, in the order of the tiles of Q."""
-        begin, end, step = arguments.share()
         use = Int32(0)
         first, then = kinds(self.spec)
-        for index in cutlass.range(begin, end, step, unroll=1):
-            item = arguments.item(index)
+        for item_number in cutlass.range(arguments.count(), unroll=1):
+            item = arguments.item(arguments.index(item_number))
             use = self.load_grad_tiles(arguments, item, shared, use, first)
             use = self.load_grad_tiles(arguments, item, shared, use, then)
 
@@ -137,34 +136,31 @@ class Producers:
             def load(run, tile, use):
                 slot = ring.slot(use)
                 idle, any_idle = self.idle_rows(schedule, plane, tile, masked)
-                words = self.words(tensors, item, plane, run, tile) if masked else []
                 ring.wait_empty(use)
-                for kind, of_kind in enumerate(words):
-                    store_words(of_kind, shared.words[None, kind, slot])
-                if words:
-                    cute.arch.sync_warp()
-                barrier = ring.expect(use, self.m * (self.dim_v * self.spec.element_bytes + 4), any_idle)
+                has_words = masked and shared.words is not None
+                n_bytes = self.m * (self.dim_v * self.spec.element_bytes + 4)
+                barrier = (ring.announce if has_words else ring.expect)(use, n_bytes, any_idle)
                 cute.copy(tma.dout_atom, of_do[None, tile], to_do[None, slot], tma_bar_ptr=barrier)
                 with cute.arch.elect_one():
                     delta = tensors.statistics[item.batch, head, tile, 1, None]
                     load_bulk(delta.iterator, shared.delta[None, slot].iterator, 4 * self.m, barrier)
+                if has_words:  # made while dO comes
+                    self.store_words(tensors, item, plane, run, tile, shared.words[None, None, slot])
+                    ring.arrive(barrier)
                 self.edit(idle, any_idle, shared.do[None, None, slot], ring, use)
 
             return load
 
         return walk(arguments, item, masked, of_head, use)
 
-    def words(self, tensors, item, plane, run, tile) -> list[Any]:
-        """Those of a partial tile, a list of each kind: made before there is room for them."""
-        if not self.spec.mask.is_bounded:
-            return []
+    def store_words(self, tensors, item, plane, run, tile, target):
+        """Those of a partial tile, of each kind."""
         bounds = tensors.bounds[plane, tile, None, None, None]
         bounds = cute.make_tensor(bounds.iterator, cute.select(bounds.layout, mode=[2, 1, 0]))
         layers = run.layer_begin, run.layer_end
-        return [
-            make_words(self.spec.mask, self.n, bounds, layers, item.tile * self.n, kind == 1)
-            for kind in range(self.products.word_kinds)
-        ]
+        for kind in range(self.products.word_kinds):
+            of_kind, first_key = target[None, kind], item.tile * self.n
+            store_words(self.spec.mask, self.n, bounds, layers, first_key, kind == 1, of_kind)
 
     # ------------------------------------------------------------------ rows without keys
 
@@ -185,10 +181,9 @@ class Producers:
     @cute.jit
     def add_dq(self, arguments: Arguments, shared: Shared, group: cutlass.Constexpr):
         """Adds what consumer warpgroup `group` leaves of each tile's dQ to the sums in global memory."""
-        begin, end, step = arguments.share()
         first, then = kinds(self.spec)
-        for index in cutlass.range(begin, end, step, unroll=1):
-            item = arguments.item(index)
+        for item_number in cutlass.range(arguments.count(), unroll=1):
+            item = arguments.item(arguments.index(item_number))
             self.add_dq_tiles(arguments, item, shared, group, first)
             self.add_dq_tiles(arguments, item, shared, group, then)
         with cute.arch.elect_one():

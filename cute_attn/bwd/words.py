@@ -17,7 +17,7 @@ from cutlass import Int32, Uint16, Uint32, const_expr, range_constexpr
 
 from cute_attn.sm90.ptx import not_before, permute_bytes, rotate_left, shift_left
 
-__all__ = ["layout_of_words", "make_words", "store_words"]
+__all__ = ["layout_of_words", "store_words"]
 
 KEYS_OF_WORDS = 16  # keys that the words of a warp stand for
 ONES = 0xFFFFFFFF
@@ -30,41 +30,41 @@ def layout_of_words(kinds: int, stages: int) -> cute.Layout:
 
 
 @cute.jit
-def make_words(form: cutlass.Constexpr, keys: cutlass.Constexpr, bounds, layers, first_key, marked: cutlass.Constexpr):
-    """A word of every 16 keys from first_key on, for the lane that `store_words` gives it to.
+def store_words(
+    form: cutlass.Constexpr, keys: cutlass.Constexpr, bounds, layers, first_key, marked: cutlass.Constexpr, target
+):
+    """Makes the words of a tile of keys from first_key on, and puts them into shared memory (thread).
 
     bounds: (m, 2, layers) of the tile's rows, lo and hi, in the order of `rows`. layers: the two ends of those to test.
     marked: whether only intervals that are marked count.
+
+    32 keys at a time: the warp has few registers.
     """
-    lane = not_before(cute.arch.lane_idx())  # or what follows of it waits in registers, of which a producer has few
-    rows = cute.make_rmem_tensor((2, keys // 32), Uint32)  # of this lane's two rows, a bit a key
-    rows.fill(0)
-    for layer in cutlass.range(layers[0], layers[1], unroll=1):
-        for m in range_constexpr(2):
-            lo, hi, mark = bounds[lane + 32 * m, 0, layer], bounds[lane + 32 * m, 1, layer] - first_key, Uint32(ONES)
-            if const_expr(marked):
-                mark = Uint32(lo >> 31)
-            if const_expr(form.has_certain):
-                lo = lo & 0x7FFFFFFF
-            lo = lo - first_key
-            for w in range_constexpr(keys // 32):
-                word = Uint32(ONES)
-                if const_expr(form.has_upper):
-                    word = ~from_on(hi - 32 * w)
-                if const_expr(form.has_lower):
-                    word = word & from_on(lo - 32 * w)
+    for part in cutlass.range(keys // 32, unroll=1):
+        lane = not_before(cute.arch.lane_idx())  # read anew: what depends on it is kept in no register
+        first = first_key + 32 * part
+        rows = cute.make_rmem_tensor(2, Uint32)  # of this lane's two rows, a bit a key
+        rows.fill(0)
+        for layer in cutlass.range(layers[0], layers[1], unroll=1):
+            for m in range_constexpr(2):
+                lo, hi, word = bounds[lane + 32 * m, 0, layer], bounds[lane + 32 * m, 1, layer], Uint32(ONES)
                 if const_expr(marked):
-                    word = word & mark
-                rows[m, w] = rows[m, w] | word
-    words = cute.make_rmem_tensor(keys // KEYS_OF_WORDS, Uint32)
-    for w in range_constexpr(keys // 32):
-        words[2 * w] = (rows[0, w] & Uint32(0xFFFF)) | (rows[1, w] << 16)
-        words[2 * w + 1] = (rows[0, w] >> 16) | (rows[1, w] & Uint32(0xFFFF0000))
-    swap_bytes(words, lane, 16)
-    swap_bits(words, lane, 1, 1, 0x55555555)
-    swap_bits(words, lane, 16, 2, 0x33333333)
-    swap_bits(words, lane, 2, 4, 0x0F0F0F0F)
-    return words
+                    word = Uint32(lo >> 31)
+                if const_expr(form.has_certain):
+                    lo = lo & 0x7FFFFFFF
+                if const_expr(form.has_upper):
+                    word = word & ~from_on(hi - first)
+                if const_expr(form.has_lower):
+                    word = word & from_on(lo - first)
+                rows[m] = rows[m] | word
+        words = cute.make_rmem_tensor(2, Uint32)  # of 16 keys each, for the lane that `put` gives them to
+        words[0] = (rows[0] & Uint32(0xFFFF)) | (rows[1] << 16)
+        words[1] = (rows[0] >> 16) | (rows[1] & Uint32(0xFFFF0000))
+        swap_bytes(words, lane, 16)
+        swap_bits(words, lane, 1, 1, 0x55555555)
+        swap_bits(words, lane, 16, 2, 0x33333333)
+        swap_bits(words, lane, 2, 4, 0x0F0F0F0F)
+        put(words, lane, 2 * part, keys // KEYS_OF_WORDS, target)
 
 
 @cute.jit
@@ -92,15 +92,14 @@ def from_on(position: Int32) -> Uint32:
 
 
 @cute.jit
-def store_words(words, target):
-    """Puts the words that `make_words` gave into shared memory (thread): those of lane 4g + t. Where two warps have the
-    same keys and half of the queries each, they get a half."""
-    lane = not_before(cute.arch.lane_idx())
+def put(words, lane, first, size: cutlass.Constexpr, target):
+    """Puts words number first and first + 1 of a tile's `size` where the threads read them: those of lane 4g + t. Where
+    two warps have the same keys and half of the queries each, they get a half."""
     owner = ((lane & 2) << 3) | ((lane & 16) >> 1) | ((lane & 1) << 2) | ((lane & 12) >> 2)
-    size: cutlass.Constexpr = cute.size(words)
-    for k in range_constexpr(size):
+    for k in range_constexpr(2):
+        place = 32 * (first + k) + owner
         if const_expr(32 * size == THREADS):
-            target[32 * k + owner] = words[k]
+            target[place] = words[k]
         else:
-            target[32 * k + owner] = Uint16(words[k])
-            target[32 * (size + k) + owner] = Uint16(words[k] >> 16)
+            target[place] = Uint16(words[k])
+            target[place + 32 * size] = Uint16(words[k] >> 16)

@@ -53,9 +53,14 @@ class Arguments:
         items = self.schedule.items.shape[0] * self.scalars.batches
         return items if self.spec.planes_by_head else items * self.tensors.k.shape[2]
 
-    def share(self) -> tuple[Int32, Int32, Int32]:
-        """Begin, end and step of the items of this CTA. It has one, unless some multiprocessors are to stay free."""
-        return cute.arch.block_idx()[0], self.work(), cute.arch.grid_dim()[0]
+    def count(self) -> Int32:
+        """Items of this CTA: one, unless some multiprocessors are to stay free."""
+        cta, ctas = cute.arch.block_idx()[0], cute.arch.grid_dim()[0]
+        return (self.work() - cta + ctas - 1) // ctas
+
+    def index(self, number: Int32) -> Int32:
+        """The item that this CTA takes as its number `number`."""
+        return number * cute.arch.grid_dim()[0] + cute.arch.block_idx()[0]
 
     def item(self, index: Int32) -> Item:
         """Item number `index`: heads fastest, so that neighbours share the runs; then batches."""

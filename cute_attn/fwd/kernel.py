@@ -40,8 +40,8 @@ from .storage import ROWS, Layouts, Shared
 from .work import Arguments, Item, ItemOfConsumers
 
 WARPGROUP = 128  # threads
-# After setmaxnreg, the latter by number of consumer warpgroups; all of them are 65536.
-PRODUCER_REGISTERS = 32
+# After setmaxnreg, by number of consumer warpgroups; together what a launch gets, 168 and 128 a thread.
+PRODUCER_REGISTERS = {2: 24, 3: 32}
 CONSUMER_REGISTERS = {2: 240, 3: 160}
 
 
@@ -121,7 +121,7 @@ class ForwardKernel:
                 shared.initialise()
         cute.arch.sync_threads()
         if warp < 4:
-            cute.arch.setmaxregister_decrease(PRODUCER_REGISTERS)
+            cute.arch.setmaxregister_decrease(PRODUCER_REGISTERS[self.consumers])
             if warp == 0:
                 self.load_queries_and_keys(arguments, shared)
             if warp == 1:

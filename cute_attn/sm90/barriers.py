@@ -69,13 +69,31 @@ class Ring:
 
         landing: whether the producer has the slot to itself until `hand_over`.
         """
-        number = self.slot(use)
-        if landing:
-            number = Int32(2 * self.stages)
-        barrier = self.barriers + number
+        barrier = self._barrier(use, landing)
         with cute.arch.elect_one():
             cute.arch.mbarrier_arrive_and_expect_tx(barrier, n_bytes)
         return barrier
+
+    @cute.jit
+    def announce(self, use, n_bytes, landing=False):
+        """`expect`, but that nobody has the slot before `arrive`: the warp writes to it under its copies."""
+        barrier = self._barrier(use, landing)
+        with cute.arch.elect_one():
+            cute.arch.mbarrier_expect_tx(barrier, n_bytes)
+        return barrier
+
+    def arrive(self, barrier: cute.Pointer) -> None:
+        """Says of the barrier of `announce` that the lanes of this warp have written."""
+        cute.arch.sync_warp()
+        with cute.arch.elect_one():
+            cute.arch.mbarrier_arrive(barrier)
+
+    @cute.jit
+    def _barrier(self, use, landing):
+        number = self.slot(use)
+        if landing:
+            number = Int32(2 * self.stages)
+        return self.barriers + number
 
     def wait_landed(self) -> None:
         """By all lanes of the producer's warp."""

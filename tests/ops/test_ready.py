@@ -126,6 +126,15 @@ def test_ranges_of_the_same_numbers_are_the_same_call_and_others_are_read_again(
     assert not all(map(torch.equal, launched[-1][5:7], bounds))
 
 
+@pytest.mark.parametrize(("name", "place"), [("q", 0), ("k", 1)])
+def test_tensors_without_dimensions_are_refused_with_ranges_that_came_before(name, place):
+    inputs, ranges = halves(), torch.tensor([[0, ROWS]])
+    flex_flash_attn_func(*inputs, ranges, ranges)
+    inputs[place] = inputs[place].sum()
+    with pytest.raises(ValueError, match=rf"{name} must have shape"):
+        flex_flash_attn_func(*inputs, ranges, ranges)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
