@@ -73,7 +73,9 @@ class CostModel:
         Every rank calls it, with equal arguments, and every rank gets the same numbers; it takes a few exchanges of
         `size` bytes a rank. All ranks send at the same time, to the same place in the next node, and to the next rank
         of their node; the fastest of five rounds counts, of each the slowest rank. ranks_per_node: None takes that of
-        `cost`. What one node, or nodes of one rank, do not have keeps its number. Raises as making a key does.
+        `cost`. What one node, or nodes of one rank, do not have keeps its number. Raises as making a key does: where
+        arguments differ, ValueError on every rank; where a rank does not call, RuntimeError on the others once they
+        have waited for the timeout of the group, which cannot be used any more then.
         """
         from .groups import find_groups
         from .measure import measure
@@ -81,21 +83,14 @@ class CostModel:
         groups = find_groups(cp_group_or_mesh)
         cost = cls() if cost is None else cost
 
-        def check() -> int:
+        def check() -> CostModel:
             check_kind("cost", cost, CostModel)
             check_int("size", size, 1, END)
-            return (cost if ranks_per_node is None else replace(cost, ranks_per_node=ranks_per_node)).node_size(
-                groups.world
-            )
+            on_nodes = cost if ranks_per_node is None else replace(cost, ranks_per_node=ranks_per_node)
+            on_nodes.node_size(groups.world)
+            return on_nodes
 
-        bandwidth, node_bandwidth, latency = measure(groups, check, size)
-        return replace(
-            cost,
-            bandwidth=cost.bandwidth if bandwidth is None else bandwidth,
-            node_bandwidth=cost.node_bandwidth if node_bandwidth is None else node_bandwidth,
-            latency=cost.latency if latency is None else latency,
-            ranks_per_node=cost.ranks_per_node if ranks_per_node is None else ranks_per_node,
-        )
+        return measure(groups, check, size)
 
     @property
     def key_bytes(self) -> int:
