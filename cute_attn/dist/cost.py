@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -83,14 +83,20 @@ class CostModel:
         groups = find_groups(cp_group_or_mesh)
         cost = cls() if cost is None else cost
 
-        def check() -> CostModel:
+        def check() -> tuple[int, dict[str, object]]:
             check_kind("cost", cost, CostModel)
             check_int("size", size, 1, END)
             on_nodes = cost if ranks_per_node is None else replace(cost, ranks_per_node=ranks_per_node)
-            on_nodes.node_size(groups.world)
-            return on_nodes
+            return on_nodes.node_size(groups.world), asdict(on_nodes)
 
-        return measure(groups, check, size)
+        bandwidth, node_bandwidth, latency = measure(groups, check, size)
+        return replace(
+            cost,
+            bandwidth=cost.bandwidth if bandwidth is None else bandwidth,
+            node_bandwidth=cost.node_bandwidth if node_bandwidth is None else node_bandwidth,
+            latency=cost.latency if latency is None else latency,
+            ranks_per_node=cost.ranks_per_node if ranks_per_node is None else ranks_per_node,
+        )
 
     @property
     def key_bytes(self) -> int:

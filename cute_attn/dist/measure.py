@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
 
 import torch
 import torch.distributed as dist
 
 from .agreement import agree, refusing
 from .comm import send_rows
-from .cost import CostModel
 from .groups import Groups
 from .soundness import marking
 
@@ -21,20 +19,21 @@ CALL = "measuring a process group"
 ROUNDS = 5  # of which the fastest counts, after one that does not
 
 
-def measure(groups: Groups, check: Callable[[], CostModel], size: int) -> CostModel:
-    """The cost model of `check` with bandwidths across and inside of nodes, and the seconds of an exchange of next to
-    nothing, as latency; what does not exist keeps its number.
+def measure(
+    groups: Groups, check: Callable[[], tuple[int, dict[str, object]]], size: int
+) -> tuple[float | None, float | None, float | None]:
+    """Bytes/s across and inside of nodes, and seconds of an exchange of next to nothing; None for what does not exist.
 
-    check: may raise; size: bytes that each rank sends. Every rank sends at the same time, to the rank of its place in
-    the next node, or to the next rank of its node. The slowest rank counts.
+    check: gives the ranks of a node, and what else must be equal on every rank, or raises; size: bytes that each rank
+    sends. Every rank sends at the same time, to the rank of its place in the next node, or to the next rank of its
+    node. The slowest rank counts.
     """
     with refusing(groups, CALL):
-        cost = check()
-    agree(groups, CALL, {**asdict(cost), "size": size})
+        node_size, equal = check()
+    agree(groups, CALL, {**equal, "size": size})
     world, rank, group = groups.world, groups.rank, groups.whole
     if world == 1:
-        return cost
-    node_size = cost.node_size(world)
+        return None, None, None
     with marking(groups, CALL):
         node, place = divmod(rank, node_size)
         across = (rank + node_size) % world, (rank - node_size) % world
@@ -47,12 +46,7 @@ def measure(groups: Groups, check: Callable[[], CostModel], size: int) -> CostMo
         numbers = torch.tensor([x or 0.0 for x in (*found, latency)], dtype=torch.float64, device=groups.device)
         dist.broadcast(numbers, dist.get_global_rank(group, 0), group=group)
     bandwidth, node_bandwidth, latency = numbers.tolist()
-    return replace(
-        cost,
-        bandwidth=bandwidth or cost.bandwidth,
-        node_bandwidth=node_bandwidth or cost.node_bandwidth,
-        latency=latency,
-    )
+    return bandwidth or None, node_bandwidth or None, latency
 
 
 def _seconds(groups: Groups, peers: tuple[int, int], size: int) -> float:

@@ -19,6 +19,7 @@ def test_tasks_are_what_counting_every_pair_gives(name):
     mask, query = masks()[name], random_placement(LENGTH, 3, 5)
     tasks = PlacedMask(mask, query, query).tasks
     dense = mask.to_dense()[0]
+    assert all(tuple(x.shape) == (3, 3) for x in vars(tasks).values()), "nothing is kept by chunk"
     rank = query.owner().repeat_interleave(query.chunk_size)[:LENGTH]
     for r in range(3):
         for s in range(3):
