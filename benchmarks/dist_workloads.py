@@ -69,9 +69,10 @@ def measure(mask: IntervalMask, world: int, system: System, cost: CostModel) -> 
     began = time.process_time()
     placed = PlacedMask(mask, *place(mask, world, chunk_size, config=system.dispatch, cost=cost))
     seconds = time.process_time() - began
-    predictions = [p for p in predict_movers(placed, OverlapConfig(), cost) if p.mover in system.movers]
+    overlap = OverlapConfig()
+    predictions = [p for p in predict_movers(placed, overlap, cost) if p.mover in system.movers]
     best = min(predictions, key=lambda p: p.seconds)
-    areas = (placed.moved_areas(cost) if best.mover == "query_cast" else placed.areas).double()
+    areas = (placed.moved_areas(overlap, cost) if best.mover == "query_cast" else placed.areas).double()
     return {
         "max/mean area": float(areas.max() / areas.mean()),
         "mean MB": float(best.bytes_received.double().mean()) / 1e6,

@@ -131,7 +131,7 @@ def command(
     click.echo(drawn("held █, received ▒ (░ in part); a line a rank, keys from left to right"))
     click.echo(drawn(draw_text(placed, width)))
     if timed is not None:
-        rank = slowest_rank(placed, cost, timed)
+        rank = slowest_rank(placed, overlap, cost, timed)
         click.echo(f"{timed.mover} on rank {rank}, the slowest; a block by its number, 0 what the rank holds itself")
         both = timelines(timed.mover, placed, rank, overlap, cost, mesh_size)
         click.echo(draw_timelines(both, width))

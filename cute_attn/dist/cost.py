@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -73,7 +73,9 @@ class CostModel:
         Every rank calls it, with equal arguments, and every rank gets the same numbers; it takes a few exchanges of
         `size` bytes a rank. All ranks send at the same time, to the same place in the next node, and to the next rank
         of their node; the fastest of five rounds counts, of each the slowest rank. ranks_per_node: None takes that of
-        `cost`. What one node, or nodes of one rank, do not have keeps its number. Raises as making a key does.
+        `cost`. What one node, or nodes of one rank, do not have keeps its number. Raises as making a key does: where
+        arguments differ, ValueError on every rank; where a rank does not call, RuntimeError on the others once they
+        have waited for the timeout of the group, which cannot be used any more then.
         """
         from .groups import find_groups
         from .measure import measure
@@ -81,12 +83,11 @@ class CostModel:
         groups = find_groups(cp_group_or_mesh)
         cost = cls() if cost is None else cost
 
-        def check() -> int:
+        def check() -> tuple[int, dict[str, object]]:
             check_kind("cost", cost, CostModel)
             check_int("size", size, 1, END)
-            return (cost if ranks_per_node is None else replace(cost, ranks_per_node=ranks_per_node)).node_size(
-                groups.world
-            )
+            on_nodes = cost if ranks_per_node is None else replace(cost, ranks_per_node=ranks_per_node)
+            return on_nodes.node_size(groups.world), asdict(on_nodes)
 
         bandwidth, node_bandwidth, latency = measure(groups, check, size)
         return replace(

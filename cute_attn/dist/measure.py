@@ -19,15 +19,18 @@ CALL = "measuring a process group"
 ROUNDS = 5  # of which the fastest counts, after one that does not
 
 
-def measure(groups: Groups, check: Callable[[], int], size: int) -> tuple[float | None, float | None, float | None]:
+def measure(
+    groups: Groups, check: Callable[[], tuple[int, dict[str, object]]], size: int
+) -> tuple[float | None, float | None, float | None]:
     """Bytes/s across and inside of nodes, and seconds of an exchange of next to nothing; None for what does not exist.
 
-    check: gives the ranks of a node, or raises; size: bytes that each rank sends. Every rank sends at the same time, to
-    the rank of its place in the next node, or to the next rank of its node. The slowest rank counts.
+    check: gives the ranks of a node, and what else must be equal on every rank, or raises; size: bytes that each rank
+    sends. Every rank sends at the same time, to the rank of its place in the next node, or to the next rank of its
+    node. The slowest rank counts.
     """
     with refusing(groups, CALL):
-        node_size = check()
-    agree(groups, CALL, {"ranks_per_node": node_size, "size": size})
+        node_size, equal = check()
+    agree(groups, CALL, {**equal, "size": size})
     world, rank, group = groups.world, groups.rank, groups.whole
     if world == 1:
         return None, None, None

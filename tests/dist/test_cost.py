@@ -64,3 +64,17 @@ def test_what_cannot_be_measured_keeps_its_number_and_bad_nodes_are_refused():
 
 def _uneven(rank):
     return error_of(_measured, rank, 2)
+
+
+def test_ranks_that_bring_other_cost_models_are_told_what_differs():
+    for error in run_ranks(3, _differing):
+        assert error == (
+            "ValueError",
+            "measuring a process group: the ranks of the group disagree: heads_q is 32 on ranks 0 and 1; 16 on rank 2, "
+            "and overlap is 0.9 on ranks 0 and 1; 0.5 on rank 2",
+        )
+
+
+def _differing(rank):
+    cost = CostModel(heads_q=16, overlap=0.5) if rank == 2 else CostModel()
+    return error_of(CostModel.measured, dist.group.WORLD, cost, size=1 << 12)

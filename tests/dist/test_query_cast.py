@@ -29,7 +29,7 @@ def moved(monkeypatch):
     """Says of which pairs of ranks (with a generator's numbers) the queries move."""
 
     def of_share(share):
-        def tasks(placed, cost):
+        def tasks(placed, overlap, cost):
             world = placed.world
             chance = torch.rand(world, world, generator=torch.Generator().manual_seed(world))
             return (chance < share) & ~torch.eye(world, dtype=torch.bool)

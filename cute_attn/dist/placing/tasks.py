@@ -6,7 +6,7 @@ and from which partial results return. The fewer bytes, the better, and a rank w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -21,33 +21,20 @@ __all__ = ["FP32", "Tasks", "attends", "choose_tasks", "output_bytes", "tasks_of
 FP32 = 4  # bytes, of partial results on their way
 AT_ONCE = 1 << 14  # groups of rows
 TASKS_A_RANK = 8  # steps at most, on average
-TRIES = 16  # steps that did not help, until no more are tried
+TRIES = 16  # steps that did not help, besides one a rank, until no more are tried
 
 
 @dataclass(frozen=True, eq=False)
 class Tasks:
     """What the queries of each rank are to the keys of each, int64 `(world, world)`, `[query rank, key rank]`.
 
-    queries: rows of the one that attend any key of the other. keys: of the other that the one needs.
-    ends, begun, before: what areas are made of, where they are asked for. The keys of a rank before a position are its
-    chunks before, `before[chunk, key rank]`, and what is left where the position's own chunk is the rank's, `begun` of
-    all intervals of a rank's rows. `ends[query rank, chunk]`: how many more intervals end in a chunk than begin there.
+    queries: rows of the one that attend any key of the other. keys: of the other that the one needs. areas: pairs of
+    the rows of the one and keys of the other.
     """
 
     queries: torch.Tensor
     keys: torch.Tensor
-    ends: torch.Tensor
-    begun: torch.Tensor
-    before: torch.Tensor
-
-    def areas(self, rank: int) -> torch.Tensor:
-        """float64 `(world,)`, whole numbers: pairs of a rank's rows and each rank's keys."""
-        return self.begun[rank] + self.ends[rank] @ self.before
-
-    @property
-    def area(self) -> torch.Tensor:
-        """float64 `(world,)`: pairs of each rank's rows."""
-        return self.begun.sum(1) + self.ends @ self.before.sum(1)
+    areas: torch.Tensor
 
 
 def output_bytes(cost: CostModel) -> int:
@@ -68,7 +55,7 @@ def tasks_of(mask: IntervalMask, needs: Spans, query: Placement, key: Placement)
     for part in torch.arange(len(rows.rank), device="cpu").split(AT_ONCE):
         found = _attends(rows.first[:, part], rows.last[:, part], before)
         queries.index_add_(0, rows.rank[part], found * rows.number[part, None])
-    return Tasks(queries, keys.view(world, world), *_parts_of_areas(rows, key), before[:-1])
+    return Tasks(queries, keys.view(world, world), _areas(rows, key))
 
 
 def attends(lo: torch.Tensor, hi: torch.Tensor, key: Placement) -> torch.Tensor:
@@ -83,8 +70,8 @@ def _chunks(lo: torch.Tensor, hi: torch.Tensor, size: int) -> tuple[torch.Tensor
 
 
 def _before(key: Placement) -> torch.Tensor:
-    """float64 `(chunks + 1, world)`: rows of each rank before each chunk."""
-    before = torch.zeros(key.chunks.numel() + 1, key.world, dtype=torch.float64, device="cpu")
+    """int64 `(chunks + 1, world)`: rows of each rank before each chunk."""
+    before = torch.zeros(key.chunks.numel() + 1, key.world, dtype=torch.int64, device="cpu")
     before[torch.arange(1, len(before), device="cpu"), key.owner()] = key.chunk_size
     return before.cumsum_(0)
 
@@ -129,97 +116,147 @@ def _alike(mask: IntervalMask, query: Placement, size: int) -> _Rows:
     return _Rows(first[:, at], last[:, at], summed(lo - first * size), summed(hi - last * size), rank[at], stop - at)
 
 
-def _parts_of_areas(rows: _Rows, key: Placement) -> tuple[torch.Tensor, torch.Tensor]:
-    """`ends` and `begun` of Tasks, float64."""
+def _areas(rows: _Rows, key: Placement) -> torch.Tensor:
+    """int64 `(world, world)`. Of a rank's keys before a position count its whole chunks before that of the position,
+    and what is before the position in its own chunk, where that is the rank's."""
     world, chunks, owner = key.world, key.chunks.numel(), key.owner()
-    begun = torch.zeros(world * world, dtype=torch.float64, device="cpu")
-    ends = torch.zeros(world * chunks, dtype=torch.float64, device="cpu")
+    begun = torch.zeros(world * world, dtype=torch.int64, device="cpu")
+    ends = torch.zeros(
+        world * chunks, dtype=torch.int64, device="cpu"
+    )  # intervals that end in a chunk, less that begin
     for first, last, lo, hi in zip(rows.first, rows.last, rows.lo, rows.hi, strict=True):
         some = last >= 0
-        rank, count = rows.rank[some], rows.number[some].double()
-        for chunk, behind, sign in ((last[some], hi[some], 1.0), (first[some], lo[some], -1.0)):
+        rank, count = rows.rank[some], rows.number[some]
+        for chunk, behind, sign in ((last[some], hi[some], 1), (first[some], lo[some], -1)):
             ends.index_add_(0, rank * chunks + chunk, count, alpha=sign)
-            begun.index_add_(0, rank * world + owner[chunk], behind.double(), alpha=sign)
-    return ends.view(world, -1), begun.view(world, world)
+            begun.index_add_(0, rank * world + owner[chunk], behind, alpha=sign)
+    ends = ends.view(world, chunks)
+    later = ends.flip(1).cumsum(1).flip(1) - ends  # that end in later chunks, and so hold this one wholly
+    return begun.view(world, world).index_add(1, owner, later, alpha=key.chunk_size)
 
 
-def choose_tasks(tasks: Tasks, cost: CostModel) -> torch.Tensor:
+def choose_tasks(tasks: Tasks, cost: CostModel, overlaps: bool = True) -> torch.Tensor:
     """bool `(world, world)`: of which tasks the queries move, `[query rank, key rank]`; none where nothing is won.
 
-    The rank that all wait for gives tasks away, one after another: of the area where that binds, those that cost least
-    for what they bring; else those that save it most bytes. What makes the forward no faster is taken back.
+    overlaps: whether communication hides behind attention at all. From no task that moves on, and from all that save
+    bytes, the rank that all wait for gives tasks away, one after another: of the area where that binds, those that cost
+    least for what they bring; else those that save it most bytes. What makes the forward no faster is taken back.
     """
+    cost = cost if overlaps else replace(cost, overlap=0.0)
     state = _Choice(tasks, cost)
-    best, chosen, tries = state.seconds(), state.moved.clone(), 0
-    for _ in range(tasks.queries.shape[0] * TASKS_A_RANK):
-        step = state.step()
-        if step is None or tries == TRIES:
-            break
-        state.move(*step)
-        seconds = state.seconds()
-        tries += 1
-        if seconds < best:
-            best, chosen, tries = seconds, state.moved.clone(), 0
+    fastest, chosen = state.seconds(), state.moved.clone()
+    saving = _Choice(tasks, cost)
+    saving.move_all_that_save()
+    for start in (state, saving) if saving.any_moved else (state,):
+        seconds, moved = _improve(start)
+        if seconds < fastest:
+            fastest, chosen = seconds, moved
     return chosen
 
 
-class _Choice:
-    """Areas of ranks, and the seconds of what they send and receive, by tasks that have moved.
+def _improve(state: _Choice) -> tuple[float, torch.Tensor]:
+    """The fastest on the way, and what has moved there. Where many ranks wait equally, each has its turn before that
+    helps."""
+    best, chosen, world = state.seconds(), state.moved.clone(), len(state.moved)
+    steps: list[tuple[int, int]] = []
+    helped = 0  # steps, to the fastest
+    for _ in range(world * TASKS_A_RANK):
+        step = state.step()
+        if step is None or len(steps) - helped == TRIES + world:
+            break
+        state.move(*step)
+        steps.append(step)
+        seconds = state.seconds()
+        if seconds < best:
+            best, helped = seconds, len(steps)
+    for step in steps[:helped]:
+        chosen[step] = True
+    return best, chosen
 
-    traffic: `(across or inside, sent or received, world)`. The rows of a task are told by the way it goes.
+
+class _Choice:
+    """Areas of ranks, and the bytes that they send and receive, by tasks that have moved.
+
+    keys, there, back: bytes of each task's keys, queries and results. traffic: int64
+    `(across or inside, sent or received, world)`.
     """
 
     def __init__(self, tasks: Tasks, cost: CostModel) -> None:
         world, nodes = tasks.queries.shape[0], cost.node_size(tasks.queries.shape[0])
-        self.cost, self.tasks = cost, tasks
+        self.cost, self.areas = cost, tasks.areas
         node = torch.arange(world, device="cpu") // nodes
+        own = torch.eye(world, dtype=torch.bool, device="cpu")
         self.inside = (node[:, None] == node) & (nodes > 1)
-        rate = torch.where(self.inside, cost.node_bandwidth, cost.bandwidth).double()
-        self.keys = tasks.keys * cost.key_bytes / rate
-        self.there = tasks.queries * (cost.heads_q * cost.head_dim * cost.element_size) / rate
-        self.back = tasks.queries * output_bytes(cost) / rate
-        self.moved = torch.zeros(world, world, dtype=torch.bool, device="cpu")
-        self.free = (tasks.queries > 0) & ~torch.eye(world, dtype=torch.bool, device="cpu")
-        self.area = tasks.area
-        apart = self.keys.masked_fill(torch.eye(world, dtype=torch.bool, device="cpu"), 0.0)
-        self.traffic = torch.zeros(2, 2, world, dtype=torch.float64, device="cpu")
-        for kind, where in enumerate((~self.inside, self.inside)):
-            self.traffic[kind, 0], self.traffic[kind, 1] = (apart * where).sum(0), (apart * where).sum(1)
+        self.rates = torch.tensor([cost.bandwidth, cost.node_bandwidth], dtype=torch.float64, device="cpu")
+        self.keys = (tasks.keys * cost.key_bytes).masked_fill(own, 0)
+        self.there = tasks.queries * (cost.heads_q * cost.head_dim * cost.element_size)
+        self.back = tasks.queries * output_bytes(cost)
+        self.moved = torch.zeros_like(own)
+        self.free = (tasks.queries > 0) & ~own
+        self._count()
+
+    def _count(self) -> None:
+        """any_moved, area and traffic, from what has moved."""
+        self.any_moved = bool(self.moved.any())
+        gone = self.areas * self.moved
+        self.area = self.areas.sum(1) - gone.sum(1) + gone.sum(0)
+        there, home = self.there * self.moved, torch.where(self.moved, self.back, self.keys)
+        self.traffic = torch.stack(
+            [
+                torch.stack(
+                    [(there * where).sum(1) + (home * where).sum(0), (there * where).sum(0) + (home * where).sum(1)]
+                )
+                for where in (~self.inside, self.inside)
+            ]
+        )
+
+    def sending(self) -> torch.Tensor:
+        """float64, seconds of the traffic."""
+        return self.traffic / self.rates[:, None, None]
 
     def seconds(self) -> float:
         """Of a forward; queries and results are two more collectives."""
-        sending = float(self.traffic.max()) + (1 + 2 * bool(self.moved.any())) * self.cost.latency
-        return self.cost.total_seconds(self.cost.compute_seconds(float(self.area.max())), sending)
+        sending = float(self.sending().max()) + (1 + 2 * self.any_moved) * self.cost.latency
+        return self.cost.total_seconds(self.cost.compute_seconds(int(self.area.max())), sending)
 
     def step(self) -> tuple[int, int] | None:
         """The next task to move."""
-        compute, sending = self.cost.compute_seconds(float(self.area.max())), float(self.traffic.max())
-        if compute > self.cost.overlap * sending:
+        sending = self.sending()
+        if self.cost.compute_seconds(int(self.area.max())) > self.cost.overlap * float(sending.max()):
             rank = int(self.area.argmax())
-            areas = self.tasks.areas(rank)
+            areas = self.areas[rank]
             useful = self.free[rank] & (self.area + areas < self.area[rank]) & (areas > 0)
-            price = (self.there[rank] + self.back[rank] - self.keys[rank]) / areas.clamp(min=1)
-        else:
-            kind, way, rank = (int(x) for x in torch.unravel_index(self.traffic.argmax(), self.traffic.shape))
-            mine = self.inside[rank] if kind else ~self.inside[rank]
-            if way:
-                price, useful = self.back[rank] - self.keys[rank], self.free[rank] & mine
-            else:
-                price, useful = self.back[:, rank] - self.keys[:, rank], self.free[:, rank] & mine
-            useful = useful & (price < 0)
-            if not way:
-                return None if not useful.any() else (int(price.masked_fill(~useful, torch.inf).argmin()), rank)
-        if not useful.any():
-            return None
-        return rank, int(price.masked_fill(~useful, torch.inf).argmin())
+            price = (self.there[rank] + self.back[rank] - self.keys[rank]) / self.rates[self.inside[rank].long()]
+            to = _cheapest(price / areas.clamp(min=1), useful)
+            return None if to is None else (rank, to)
+        where, rank = divmod(int(sending.argmax()), len(self.moved))
+        kind, way = divmod(where, 2)
+        mine = self.inside[rank] if kind else ~self.inside[rank]
+        if way:
+            price = self.back[rank] - self.keys[rank]
+            to = _cheapest(price, self.free[rank] & mine & (price < 0))
+            return None if to is None else (rank, to)
+        price = self.back[:, rank] - self.keys[:, rank]
+        source = _cheapest(price, self.free[:, rank] & mine & (price < 0))
+        return None if source is None else (source, rank)
 
     def move(self, rank: int, to: int) -> None:
-        self.moved[rank, to], self.free[rank, to] = True, False
-        area = float(self.tasks.areas(rank)[to])
-        self.area[rank] -= area
-        self.area[to] += area
+        self.moved[rank, to], self.free[rank, to], self.any_moved = True, False, True
+        self.area[rank] -= self.areas[rank, to]
+        self.area[to] += self.areas[rank, to]
         traffic = self.traffic[int(self.inside[rank, to])]
         traffic[0, to] += self.back[rank, to] - self.keys[rank, to]
         traffic[1, rank] += self.back[rank, to] - self.keys[rank, to]
         traffic[0, rank] += self.there[rank, to]
         traffic[1, to] += self.there[rank, to]
+
+    def move_all_that_save(self) -> None:
+        """Every task whose queries and results are fewer bytes than its keys."""
+        self.moved = self.free & (self.there + self.back < self.keys)
+        self.free = self.free & ~self.moved
+        self._count()
+
+
+def _cheapest(price: torch.Tensor, useful: torch.Tensor) -> int | None:
+    """Of those that are useful."""
+    return int(price.double().masked_fill(~useful, torch.inf).argmin()) if bool(useful.any()) else None

@@ -9,6 +9,7 @@ import torch
 
 from ...mask import IntervalMask
 from ..checks import check_kind, check_one_plane
+from ..config import OverlapConfig
 from ..cost import CostModel
 from ..placing.needs import Spans, chunk_needs, rank_needs, remote_needs
 from ..placing.placement import Placement, merge_ranks, rank_areas
@@ -32,8 +33,7 @@ class PlacedMask:
     key: Placement
     _rings: dict[int, PlacedMask] = field(default_factory=dict, init=False, repr=False)
     _traffic: dict[tuple[int, bool], Traffic] = field(default_factory=dict, init=False, repr=False)
-
-    _moved: dict[CostModel, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+    _moved: dict[tuple[bool, CostModel], torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         mask, query, key = self.mask, self.query, self.key
@@ -84,20 +84,16 @@ class PlacedMask:
         """What the rows of each rank attend of the keys of each."""
         return tasks_of(self.mask, self.needs, self.query, self.key)
 
-    def moved_tasks(self, cost: CostModel) -> torch.Tensor:
+    def moved_tasks(self, overlap: OverlapConfig, cost: CostModel) -> torch.Tensor:
         """Of which tasks the queries move, as `choose_tasks` chooses."""
-        if cost not in self._moved:
-            self._moved[cost] = choose_tasks(self.tasks, cost)
-        return self._moved[cost]
+        if (overlap.enable, cost) not in self._moved:
+            self._moved[overlap.enable, cost] = choose_tasks(self.tasks, cost, overlap.enable)
+        return self._moved[overlap.enable, cost]
 
-    def moved_areas(self, cost: CostModel) -> torch.Tensor:
+    def moved_areas(self, overlap: OverlapConfig, cost: CostModel) -> torch.Tensor:
         """int64 `(world,)`: as `areas`, with those tasks moved."""
-        moved, areas = self.moved_tasks(cost), self.areas.clone()
-        for rank in moved.any(1).nonzero().squeeze(1).tolist():
-            gone = (self.tasks.areas(rank) * moved[rank]).long()
-            areas[rank] -= gone.sum()
-            areas += gone
-        return areas
+        gone = self.tasks.areas * self.moved_tasks(overlap, cost)
+        return self.areas - gone.sum(1) + gone.sum(0)
 
     @cached_property
     def reach(self) -> Travel:

@@ -101,7 +101,7 @@ def _cast(name: str, placed: PlacedMask, overlap: OverlapConfig, cost: CostModel
 
 def _query_cast(placed: PlacedMask, overlap: OverlapConfig, cost: CostModel) -> MoverPrediction | None:
     """None where no task is worth moving."""
-    moved, world = placed.moved_tasks(cost), placed.world
+    moved, world = placed.moved_tasks(overlap, cost), placed.world
     if not moved.any():
         return None
     tasks, node_size, key = placed.tasks, cost.node_size(world), placed.key
@@ -119,7 +119,7 @@ def _query_cast(placed: PlacedMask, overlap: OverlapConfig, cost: CostModel) -> 
         sent.append((there * where).sum(1) + (back * where).sum(0))
         received.append((there * where).sum(0) + (back * where).sum(1))
         busiest.append(int(torch.maximum(sent[-1], received[-1]).max()))
-    compute = cost.compute_seconds(int(placed.moved_areas(cost).max()))
+    compute = cost.compute_seconds(int(placed.moved_areas(overlap, cost).max()))
     communication = cost.send_seconds(busiest[0], stages + 2, busiest[1])
     seconds = cost.total_seconds(compute, communication) if overlap.enable else compute + communication
     return MoverPrediction("query_cast", sent[0] + sent[1], received[0] + received[1], stages + 2, seconds)

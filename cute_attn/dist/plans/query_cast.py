@@ -65,7 +65,7 @@ class QueryPlan:
 
 def plan_placed_query_cast(placed: PlacedMask, rank: int, overlap: OverlapConfig, cost: CostModel) -> QueryPlan:
     """The query cast of one rank; which tasks move follows from the cost."""
-    moved = placed.moved_tasks(cost)
+    moved = placed.moved_tasks(overlap, cost)
     query, key = placed.query, placed.key
     remote = staying_keys(placed.remote, key, moved)
     rows, holders = placed.rows_at(query.positions(rank)), holders_of(key)

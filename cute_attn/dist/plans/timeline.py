@@ -82,10 +82,10 @@ def timelines(
     return _of_ring(plan_placed_ring(placed, rank, size), cost, ulysses_heads(cost.heads_q, cost.heads_k, size))
 
 
-def slowest_rank(placed: PlacedMask, cost: CostModel, prediction: MoverPrediction) -> int:
+def slowest_rank(placed: PlacedMask, overlap: OverlapConfig, cost: CostModel, prediction: MoverPrediction) -> int:
     """The rank with most attention and most bytes, together."""
     moved = prediction.bytes_sent.maximum(prediction.bytes_received)
-    areas = placed.moved_areas(cost) if prediction.mover == "query_cast" else placed.areas
+    areas = placed.moved_areas(overlap, cost) if prediction.mover == "query_cast" else placed.areas
     seconds = [
         cost.compute_seconds(area) + cost.send_seconds(size)
         for area, size in zip(areas.tolist(), moved.tolist(), strict=True)
@@ -151,9 +151,10 @@ class _Block(NamedTuple):
 
 
 class _Visitors(NamedTuple):
-    """Queries that are attended where their keys are: seconds of the way there and back, and pairs at this rank."""
+    """Queries that are attended where their keys are: seconds of the exchanges that take them there, and of
+    the way back, and pairs at this rank."""
 
-    there: float
+    there: tuple[float, ...]
     back: float
     area: float
 
@@ -195,7 +196,8 @@ def _play(
     """
     there = back = 0.0
     if visitors is not None:
-        there = clock.exchange("visits", 0, visitors.there)
+        for lasting in visitors.there:
+            there = clock.exchange("visits", 0, lasting)
 
     def attend_visitors(visitors: _Visitors) -> float:
         clock.wait(there)
@@ -245,10 +247,13 @@ def _of_cast(plan: CastPlan, visits: Visits | None, cost: CostModel) -> tuple[Ti
         splits = visits.send_splits, visits.receive_splits
         q, out = cost.heads_q * cost.head_dim, cost.heads_q * cost.head_dim_v
         sizes = (
-            (q * cost.element_size, output_bytes(cost)),
-            ((q + out) * cost.element_size + 2 * cost.heads_q * FP32, q * FP32),  # with dO, LSE and its gradient; dQ
+            ((q * cost.element_size,), output_bytes(cost)),
+            (((q + out) * cost.element_size, 2 * cost.heads_q * FP32), q * FP32),  # with dO; LSE and its gradient; dQ
         )
-        here = [_Visitors(seconds(splits, there), seconds(splits, back), visits.area) for there, back in sizes]
+        here = [
+            _Visitors(tuple(seconds(splits, size) for size in there), seconds(splits, back), visits.area)
+            for there, back in sizes
+        ]
     forward, backward = _Clock(), _Clock()
     _play(forward, blocks, cost.compute_seconds, False, here[0])
     _play(backward, blocks[::-1], cost.backward_seconds, True, here[1])

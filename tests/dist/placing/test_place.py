@@ -17,6 +17,7 @@ from cute_attn.dist import (
     place,
     plan_ring,
 )
+from cute_attn.dist.placing import solve
 from cute_attn.dist.placing.placement import rank_areas
 from cute_attn.dist.plans.placed import PlacedMask
 from cute_attn.dist.plans.predict import predict_movers
@@ -134,6 +135,24 @@ def test_auto_is_not_slower_than_locality_where_rows_decide():
         for x in (auto, locality)
     ]
     assert times[0] <= times[1]
+
+
+@pytest.mark.parametrize(("flops", "tried"), [(6e13, 0), (None, 1)])
+def test_auto_tries_locality_unless_even_area_is_nearly_reached(flops, tried, monkeypatch):
+    calls = []
+
+    def locality(*arguments):
+        calls.append(arguments)
+        return search(*arguments)
+
+    search = solve._locality
+    monkeypatch.setattr(solve, "_locality", locality)
+    mask, cost = lognormal_documents(1 << 16), CostModel(flops=flops)
+    query, key = place(mask, 16, 512, cost=cost)
+    assert len(calls) == tried
+    placed = PlacedMask(mask, query, key)
+    seconds = cost.total_seconds(cost.compute_seconds(int(placed.areas.max())), placed.traffic(1).seconds(cost))
+    assert (seconds < 1.1 * cost.compute_seconds(mask.area() / 16)) is not bool(tried)
 
 
 # ---------------------------------------------------------------- cross-attention, padding, groups

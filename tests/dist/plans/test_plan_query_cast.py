@@ -1,5 +1,7 @@
 """The plan of a query cast: every pair once, rows where their peers expect them, bytes and times as predicted."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from planned import LENGTH, count_pairs, masks, random_placement
@@ -15,6 +17,7 @@ from cute_attn.dist.plans.timeline import timelines
 WORLD = 3
 OVERLAP = OverlapConfig(degree=2, min_chunk_size=8)
 FAR = CostModel(8, 8, 32, 32, bandwidth=1e6, latency=0.0)
+LATE = replace(FAR, latency=1e-4)
 
 
 @pytest.mark.parametrize("share", [0.4, 1.0])
@@ -23,7 +26,7 @@ def test_every_pair_is_attended_once_by_the_rank_of_its_queries_or_of_its_keys(n
     mask, query = masks()[name], random_placement(LENGTH, WORLD, 5)
     chance = torch.rand(WORLD, WORLD)
     moved = (chance < share) & ~torch.eye(WORLD, dtype=torch.bool)
-    monkeypatch.setattr(PlacedMask, "moved_tasks", lambda placed, cost: moved)
+    monkeypatch.setattr(PlacedMask, "moved_tasks", lambda placed, overlap, cost: moved)
     placed = PlacedMask(mask, query, query)
     plans = [plan_placed_query_cast(placed, rank, OVERLAP, FAR) for rank in range(WORLD)]
     parts, length = [], query.padded_length
@@ -41,7 +44,7 @@ def test_every_pair_is_attended_once_by_the_rank_of_its_queries_or_of_its_keys(n
     seen = count_pairs(parts, length, length)[:LENGTH, :LENGTH]
     assert torch.equal(seen, mask.to_dense()[0].long())
     assert sum(plan.area for plan in plans) == mask.area()
-    assert [plan.area for plan in plans] == placed.moved_areas(FAR).tolist()
+    assert [plan.area for plan in plans] == placed.moved_areas(OVERLAP, FAR).tolist()
 
 
 def few_see_all():
@@ -66,17 +69,17 @@ def test_bytes_are_those_of_the_plans_and_auto_takes_it_where_it_is_fastest():
         assert found["query_cast"].bytes_received[rank] == keys[1] + come * there + out * back
 
 
-def test_visits_have_a_lane_in_timelines():
+def test_every_exchange_of_visits_has_its_turn_in_timelines():
     placed = few_see_all()
     rank = int(placed.query.owner()[(LENGTH - 1) // 5])
-    visits = plan_placed_query_cast(placed, rank, OVERLAP, FAR).visits
-    forward, backward = timelines("query_cast", placed, rank, OVERLAP, FAR)
+    visits = plan_placed_query_cast(placed, rank, OVERLAP, LATE).visits
+    forward, backward = timelines("query_cast", placed, rank, OVERLAP, LATE)
     for timeline, sizes in (
         (forward, (8 * 32 * 2, output_bytes(FAR))),
-        (backward, (8 * 64 * 2 + 2 * 8 * 4, 8 * 32 * 4)),
+        (backward, (8 * 64 * 2, 2 * 8 * 4, 8 * 32 * 4)),
     ):
         events = [event for event in timeline.events if event.lane == "visits"]
         lasting = [event.end - event.begin for event in events]
         rows = max(sum(visits.send_splits), sum(visits.receive_splits))
-        assert lasting == pytest.approx([FAR.send_seconds(rows * size) for size in sizes])
+        assert lasting == pytest.approx([LATE.send_seconds(rows * size) for size in sizes])
         assert timeline.seconds >= events[-1].end

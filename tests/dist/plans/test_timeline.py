@@ -156,7 +156,7 @@ def test_heads_are_exchanged_before_and_after(placed, mover, size):
 
 def test_the_slowest_rank_has_most_to_attend_and_to_move(placed):
     (cast,) = (p for p in predict_movers(placed, OVERLAP, COST) if p.mover == "group_cast")
-    assert slowest_rank(placed, COST, cast) == WORLD - 1
+    assert slowest_rank(placed, OVERLAP, COST, cast) == WORLD - 1
 
 
 def test_lanes_are_drawn_on_one_scale():
