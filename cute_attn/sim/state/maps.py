@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CopyInFlight, Race
-from .epochs import IN_FLIGHT, first_agent, packed, unordered, unpacked
+from .epochs import first_agent, packed, unordered, unpacked
 from .fault import Fault
 from .transfers import Load, Store
 
@@ -23,9 +23,9 @@ class Maps:
         self._changes: dict[int, int] = {}
         self._released: dict[int, int] = {}  # of these changes
         self._under_way: dict[int, list[Load | Store]] = {}
-        # where races are looked for: the last change, and by warp or mbarrier the last copy
+        # where races are looked for: the last change, and by warp or mbarriers the ends of the last copy, one for each
         self._changed: dict[int, int] = {}
-        self._read: dict[int, dict[int, int]] = {}
+        self._read: dict[int, dict[tuple[int, ...], list[int]]] = {}
 
     def changes(self, address: int) -> int:
         """How often it was changed."""
@@ -64,14 +64,16 @@ class Maps:
         if releases:
             self._released[address] = self._changes[address]
         if c.world.races:
-            before = [*self._read.get(address, {}).values(), *filter(None, [self._changed.get(address)])]
+            before = list(self._read.get(address, {}).values())
+            if address in self._changed:
+                before.append([self._changed[address]])
             self._check(c, warp, site, subject, before)
             self._changed[address] = packed(first_agent(c.cluster.order) + warp, c.cluster.order.clock[warp], site)
 
-    def _check(self, c: Any, warp: int, site: int, subject: str, before: list[int]) -> None:
-        late = _unordered(c, warp, before)
-        if late.any():
-            other, races = unpacked(before[int(np.flatnonzero(late)[0])]), c.world.races
+    def _check(self, c: Any, warp: int, site: int, subject: str, before: list[list[int]]) -> None:
+        late = next((epochs[0] for epochs in before if _unordered(c, warp, epochs).all()), None)
+        if late is not None:
+            other, races = unpacked(late), c.world.races
             cluster, who = divmod(other.agent, len(c.cluster.order.clock))
             place = races.place(cluster, races.issuer(cluster, who), other.site)
             what = "copy through it" if other.proxy else "change of it"
@@ -82,23 +84,27 @@ class Maps:
     def load(self, c: Any, address: int, copy: Load) -> None:
         """A load is about to start that goes through it."""
         self._use(address, copy)
-        barrier = copy.targets[0].barrier
-        if c.world.races and barrier.order is not None:
-            self._note(c, address, barrier.clock, int(barrier.order.clock[barrier.clock]) + 1, copy.site)
+        barriers = [target.barrier for target in copy.targets]  # whoever sees one of them knows that it is over
+        if c.world.races and all(b.order is not None for b in barriers):
+            ends = [(b.clock, int(c.cluster.order.clock[b.clock]) + 1) for b in barriers]
+            self._note(c, address, ends, copy.site)
 
     def store(self, c: Any, address: int, warp: int, store: Store, *, waited: bool = False) -> None:
         """A store has started that goes through it, or its thread has waited for its source to be read."""
         if not waited:
-            self._use(address, store)
-        if c.world.races:
-            self._note(c, address, warp, int(c.cluster.order.clock[warp]) if waited else IN_FLIGHT, store.site)
+            self._use(address, store)  # so that until then no change is missed
+        elif c.world.races:
+            end = (warp, int(c.cluster.order.clock[warp]))
+            self._note(c, address, [end], store.site)
 
     def _use(self, address: int, copy: Load | Store) -> None:
         self._under_way[address] = [*(x for x in self._under_way.get(address, ()) if x.under_way), copy]
 
-    def _note(self, c: Any, address: int, who: int, when: int, site: int) -> None:
-        agent = first_agent(c.cluster.order) + who
-        self._read.setdefault(address, {})[agent] = packed(agent, when, site, proxy=True)
+    def _note(self, c: Any, address: int, ends: list[tuple[int, int]], site: int) -> None:
+        """A copy is over for whoever knows one of these ends: whose clock, and when on it."""
+        first = first_agent(c.cluster.order)
+        which = tuple(first + who for who, _ in ends)
+        self._read.setdefault(address, {})[which] = [packed(first + who, when, site, proxy=True) for who, when in ends]
 
 
 def _unordered(c: Any, warp: int, epochs: list[int]) -> np.ndarray:
