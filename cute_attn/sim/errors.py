@@ -69,6 +69,10 @@ class CopyInFlight(UninitializedRead):
     """An access to memory that an asynchronous copy or a wgmma still writes or reads."""
 
 
+class TensorMapInUse(SimError):
+    """A tensor map is changed that a copy may still read, or nothing tells whoever changes it that it does not."""
+
+
 class MissingProxyFence(SimError):
     """The async proxy touches shared memory that ordinary stores wrote, with no fence.proxy.async in between."""
 
