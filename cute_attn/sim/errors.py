@@ -49,6 +49,10 @@ class Deadlock(SimError):
     """All that could run waits for something that cannot happen any more."""
 
 
+class RegistersExceeded(Deadlock):
+    """A setmaxnreg.inc waits for more registers than its CTA was launched with, or than others give back."""
+
+
 class OutOfBounds(SimError):
     """An access outside every buffer, outside shared memory, or through a pointer into the wrong space."""
 
@@ -63,6 +67,10 @@ class UninitializedRead(SimError):
 
 class CopyInFlight(UninitializedRead):
     """An access to memory that an asynchronous copy or a wgmma still writes or reads."""
+
+
+class TensorMapInUse(SimError):
+    """A tensor map is changed that a copy may still read, or nothing tells whoever changes it that it does not."""
 
 
 class MissingProxyFence(SimError):

@@ -18,7 +18,7 @@ REGISTERS = """
 FILE = {1: "h", 2: "h", 4: "r", 8: "d"}
 
 
-def frame(body, parameters, shared="", declarations=""):
+def frame(body, parameters, shared="", declarations="", directives=""):
     """The text of a module: `parameters` is 'pointer' or a number of bytes, each. Pointers arrive in %a0, %a1, ...
 
     %t is threadIdx.x, %lane and %warp what they say; `smem` names the dynamic shared memory.
@@ -33,6 +33,7 @@ def frame(body, parameters, shared="", declarations=""):
 .address_size 64
 .extern .shared .align 1024 .b8 smem[];
 .visible .entry kernel({", ".join(listed)})
+{directives}
 {{
     {REGISTERS}
     {declarations}
@@ -59,6 +60,7 @@ def run(
     unwritten=(),
     shared="",
     declarations="",
+    directives="",
     workers=1,
     warned=(),
     recorder=None,
@@ -73,9 +75,8 @@ def run(
         if isinstance(a, np.ndarray):
             shadow = np.ones(a.nbytes, bool) if i in unwritten else None
             buffers.append(Buffer(a.ctypes.data, a.reshape(-1).view(np.uint8), f"argument {i}", shadow))
-    launch = Launch(
-        "kernel", frame(body, parameters, shared, declarations), (grid, 1, 1), (block, 1, 1), (cluster, 1, 1), smem, raw
-    )
+    ptx = frame(body, parameters, shared, declarations, directives)
+    launch = Launch("kernel", ptx, (grid, 1, 1), (block, 1, 1), (cluster, 1, 1), smem, raw)
     return execute(launch, buffers, Schedule(mode, seed, races, fixed_sums), workers, warned, recorder)
 
 

@@ -246,7 +246,7 @@ def _start_load(
         for target in targets:
             c.world.races.issued(target.barrier, g.wg.number + warp)
     if c.world.races and not isinstance(what, SharedSource):
-        c.world.races.copy_in(c, g.wg.number + warp, site, what, targets[0].barrier)
+        c.world.races.copy_in(c, g.wg.number + warp, site, what, [target.barrier for target in targets])
     load = Load(what, size, swizzle, targets, place, f"PTX line {place.line}, warp {g.warps[0]}", site)
     if through:
         c.world.maps.load(c, through, load)

@@ -13,6 +13,7 @@ from ..errors import Place
 from ..state.lanes import FileRows
 from ..state.matrices import MmaTile
 from . import access, arithmetic, convert, mma, system, warp, wgmma
+from .budget import registers_at_entry
 from .constants import constant_registers, moves_constant
 from .control_flow import find_joins, find_spins
 from .extents import unit_of
@@ -41,6 +42,7 @@ class Program:
         self.tiles: dict[int, MmaTile] = {}
         self.nodes: list[Node] = []
         self._build()
+        self.registers_at_entry = registers_at_entry(self.kernel)
         find_joins(self.nodes)
         find_spins(self.nodes, self.rows)
         self._place_registers()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from dataclasses import dataclass, field
@@ -107,6 +108,7 @@ class Kernel:
     local: dict[str, SharedVariable] = field(default_factory=dict)
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
+    limits: dict[str, int] = field(default_factory=dict)  # "threads" at most, "minnctapersm", "maxnreg": where given
 
 
 _TYPE_SIZE = {"b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "f16": 2, "b32": 4, "u32": 4, "s32": 4, "f32": 4}
@@ -154,8 +156,17 @@ def _parsed(body: _Body, position: int) -> Kernel:
         closing = clean.index(")", opening.start())
         _parameters(kernel, clean[opening.end() : closing])
         position = closing + 1
-    body.run(clean.index("{", position) + 1)
+    start = clean.index("{", position)
+    _limits(kernel, clean[position:start])
+    body.run(start + 1)
     return kernel
+
+
+def _limits(kernel: Kernel, text: str) -> None:
+    """The directives between the parameters of an entry and its body."""
+    for name, numbers in re.findall(r"\.(maxntid|reqntid|minnctapersm|maxnreg)\s+(\d+(?:\s*,\s*\d+)*)", text):
+        product = math.prod(int(number) for number in numbers.split(","))
+        kernel.limits["threads" if name.endswith("ntid") else name] = product
 
 
 def _declare(table: dict[str, SharedVariable], declaration: str, most: int) -> None:

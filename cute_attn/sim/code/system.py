@@ -439,8 +439,39 @@ def wgmma_wait(c: CTA, g: Group, node: Node) -> bool:
     return True
 
 
+def _setmaxnreg(layout: Layout, r: Reader) -> Node:
+    action = r.need("inc", "dec")
+    r.done("sync", "aligned", "u32")
+    r.count(1)
+    return node_of(layout, r, move_registers, (action, r.constant()))
+
+
+def move_registers(c: CTA, g: Group, node: Node) -> bool:
+    """Gives registers back to the CTA, or takes more of it and waits until there are so many."""
+    site, (action, count) = node.detail
+    if c.registers is None:  # ptxas ignores it
+        return True
+    wanted = c.registers.wanted(g.warps, count)
+    if wanted < 0 if action == "inc" else wanted > 0:
+        c.fail(
+            UnsupportedInstruction,
+            f"{action} to {count} registers a thread by warps with {c.registers.owned[g.warps[0]]}",
+            site,
+            g,
+        )
+    if not c.registers.move(g.warps, count):
+        g.waits = (c.registers, node)
+        c.registers.waiters.append(g)
+        return False
+    if action == "dec":
+        woken, c.registers.waiters = c.registers.waiters, []
+        c.world.progress += 1
+        c.world.wake(woken)
+    return True
+
+
 def _simple(operands: int, *allowed: str) -> Callable[[Any, Reader], Any]:
-    """Instructions without effect here: register budgets, dependent launches, hints, sleep."""
+    """Instructions without effect here: dependent launches, hints, sleep."""
 
     def handler(layout: Layout, r: Reader) -> Node:
         r.done(*allowed)
@@ -467,7 +498,7 @@ _HANDLERS: dict[str, Callable[[Any, Reader], Any]] = {
     "fence": _fence,
     "membar": _fence,
     "wgmma": _wgmma,
-    "setmaxnreg": _simple(1, "inc", "dec", "sync", "aligned", "u32"),
+    "setmaxnreg": _setmaxnreg,
     "griddepcontrol": _simple(0, "wait", "launch_dependents"),
     "nanosleep": _simple(1, "u32"),
     "cp": _cp,

@@ -17,14 +17,23 @@ import torch
 
 from ...backend import backend, current
 from ...loadable import load_module
-from ..errors import MissingBarrier, MissingProxyFence, Place, Race, SimError, UninitializedRead, UntestedVersion
+from ..errors import (
+    MissingBarrier,
+    MissingProxyFence,
+    Place,
+    Race,
+    SimError,
+    TensorMapInUse,
+    UninitializedRead,
+    UntestedVersion,
+)
 from ..launch import Report, Schedule
 from . import from_disk, gpu, stub
 from .arguments import CudaView
 from .capture import collected, simulate
 from .fresh import FreshMemory, watching
 
-CAN_WARN = (UninitializedRead, MissingBarrier, MissingProxyFence, Race)
+CAN_WARN = (UninitializedRead, MissingBarrier, MissingProxyFence, Race, TensorMapInUse)
 TESTED_VERSIONS = ("4.8.1",)  # of nvidia-cutlass-dsl: the stub leans on symbols and layouts that nobody documents
 
 
@@ -59,8 +68,9 @@ def run(
             torch.empty; None is skipped. To read them before a launch of this call wrote them is an error. What they
             share with other arguments counts as written. Within `simulated` such tensors are found by themselves.
         warn: classes of findings that become warnings of the report, after which the kernel goes on: of
-            UninitializedRead (but not its CopyInFlight), MissingBarrier, MissingProxyFence and Race. What was read
-            remains what it was. None takes those of the `simulated` around, none by default.
+            UninitializedRead (but not its CopyInFlight), MissingBarrier, MissingProxyFence, Race and TensorMapInUse.
+            What was read remains what it was, and a copy reads its map as it was when it was issued. None
+            takes those of the `simulated` around, none by default.
         races: whether accesses to global memory that nothing orders are looked for; such a pair is a Race. None takes
             what the `simulated` around says, False by default.
         deterministic: with races: floating-point additions of one element that nothing orders are races too, if a sum

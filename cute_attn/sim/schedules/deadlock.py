@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ..errors import Deadlock, Place, SimError, TransactionCount
+from ..errors import Deadlock, Place, RegistersExceeded, SimError, TransactionCount
 from ..state.barriers import MBarrier
 from ..state.groups import Group
+from ..state.registers import Registers
 from .machine import Machine
 
 LISTED = 24  # groups named in a report
@@ -24,6 +25,10 @@ def deadlock(machine: Machine) -> SimError:
         subject = getattr(on, "subject", "")
     for g in blocked:
         on = g.waits[0] if g.waits else None
+        if isinstance(on, Registers):
+            site, (_, count) = machine.program.nodes[g.pc].detail
+            place = machine.program.place(site, g.cta.index, g.warps)
+            return RegistersExceeded(on.short(g.warps, count), place, subject=on.subject, notes=notes)
         if isinstance(on, MBarrier) and not on.pending and on.transaction:
             what = f"the barrier waits for {on.transaction} transaction bytes that no copy will deliver"
             return TransactionCount(what, place, subject=on.subject, notes=notes)
@@ -38,4 +43,5 @@ def _blocked(machine: Machine) -> list[Group]:
             found += [g for barrier in cta.barriers for g in barrier.waiters]
             found += [g for barrier in cta.mbarriers.values() for g in barrier.waiters]
             found += [g for wg in cta.warpgroups for g in wg.gathering]
+            found += cta.registers.waiters if cta.registers else []
     return found

@@ -15,6 +15,7 @@ from .groups import WARP, Group
 from .lanes import Warpgroup
 from .order import Order
 from .races import Races
+from .registers import Registers
 from .spares import Spares
 from .special import special_registers
 from .translation import Translation
@@ -81,6 +82,8 @@ class CTA:
         self.live = [wg.everyone for wg in self.warpgroups]
         self.mbarriers: dict[int, MBarrier] = {}
         self.barriers = [NamedBarrier(i) for i in range(16)]
+        entry = translation.registers_at_entry
+        self.registers = Registers(entry, threads) if entry is not None else None
         self.ready: list[Group] = []
         self.bulk: dict[tuple[int, int], Any] = {}  # by (warpgroup, lane): bulk copies of that thread
         self.classic: dict[tuple[int, int], Any] = {}  # cp.async of that thread

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +38,17 @@ def unpacked(epoch: int) -> Epoch:
 def first_agent(order: Order) -> int:
     """What to add to the number of a warp, or of an mbarrier, of a cluster."""
     return order.number * len(order.clock)
+
+
+def ends(order: Order, barriers: Sequence[Any], site: int) -> tuple[int, ...]:
+    """A copy that will report to these mbarriers: by each, for whoever sees one of them knows that it is over.
+
+    () if not all of them have a clock.
+    """
+    if any(barrier.order is None for barrier in barriers):
+        return ()
+    clocks = [barrier.clock for barrier in barriers]
+    return tuple(packed(first_agent(order) + x, int(order.clock[x]) + 1, site, proxy=True) for x in clocks)
 
 
 def unordered(order: Order, warps: np.ndarray, epochs: np.ndarray, *, table: int = 0) -> np.ndarray:

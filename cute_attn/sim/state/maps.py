@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CopyInFlight, Race
-from .epochs import IN_FLIGHT, first_agent, packed, unordered, unpacked
+from ..errors import Race, TensorMapInUse
+from .epochs import ends, first_agent, packed, unordered, unpacked
 from .fault import Fault
 from .transfers import Load, Store
 
@@ -23,9 +23,9 @@ class Maps:
         self._changes: dict[int, int] = {}
         self._released: dict[int, int] = {}  # of these changes
         self._under_way: dict[int, list[Load | Store]] = {}
-        # where races are looked for: the last change, and by warp or mbarrier the last copy
+        # where races are looked for: the last change, and by warp or mbarriers the ends of the last copy, one for each
         self._changed: dict[int, int] = {}
-        self._read: dict[int, dict[int, int]] = {}
+        self._read: dict[int, dict[tuple[int, ...], tuple[int, ...]]] = {}
 
     def changes(self, address: int) -> int:
         """How often it was changed."""
@@ -47,7 +47,7 @@ class Maps:
 
     def _knows(self, c: Any, warp: int, address: int) -> bool:
         last = self._changed.get(address)
-        return last is None or not _unordered(c, warp, [last])[0]
+        return last is None or not _unordered(c, warp, (last,))[0]
 
     def change(self, c: Any, warp: int, site: int, address: int, *, releases: bool) -> None:
         """A warp changes it, and releases that or does not.
@@ -60,46 +60,49 @@ class Maps:
         for copy in self._under_way.get(address, ()):
             if copy.under_way:
                 what = f"the {subject} is changed while a copy in flight reads it"
-                raise Fault(CopyInFlight, what, subject, [str(copy)])
+                c.world.findings.found(Fault(TensorMapInUse, what, subject, [str(copy)]))
         if releases:
             self._released[address] = self._changes[address]
         if c.world.races:
-            before = [*self._read.get(address, {}).values(), *filter(None, [self._changed.get(address)])]
+            before = list(self._read.get(address, {}).values())
+            if address in self._changed:
+                before.append((self._changed[address],))
             self._check(c, warp, site, subject, before)
             self._changed[address] = packed(first_agent(c.cluster.order) + warp, c.cluster.order.clock[warp], site)
 
-    def _check(self, c: Any, warp: int, site: int, subject: str, before: list[int]) -> None:
-        late = _unordered(c, warp, before)
-        if late.any():
-            other, races = unpacked(before[int(np.flatnonzero(late)[0])]), c.world.races
+    def _check(self, c: Any, warp: int, site: int, subject: str, before: list[tuple[int, ...]]) -> None:
+        late = next((epochs[0] for epochs in before if _unordered(c, warp, epochs).all()), None)
+        if late is not None:
+            other, races = unpacked(late), c.world.races
             cluster, who = divmod(other.agent, len(c.cluster.order.clock))
             place = races.place(cluster, races.issuer(cluster, who), other.site)
             what = "copy through it" if other.proxy else "change of it"
             said = f"change of the {subject}, and nothing orders it behind the {what} by {place.who}"
-            fault = Fault(Race, said, subject, [f"the other is at {place}"])
+            fault = Fault(TensorMapInUse if other.proxy else Race, said, subject, [f"the other is at {place}"])
             races.found(c.world, fault, races.place(c.cluster.order.number, warp, site))
 
     def load(self, c: Any, address: int, copy: Load) -> None:
         """A load is about to start that goes through it."""
         self._use(address, copy)
-        barrier = copy.targets[0].barrier
-        if c.world.races and barrier.order is not None:
-            self._note(c, address, barrier.clock, int(barrier.order.clock[barrier.clock]) + 1, copy.site)
+        if c.world.races:
+            self._note(address, ends(c.cluster.order, [target.barrier for target in copy.targets], copy.site))
 
     def store(self, c: Any, address: int, warp: int, store: Store, *, waited: bool = False) -> None:
         """A store has started that goes through it, or its thread has waited for its source to be read."""
         if not waited:
-            self._use(address, store)
-        if c.world.races:
-            self._note(c, address, warp, int(c.cluster.order.clock[warp]) if waited else IN_FLIGHT, store.site)
+            self._use(address, store)  # so that until then no change is missed
+        elif c.world.races:
+            end = packed(first_agent(c.cluster.order) + warp, c.cluster.order.clock[warp], store.site, proxy=True)
+            self._note(address, (int(end),))
 
     def _use(self, address: int, copy: Load | Store) -> None:
         self._under_way[address] = [*(x for x in self._under_way.get(address, ()) if x.under_way), copy]
 
-    def _note(self, c: Any, address: int, who: int, when: int, site: int) -> None:
-        agent = first_agent(c.cluster.order) + who
-        self._read.setdefault(address, {})[agent] = packed(agent, when, site, proxy=True)
+    def _note(self, address: int, epochs: tuple[int, ...]) -> None:
+        """A copy through it is over for whoever knows one of these."""
+        if epochs:
+            self._read.setdefault(address, {})[tuple(unpacked(epoch).agent for epoch in epochs)] = epochs
 
 
-def _unordered(c: Any, warp: int, epochs: list[int]) -> np.ndarray:
+def _unordered(c: Any, warp: int, epochs: tuple[int, ...]) -> np.ndarray:
     return unordered(c.cluster.order, np.full(len(epochs), warp), np.array(epochs, np.int64))

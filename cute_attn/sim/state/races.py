@@ -8,14 +8,14 @@ with each other where the scope of each takes in the other. Launches are ordered
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..errors import MissingProxyFence, Place, Race, SimError
-from .epochs import IN_FLIGHT, unordered, unpacked
+from .epochs import IN_FLIGHT, ends, unordered, unpacked
 from .fault import Fault
 from .flags import SCOPES, Flags, Strength, among
 from .shared_races import SharedRaces, sites_of
@@ -158,17 +158,15 @@ class Races(SharedRaces):
 
     # ------------------------------------------------------------------ copies
 
-    def copy_in(self, c: Any, warp: int, site: int, source: Spans, barrier: Any) -> None:
-        """A warp starts a copy from global to shared memory that will report to an mbarrier."""
+    def copy_in(self, c: Any, warp: int, site: int, source: Spans, barriers: Sequence[Any]) -> None:
+        """A warp starts a copy from global to shared memory that will report to an mbarrier of each of its targets."""
         found = self._copy(c, warp, site, source, LOADS)
         if found is None:
             return
         index, a = found
         traffic = self._of(c, index)
         self._check(c, index, traffic, a)
-        if barrier.order is not None:
-            when = int(barrier.order.clock[barrier.clock]) + 1
-            traffic.note(replace(a, order=barrier.order, agent=barrier.clock), when)
+        traffic.note_copy(a, ends(a.order, barriers, site))
 
     def copy_out(self, c: Any, warp: int, site: int, target: Spans, *, reduces: bool, adds: bool) -> Pending | None:
         """A warp starts a copy, or a reduction, from shared to global memory."""
@@ -241,6 +239,8 @@ class Races(SharedRaces):
         for number, epoch in zip(near[late].tolist(), epochs[late].tolist(), strict=True):
             row, kind = traffic.rows[number], int(traffic.kinds[number])
             if not (a.kind | kind) & (STORES | STRONG_STORES) or self._agree(a, row, kind):
+                continue
+            if row.ends and not unordered(a.order, np.full(len(row.ends), a.warps[0]), np.array(row.ends)).all():
                 continue
             met = meeting(a.starts, a.size, row.starts, row.size)
             if met is not None and a.kind & kind & ADDS:

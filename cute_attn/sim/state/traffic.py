@@ -28,7 +28,6 @@ class Access:
     kind: int
     strength: Strength | None = None
     proxy: bool = False  # whether it is asynchronous
-    agent: int = 0  # whose clock tells when it is over, if not the warp's: an mbarrier's
     values: np.ndarray | None = None  # [element, size]: what is to be stored
 
     @property
@@ -37,9 +36,8 @@ class Access:
 
     def epochs(self, when: int | None = None) -> Any:
         """One for each element; `when` it is over on the clock, if not now."""
-        who: Any = self.agent or self.warps
-        clock = self.order.clock[who] if when is None else when
-        epochs = packed(first_agent(self.order) + who, clock, self.sites, proxy=self.proxy)
+        clock = self.order.clock[self.warps] if when is None else when
+        epochs = packed(first_agent(self.order) + self.warps, clock, self.sites, proxy=self.proxy)
         return epochs if np.shape(epochs) == self.starts.shape else np.broadcast_to(epochs, self.starts.shape)
 
     def by_warp(self) -> Iterator[Access]:
@@ -60,6 +58,7 @@ class Row(NamedTuple):
     size: int
     party: Party
     scope: int
+    ends: tuple[int, ...] = ()  # further epochs, of which any tells that a copy is over
 
 
 class Traffic:
@@ -73,7 +72,7 @@ class Traffic:
         self._unit, self._first = unit, address % 16  # units begin at multiples of their size
         self._units = (self._first + size) // unit + 1
         self._stores: np.ndarray | None = None
-        self._loads: list[tuple[np.ndarray, np.ndarray, np.ndarray, int, Party]] = []
+        self._loads: list[tuple[np.ndarray, np.ndarray, np.ndarray, int, Party, tuple[int, ...]]] = []
         self._polls: dict[tuple[int, int, int], int] = {}
         self.rows: list[Row] = []
         self.epochs, self._low, self._high, self.kinds = (np.zeros(16, np.int64) for _ in range(4))
@@ -100,10 +99,17 @@ class Traffic:
         """Where in the buffer a unit begins."""
         return max(unit * self._unit - self._first, 0)
 
-    def note(self, a: Access, when: int | None = None) -> None:
-        """An ordinary load, or a copy; `when` it is over, if not now."""
-        self._loads.append((a.epochs(when), a.warps, a.starts, a.size, a.party))
+    def note(self, a: Access) -> None:
+        """An ordinary load."""
+        self._loads.append((a.epochs(), a.warps, a.starts, a.size, a.party, ()))
         self.met |= LOADS
+
+    def note_copy(self, a: Access, ends: tuple[int, ...]) -> None:
+        """A load by a copy, which is over for whoever knows one of its ends; if it has none, nobody looks for them."""
+        if ends:
+            epochs = np.full(a.starts.shape, ends[0])
+            self._loads.append((epochs, a.warps, a.starts, a.size, a.party, ends[1:]))
+            self.met |= LOADS
 
     def add(self, a: Access, when: int | None = None) -> int:
         """A row of what each warp does; the number of the last. Of the looks of a spin only the last is kept."""
@@ -125,10 +131,10 @@ class Traffic:
 
     def _settle(self) -> None:
         """Makes rows of what was only noted."""
-        for epochs, warps, starts, size, party in self._loads:
+        for epochs, warps, starts, size, party, ends in self._loads:
             for warp in np.unique(warps).tolist():
                 here = warps == warp
-                self._add(int(epochs[here][0]), LOADS, Row(starts[here], size, party, 0))
+                self._add(int(epochs[here][0]), LOADS, Row(starts[here], size, party, 0, ends))
         self._loads.clear()
 
     def _add(self, epoch: int, kind: int, row: Row) -> int:

@@ -21,6 +21,10 @@ class Translation(Protocol):
         """How many rows the file of each kind of register has."""
 
     @property
+    def registers_at_entry(self) -> int | None:
+        """Registers that a thread has at first, None if its kernel moves none."""
+
+    @property
     def local_bytes(self) -> int:
         """Local memory of a lane."""
 

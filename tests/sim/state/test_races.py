@@ -263,6 +263,26 @@ def test_what_a_copy_reads_may_be_overwritten_by_those_who_know_that_it_is_over(
     finds(ends.replace(DONE, "").replace("END:", DONE.replace("W", "V") + "END:"), memory, smem=512)
 
 
+def test_the_source_of_a_multicast_may_be_overwritten_by_who_sees_any_of_its_barriers():
+    for issuer, writer in itertools.product((0, 1), (0, 1)):
+        wait = "W: mbarrier.try_wait.parity.shared.b64 %p2, [%r9], 0; @!%p2 bra W;"
+        body = f"""
+        mov.u32 %r9, smem; mov.u32 %r1, %cluster_ctarank; setp.eq.u32 %p1, %t, 0; mov.u16 %h1, 3;
+        setp.ne.u32 %p3, %r1, {issuer}; setp.ne.u32 %p4, %r1, {writer}; @!%p1 bra READY;
+        mbarrier.init.shared.b64 [%r9], 1; mbarrier.arrive.expect_tx.shared.b64 _, [%r9], 512;
+        READY: fence.proxy.async; barrier.cluster.arrive; barrier.cluster.wait; @%p3 bra EARLY; @!%p1 bra EARLY;
+        cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster
+            [%r9+512], [%a0], 512, [%r9], %h1;
+        EARLY: FIRST @%p4 bra END; st.global.u32 [%a0], 7; END: LAST
+        barrier.cluster.arrive; barrier.cluster.wait;"""
+        where = {"block": 32, "grid": 2, "cluster": 2, "smem": 4096}
+        passes(body.replace("FIRST", wait).replace("LAST", ""), np.zeros(128, np.uint32), **where)
+        if issuer == writer:
+            said = "behind the bulk load of it by warp 0"
+            unordered = body.replace("FIRST", "").replace("LAST", wait)
+            finds(unordered, np.zeros(128, np.uint32), modes=["eager"], match=said, **where)
+
+
 # ---------------------------------------------------------------- shared memory
 
 PLACE = "mov.u32 %r9, smem; mad.lo.u32 %r8, %t, 4, %r9; xor.b32 %r1, %t, 32; mad.lo.u32 %r7, %r1, 4, %r9;"
