@@ -17,11 +17,12 @@ from ..directories import cache_directory, obstacle
 from ..jit.build import build, load_specs, specs_of
 from ..jit.parallel import Outcome
 from ..jit.record import NOTHING_RECORDED
+from ..launch.packing import can_share
 from ..spec.operation import Spec, operation
 from ..strict_json import loads
 from .files import NewFolder
 from .options import given
-from .specs import OperationName, SpecField, check_goes_with, spec_under
+from .specs import Heads, OperationName, SpecField, check_goes_with, packed_specs, spec_under
 
 __all__ = ["HeadDim", "command", "json_object", "progress"]
 
@@ -70,6 +71,12 @@ def progress(console: Console) -> Progress:
     "--dtype", "dtypes", type=click.Choice(["bf16", "fp16"]), multiple=True, default=["bf16"], show_default=True
 )
 @click.option("--head-dim", "dims", type=HeadDim(), multiple=True, default=["128"], show_default=True)
+@click.option(
+    "--heads",
+    type=Heads(),
+    multiple=True,
+    help="Of calls with so many query and key heads: also the forwards of few rows, where query heads share tiles.",
+)
 @click.option("--softcap", is_flag=True, help="With scores capped by tanh.")
 @click.option("--sink", is_flag=True, help="With sinks (forward, decode).")
 @click.option("--deterministic", is_flag=True, help="With sums of dQ in a fixed order (backward).")
@@ -102,6 +109,7 @@ def command(
     ops: tuple[str, ...],
     dtypes: tuple[str, ...],
     dims: tuple[tuple[int, int], ...],
+    heads: tuple[tuple[int, int], ...],
     softcap: bool,
     sink: bool,
     deterministic: bool,
@@ -116,11 +124,12 @@ def command(
     cute-attn build --output kernels --selftest
     cute-attn build --output kernels --specs specs.json
     cute-attn build --output kernels --mask causal --head-dim 64 --head-dim 128
+    cute-attn build --output kernels --mask causal --heads 32/8
     cute-attn build --output kernels --mask causal --candidates
     cute-attn build --output kernels --mask causal --op decode --field split=true
     """
     named = given(context)
-    of_masks = ("seqlen", "ops", "dtypes", "dims", "softcap", *_FLAGS, "extra", "candidates")
+    of_masks = ("seqlen", "ops", "dtypes", "dims", "heads", "softcap", *_FLAGS, "extra", "candidates")
     for option in (o for o in context.command.params if o.name in of_masks and o.name in named and not masks):
         raise click.UsageError(f"{option.opts[0]} goes with --mask: specs have their own")
     for name in (name for name in _FLAGS if name in named):
@@ -129,6 +138,9 @@ def command(
         check_goes_with("--softcap", "score", ops)
     for name in dict(extra):
         check_goes_with(f"--field {name}", name, ops)
+    if heads:
+        check_goes_with("--heads", "packed_heads", ops)
+        _check_may_share(dict(extra))
     recorded = {file: load_specs(file) for file in files}
     for file, found in recorded.items():
         if not found:
@@ -141,8 +153,9 @@ def command(
         specs += selftest_specs()
     fields = {**{name: context.params[name] for name in _FLAGS}, **dict(extra)}
     for name, op, dtype, dim in product(masks, ops, dtypes, dims):
-        specs.append(spec_under(operation(op), dtype, dim, name, seqlen, None, softcap, fields))
-        specs += _tried(op, dtype, dim, name, seqlen, candidates) if candidates else []
+        named_so = [spec_under(operation(op), dtype, dim, name, seqlen, None, softcap, fields)]
+        named_so += _tried(op, dtype, dim, name, seqlen, candidates) if candidates else []
+        specs += named_so + [packed for spec in named_so for of in heads for packed in packed_specs(spec, of)]
     if not specs:
         raise click.UsageError("nothing to build: give --selftest, --specs, --spec or --mask")
     console = Console()
@@ -161,6 +174,13 @@ def command(
         console.print(f"[red]failed[/red]  {failure.item}: {failure.error}")
     console.print(f"{len(set(specs)) - len(failures)} kernels in {output}; load_bundle or CUTE_ATTN_BUNDLES loads them")
     return 1 if failures else 0
+
+
+def _check_may_share(wanted: dict[str, Any]) -> None:
+    if "packed_heads" in wanted:
+        raise click.UsageError("--heads names what --field packed_heads does: give one of them")
+    if not can_share(False, **wanted):
+        raise click.UsageError("--heads: query heads share no tiles with --field softmax=exact, fp32_out or piece")
 
 
 def _not_kept() -> str:

@@ -8,14 +8,16 @@ from typing import Any
 
 import click
 
+from ..launch.packing import packed_choices
 from ..launch.shapes import spec_for
 from ..mask import from_spec
+from ..spec.forward import ForwardSpec
 from ..spec.operation import Operation, Spec, operations
 from ..spec.score import ScoreForm
 from ..spec.tiles import Tile
 from ..strict_json import loads
 
-__all__ = ["OperationName", "SpecField", "check_goes_with", "has", "spec_under", "tile_under"]
+__all__ = ["Heads", "OperationName", "SpecField", "check_goes_with", "has", "packed_specs", "spec_under", "tile_under"]
 
 OF_ALL = ("dtype", "head_dim", "head_dim_v", "mask", "score", "tile")  # fields that have options of their own
 
@@ -54,6 +56,27 @@ class SpecField(click.ParamType):
             return name, text
 
 
+class Heads(click.ParamType):
+    """HEADS_Q/HEADS_K."""
+
+    name = "heads"
+
+    def get_metavar(self, param, ctx=None):
+        return "Q/K"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        parts = value.split("/")
+        if len(parts) == 2 and all(part.isdecimal() for part in parts):
+            q, k = map(int, parts)
+            if k and q and q % k == 0:
+                return q, k
+        self.fail(
+            f"expected query heads, a multiple of the key heads, and key heads, such as 32/8, got {value!r}", param, ctx
+        )
+
+
 def has(kind: Callable[..., Any], name: str) -> bool:
     """Whether specs, or tiles, of a type have a field."""
     return name in {field.name for field in fields(kind)}  # type: ignore[arg-type]
@@ -87,6 +110,14 @@ def spec_under(
         return spec_for(row.name, dtype, *head_dims, from_spec(mask, seqlen), tile, score, heads=heads, **own)
     except TypeError as error:
         raise click.UsageError(str(error)) from None
+
+
+def packed_specs(spec: Spec, heads: tuple[int, int]) -> list[Spec]:
+    """What launches of few query rows with such heads, of q and k, ask for in place of a forward whose heads may share
+    tiles, see `can_share`; of other operations nothing."""
+    if not isinstance(spec, ForwardSpec):
+        return []
+    return [replace(spec, packed_heads=choice) for choice in packed_choices(heads, spec.tile.m)]
 
 
 def tile_under(row: Operation, default: Any, tile: tuple[int, int] | None, stages: int) -> Tile:

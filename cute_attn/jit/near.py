@@ -1,4 +1,4 @@
-"""What a missing kernel was nearly found as: the same made otherwise, or with another tile."""
+"""What a missing kernel was nearly found as: the same made otherwise, with another tile or other packed_heads."""
 
 from __future__ import annotations
 
@@ -32,14 +32,27 @@ def _sentence(where: str, spec: Spec, kernels: list[tuple[Spec, dict[str, Any]]]
         if other == spec:
             why = difference(manifest, spec, any_compiler=mode != "jit")
             return f"{where} has it, but {why or _other_packages(manifest, spec)}"
-    tiles = [str(other.tile) for other, _ in kernels if other.op == spec.op and _retiled(other, spec) == spec]
-    return f"{where} has it with {'the tile' if len(tiles) == 1 else 'tiles'} {'; '.join(tiles)}" if tiles else ""
+    said = []
+    if tiles := [str(tile) for tile in _others("tile", spec, kernels)]:
+        said.append(f"{'the tile' if len(tiles) == 1 else 'tiles'} {'; '.join(tiles)}")
+    if numbers := sorted(_others("packed_heads", spec, kernels)):
+        said.append(f"packed_heads {', '.join(map(str, numbers))}")
+    return f"{where} has it with {', and with '.join(said)}" if said else ""
 
 
-def _retiled(other: Spec, spec: Spec) -> Spec | None:
+def _others(name: str, spec: Spec, kernels: list[tuple[Spec, dict[str, Any]]]) -> list[Any]:
+    """The values of a field, where specs have it, of those that differ in nothing else."""
+    if not hasattr(spec, name):
+        return []
+    wanted = {name: getattr(spec, name)}
+    near = (other for other, _ in kernels if other.op == spec.op and _changed(other, wanted) == spec)
+    return list(dict.fromkeys(getattr(other, name) for other in near))  # a kernel may be there more than once
+
+
+def _changed(other: Spec, wanted: dict[str, Any]) -> Spec | None:
     try:
-        return cast(Spec, replace(cast(Any, other), tile=spec.tile))
-    except ValueError:  # other fields do not go with this tile
+        return cast(Spec, replace(cast(Any, other), **wanted))
+    except ValueError:  # other fields do not go with it
         return None
 
 

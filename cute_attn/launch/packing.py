@@ -6,7 +6,7 @@ from __future__ import annotations
 from cute_attn.mask import IntervalMask
 from cute_attn.spec.forward import PACKED_HEADS
 
-__all__ = ["can_share", "check_heads", "choose_heads", "packed", "positions", "shared_by"]
+__all__ = ["can_share", "check_heads", "choose_heads", "packed", "packed_choices", "positions", "shared_by"]
 
 MOST_OF_TILES = 2 / 3  # that may be left where heads share tiles, or another kernel would be compiled for little
 
@@ -29,10 +29,19 @@ def choose_heads(mask: IntervalMask, heads: tuple[int, int], m: int) -> int:
     """
     if mask.heads > 1 or mask.seqlen_q == 0:
         return 1
-    ratio = heads[0] // heads[1]
+    return _choice(mask.seqlen_q, heads[0] // heads[1], m)
 
+
+def packed_choices(heads: tuple[int, int], m: int) -> list[int]:
+    """What specs have, upwards, where `choose_heads` finds heads that share tiles of m rows, over all numbers of query
+    rows. heads: of q and k."""
+    few = range(1, 2 * m + 1)  # a head with more has three tiles at least, and more than MOST_OF_TILES would be left
+    return sorted({packed(shared) for rows in few if (shared := _choice(rows, heads[0] // heads[1], m)) > 1})
+
+
+def _choice(seqlen_q: int, ratio: int, m: int) -> int:
     def tiles(shared: int) -> int:
-        return ratio // shared * -(-mask.seqlen_q // positions(m, shared))
+        return ratio // shared * -(-seqlen_q // positions(m, shared))
 
     found = min(reversed(_divisors(ratio)), key=tiles)
     return found if tiles(found) <= MOST_OF_TILES * tiles(1) else 1

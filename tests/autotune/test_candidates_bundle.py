@@ -79,6 +79,12 @@ def test_build_candidates_makes_a_bundle_of_the_tiles_that_are_tried_with_their_
         assert found == replace(profile(spec), spill_bytes=8 * (spec.tile.n == 96))
 
 
+def test_heads_share_the_tiles_that_are_tried_too(build):
+    root = build("--candidates", *OPTIONS, "--op", "fwd", "--heads", "8/1")
+    expected = {replace(spec, packed_heads=n) for spec in specs_tried(PROBLEM, "quick") for n in (1, 8)}
+    assert set(bundle.load_bundle(root).specs) == expected
+
+
 def test_where_nothing_compiles_the_tiles_of_a_bundle_are_measured_and_the_best_found(build, no_compiler):
     bundle.load_bundle(build("--candidates", *OPTIONS))
     tried = [spec.tile for spec in specs_tried(PROBLEM, "quick")]

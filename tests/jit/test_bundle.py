@@ -176,6 +176,21 @@ def test_a_missing_kernel_names_what_has_it_with_another_tile_or_for_another_ins
     assert raised.value.near == ()
 
 
+def test_a_missing_kernel_names_what_has_it_with_other_heads_that_share_tiles(bundle, monkeypatch, compiles):
+    load_bundle(bundle)
+    monkeypatch.setattr(obtain_module, "linker", no_linker)
+    with pytest.raises(KernelNotBuilt, match=r"bundle has it with packed_heads 1;"):
+        obtain(replace(SPEC, packed_heads=8))
+    cache.commit(link(compiled(replace(SPEC, packed_heads=16))), bundle)
+    cache.commit(link(compiled(replace(SPEC, packed_heads=8, tile=TileConfig(128, 96)))), bundle)
+    load_bundle(bundle)
+    with pytest.raises(KernelNotBuilt, match=r"bundle has it with the tile 128x96, .*, and with packed_heads 1, 16;"):
+        obtain(replace(SPEC, packed_heads=8))
+    with pytest.raises(KernelNotBuilt) as raised:
+        obtain(replace(SPEC, packed_heads=8, sink=True))
+    assert raised.value.near == ()
+
+
 def no_linker():
     raise Unavailable("a kernel has to be linked once, and none was found")
 
@@ -315,6 +330,40 @@ def test_what_flags_build_is_what_launches_ask_for(mask, softcap, compiles, tmp_
     backward(out, q, k, v, out, lse, from_spec(mask, 512), **options)
 
 
+@pytest.mark.parametrize("ratio", [1, 2, 3, 6, 8, 12])
+def test_what_build_makes_for_heads_is_what_calls_with_any_number_of_rows_ask_for(
+    ratio, compiles, tmp_path, in_threads, monkeypatch
+):
+    import torch
+
+    from cute_attn import sim
+    from cute_attn.launch.forward import forward
+    from cute_attn.mask import causal
+
+    flags = ["--op", "fwd", "--mask", "causal", "--mask", "full", "--head-dim", 64]
+    flags += ["--heads", f"{2 * ratio}/2", "--heads", "8/8"]
+    result = run("build", *flags, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path / "empty"))
+    monkeypatch.setenv("CUTE_ATTN_CACHE_MODE", "cached-only")
+    bundle = load_bundle(tmp_path / "out")
+    monkeypatch.setattr(sim, "run", lambda *arguments, **options: None)
+    for rows in (1, 8, 16, 17, 33, 48, 64, 65, 80, 96, 128, 130, 192, 256, 300):
+        q, k, v = (torch.randn(1, rows, heads, 64, dtype=torch.bfloat16) for heads in (2 * ratio, 2, 2))
+        forward(q, k, v, causal(rows), softmax_scale=0.1, backend="sim")
+    assert all(spec.packed_heads == 1 for spec in bundle.specs) == (ratio == 1)
+
+
+def test_heads_add_kernels_to_forwards_alone_and_each_once(compiles, tmp_path, in_threads):
+    flags = ["--mask", "causal", "--head-dim", 64, "--sink", "--heads", "64/8", "--heads", "8/1", "--heads", "6/1"]
+    result = run("build", *flags, "--output", tmp_path / "out", "--workers", 1)
+    assert result.exit_code == 0, result.output
+    forwards = [spec for spec in compiles if spec.op == "fwd"]
+    assert [spec.op for spec in compiles if spec not in forwards] == ["bwd"]
+    assert sorted(spec.packed_heads for spec in forwards) == [1, 2, 8]
+    assert {replace(spec, packed_heads=1) for spec in forwards} == {forwards[0]}
+
+
 @pytest.mark.parametrize("page_size", [None, 16])
 @pytest.mark.parametrize("parts", [1, 3])
 def test_what_flags_build_of_decode_is_what_calls_ask_for(
@@ -368,6 +417,20 @@ def test_a_kernel_that_cannot_be_built_is_named_and_the_others_are_built(compile
         (["--mask", "causal", "--op", "bwd", "--sink"], "--sink goes with --op fwd"),
         (["--mask", "causal", "--op", "fwd", "--planes-by-head"], "--planes-by-head goes with --op bwd"),
         (["--spec", SPEC.canonical(), "--planes-by-head"], "--planes-by-head goes with --mask"),
+        (["--spec", SPEC.canonical(), "--heads", "8/1"], "--heads goes with --mask"),
+        (["--mask", "causal", "--op", "bwd", "--heads", "8/1"], "--heads goes with --op fwd"),
+        (
+            ["--mask", "causal", "--heads", "8/1", "--field", "packed_heads=8"],
+            "--heads names what --field packed_heads",
+        ),
+        (["--mask", "causal", "--heads", "8/1", "--field", "softmax=exact"], "share no tiles with --field softmax="),
+        *[
+            (
+                ["--mask", "causal", "--heads", bad],
+                f"a multiple of the key heads, and key heads, such as 32/8, got '{bad}'",
+            )
+            for bad in ("8", "8/3", "2/8", "8/0", "0/1", "8/2/1", "a/b", "-8/1", "\u00b2/1")
+        ],
         (["--mask", "cuasal"], "unknown mask 'cuasal'"),
         (["--mask", "causal", "--head-dim", "a"], "expected a head_dim such as 128"),
     ],

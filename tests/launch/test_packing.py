@@ -5,7 +5,7 @@ import torch
 from cases import stacked
 
 from cute_attn.launch.forward import plan_forward
-from cute_attn.launch.packing import choose_heads, packed, positions, shared_by
+from cute_attn.launch.packing import choose_heads, packed, packed_choices, positions, shared_by
 from cute_attn.launch.shapes import spec_for
 from cute_attn.mask import causal, full
 from cute_attn.spec.forward import ForwardSpec
@@ -34,6 +34,13 @@ def test_no_choice_has_more_tiles_than_one_head_each(ratio):
         tiles = ratio // shared * -(-rows // positions(128, shared))
         assert shared == 1 or tiles <= ratio * -(-rows // 128) * 2 / 3
         assert shared_by(packed(shared), (ratio, 1)) in range(shared, ratio + 1)
+
+
+@pytest.mark.parametrize("m", [64, 128, 192])
+@pytest.mark.parametrize("ratio", [*range(1, 20), 64, 96, 128])
+def test_all_choices_of_a_ratio_are_those_of_any_number_of_rows(ratio, m):
+    chosen = {choose_heads(full(rows, 1), (3 * ratio, 3), m) for rows in range(1, 1200)}
+    assert packed_choices((3 * ratio, 3), m) == sorted({packed(shared) for shared in chosen} - {1})
 
 
 def test_planes_of_heads_graphs_unrounded_outputs_and_exact_maxima_are_not_packed():
