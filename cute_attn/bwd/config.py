@@ -26,8 +26,8 @@ def check(spec: BackwardSpec) -> None:
     """Raises ValueError if no multiprocessor holds the spec's tile: compiled, it would spill or not launch."""
     if spec.tile.n == 128 and spec.head_dim + spec.head_dim_v > 320:
         raise ValueError(
-            f"BackwardTile.n = 128 needs head dims of up to 320 together, got {spec.head_dim}/{spec.head_dim_v}: beyond, "
-            f"dK and dV of 64 keys overfill the registers of a warpgroup"
+            f"BackwardTile.n = 128 needs head dims of up to 320 together, got {spec.head_dim}/{spec.head_dim_v}: "
+            f"beyond, dK and dV of 64 keys overfill the registers of a warpgroup"
         )
     if (need := shared_memory_bytes(spec)) > SHARED_MEMORY:
         raise ValueError(

@@ -43,9 +43,12 @@ def check_that_nothing_spills(spec):
 
 
 @pytest.mark.parametrize("dims", [(128, 128), (192, 128)])
-def test_forwards_that_ask_a_predicate_keep_all_in_registers(dims):
+def test_forwards_that_ask_a_predicate_keep_in_memory_what_a_producer_needs_once_an_item(dims):
+    """A launch leaves producers 24 registers, two or three too few between items: a store and a load each."""
     mask, tile = two_comparisons(), fwd.graph_tile(*dims)
-    check_that_nothing_spills(ForwardSpec(head_dim=dims[0], head_dim_v=dims[1], mask=mask, tile=tile))
+    report = inspect(compile(ForwardSpec(head_dim=dims[0], head_dim_v=dims[1], mask=mask, tile=tile)))
+    assert report.spill_bytes <= 32
+    assert report.warnings == ()
 
 
 def test_a_backward_that_asks_a_predicate_keeps_all_in_registers():
