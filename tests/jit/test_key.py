@@ -33,6 +33,7 @@ CHANGES = {
         "softmax": {"softmax": "exact"},
         "fp32_out": {"fp32_out": True},
         "piece": {"piece": 64},
+        "packed_heads": {"packed_heads": 8},
         "tile": {"tile": TileConfig(n=112)},
     },
     BACKWARD: {

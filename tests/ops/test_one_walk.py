@@ -30,7 +30,7 @@ STEPS = {
     "check values": [(slices, "_check")],
     "read": [(masks_module, "read_function"), (block_mask_module, "read_lists")],
     "content": [(mask_cache, "on_host")],
-    "look up": [(plans, "find_mask"), (flex_flash, "find_mask")],
+    "look up": [(plans, "find_mask"), (flex_flash, "find_mask"), (flex_flash, "seen_mask")],
     "build": [(MaskSource, "build"), (IntervalMask, "_of_slices")],
     "plan": [(plans, "make_plan")],
     "ask for plan": [(attention_op, "plan_of"), (mods_op, "plan_of")],
@@ -77,9 +77,9 @@ def test_ranges_in_tensors(steps):
     def call(q, k, v):
         return flex_flash_attn_func(q, k, v, ranges, ranges, attn_type_map=types)[0]
 
-    again = {"check form": 3, "look up": 1, "content": 1}  # q_ranges, k_ranges, attn_type_map
-    first = again | {"check values": 1, "build": 2, "ask for plan": 1, "plan": 1}  # of slices, and of the intervals
-    assert taken(steps, call, TOKENS, 2, 64) == (first, again, {})
+    first = {"look up": 2, "check form": 3, "content": 1}  # unchecked; then checked: q_ranges, k_ranges, attn_type_map
+    first |= {"check values": 1, "build": 2, "ask for plan": 1, "plan": 1}  # of slices, and of the intervals
+    assert taken(steps, call, TOKENS, 2, 64) == (first, {"look up": 1}, {})
 
 
 def test_ranges_in_lists(steps):
