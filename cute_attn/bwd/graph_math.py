@@ -12,7 +12,7 @@ import cutlass.cute as cute
 from cutlass import Int32, Uint32
 
 from cute_attn.mods.device.keys import Flow, KeyGraph, TilePredicate, TileScores
-from cute_attn.sm90.ptx import exp2, fma, has_bit, keep_inside, keep_where, pack, with_bit
+from cute_attn.sm90.ptx import exp2, fma, has_bit, keep_before, keep_where, pack, with_bit
 from cute_attn.sm90.score import Where
 from cute_attn.spec.backward import BackwardSpec
 
@@ -96,7 +96,7 @@ class GraphMath(TileMath):
                                 holds = holds | has_bit(certain, k)
                             keep = holds if keep is None else keep & holds
                         if masked and not self.spec.mask.is_bounded:
-                            exponent = keep_inside(exponent, self.keys[h], [(None, self.seqlen_k)], keep)
+                            exponent = keep_before(exponent, self.keys[h], self.seqlen_k, keep)
                         elif keep is not None:
                             exponent = keep_where(exponent, keep)
                         p.append(exp2(exponent))

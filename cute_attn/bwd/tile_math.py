@@ -12,7 +12,7 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Boolean, Float32, Int32, Uint32, const_expr, range_constexpr
 
-from cute_attn.sm90.ptx import exp2, fma, keep_inside, pack
+from cute_attn.sm90.ptx import exp2, fma, keep_before, pack
 from cute_attn.sm90.score import Score, Where
 from cute_attn.spec.backward import BackwardSpec
 
@@ -58,7 +58,7 @@ class TileMath:
                             keep = Boolean(word & (Uint32(1) << k))
                             exponent = exponent if keep else -Float32.inf
                         elif const_expr(masked):
-                            exponent = keep_inside(exponent, self.keys[h], [(None, self.seqlen_k)])
+                            exponent = keep_before(exponent, self.keys[h], self.seqlen_k)
                         p = exp2(exponent)
                         derivative: Any = None
                         if const_expr(self.spec.score.is_changed):

@@ -15,7 +15,7 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Int32, Uint16, Uint32, const_expr, range_constexpr
 
-from cute_attn.sm90.ptx import not_before, permute_bytes, rotate_left, shift_left
+from cute_attn.sm90.ptx import bits_from, not_before, permute_bytes, rotate_left
 
 __all__ = ["layout_of_words", "store_words"]
 
@@ -53,9 +53,9 @@ def store_words(
                 if const_expr(form.has_certain):
                     lo = lo & 0x7FFFFFFF
                 if const_expr(form.has_upper):
-                    word = word & ~from_on(hi - first)
+                    word = word & ~bits_from(hi - first)
                 if const_expr(form.has_lower):
-                    word = word & from_on(lo - first)
+                    word = word & bits_from(lo - first)
                 rows[m] = rows[m] | word
         words = cute.make_rmem_tensor(2, Uint32)  # of 16 keys each, for the lane that `put` gives them to
         words[0] = (rows[0] & Uint32(0xFFFF)) | (rows[1] << 16)
@@ -84,11 +84,6 @@ def swap_bits(words, lane, lane_bit: cutlass.Constexpr, places: cutlass.Constexp
     for k in range_constexpr(cute.size(words)):
         other = rotate_left(cute.arch.shuffle_sync_bfly(words[k], offset=lane_bit), turn)
         words[k] = (words[k] & kept) | (other & ~kept)
-
-
-def from_on(position: Int32) -> Uint32:
-    """The bits from a position on, which may lie on either side of a word."""
-    return shift_left(Uint32(ONES), cutlass.max(position, 0))
 
 
 @cute.jit

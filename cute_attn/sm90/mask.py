@@ -17,7 +17,7 @@ from cutlass import Boolean, Float32, Int32, Uint32, const_expr, range_constexpr
 
 from cute_attn.spec.mask import MaskForm
 
-from .ptx import keep_where, shift_left
+from .ptx import bits_from, keep_where
 
 __all__ = ["RowBounds"]
 
@@ -160,10 +160,5 @@ def count(column: Int32) -> Int32:
 
 def _beside(lo, hi, tile) -> Uint32:
     """The word of what is not in [lo, hi), counts that `tile` is added to."""
-    behind = Uint32(0) if hi is None else _from_on(hi + tile)
-    return behind if lo is None else behind | ~_from_on(lo + tile)
-
-
-def _from_on(bit: Int32) -> Uint32:
-    """The bits from one on, which may lie on either side of a word."""
-    return shift_left(Uint32(ONES), cutlass.max(bit, 0))
+    behind = Uint32(0) if hi is None else bits_from(hi + tile)
+    return behind if lo is None else behind | ~bits_from(lo + tile)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import cutlass
 from cutlass import Boolean, Float32, Int32, Int64, Uint32
 from cutlass._mlir.dialects import llvm
 from cutlass.cutlass_dsl import T, dsl_user_op
@@ -10,10 +11,11 @@ from cutlass.cutlass_dsl import T, dsl_user_op
 __all__ = [
     "add_vector",
     "asm",
+    "bits_from",
     "exp2",
     "fma",
     "has_bit",
-    "keep_inside",
+    "keep_before",
     "keep_where",
     "not_before",
     "opaque_zero",
@@ -51,6 +53,11 @@ def shift_left(x: Uint32, n: Uint32, *, loc: Any = None, ip: Any = None) -> Uint
     """`x << n`, zero for n of 32 and more: PTX clamps where LLVM's shift is undefined."""
     operands = [Uint32(v).ir_value(loc=loc, ip=ip) for v in (x, n)]
     return Uint32(asm(T.i32(), operands, "shl.b32 $0, $1, $2;", "=r,r,r", loc, ip))
+
+
+def bits_from(bit: Int32) -> Uint32:
+    """The bits of a word from one on, which may lie on either side of it."""
+    return shift_left(Uint32(0xFFFFFFFF), cutlass.max(bit, 0))
 
 
 @dsl_user_op
@@ -119,30 +126,18 @@ def opaque_zero(*, loc: Any = None, ip: Any = None) -> Float32:
 
 
 @dsl_user_op
-def keep_inside(
-    x: Float32, key: Int32, intervals: Any, also: Any = None, *, loc: Any = None, ip: Any = None
-) -> Float32:
-    """x if `lo <= key < hi` for one of the (lo, hi), None for no bound, and `also` holds, if given; else -inf.
+def keep_before(x: Float32, key: Int32, end: Int32, also: Any = None, *, loc: Any = None, ip: Any = None) -> Float32:
+    """x if `key < end` and `also` holds, if given; else -inf.
 
-    One select and one comparison a bound: the compiler, left to itself, makes a select of each bound.
+    One comparison and one select: the compiler, left to itself, makes a select of each condition.
     """
-    operands, lines = [x, key], []
-    for number, (lo, hi) in enumerate(intervals):
-        both = lo is not None and hi is not None
-        for bound, test in ((lo, "ge"), (hi, "lt")):
-            if bound is not None:
-                operands.append(bound)
-                combine, old = (".and", ", p") if both and test == "lt" else ("", "")
-                lines.append(f"setp.{test}{combine}.s32 p, $2, ${len(operands)}{old};")
-        lines.append("mov.pred q, p;" if number == 0 else "or.pred q, q, p;")
-    values = [Float32(x).ir_value(loc=loc, ip=ip)] + [Int32(v).ir_value(loc=loc, ip=ip) for v in operands[1:]]
-    kinds = ["=f", "f"] + ["r"] * (len(operands) - 1)
+    values = [Float32(x).ir_value(loc=loc, ip=ip), *(Int32(v).ir_value(loc=loc, ip=ip) for v in (key, end))]
+    kinds, both = "=f,f,r,r", ""
     if also is not None:
         values.append(Boolean(also).ir_value(loc=loc, ip=ip))
-        kinds.append("b")
-        lines.append(f"and.pred q, q, ${len(values)};")
-    text = "{ .reg .pred p, q; " + " ".join(lines) + " selp.f32 $0, $1, 0fFF800000, q; }"
-    return Float32(asm(T.f32(), values, text, ",".join(kinds), loc, ip))
+        kinds, both = f"{kinds},b", "and.pred q, q, $4; "
+    text = f"{{ .reg .pred q; setp.lt.s32 q, $2, $3; {both}selp.f32 $0, $1, 0fFF800000, q; }}"
+    return Float32(asm(T.f32(), values, text, kinds, loc, ip))
 
 
 @dsl_user_op

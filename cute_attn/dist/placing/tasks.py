@@ -121,9 +121,8 @@ def _areas(rows: _Rows, key: Placement) -> torch.Tensor:
     and what is before the position in its own chunk, where that is the rank's."""
     world, chunks, owner = key.world, key.chunks.numel(), key.owner()
     begun = torch.zeros(world * world, dtype=torch.int64, device="cpu")
-    ends = torch.zeros(
-        world * chunks, dtype=torch.int64, device="cpu"
-    )  # intervals that end in a chunk, less that begin
+    # Of each chunk, the intervals that end in it, less those that begin in it.
+    ends = torch.zeros(world * chunks, dtype=torch.int64, device="cpu")
     for first, last, lo, hi in zip(rows.first, rows.last, rows.lo, rows.hi, strict=True):
         some = last >= 0
         rank, count = rows.rank[some], rows.number[some]

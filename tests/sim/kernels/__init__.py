@@ -13,6 +13,7 @@ import cuda.bindings.driver as cuda
 import cutlass
 from cutlass import BFloat16, Float32, Int32, cute, range_constexpr
 from cutlass._mlir.dialects import llvm
+from cutlass.cute.nvgpu import warpgroup
 from cutlass.cutlass_dsl import dsl_user_op
 
 WARPGROUP = 128
@@ -38,6 +39,13 @@ def compiled(function: Callable, *args: Any) -> Any:
 def fake(dtype: type, *shape: Any, align: int = 16) -> Any:
     """A row-major tensor argument without memory."""
     return cute.runtime.make_fake_compact_tensor(dtype, shape, stride_order=ROW_MAJOR[len(shape)], assumed_align=align)
+
+
+def accumulating(mma: Any) -> Any:
+    """A tiled WGMMA as an atom that adds to its accumulator."""
+    atom = cute.make_mma_atom(mma.op)
+    atom.set(warpgroup.Field.ACCUMULATE, True)
+    return atom
 
 
 # ---------------------------------------------------------------------------- elementwise

@@ -9,7 +9,7 @@ import cutlass.utils.hopper_helpers as hopper
 from cutlass import BFloat16, Float32, Int32, Int64, cute, range_constexpr
 from cutlass.cute.nvgpu import OperandMajorMode, cpasync, warp, warpgroup
 
-from kernels import WARPGROUP, compiled, fake, mark
+from kernels import WARPGROUP, accumulating, compiled, fake, mark
 from kernels.matmul import one_stage, smem_layout, tma_slices
 
 MAP_WORDS = 16  # of 64 bits
@@ -195,7 +195,7 @@ class GroupedMatmul:
                 warpgroup.fence()
                 for step in range_constexpr(self.K // 16):
                     tile_a, tile_b = fa[None, None, step, stage], fb[None, None, step, stage]
-                    cute.gemm(self.accumulating(mma), acc, tile_a, tile_b, acc)
+                    cute.gemm(accumulating(mma), acc, tile_a, tile_b, acc)
                 warpgroup.commit_group()
                 mark("wait wgmma")
                 warpgroup.wait_group(0)
@@ -222,12 +222,6 @@ class GroupedMatmul:
         if index == 0:
             mark("last wait")
             cute.arch.cp_async_bulk_wait_group(0, read=True)
-
-    @cute.jit
-    def accumulating(self, mma):
-        atom = cute.make_mma_atom(mma.op)
-        atom.set(warpgroup.Field.ACCUMULATE, True)
-        return atom
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from cutlass import BFloat16, Float32, Int32, cute, range_constexpr
 from cutlass.cute.nvgpu import OperandMajorMode, cpasync, warp, warpgroup
 from cutlass.tensor_utils import LayoutEnum
 
-from kernels import WARPGROUP, compiled, fake, mark
+from kernels import WARPGROUP, accumulating, compiled, fake, mark
 
 
 def smem_layout(rows: int, columns: int, stages: int) -> cute.ComposedLayout:
@@ -164,7 +164,7 @@ class Matmul:
                 warpgroup.fence()
                 tile_a = fa if cutlass.const_expr(self.a_in_registers) else fa[None, None, None, stage]
                 for step in range_constexpr(self.K // 16):
-                    cute.gemm(self.accumulating(mma), acc, tile_a[None, None, step], fb[None, None, step, stage], acc)
+                    cute.gemm(accumulating(mma), acc, tile_a[None, None, step], fb[None, None, step, stage], acc)
                 warpgroup.commit_group()
                 mark("wait wgmma")
                 warpgroup.wait_group(0)
@@ -174,12 +174,6 @@ class Matmul:
             self.store(acc, sc[None, None, group], atom_c, c, mma, thread, group, m, n)
         if thread < 32:
             cute.arch.cp_async_bulk_wait_group(0, read=True)
-
-    @cute.jit
-    def accumulating(self, mma):
-        atom = cute.make_mma_atom(mma.op)
-        atom.set(warpgroup.Field.ACCUMULATE, True)
-        return atom
 
     @cute.jit
     def release(self, barrier, lane):
