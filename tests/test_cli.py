@@ -402,7 +402,9 @@ def test_a_command_that_was_nearly_named_is_suggested(run):
     assert "did you mean" not in run("zzz").stderr
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "ascii"])
+@pytest.mark.parametrize(
+    "encoding", [*(pytest.param(x, marks=pytest.mark.slow) for x in ("latin-1", "cp1252")), "ascii"]
+)
 @pytest.mark.parametrize(
     "command",
     [("show", "--mask", "causal", "--seqlen-q", "8"), ("plan", "--world", "2", "--seqlen", "8192"), ("doctor",)],

@@ -168,6 +168,7 @@ def closed(tmp_path):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["home of another user", "closed itself", "in a closed parent"])
 def test_a_cache_that_may_not_be_entered_costs_one_warning(case, tmp_path):
     path = closed(tmp_path)
@@ -183,13 +184,14 @@ def test_a_cache_that_may_not_be_entered_costs_one_warning(case, tmp_path):
     assert "Permission denied" in warning
 
 
-@pytest.mark.parametrize("where", ["", "cache"])
+@pytest.mark.parametrize("where", [pytest.param("", marks=pytest.mark.slow), "cache"])
 def test_a_file_in_the_place_of_the_cache_costs_one_warning(where, tmp_path):
     (tmp_path / "file").write_text("")
     (warning,) = as_somebody(tmp_path, CUTE_ATTN_CACHE_DIR=str(tmp_path / "file" / where))
     assert "kernels made now live in memory only" in warning
 
 
+@pytest.mark.slow
 def test_a_read_only_cache_without_the_stub_costs_one_warning(tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache").chmod(0o555)
@@ -198,12 +200,14 @@ def test_a_read_only_cache_without_the_stub_costs_one_warning(tmp_path):
     assert not list((tmp_path / "cache").iterdir())
 
 
+@pytest.mark.slow
 def test_no_home_and_no_name_cost_one_warning(tmp_path):
     line = "import pwd; pwd.getpwuid = lambda uid: {}[uid]"
     (warning,) = as_somebody(tmp_path, line)
     assert "neither HOME nor the user database names a home directory" in warning
 
 
+@pytest.mark.slow
 def test_a_cache_that_can_be_written_costs_none(tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache").chmod(0o777)
@@ -211,6 +215,7 @@ def test_a_cache_that_can_be_written_costs_none(tmp_path):
     assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == ["kernels", "locks", "sim"]
 
 
+@pytest.mark.slow
 def test_an_entry_that_may_not_be_read_costs_one_warning_and_stays(tmp_path):
     cache = tmp_path / "cache"
     lines = [

@@ -103,6 +103,7 @@ def test_links_and_pictures_exist(page):
             assert not anchor or anchor in anchors(there), f"{target}#{anchor}"
 
 
+@pytest.mark.slow
 def test_the_galleries_are_what_their_script_writes(tmp_path, monkeypatch):
     path = ROOT / "docs" / "make_gallery.py"
     spec = importlib.util.spec_from_file_location("make_gallery", path)

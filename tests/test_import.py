@@ -114,6 +114,7 @@ def test_all_tests_are_collected_and_those_marked_gpu_found_with_torch_numpy_and
     assert "click cannot be imported here" in found
 
 
+@pytest.mark.slow
 def test_the_simulators_tests_are_collected_where_importing_the_compiler_raises(tmp_path):
     """As its runtime half without the compiler does."""
     (tmp_path / "cutlass.py").write_text("raise RuntimeError('No CTK flavor installed')")
@@ -125,6 +126,7 @@ def test_the_simulators_tests_are_collected_where_importing_the_compiler_raises(
     assert "test_kernels.py: " not in found
 
 
+@pytest.mark.slow
 def test_a_fault_of_a_test_file_is_no_missing_library(tmp_path):
     (tmp_path / "test_faulty.py").write_text("import click, no_such_module")
     (tmp_path / "conftest.py").write_text((TESTS / "conftest.py").read_text())
@@ -188,6 +190,7 @@ def bundle(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_launch_from_a_bundle_needs_torch_numpy_and_the_runtime_alone(bundle):
     allowed = with_dependencies("torch", "numpy", "apache-tvm-ffi")
     assert not allowed & {"platformdirs", "click", "rich", "matplotlib", "PIL", "cutlass"}
@@ -197,6 +200,7 @@ def test_a_launch_from_a_bundle_needs_torch_numpy_and_the_runtime_alone(bundle):
     assert not result.stderr
 
 
+@pytest.mark.slow
 def test_doctor_needs_click_and_rich_besides(bundle):
     allowed = with_dependencies("torch", "numpy", "apache-tvm-ffi", "click", "rich")
     result = run(BLOCK + DOCTOR, ",".join(sorted(allowed)), COLUMNS="200")

@@ -50,6 +50,7 @@ def test_ops_are_of_the_librarys_name():
     assert NAMESPACE == "cute_attn"
 
 
+@pytest.mark.slow
 def test_a_folder_holds_the_library_importing_itself_by_relative_imports_alone(tmp_path):
     (variant,) = write_kernels_layout(tmp_path / "hub", None)
     assert variant == tmp_path / "hub" / "build" / "torch-cuda"

@@ -69,6 +69,7 @@ def build(tmp_path, monkeypatch):
     return invoke
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "effort"), [(["--candidates"], "quick"), (["--candidates", "full"], "full")])
 def test_build_candidates_makes_a_bundle_of_the_tiles_that_are_tried_with_their_profiles(build, options, effort):
     root = build(*options, *OPTIONS)
@@ -207,6 +208,7 @@ def tuned_in_a_bare_process(root, op):
     return [int(number) for number in result.stdout.split()]
 
 
+@pytest.mark.slow
 def test_a_process_in_which_importing_the_compiler_fails_tunes_over_the_bundle_by_its_clock(build):
     held, measured = tuned_in_a_bare_process(build("--candidates", *OPTIONS, "--op", "bwd"), "bwd")
     assert held == measured == len(specs_tried(replace(PROBLEM, op="bwd"), "quick"))

@@ -51,6 +51,7 @@ def results(tmp_path):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_looked_up_afterwards(autotune, tmp_path):
     result, _ = autotune(FakeGpu({FAST: 50e-6}), "--effort", "full")
     assert result.exit_code == 0, result.output
@@ -77,6 +78,7 @@ def test_results_hold_every_timing_and_versions_as_metadata(autotune, tmp_path):
     assert len(forward["refused"]) + len(forward["candidates"]) == 28 * 4
 
 
+@pytest.mark.slow
 def test_tuning_again_replaces_entries_of_equal_key_and_keeps_the_others(autotune, tmp_path):
     autotune(FakeGpu({FAST: 50e-6}), "--effort", "full")
     autotune(FakeGpu(), "--effort", "full", "--preset", "small")
@@ -174,7 +176,14 @@ def test_a_tile_that_hangs_is_named_and_what_was_found_before_is_written(autotun
     assert len(json.loads(tuned.table_path("Fake GPU").read_text())["entries"]) == 1
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2, "entries": []}', '{"format": 1, "entries": [3]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("", "[]", '{"format": 2, "entries": []}')),
+        '{"format": 1, "entries": [3]}',
+    ],
+)
 def test_a_table_that_cannot_be_read_is_set_aside_and_a_new_one_written(autotune, content):
     path = tuned.table_path("Fake GPU")
     path.parent.mkdir(parents=True)
@@ -216,12 +225,14 @@ def test_a_key_that_stands_twice_in_a_shape_is_refused(tmp_path):
         load_shapes(path)
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_module():
     result = subprocess.run([sys.executable, "-m", "autotune", "--help"], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert "python -m autotune" in result.stdout
 
 
+@pytest.mark.slow
 def test_as_a_module_it_ends_bad_input_with_one_line_and_code_2(tmp_path):
     path = tmp_path / "shapes.json"
     path.write_text('[{"heads_q": 7, "heads_k": 2}]')
@@ -260,6 +271,7 @@ def test_a_failure_of_rank_0_reaches_every_rank():
 # ---------------------------------------------------------------- doctor
 
 
+@pytest.mark.slow
 def test_doctor_says_which_table_gave_a_tile(autotune, monkeypatch):
     import torch
 

@@ -50,6 +50,7 @@ def elsewhere(function):
     assert ended.wait(60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("compiler", [None, "aot_eager"])
 def test_forward_and_backward_have_the_options_of_the_call(mask, compiler, launched):

@@ -257,6 +257,7 @@ def test_long_errors_are_whole_in_the_json_and_a_line_in_the_table(results):
     assert {path.name for path in results.iterdir()} == {"long.json", "long.md"}
 
 
+@pytest.mark.slow
 def test_a_peer_whose_import_fails_is_left_out_of_the_list_with_what_it_raised(tmp_path):
     (tmp_path / "flash_attn").mkdir()
     (tmp_path / "flash_attn" / "__init__.py").write_text("raise RuntimeError('No CTK flavor installed: expected one')")
@@ -281,6 +282,7 @@ def test_whatever_asking_a_peer_raises_is_its_reason_in_the_list_and_in_a_run(be
     assert [row["kernel"] for row in found.rows] == [OURS]
 
 
+@pytest.mark.slow
 def test_the_processes_that_measure_say_what_they_do_and_what_went_wrong():
     """The real ones; without a Hopper GPU they fail at the first step."""
     if attention.has_hopper():

@@ -44,6 +44,7 @@ def check(got, wanted):
             assert_close(name, a, b, 0.02 * b.abs().max().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [plainly, compiled, checkpointed])
 def test_gradients_flow_through_out_and_lse(call, backend):
     check(gradients(backend, call), gradients("reference"))

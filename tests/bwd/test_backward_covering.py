@@ -54,6 +54,7 @@ def test_deterministic_gradients_have_the_same_bits_in_every_schedule(backend):
     check_same_bits(Case(causal(300), heads=(4, 2), options={"deterministic": True}), backend, SCHEDULES[:4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deterministic", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_ctas_that_take_turns_in_several_items_are_launched_to_be_resident_together(deterministic, monkeypatch):
     launches = []
@@ -81,6 +82,7 @@ def test_many_layers_and_a_sink_for_each_row(backend):
     check(Case(with_gaps(200, 400, 20), heads=(2, 2), sink="ssh", mode="late"), backend)
 
 
+@pytest.mark.slow
 def test_odd_head_dim_softcap_and_a_mask_for_each_batch(backend):
     mask = stacked(sliding_window(260, left=40, right=0), causal(260))
     check(Case(mask, batch=2, heads=(8, 1), dims=(80, 72), softcap=5.0, scale=0.3), backend)
@@ -91,6 +93,7 @@ def test_a_negative_scale_at_head_dim_256(backend):
     check(Case(full(140, 200), dims=(256, 256), heads=(1, 1), scale=-0.05, mode="late"), backend)
 
 
+@pytest.mark.slow
 def test_only_the_gradients_that_are_needed(backend):
     gradients = check(Case(causal(200), dims=(192, 128), options={"needs": (True, False, True)}), backend)
     assert gradients.dk is None

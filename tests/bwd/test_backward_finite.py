@@ -38,11 +38,13 @@ def check_that_idle_numbers_change_nothing(case, backend):
         assert dsink.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["padding at the end", "more rows than keys", "one token"])
 def test_padding(name, backend):
     check_that_idle_numbers_change_nothing(Case(MASKS[name], batch=2, heads=(4, 2)), backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "seed"), SCHEDULES[:4])
 def test_holes_in_every_schedule(mode, seed, backend):
     case = Case(MASKS["holes"], mode=mode, seed=seed, options={"sm_margin": 130})
@@ -90,6 +92,7 @@ def test_any_gradient_alone(needs, dims, backend):
 # ---------------------------------------------------------------- numbers that some row attends
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["q", "k", "v", "dout"])
 def test_a_token_reaches_what_attends_it_and_nothing_beyond_the_tiles_of_these(which, backend):
     mask = causal_documents(600, cu_seqlens=DOCUMENTS)
@@ -140,6 +143,7 @@ def test_a_row_without_keys_has_no_gradient_whatever_keys_others_attend(backend)
     assert gradients.dq.isnan().any()
 
 
+@pytest.mark.slow
 def test_a_row_whose_lse_is_infinite_does_not_pass_for_one_without_keys(backend):
     mask = causal_documents(200, cu_seqlens=[0, 64, 200])
     problem = make_problem(Case(mask, heads=(2, 2)))

@@ -1,5 +1,6 @@
 """What the backward allocates beside its inputs: no square of the length, no copy of K or V."""
 
+import pytest
 import torch
 from backward_case import make_problem
 from cases import Case
@@ -28,6 +29,7 @@ class NewMemory(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 def test_the_backward_allocates_its_results_the_sums_of_dq_and_two_numbers_a_row():
     length, heads, dim = 300, (4, 2), 128
     case = Case(causal(length), heads=heads, dims=(dim, dim))

@@ -10,6 +10,7 @@ from cute_attn.mask import causal, sliding_window
 from cute_attn.ops.attention_op import attention
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [pytest.param(x, marks=pytest.mark.slow) if x != "both" else x for x in SHARES])
 def test_every_plane_has_its_own_gradients(share, backend):
     with cute_attn.backend(backend):

@@ -130,6 +130,7 @@ def test_quantising_keeps_zeros_and_the_largest(cached):
     assert stored[1, 0].float() == EIGHT_BITS[cached][2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("scales", ["none", "tokens"])
 def test_a_compiled_call_appends_as_the_call_does(scales, dynamic):

@@ -57,6 +57,7 @@ def test_no_schedule_changes_a_bit_of_what_is_merged():
     sim.strict(function, *tensors, deterministic=True)
 
 
+@pytest.mark.slow
 def test_keys_of_small_pages_are_gathered_under_windows_and_trees(backend):
     tree = torch.rand(6, 5, 5) < 0.6
     for page_size, mode in ((1, "eager"), (7, "late"), (16, "random")):
@@ -64,6 +65,7 @@ def test_keys_of_small_pages_are_gathered_under_windows_and_trees(backend):
     check(ragged(3, tokens=5, heads=(2, 1)), backend, mask=tree[0], window_size=(66, 1))
 
 
+@pytest.mark.slow
 def test_scales_of_tokens_of_an_8_bit_cache(backend):
     call = ragged(cached=torch.float8_e4m3fn, scales="tokens", dims=(128, 128))
     check(call, backend, "random")

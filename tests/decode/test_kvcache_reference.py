@@ -104,6 +104,7 @@ def test_one_length_for_all_and_none_for_the_whole_cache():
     check(call)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_a_compiled_call_is_the_call_without_a_graph_break(dynamic):
     torch._dynamo.reset()

@@ -1,4 +1,4 @@
-"""Many new tokens over a cache, by the forward kernel: those cases that `make test` has."""
+"""Many new tokens over a cache, by the forward kernel."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from decode_case import bytes_read, check, only, run
 from cute_attn import flash_attn_with_kvcache, sim
 from cute_attn.jit.record import record_specs
 
+pytestmark = pytest.mark.slow
 BF16 = torch.bfloat16
 LENGTHS = (0, 1, 63, 64, 65, 300)
 CAUSAL = {"window_size": (1000, 0)}  # by the kernel that windows have
@@ -33,7 +34,6 @@ def test_every_schedule_of_warps_and_copies(mode, seed):
     check(ragged(lengths=(65, 200), heads=(1, 1)), "sim", mode, seed, window_size=(90, 0))
 
 
-@pytest.mark.slow
 def test_a_contiguous_cache_is_one_page_a_sequence(backend):
     call = ragged(page_size=None, heads_first=True, heads=(4, 2))
     check(call, backend, "random", sink=torch.randn(2, 4), causal=True)

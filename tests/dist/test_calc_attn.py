@@ -216,6 +216,7 @@ def _half_of_a_mesh():
     return whole["ring", "ulysses"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mover", ["ulysses_ring", "group_cast", "ulysses", "auto"])
 def test_a_mesh_of_two_dimensions(mover):
     problems = {

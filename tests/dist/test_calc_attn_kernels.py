@@ -15,6 +15,7 @@ from cute_attn.dist import calc_attn, magi_attn_flex_key
 DEADLINE = 300.0  # simulating takes some of it
 
 
+@pytest.mark.slow
 def test_two_ranks_are_as_precise_as_plain_attention_on_one_device():
     problem = LowPrecision(masks.causal(250), heads_q=2, heads_k=1, head_dim=64, head_dim_v=64)
     for got in run_ranks(2, on_kernels, problem, config("group_cast", degree=1), deadline=DEADLINE):

@@ -83,6 +83,7 @@ class Layer(torch.nn.Module):
         return calc_attn(x * self.weight, x, x, self.key)[0]
 
 
+@pytest.mark.slow
 def test_the_key_of_a_layer_may_be_changed_and_the_old_plan_is_not_used():
     run_ranks(1, _changed, deadline=120.0)
 

@@ -17,6 +17,7 @@ def of_nodes(node_size, mover="node_cast", **overlap):
     return replace(config("group_cast", **overlap), mover=mover, cost=CostModel(ranks_per_node=node_size))
 
 
+@pytest.mark.slow
 def test_ranks_in_nodes_give_what_one_device_gives():
     problems = {name: Problem(mask, sinks=1) for name, mask in small_masks().items()}
     run_ranks(4, solve, problems, of_nodes(2))

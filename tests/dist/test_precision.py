@@ -73,6 +73,7 @@ def rms(got, right):
     return error.square().mean().sqrt().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mover", MOVERS)
 def test_two_runs_give_the_same_bits(mover):
     first, second = (run_ranks(4, _bf16_runs, mover, [0]) for _ in range(2))

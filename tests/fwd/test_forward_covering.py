@@ -55,6 +55,7 @@ def test_many_layers_and_the_largest_logit(backend):
     check(Case(with_gaps(200, 400, 20), options={"return_max_logits": True}, heads=(2, 2)), backend)
 
 
+@pytest.mark.slow
 def test_odd_head_dim_softcap_and_a_mask_for_each_batch(backend):
     mask = stacked(sliding_window(260, left=40, right=0), causal(260))
     check(Case(mask, batch=2, heads=(8, 1), dims=(80, 72), softcap=5.0, sink="ssh"), backend)

@@ -32,11 +32,13 @@ def check_that_idle_numbers_change_nothing(case, backend):
         assert torch.equal(lse.isinf(), rows[:, None].expand_as(lse))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["padding at the end", "more rows than keys", "one token"])
 def test_padding(name, backend):
     check_that_idle_numbers_change_nothing(Case(MASKS[name], batch=2, heads=(4, 2)), backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "seed"), SCHEDULES[:4])
 def test_holes_in_every_schedule(mode, seed, backend):
     case = Case(MASKS["holes"], mode=mode, seed=seed, options={"sm_margin": 130})
@@ -48,6 +50,7 @@ def test_two_layers_with_sinks_at_head_dim_64(backend):
     check_that_idle_numbers_change_nothing(case, backend)
 
 
+@pytest.mark.slow
 def test_many_layers_and_the_largest_logit(backend):
     case = Case(MASKS["many layers"], heads=(2, 2), options={"return_max_logits": True}, mode="random")
     check_that_idle_numbers_change_nothing(case, backend)
@@ -59,6 +62,7 @@ def test_a_mask_for_each_batch_with_softcap(backend):
     check_that_idle_numbers_change_nothing(case, backend)
 
 
+@pytest.mark.slow
 def test_products_may_not_read_zeroed_rows_without_a_fence(monkeypatch):
     load = launch.kernel
 
@@ -100,6 +104,7 @@ def changed(before, after):
     return (before != after).any(3).any(2)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["q", "k"])
 def test_a_query_or_a_key_reaches_the_rows_that_have_it(which, backend):
     case, (out, lse), (out_after, lse_after) = documents_with(which, backend)
@@ -109,6 +114,7 @@ def test_a_query_or_a_key_reaches_the_rows_that_have_it(which, backend):
     assert out_after[:, rows].isnan().all()
 
 
+@pytest.mark.slow
 def test_a_value_reaches_the_rows_of_the_query_tiles_that_visit_it_and_no_lse(backend):
     case, (out, lse), (out_after, lse_after) = documents_with("v", backend)
     assert torch.equal(lse, lse_after)

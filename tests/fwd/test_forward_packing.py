@@ -59,6 +59,7 @@ def test_queries_whose_heads_and_rows_lie_apart_run_without_a_copy(backend, capl
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_sinks_of_every_row_two_layers_and_a_mask_for_each_batch(backend):
     mask = stacked(with_gaps(21, 150, 2), with_gaps(21, 150, 2))
     packed_check(narrow(mask, (6, 2), batch=2, sink="ssh"), backend, 4)

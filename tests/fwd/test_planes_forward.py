@@ -8,6 +8,7 @@ import cute_attn
 from cute_attn.ops.attention_op import attention
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [pytest.param(x, marks=pytest.mark.slow) if x != "both" else x for x in SHARES])
 def test_every_plane_is_attended_by_its_own_rows(share, backend):
     with cute_attn.backend(backend):

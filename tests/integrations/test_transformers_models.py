@@ -91,6 +91,7 @@ def test_a_compiled_model_computes_the_same():
     check_logits_and_gradients((theirs, torch.compile(ours, backend="aot_eager")), *inputs("left"))
 
 
+@pytest.mark.slow
 def test_a_compiled_step_of_a_static_cache_generates_the_same_tokens():
     given, _ = inputs("left")
     options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "cache_implementation": "static"}

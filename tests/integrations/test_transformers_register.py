@@ -86,6 +86,7 @@ for there in (None, types.ModuleType("transformers")):
 """
 
 
+@pytest.mark.slow
 def test_the_library_imports_none_of_it_and_one_error_says_what_is_missing_or_too_old():
     result = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120)
     imported, *errors = result.stdout.splitlines()

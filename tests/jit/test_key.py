@@ -110,6 +110,7 @@ def test_a_spec_survives_the_way_through_json(spec):
         assert key(again) == key(s)
 
 
+@pytest.mark.slow
 def test_keys_are_equal_across_processes_and_hash_seeds():
     program = (
         "import sys; from cute_attn.jit.fingerprint import key; from cute_attn.spec.operation import parse_spec; "

@@ -48,6 +48,7 @@ def test_a_new_operation_is_compiled_cached_and_run(empty_cache):
     run()
 
 
+@pytest.mark.slow
 def test_the_command_builds_it_into_a_bundle_that_runs_without_a_compiler(empty_cache, tmp_path, monkeypatch):
     arguments = ["build", "--spec", SPEC.canonical(), "--output", str(tmp_path / "kernels"), "--workers", "1"]
     arguments += ["--mask", "full", "--seqlen", "128", "--op", "toy", "--dtype", "fp16"]

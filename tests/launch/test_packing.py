@@ -36,6 +36,7 @@ def test_no_choice_has_more_tiles_than_one_head_each(ratio):
         assert shared_by(packed(shared), (ratio, 1)) in range(shared, ratio + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("m", [64, 128, 192])
 @pytest.mark.parametrize("ratio", [*range(1, 20), 64, 96, 128])
 def test_all_choices_of_a_ratio_are_those_of_any_number_of_rows(ratio, m):

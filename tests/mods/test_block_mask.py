@@ -56,6 +56,7 @@ def test_fields_are_those_of_torch_and_what_is_attended_is_the_mask_mod(name, bl
             assert torch.equal(attended(as_block_mask(mine.intervals).reading(), 2, 3), want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, *(pytest.param(x, marks=pytest.mark.slow) for x in range(20, 200, 20))])
 def test_fields_of_random_mask_mods_are_those_of_torch(first):
     for seed in range(first, first + 20):

@@ -75,6 +75,7 @@ def of_lists(size, lengths, state):
     return mask, attended[None, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(200, 96), *(pytest.param(x, marks=pytest.mark.slow) for x in list(SIZES)[:-1])])
 def test_blocks_of_any_size_have_out_lse_and_gradients_of_their_mask_mod(size):
     def dilated(b, h, q, k):

@@ -53,6 +53,7 @@ def with_certain_blocks(mask_mod, rows, keys):
     return block_mask, attended
 
 
+@pytest.mark.slow
 def test_pairs_that_a_predicate_leaves_and_no_others_have_gradients():
     mask, attended = thinned(dilated, None, None, 130, 300)
     with backend("sim"):

@@ -61,6 +61,7 @@ indices = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(indices)
 def test_no_index_that_is_called_inside_is_outside_anywhere(text):

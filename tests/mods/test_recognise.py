@@ -104,6 +104,7 @@ def test_what_is_not_read_of_a_conjunction_remains(mask_mod, reason, area):
     assert found.intervals.area() == area
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, *(pytest.param(x, marks=pytest.mark.slow) for x in range(60, 600, 60))])
 def test_random_masks_are_never_read_wrongly(first, monkeypatch):
     monkeypatch.setattr(recognise_module, "_ROWS", 16)

@@ -107,6 +107,7 @@ def check(mask, made, *, heads=(4, 2), batch=1, dims=(64, 64), exact=None, dtype
     return got
 
 
+@pytest.mark.slow
 def test_every_kind_of_read_has_its_gradient():
     with backend("sim"):
         check(causal(150, 170), every_kind_of_read)

@@ -69,6 +69,7 @@ def test_torch_compile_sees_a_tilde():  # torch.logical_not it sees
     compiled_traces(["not"])
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(strict=True, raises=torch._dynamo.exc.InternalTorchDynamoError)
 def test_torch_compile_sees_an_order_with_a_number_that_changes():  # torch.lt it sees
     torch._dynamo.reset()

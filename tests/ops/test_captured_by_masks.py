@@ -179,6 +179,7 @@ def test_one_graph_serves_every_mask():
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_change_before_the_backward_raises(backend):
     problem = Problem()

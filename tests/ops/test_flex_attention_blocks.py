@@ -46,6 +46,7 @@ def test_a_mask_mod_is_its_dense_mask(name, score):
 BLOCK_SIZES = [64, 128, 256, (256, 64), (200, 96)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", BLOCK_SIZES)
 @pytest.mark.parametrize("maker", [create_block_mask, torch_flex.create_block_mask], ids=["ours", "torchs"])
 @pytest.mark.parametrize("lengths", [(127, 257), (1, 129), pytest.param((257, 257), marks=pytest.mark.slow)])

@@ -42,6 +42,7 @@ def model(query, key, value, weights, cap, block_mask=None):
     return out, aux.lse, aux.max_scores, again, lse
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_mask", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_four_lengths_and_two_numbers_take_two_graphs_and_give_what_eager_code_does(has_mask):
     counter = CompileCounterWithBackend("aot_eager")
@@ -109,6 +110,7 @@ def with_a_number(query, key, value, n):
     return flex_attention(query, key, value, score_mod, enable_gqa=True)
 
 
+@pytest.mark.slow
 def test_numbers_that_change_are_compared_by_functions():
     compiled = torch.compile(with_a_number, fullgraph=True, backend="aot_eager", dynamic=True)
     qkv = inputs(20)

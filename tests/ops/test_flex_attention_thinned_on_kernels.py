@@ -108,6 +108,7 @@ def far(b, h, q, k):
     return (q * k) % 3 == 1
 
 
+@pytest.mark.slow
 def test_full_blocks_are_attended_though_the_predicate_says_no():
     mask, attended = lists(130, 150)
     assert mask.reading().thinned(1, 1)._thinning.is_marked

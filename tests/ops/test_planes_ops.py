@@ -74,6 +74,7 @@ def test_the_ops_pass_opcheck():
     torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", ["heads", "both"])
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_the_op_that_plans_passes_opcheck(share, deterministic):

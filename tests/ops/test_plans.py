@@ -338,6 +338,7 @@ def test_a_compiled_call_on_the_kernels_reads_the_tables_of_an_eager_one(kind, d
         assert len(outside._plans) == 1  # of eager and of compiled calls
 
 
+@pytest.mark.slow
 def test_a_compiled_function_leaves_its_plan_with_a_mask_from_outside(launches):
     torch._dynamo.reset()
     q, mask = bf16(300, 2, 64), causal(300)

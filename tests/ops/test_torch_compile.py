@@ -67,6 +67,7 @@ def test_the_backward_op_passes_opcheck(needs, sink_shape):
     torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SOURCES)
 @pytest.mark.parametrize(
     "call",
@@ -186,6 +187,7 @@ def test_a_compiled_varlen_call_sees_new_lengths_of_the_same_documents():
         assert_close("out", compiled(q, ends), attend(q, ends.clone()), EXACT)
 
 
+@pytest.mark.slow
 def test_lengths_and_scalars_may_change_under_one_compiled_function():
     def attend(q, ranges, scale, softcap):
         return flex_flash_attn_func(q, q, q, ranges, ranges, softmax_scale=scale, softcap=softcap)
@@ -215,6 +217,7 @@ def ranges_of(ends):
     return torch.stack([ends[:-1], ends[1:]], 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fullgraph", [False, True])
 def test_two_masks_of_one_compiled_function_stay_apart(fullgraph):
     """Inductor gives the second ranges the buffer of the first: the same tensor object, of the same version."""
@@ -245,6 +248,7 @@ def test_a_graph_is_not_broken_where_it_may_be():
     assert (explained.graph_count, explained.graph_break_count) == (1, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_what_a_graph_does_with_the_memory_of_a_plan_reaches_no_later_call(backend):
     """Lo and hi of a graph are its own: here it writes into them, as inductor may where it needs memory."""
@@ -299,6 +303,7 @@ def test_intervals_given_inside_are_checked():
         compiled(randn(ROWS, 2, 8), MASK.lo, MASK.hi + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [False, True])
 def test_an_exported_program_takes_any_number_of_documents(strict):
     class Flex(torch.nn.Module):

@@ -28,6 +28,7 @@ def run(capsys, *arguments):
     return code, {row["case"]: row for row in rows}, lines
 
 
+@pytest.mark.slow
 def test_a_wrong_result_a_hang_and_a_crash_are_named_and_the_rest_is_measured(bundle, capsys, tmp_path):
     names = {name: case_for(spec).simulated().name for name, spec in SPECS.items()}
     absent = "fwd d64 causal 300 h2/1"
@@ -59,6 +60,7 @@ def test_a_wrong_result_a_hang_and_a_crash_are_named_and_the_rest_is_measured(bu
         assert name in table
 
 
+@pytest.mark.slow
 def test_what_the_budget_leaves_no_time_for_is_skipped(bundle, capsys):
     hanging = case_for(SPECS["prefix"]).simulated().name
     begun = time.monotonic()
@@ -71,6 +73,7 @@ def test_what_the_budget_leaves_no_time_for_is_skipped(bundle, capsys):
     assert "skipped" in lines[-1]
 
 
+@pytest.mark.slow
 def test_where_nothing_can_run_it_says_why_in_the_last_line_and_ends_with_2(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("CUTE_ATTN_BUNDLES", str(tmp_path / "nowhere"))
     code, rows, lines = run(capsys, "--group", "smoke")
@@ -120,6 +123,7 @@ def test_an_error_that_is_no_number_is_json_all_the_same(capsys):
     assert loads(capsys.readouterr().out)["error"] == {"out": "nan", "lse": "inf", "dq": 0.5}
 
 
+@pytest.mark.slow
 def test_it_imports_nothing_that_a_bare_machine_lacks():
     program = (
         "import sys; from cute_attn.selftest import command, worker; "

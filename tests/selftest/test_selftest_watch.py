@@ -88,6 +88,7 @@ def test_a_process_that_dies_at_its_start_costs_its_case(play, monkeypatch):
     assert "the start of the process" in found["full"]["detail"]
 
 
+@pytest.mark.slow
 def test_whoever_is_asked_to_end_leaves_no_process_behind(tmp_path):
     """The self-test in the middle of a case that hangs, ended as a step of the first light is."""
     fake = Path(__file__).with_name("fake_worker.py")

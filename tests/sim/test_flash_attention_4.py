@@ -88,6 +88,7 @@ def check_backward(interface, causal, mode, *shape):
     return reports
 
 
+@pytest.mark.slow
 def test_forward_with_grouped_heads_and_ragged_lengths(interface):
     check_forward(interface, True, "late", 1, 300, 300, 2, 1, 64)
 

@@ -26,6 +26,7 @@ def simulator_alone(root):
     return package.parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bound", "error"), [("x.shape[0]", ""), pytest.param("x.shape[0] + 1", "OutOfBounds", marks=pytest.mark.slow)]
 )

@@ -46,6 +46,7 @@ def test_the_text_gives_the_spec_back():
         ForwardSpec.from_canonical("{}")
 
 
+@pytest.mark.slow
 def test_the_text_is_the_same_in_another_process():
     code = (
         "from cute_attn.spec.forward import ForwardSpec; from cute_attn.spec.mask import MaskForm; "

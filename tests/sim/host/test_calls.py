@@ -212,6 +212,7 @@ def test_simulated_code_reaches_our_own_functions_too(launches):
     assert len(reports) == 1
 
 
+@pytest.mark.slow
 def test_an_exported_shared_object_runs_without_the_dsl(tmp_path):
     function = kernels.scaled_sum()
     function.export_to_c(object_file_path=str(tmp_path / "k.o"), function_name="scaled_sum")

@@ -46,6 +46,7 @@ def test_the_forward_writes_all_of_out_and_lse(mask, mode, calls):
     assert_written(calls, out, lse)
 
 
+@pytest.mark.slow
 @every_mode
 @every_mask
 @pytest.mark.parametrize("deterministic", [False, True])

@@ -43,6 +43,7 @@ def forks(monkeypatch):
     return started
 
 
+@pytest.mark.slow
 @SCHEDULES
 @pytest.mark.parametrize("workers", [2, 3])
 def test_results_and_reports_are_put_together_as_those_of_one_process(monkeypatch, forks, workers, mode, seed):
@@ -86,6 +87,7 @@ def tickets(mode, seed, workers=1):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "seed"),
     [
@@ -104,6 +106,7 @@ def test_warps_run_in_the_order_of_one_process(forks, mode, seed):
     assert len(forks) == 5
 
 
+@pytest.mark.slow
 def test_every_seed_and_every_batch_has_an_order_of_its_own():
     first, second = tickets("random", 1), tickets("random", 2)
     assert (first != second).any((1, 2)).mean() > 0.5  # some orders are alike by chance
