@@ -154,34 +154,31 @@ class LocalSearch:
         after which neither rank needs more than `most_rows`, it is one of these. Returns `(price, mine, theirs)`; price
         inf if there is none.
         """
-        rank, partner = pairs.rank, pairs.partners.repeat(pairs.theirs.shape[1])
-        come, theirs = weight[pairs.theirs].ravel(), pairs.theirs.ravel()
-        leave = weight[pairs.mine]
-
-        def fitting(room: np.ndarray, fits: np.ufunc) -> tuple[np.ndarray, np.ndarray]:
-            """Places of exchanges that move something, as much as there is room for at each of `theirs`."""
-            some = (room > 0).nonzero()[0]
-            moved = leave - come[some, None]
-            at, mine = ((moved > 0) & fits(moved, room[some, None])).nonzero()
-            at = some[at]
-            if area_limit < np.inf:
-                inside = self._keeps(rank, pairs.mine[mine], theirs[at], area_limit)
-                at, mine = at[inside], mine[inside]
-            return at, mine
-
-        at, mine = fitting((goal - load)[partner], np.less_equal)
+        rank, partners = pairs.rank, pairs.partners
+        moved = weight[pairs.mine] - weight[pairs.theirs][:, :, None]
+        room = (goal - load[partners])[:, None, None]
+        fits = moved > 0
+        if area_limit < np.inf:
+            fits &= self._within(pairs, area_limit)
+        allowed = fits & (moved <= room)
         if rows is not None:
-            few = pairs.few_rows(at, mine, most_rows - rows[rank], most_rows - rows[partner[at]])
-            if few.any():
-                at, mine = at[few], mine[few]
+            few = pairs.few_rows(most_rows - rows[rank], most_rows - rows[partners]) & allowed
+            allowed = few if few.any() else allowed
+        at = allowed.ravel().nonzero()[0]
         if not len(at):
-            at, mine = fitting((load[rank] - load)[partner], np.less)
+            at = (fits & (moved < (load[rank] - load[partners])[:, None, None])).ravel().nonzero()[0]
         if not len(at):
             return np.inf, 0, 0
-        moved = leave[mine] - come[at]
-        price = (pairs.extra_at(at, mine) + self.chunk_size) / np.minimum(moved, load[rank] - goal)
+        price = (pairs.extra.ravel()[at] + self.chunk_size) / np.minimum(moved.ravel()[at], load[rank] - goal)
         best = int(price.argmin())
-        return float(price[best]), int(pairs.mine[mine[best]]), int(theirs[at[best]])
+        return float(price[best]), *pairs.one(int(at[best]))
+
+    def _within(self, pairs: Pairs, limit: float) -> np.ndarray:
+        """Whether both areas stay within the limit in each exchange, bool `(partners, theirs, mine)`."""
+        area = self.chunk_area
+        moved = area[pairs.mine] - area[pairs.theirs][:, :, None]
+        most = limit - self.area[pairs.partners]
+        return (moved <= most[:, None, None]) & (moved >= self.area[pairs.rank] - limit)
 
     def save_rows(self, limit: float) -> None:
         """Exchanges that save rows while no area passes the limit, until there are none (or SWEEPS sweeps)."""
@@ -250,7 +247,7 @@ class LocalSearch:
         """
         pairs = self.pairs(rank)
         after = np.maximum(pairs.here + load[rank], pairs.there + load[pairs.partners][:, None, None])
-        allowed = self._keeps(rank, pairs.mine, pairs.theirs[:, :, None], limit) & movable[pairs.mine]
+        allowed = self._within(pairs, limit) & movable[pairs.mine]
         after = np.where(allowed, after, NEVER)
         at = int(after.argmin())
         return None if after.flat[at] >= load[rank] else pairs.one(at)
@@ -325,12 +322,16 @@ class Pairs(NamedTuple):
 
     @property
     def here(self) -> np.ndarray:
-        """Extra rows of the rank, int32 `(partners, theirs, mine)`; `there` those of the partner."""
+        """Extra rows of the rank, int32 `(partners, theirs, mine)`; `there` those of the partner, `extra` of both."""
         return self.come[:, :, None] - self.stay
 
     @property
     def there(self) -> np.ndarray:
         return self.go[:, None, :] - self.free[:, :, None]
+
+    @property
+    def extra(self) -> np.ndarray:
+        return (self.come - self.free)[:, :, None] + (self.go - self.stay)[:, None, :]
 
     def of_extra(self, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Exchanges of at most so many extra rows of both: the places of `theirs` and of `mine`, and these rows."""
@@ -340,22 +341,19 @@ class Pairs(NamedTuple):
         at, mine = (extra <= most).nonzero()
         return some[at], mine, extra[at, mine]
 
-    def extra_at(self, at: np.ndarray, mine: np.ndarray) -> np.ndarray:
-        """Extra rows of both by such places."""
-        go = self.go[at // self.theirs.shape[1], mine] - self.stay[mine]
-        extra: np.ndarray = (self.come - self.free).reshape(-1)[at] + go
-        return extra
+    def few_rows(self, here: float, there: np.ndarray) -> np.ndarray:
+        """Where the rank needs at most so many more rows, and each partner at most so many."""
+        most = self.free + there[:, None]
+        return (self.come[:, :, None] <= self.stay + here) & (self.go[:, None, :] <= most[:, :, None])
 
-    def few_rows(self, at: np.ndarray, mine: np.ndarray, here: float, there: np.ndarray) -> np.ndarray:
-        """Where the rank needs at most so many more rows, and the partner at most so many."""
-        few: np.ndarray = self.come.reshape(-1)[at] <= self.stay[mine] + here
-        few &= self.go[at // self.theirs.shape[1], mine] <= self.free.reshape(-1)[at] + there
-        return few
+    def of(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The chunks at places of a flat array of all exchanges: its own, and theirs."""
+        theirs, mine = np.divmod(places, len(self.mine))
+        return self.mine[mine], self.theirs.reshape(-1)[theirs]
 
     def one(self, place: int) -> tuple[int, int]:
-        """The chunks at a place of a flat array of all exchanges: its own, and theirs."""
-        theirs, mine = divmod(place, len(self.mine))
-        return int(self.mine[mine]), int(self.theirs.reshape(-1)[theirs])
+        mine, theirs = self.of(np.array(place))
+        return int(mine), int(theirs)
 
 
 def _few_runs(needs: Spans, limit: int) -> Spans:
