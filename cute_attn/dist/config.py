@@ -166,8 +166,9 @@ class DistAttnConfig:
     overlap_config: how communication overlaps compute.
     mover: how keys reach queries. "group_cast" sends each needed row once to each rank that needs it; "node_cast" once
         to each node that needs it, and on to its ranks from there; "query_cast" sends queries to keys, and partial
-        results back, between those ranks where that is predicted to be faster; "ring" rotates keys; "ulysses" exchanges
-        heads for rows; "ulysses_ring" does both on a 2-D mesh (ring, ulysses); "auto" takes the best predicted.
+        results back, between those ranks where that is predicted to be faster, and is "group_cast" between all others,
+        on nodes too; "ring" rotates keys; "ulysses" exchanges heads for rows; "ulysses_ring" does both on a 2-D mesh
+        (ring, ulysses); "auto" takes the best predicted.
     cost: the cost model by which placements, stages and "auto" are chosen: FLOP/s, bandwidths, latency, how many ranks
         a node has. Placements are made for its shape, calls have their own.
     check_ranks: ranks compare 16 bytes ahead of every call that communicates, so that ranks which were given different

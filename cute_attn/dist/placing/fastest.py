@@ -265,14 +265,12 @@ class _Way:
         """Rows that leave each chunk, and each rank; of keys of another source nobody knows yet. Those that leave the
         group, over a slower network, count for more."""
         search = self.search
-        chunks = len(search.owner)
         if self.problem.places is None:
-            return np.zeros(chunks), np.zeros(self.world)
-        inside = (search.key_chunk >= 0).nonzero()[0]
-        chunk = search.key_chunk[inside]
-        others = search.users[inside] - (search.count[search.owner[chunk], inside] > 0)
-        popular = np.bincount(chunk, search.length[inside] * others, minlength=chunks)
+            return np.zeros(len(search.owner)), np.zeros(self.world)
+        popular = search.leaving()
         sent = np.bincount(search.owner, popular, minlength=self.world)
+        if not self.problem.leaving.any():
+            return popular, sent
         weight = max(1.0, self.clock.bandwidth / self.clock.cost.bandwidth / self.clock.ranks)
         leaving = self.problem.leaving.numpy()
         crossing = np.bincount(search.owner, leaving, minlength=self.world) - self.clock.crossing * self.clock.ranks

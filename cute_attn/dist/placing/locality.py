@@ -26,6 +26,7 @@ RUNS = 8  # runs of needed keys kept for a chunk; smaller gaps are closed, which
 PAIRS = 1 << 13  # pairs of chunks tried at a time, which limits the ranks tried as partners of one rank
 SWEEPS = 4
 NEVER = (1 << 31) - 1  # rows: more than there are
+ALONE = np.arange(2)[:, None, None]  # chunks of a rank that need a segment: none, or one alone
 EXACT = 4  # exchanges whose cost is counted exactly before the best is made
 
 
@@ -70,6 +71,8 @@ class LocalSearch:
         self.chunk_area = areas.numpy().astype(np.float64)
         self.area = np.bincount(self.owner, weights=self.chunk_area, minlength=world)
         self.members = np.argsort(self.owner, kind="stable").reshape(world, -1)
+        self.slot = np.empty(chunks, np.int64)  # of each chunk among those of its rank
+        self.slot[self.members.ravel()] = np.tile(np.arange(self.members.shape[1]), world)
         group, lo, hi = (x.numpy() for x in _few_runs(needs, RUNS))
         own = np.arange(chunks if key_owner is None else len(key_owner)) if places is None else places.numpy()
         edges = np.unique(np.concatenate([lo, hi, own * chunk_size, (own + 1) * chunk_size]))
@@ -77,32 +80,45 @@ class LocalSearch:
         # The chunk whose rows a segment is, -1 if it is none of these.
         self.key_chunk = np.searchsorted(own * chunk_size, edges[:-1], side="right") - 1
         self.key_chunk[edges[:-1] >= (own[self.key_chunk] + 1) * chunk_size] = -1
-        self.held = None if key_owner is None else key_owner.numpy()[self.key_chunk]
+        self.inside = (self.key_chunk >= 0).nonzero()[0]  # segments that are rows of these chunks, chunk after chunk
+        self.first_inside = np.searchsorted(self.key_chunk[self.inside], np.arange(len(own)))
+        # What each rank must be sent of each segment if it needs it.
+        self.lengths = np.broadcast_to(self.length, (world, len(self.length)))
+        if key_owner is not None:
+            self.lengths = self.length * (key_owner.numpy()[self.key_chunk] != np.arange(world)[:, None])
         runs = np.bincount(group, minlength=chunks)
         slot = np.arange(len(group)) - (runs.cumsum() - runs)[group]
-        # Chunk c needs segments [begin[c, j], end[c, j)) for each j; missing runs are [0, 0).
-        self.begin = np.zeros((chunks, max(1, int(runs.max(initial=0)))), np.int64)
+        # Chunk c needs segments [begin[j, c], end[j, c]) for each j; missing runs are [0, 0).
+        self.begin = np.zeros((max(1, int(runs.max(initial=0))), chunks), np.int64)
         self.end = np.zeros_like(self.begin)
-        self.begin[group, slot] = np.searchsorted(edges, lo)
-        self.end[group, slot] = np.searchsorted(edges, hi)
-        first = self.owner[:, None] * len(edges)
+        self.begin[slot, group] = np.searchsorted(edges, lo)
+        self.end[slot, group] = np.searchsorted(edges, hi)
+        # The same of each chunk, as pairs.
+        self.runs = [list(zip(*x, strict=True)) for x in zip(self.begin.T.tolist(), self.end.T.tolist(), strict=True)]
+        first = self.owner * len(edges)
         shape = world * len(edges)
         steps = np.bincount((first + self.begin).ravel(), minlength=shape)
         steps -= np.bincount((first + self.end).ravel(), minlength=shape)
         self.count = steps.reshape(world, -1).cumsum(1)[:, :-1].astype(np.int32)
         self.users = (self.count > 0).sum(0, dtype=np.int32)  # ranks that need each segment
-        # missing[r, s]: rows of the segments before s that no chunk of rank r needs.
-        self.missing = np.zeros((world, len(edges)), np.int32)
+        # rows[n, r, s]: rows of the segments before s that no chunk, or exactly one, of rank r needs.
+        self.rows = np.zeros((2, world, len(edges)), np.int32)
+        self.missing, self.alone = self.rows
         self.saving = np.zeros(chunks, np.int32)  # rows that only this chunk of its rank needs
-        # alone[r, s]: rows of the segments before s that exactly one chunk of rank r needs.
-        self.alone = np.zeros((world, len(edges)), np.int32)
-        for rank in range(world):
-            self._refresh(rank)
+        self.ranks = np.arange(world)
+        self._refresh(self.ranks)
 
     @property
     def needed(self) -> np.ndarray:
         """Rows that each rank needs, its own included, where keys follow queries."""
         return self.length.sum() - self.missing[:, -1]
+
+    def leaving(self) -> np.ndarray:
+        """Rows that leave each chunk, once to each other rank that needs them, where keys follow queries."""
+        holder = self.owner[self.key_chunk[self.inside]]
+        others = self.users[self.inside] - (self.count[holder, self.inside] > 0)
+        rows: np.ndarray = np.add.reduceat(self.length[self.inside] * others.astype(np.float64), self.first_inside)
+        return rows
 
     def balance(self, limit: float) -> None:
         """Brings every rank's area to the limit, or as near as exchanges can."""
@@ -176,13 +192,15 @@ class LocalSearch:
     def _save_rows_of(self, rank: int, limit: float, is_new: np.ndarray) -> None:
         while True:
             pairs = self.pairs(rank)
-            extra = pairs.extra.ravel()
-            at = (extra <= 0).nonzero()[0]
-            at = at[self._keeps(rank, *pairs.of(at), limit)]
-            if len(at) > EXACT:  # the first among equals: which a partial sort takes differs between processors
-                at = at[extra[at] <= np.partition(extra[at], EXACT - 1)[EXACT - 1]]
-            at = at[extra[at].argsort(kind="stable")][:EXACT]
-            chunks = zip(extra[at].tolist(), *(x.tolist() for x in pairs.of(at)), strict=True)
+            at, mine, extra = pairs.of_extra(0)
+            leave, come = pairs.mine[mine], pairs.theirs.reshape(-1)[at]
+            kept = self._keeps(rank, leave, come, limit).nonzero()[0]
+            extra = extra[kept]
+            if len(extra) > EXACT:  # the first among equals: which a partial sort takes differs between processors
+                few = extra <= np.partition(extra, EXACT - 1)[EXACT - 1]
+                kept, extra = kept[few], extra[few]
+            first = extra.argsort(kind="stable")[:EXACT]
+            chunks = zip(*(x.tolist() for x in (extra[first], leave[kept[first]], come[kept[first]])), strict=True)
             counted = [(rows + self._kept(a, b) + self._kept(b, a), a, b) for rows, a, b in chunks]
             best = min(counted, default=(0, 0, 0))
             if best[0] >= 0:
@@ -200,23 +218,22 @@ class LocalSearch:
         """All exchanges of a chunk of a rank with one of a partner worth it: where one of its chunks costs least, or,
         if `load` is given, least loaded."""
         world, size = self.members.shape
-        added = self._added(np.arange(world)[:, None], self.members[rank])
-        picked = np.ones(world, bool)
+        added = self._added(self.ranks[:, None], self.members[rank, None])
         limit = max(8, PAIRS // size**2)
+        picked = np.full(world, world <= limit + 1)
         if world > limit + 1:
             least = added.min(1)
             least[rank] = NEVER
-            chosen = least.argsort(kind="stable")[:limit]
+            cheap = limit if load is None else limit // 2
+            picked[least.argsort(kind="stable")[:cheap]] = True
             if load is not None:
-                chosen = np.concatenate([chosen[: limit // 2], load.argsort(kind="stable")[: limit // 2]])
-            picked[:] = False
-            picked[chosen] = True
+                picked[load.argsort(kind="stable")[: limit // 2]] = True
         picked[rank] = False
         partners = picked.nonzero()[0]
         return self._pairs(rank, partners, added[partners])
 
     def pairs_with(self, rank: int, partners: np.ndarray) -> Pairs:
-        return self._pairs(rank, partners, self._added(partners[:, None], self.members[rank]))
+        return self._pairs(rank, partners, self._added(partners[:, None], self.members[rank, None]))
 
     def _pairs(self, rank: int, partners: np.ndarray, go: np.ndarray) -> Pairs:
         mine, theirs = self.members[rank], self.members[partners]
@@ -237,52 +254,53 @@ class LocalSearch:
 
     def _added(self, ranks: np.ndarray, chunks: np.ndarray) -> np.ndarray:
         """Rows that a rank would need besides if it got a chunk; the two index arrays broadcast."""
-        missing, first = self.missing.reshape(-1), ranks * self.missing.shape[1]
-        added: np.ndarray = missing.take(first + self.end[chunks, 0])
-        added -= missing.take(first + self.begin[chunks, 0])
-        for run in range(1, self.begin.shape[1]):
-            added += missing.take(first + self.end[chunks, run]) - missing.take(first + self.begin[chunks, run])
-        return added
+        return self._rows_of(self.missing, ranks, chunks)
+
+    def _rows_of(self, before: np.ndarray, ranks: np.ndarray, chunks: np.ndarray) -> np.ndarray:
+        """Of the rows that each rank has before each segment, those that chunks need."""
+        first = ranks * before.shape[1]
+        before = before.reshape(-1)
+        rows: np.ndarray = before.take(first + self.end.take(chunks, axis=1))
+        rows -= before.take(first + self.begin.take(chunks, axis=1))
+        return rows[0] if len(rows) == 1 else rows.sum(0, dtype=rows.dtype)
 
     def _kept(self, leaves: int, comes: int) -> int:
         """Rows that a rank goes on to need when `comes` takes the place of `leaves`, which needed them alone."""
         alone, rows = self.alone[self.owner[leaves]], 0
-        others = list(zip(self.begin[comes].tolist(), self.end[comes].tolist(), strict=True))
-        for begin, end in zip(self.begin[leaves].tolist(), self.end[leaves].tolist(), strict=True):
+        others = self.runs[comes]
+        for begin, end in self.runs[leaves]:
             for first, last in others:
                 if begin < last and first < end:
                     rows += int(alone[min(end, last)] - alone[max(begin, first)])
         return rows
 
     def exchange(self, a: int, b: int) -> None:
-        ranks = self.owner[a], self.owner[b]
-        for rank, leaves, comes in ((ranks[0], a, b), (ranks[1], b, a)):
-            self._move(self.count[rank], leaves, comes)
-            members = self.members[rank]
-            members[members == leaves] = comes
-            self.area[rank] += self.chunk_area[comes] - self.chunk_area[leaves]
-        self.owner[a], self.owner[b] = ranks[1], ranks[0]
-        for rank in ranks:
-            self._refresh(rank)
+        here, there = int(self.owner[a]), int(self.owner[b])
+        self._move(a, here, there)
+        self._move(b, there, here)
+        moved = self.chunk_area[a] - self.chunk_area[b]
+        self.area[here] -= moved
+        self.area[there] += moved
+        self.owner[a], self.owner[b] = there, here
+        self.slot[a], self.slot[b] = self.slot[b], self.slot[a]
+        self.members[there, self.slot[a]], self.members[here, self.slot[b]] = a, b
+        self._refresh(np.array([here, there]))
 
-    def _move(self, row: np.ndarray, leaves: int, comes: int) -> None:
-        for begin, end in zip(self.begin[leaves].tolist(), self.end[leaves].tolist(), strict=True):
-            row[begin:end] -= 1
-            self.users[begin:end] -= row[begin:end] == 0
-        for begin, end in zip(self.begin[comes].tolist(), self.end[comes].tolist(), strict=True):
-            self.users[begin:end] += row[begin:end] == 0
-            row[begin:end] += 1
+    def _move(self, chunk: int, source: int, target: int) -> None:
+        for begin, end in self.runs[chunk]:
+            users = self.users[begin:end]
+            left, came = self.count[source, begin:end], self.count[target, begin:end]
+            left -= 1
+            users -= left == 0
+            users += came == 0
+            came += 1
 
-    def _refresh(self, rank: int) -> None:
-        """Recomputes what depends on the needs of one rank."""
-        lengths, count, alone = self._lengths(rank), self.count[rank], self.alone[rank]
-        np.add.accumulate(lengths * (count == 0), out=self.missing[rank, 1:])
-        np.add.accumulate(lengths * (count == 1), out=alone[1:])
-        members = self.members[rank]
-        self.saving[members] = (alone[self.end[members]] - alone[self.begin[members]]).sum(1)
-
-    def _lengths(self, rank: int) -> np.ndarray:
-        return self.length if self.held is None else self.length * (self.held != rank)
+    def _refresh(self, ranks: np.ndarray) -> None:
+        """Recomputes what depends on the needs of some ranks."""
+        rows = self.lengths[ranks] * (self.count[ranks] == ALONE)
+        self.rows[:, ranks, 1:] = np.add.accumulate(rows, axis=2, dtype=rows.dtype)
+        members = self.members[ranks]
+        self.saving[members] = self._rows_of(self.alone, ranks[:, None], members)
 
 
 class Pairs(NamedTuple):
@@ -314,6 +332,14 @@ class Pairs(NamedTuple):
     @property
     def extra(self) -> np.ndarray:
         return (self.come - self.free)[:, :, None] + (self.go - self.stay)[:, None, :]
+
+    def of_extra(self, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Exchanges of at most so many extra rows of both: the places of `theirs` and of `mine`, and these rows."""
+        come, go = (self.come - self.free).reshape(-1), self.go - self.stay
+        some = (come <= most - go.min(1).repeat(self.theirs.shape[1])).nonzero()[0]
+        extra = come[some, None] + go[some // self.theirs.shape[1]]
+        at, mine = (extra <= most).nonzero()
+        return some[at], mine, extra[at, mine]
 
     def few_rows(self, here: float, there: np.ndarray) -> np.ndarray:
         """Where the rank needs at most so many more rows, and each partner at most so many."""

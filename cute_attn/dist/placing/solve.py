@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -57,6 +58,11 @@ class DispatchProblem:
         chunks = owner.argsort(stable=True).reshape(self.world, -1)
         return Placement(self.contiguous.length, self.contiguous.chunk_size, chunks)
 
+    @cached_property
+    def simple(self) -> list[Placement]:
+        """The placements of STARTS."""
+        return [self.placed(start(self.areas, self.world)) for start in STARTS]
+
     def largest_area(self, query: Placement) -> int:
         return int(
             torch.zeros(self.world, dtype=torch.int64, device="cpu").index_add_(0, query.owner(), self.areas).max()
@@ -92,7 +98,7 @@ def solve(problem: DispatchProblem, alg: DispatchAlg, cost: CostModel) -> Placem
         return problem.placed(min_heap(problem.areas, world))
     if isinstance(alg, LocalityDispatchAlg):
         return _locality(problem, alg.epsilon)
-    best, seconds = _faster(problem, cost, [problem.placed(start(problem.areas, world)) for start in STARTS])
+    best, seconds = _faster(problem, cost, problem.simple)
     found = _fastest(problem, cost, seconds)
     if found is not None:
         best, seconds = _faster(problem, cost, [best, found])
@@ -137,8 +143,9 @@ def _locality(problem: DispatchProblem, epsilon: float) -> Placement:
         if problem.is_same_source:
             owner = spread_senders(problem.areas, problem.needs, owner, world, limit, size)
         searched.append(problem.placed(owner))
-    simple = [problem.placed(start(problem.areas, world)) for start in STARTS]
-    return min([*simple, *searched], key=lambda x: (max(float(problem.largest_area(x)), limit), problem.total_rows(x)))
+    return min(
+        [*problem.simple, *searched], key=lambda x: (max(float(problem.largest_area(x)), limit), problem.total_rows(x))
+    )
 
 
 def contiguous(areas: torch.Tensor, world: int) -> torch.Tensor:

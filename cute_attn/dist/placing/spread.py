@@ -46,8 +46,6 @@ def spread_senders(
 
 
 def _sent(search: LocalSearch) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that leave each chunk, and each rank. Each chunk's keys are its own rows."""
-    holder = search.owner[search.key_chunk]
-    others = search.users - (search.count[holder, np.arange(len(holder))] > 0)
-    popular = np.bincount(search.key_chunk, search.length * others, minlength=len(search.owner))
+    """Rows that leave each chunk, and each rank."""
+    popular = search.leaving()
     return popular, np.bincount(search.owner, popular, minlength=len(search.area))
