@@ -18,6 +18,7 @@ from ..config import (
 )
 from ..cost import CostModel
 from .fastest import Problem, find_fastest
+from .locality import local_search
 from .needs import Spans, rank_needs, remote_needs
 from .placement import Placement
 from .search import MOST_RANKS, Start, find_owner
@@ -26,8 +27,8 @@ from .traffic import cast_traffic, relayed_traffic
 
 __all__ = ["DispatchProblem", "min_heap", "solve", "zigzag"]
 
-FEW_CHUNKS = 1024  # which LocalityDispatchAlg places in 0.1 to 0.4 s of CPU time, of packed documents on 64 ranks
-WORTH_A_TRY, WORTH_MORE = 1.1, 1.25  # times what even area takes, over which its placement is tried; of more chunks
+FEW_CHUNKS = 1024  # whose rows are saved in 0.1 s of CPU time, of packed documents on 64 ranks
+WORTH_A_TRY, WORTH_MORE = 1.1, 1.25  # times what even area takes, over which that is tried; of more chunks
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,10 @@ class DispatchProblem:
             torch.zeros(self.world, dtype=torch.int64, device="cpu").index_add_(0, query.owner(), self.areas).max()
         )
 
+    def limit(self, epsilon: float) -> float:
+        """The largest area that a rank may have."""
+        return (1 + epsilon) * float(self.areas.sum()) / self.world
+
     def remote(self, query: Placement, key: Placement) -> Spans:
         """By rank, the keys that each rank needs and does not hold."""
         return remote_needs(rank_needs(self.needs, query, key.padded_length), key)
@@ -105,7 +110,7 @@ def solve(problem: DispatchProblem, alg: DispatchAlg, cost: CostModel) -> Placem
     if problem.key_owner is None and world <= MOST_RANKS:
         even = cost.compute_seconds(float(problem.areas.sum()) / world)
         if seconds > (WORTH_A_TRY if len(problem.areas) <= FEW_CHUNKS else WORTH_MORE) * even:
-            best, _ = _faster(problem, cost, [best, _locality(problem, LocalityDispatchAlg().epsilon)])
+            best, _ = _faster(problem, cost, [best, _more_local(problem, best, LocalityDispatchAlg().epsilon)])
     return best
 
 
@@ -133,19 +138,31 @@ def _locality(problem: DispatchProblem, epsilon: float) -> Placement:
 
     Min-heap, the last of them, has no locality to keep: the search goes from there only if it must.
     """
-    world, size = problem.world, problem.contiguous.chunk_size
-    limit = (1 + epsilon) * float(problem.areas.sum()) / world
+    world, size, limit = problem.world, problem.contiguous.chunk_size, problem.limit(epsilon)
     searched: list[Placement] = []
     for start in STARTS:
         if start is min_heap and any(problem.largest_area(x) <= limit for x in searched):
             break
         owner = find_owner(problem.areas, problem.needs, start, world, limit, problem.key_owner, size)
-        if problem.is_same_source:
-            owner = spread_senders(problem.areas, problem.needs, owner, world, limit, size)
-        searched.append(problem.placed(owner))
+        searched.append(_spread(problem, owner, limit))
     return min(
         [*problem.simple, *searched], key=lambda x: (max(float(problem.largest_area(x)), limit), problem.total_rows(x))
     )
+
+
+def _more_local(problem: DispatchProblem, query: Placement, epsilon: float) -> Placement:
+    """What the search for locality makes of one placement, of queries that keys follow."""
+    world, size, limit = problem.world, problem.contiguous.chunk_size, problem.limit(epsilon)
+    owner = local_search(problem.areas, problem.needs, query.owner(), world, limit, None, size)
+    return _spread(problem, owner, limit)
+
+
+def _spread(problem: DispatchProblem, owner: torch.Tensor, limit: float) -> Placement:
+    """The placement, its busiest sender relieved where it is known who sends."""
+    if problem.is_same_source:
+        size = problem.contiguous.chunk_size
+        owner = spread_senders(problem.areas, problem.needs, owner, problem.world, limit, size)
+    return problem.placed(owner)
 
 
 def contiguous(areas: torch.Tensor, world: int) -> torch.Tensor:

@@ -138,15 +138,15 @@ def test_auto_is_not_slower_than_locality_where_rows_decide():
 
 
 @pytest.mark.parametrize(("flops", "tried"), [(6e13, 0), (None, 1)])
-def test_auto_tries_locality_unless_even_area_is_nearly_reached(flops, tried, monkeypatch):
+def test_auto_tries_to_save_rows_unless_even_area_is_nearly_reached(flops, tried, monkeypatch):
     calls = []
 
-    def locality(*arguments):
+    def more_local(*arguments):
         calls.append(arguments)
         return search(*arguments)
 
-    search = solve._locality
-    monkeypatch.setattr(solve, "_locality", locality)
+    search = solve._more_local
+    monkeypatch.setattr(solve, "_more_local", more_local)
     mask, cost = lognormal_documents(1 << 16), CostModel(flops=flops)
     query, key = place(mask, 16, 512, cost=cost)
     assert len(calls) == tried
