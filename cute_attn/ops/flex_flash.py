@@ -196,9 +196,12 @@ def _known_mask(
     """The mask of arguments that nobody checked, and the seal of its look-up; None unless they were met before."""
     if isinstance(q_ranges, IntervalMask):
         return (q_ranges if k_ranges is attn_type_map is None else None), None
-    if q.ndim != 3 or k.ndim != 3:
-        return None, None
-    if _may_be_read(q_ranges) and _may_be_read(k_ranges) and (attn_type_map is None or _may_be_read(attn_type_map)):
+    if (
+        q.ndim == k.ndim == 3
+        and _may_be_read(q_ranges)
+        and _may_be_read(k_ranges)
+        and (attn_type_map is None or _may_be_read(attn_type_map))
+    ):
         source = MaskSource("slices", q_ranges, k_ranges, attn_type_map)
         return seen_mask(source, q.shape[0], k.shape[0], q.device) or (None, None)
     return None, None
