@@ -90,12 +90,12 @@ def find_mask(
 
 
 def seen_mask(
-    source: MaskSource, seqlen_q: int, seqlen_k: int, device: torch.device
+    form: tuple[object, ...], tensors: list[torch.Tensor], seqlen_q: int, seqlen_k: int, device: torch.device
 ) -> tuple[IntervalMask, torch.Tensor] | None:
-    """`find_mask` of a source that nobody checked, of dense tensors on the CPU; None unless it was seen before."""
-    tensors = source.tensors
+    """`find_mask` of a source that nobody checked, its form and its dense tensors on the CPU; None unless it was seen
+    before."""
     refuse_capture(device, "a mask described by tensors is read")
-    entry = _recent.find(_key((source.form, seqlen_q, seqlen_k, device), tensors))
+    entry = _recent.find(_key((form, seqlen_q, seqlen_k, device), tensors))
     if entry is None:
         return None
     witness(tensors, entry.content, False)

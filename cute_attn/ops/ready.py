@@ -19,7 +19,7 @@ from ..backends.plan import Plan, tuned_generation
 from ..mask import IntervalMask
 from ..reference import compute_dtype
 
-__all__ = ["Ready", "kind_of_call", "recall", "remember", "wants_gradients"]
+__all__ = ["Ready", "kind_of_call", "recall", "remember", "view", "wants_gradients"]
 
 Tensor = torch.Tensor
 REMEMBERED = 64  # kinds of calls of a mask; all are forgotten where there are more
@@ -131,17 +131,17 @@ class Ready:
             q, k, v = self._fitted(self.batched(q, k, v), strides)
         elif is_packed:
             form_q, form_k, form_v = forms
-            q, k, v = _view(q, *form_q), _view(k, *form_k), _view(v, *form_v)
+            q, k, v = view(q, *form_q), view(k, *form_k), view(v, *form_v)
         if out is None:
             out = torch.empty_strided(self.out_shape, self._out_strides, dtype=self.dtype, device=self.device)
-            written = _view(out, *self._out_form) if is_packed else out
+            written = view(out, *self._out_form) if is_packed else out
         elif out.stride() == self._out_strides and not out.data_ptr() % 16:
-            written = _view(out, *self._out_form) if is_packed else out
+            written = view(out, *self._out_form) if is_packed else out
         else:
             written = self.launch.fitted("out", out[None] if is_packed else out)
         if lse is None:
             lse = torch.empty_strided(self.lse_shape, self._lse_strides, dtype=self.lse_dtype, device=self.device)
-            written_lse = _view(lse, *self._lse_form) if is_packed else lse
+            written_lse = view(lse, *self._lse_form) if is_packed else lse
         else:
             written_lse = lse[None] if is_packed else lse
         self.launch(q, k, v, written, written_lse, sink)
@@ -160,8 +160,9 @@ class Ready:
 
 
 _Form = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides
-# By which compiled code views tensors: an operator costs more, for autograd and modes, which need not see it.
-_view: Callable[..., Tensor] = torch._C._dynamo.guards._reinterpret_tensor  # type: ignore[attr-defined]
+# A tensor with another shape and strides, as compiled code takes it: an operator costs more, for autograd and modes,
+# which need not see it.
+view: Callable[..., Tensor] = torch._C._dynamo.guards._reinterpret_tensor  # type: ignore[attr-defined]
 
 
 def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -45,7 +45,6 @@ def witness(tensors: list[Tensor], content: bytes, is_op: bool) -> None:
         gradients on, or in a forward of their own.
     """
     in_backward = torch._C._current_graph_task_id() != -1
-    has_grad = torch.is_grad_enabled()
     inside, again = regions()
     for region in inside:
         _seen_in(region).extend((StorageWeakRef(tensor.untyped_storage()), content) for tensor in tensors)
@@ -55,7 +54,7 @@ def witness(tensors: list[Tensor], content: bytes, is_op: bool) -> None:
                 _note(_contents, content)
                 for tensor in tensors:
                     _note(_memory_of(tensor).contents, content)
-    elif is_op or has_grad or inside:
+    elif is_op or torch.is_grad_enabled() or inside:
         seen = _seen_in(again) if again is not None else []
         places = [_held(seen, tensor) for tensor in tensors] if seen else _places(tensors)
         if not all(content in place for place in places):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from cute_attn import backend, flex_flash_attn_func, sim
+from cute_attn import IntervalMask, backend, flex_flash_attn_func, sim
 from cute_attn.mask import causal
-from cute_attn.ops import flex_flash, ready
+from cute_attn.mask.source import MaskSource
+from cute_attn.ops import flex_flash, mask_cache, ready
 
 ROWS = 40
 
@@ -124,6 +125,21 @@ def test_ranges_of_the_same_numbers_are_the_same_call_and_others_are_read_again(
     flex_flash_attn_func(*inputs, torch.tensor([[0, ROWS]]), ranges, attn_type_map=types)
     assert len(checked) == 2
     assert not all(map(torch.equal, launched[-1][5:7], bounds))
+
+
+@pytest.mark.parametrize(
+    ("ranges", "end"),
+    [
+        (torch._neg_view(torch.tensor([[0, -ROWS]])), ROWS),
+        (torch._efficientzerotensor((1, 2), dtype=torch.int64), 0),  # which has no memory
+        (torch.tensor([[0, 1], [ROWS, 2]]).t()[:1], ROWS),
+    ],
+)
+def test_ranges_are_what_they_mean_not_what_their_memory_holds(ranges, end):
+    rows, cpu = torch.tensor([[0, ROWS]]), torch.device("cpu")
+    for _ in range(2):
+        mask, _ = mask_cache.find_mask(MaskSource("slices", rows, ranges), ROWS, ROWS, cpu)
+        assert mask.equals(IntervalMask.from_slices([[0, ROWS]], [[0, end]], None, ROWS, ROWS))
 
 
 @pytest.mark.parametrize(("name", "place"), [("q", 0), ("k", 1)])
