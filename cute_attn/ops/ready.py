@@ -7,8 +7,7 @@ numbers. So what was checked of them, and chosen by them, once, holds again.
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from ..backends.plan import Plan, tuned_generation
 from ..mask import IntervalMask
 from ..reference import compute_dtype
 
-__all__ = ["Ready", "kind_of_call", "recall", "remember", "view", "wants_gradients"]
+__all__ = ["Ready", "kind_of_call", "recall", "remember", "wants_gradients"]
 
 Tensor = torch.Tensor
 REMEMBERED = 64  # kinds of calls of a mask; all are forgotten where there are more
@@ -108,12 +107,7 @@ class Ready:
             backward=backward,
             is_public=is_public,
         )
-        # Of q, k and v that were last found to be as kernels read them: their strides, and how they lie in batches.
-        self._fits: tuple[tuple[Any, ...], tuple[_Form, ...]] = (), ()
-        self._out_form, self._lse_form = (
-            ((1, *shape), (math.prod(shape), *strides))
-            for shape, strides in ((self.out_shape, self._out_strides), (self.lse_shape, self._lse_strides))
-        )
+        self._strides: tuple[Any, ...] = ()  # of q, k and v that were last found to be as kernels read them
 
     def attend(
         self,
@@ -125,25 +119,22 @@ class Ready:
         lse: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """out and lse, into those that are given. sink: as `check_sink` has it."""
+        strides, places = (q.stride(), k.stride(), v.stride()), q.data_ptr() | k.data_ptr() | v.data_ptr()
+        if self.is_packed:
+            q, k, v = q[None], k[None], v[None]
+        if strides != self._strides or places % 16:
+            q, k, v = self._fitted(q, k, v, strides)
         is_packed = self.is_packed
-        strides, (known, forms) = (q.stride(), k.stride(), v.stride()), self._fits
-        if strides != known or (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16:
-            q, k, v = self._fitted(self.batched(q, k, v), strides)
-        elif is_packed:
-            form_q, form_k, form_v = forms
-            q, k, v = view(q, *form_q), view(k, *form_k), view(v, *form_v)
         if out is None:
             out = torch.empty_strided(self.out_shape, self._out_strides, dtype=self.dtype, device=self.device)
-            written = view(out, *self._out_form) if is_packed else out
-        elif out.stride() == self._out_strides and not out.data_ptr() % 16:
-            written = view(out, *self._out_form) if is_packed else out
+            written = out[None] if is_packed else out
         else:
-            written = self.launch.fitted("out", out[None] if is_packed else out)
+            written = out[None] if is_packed else out
+            if out.stride() != self._out_strides or out.data_ptr() % 16:
+                written = self.launch.fitted("out", written)
         if lse is None:
             lse = torch.empty_strided(self.lse_shape, self._lse_strides, dtype=self.lse_dtype, device=self.device)
-            written_lse = view(lse, *self._lse_form) if is_packed else lse
-        else:
-            written_lse = lse[None] if is_packed else lse
+        written_lse = lse[None] if is_packed else lse
         self.launch(q, k, v, written, written_lse, sink)
         return out, lse
 
@@ -151,18 +142,13 @@ class Ready:
         """`(batch, ...)`, as backends take them."""
         return tuple([x[None] for x in tensors]) if self.is_packed else tensors
 
-    def _fitted(self, tensors: tuple[Tensor, ...], strides: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        """q, k and v in batches as kernels read them; strides that are so are kept in mind, for the next call."""
-        found = tuple([self.launch.fitted(name, x) for name, x in zip("qkv", tensors, strict=True)])
-        if all(map(operator.is_, found, tensors)):
-            self._fits = strides, tuple([(tuple(x.shape), x.stride()) for x in found])
+    def _fitted(self, q: Tensor, k: Tensor, v: Tensor, strides: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """They as kernels read them; strides that are so are kept in mind, for the next call."""
+        fitted = self.launch.fitted
+        found = fitted("q", q), fitted("k", k), fitted("v", v)
+        if found[0] is q and found[1] is k and found[2] is v:
+            self._strides = strides
         return found
-
-
-_Form = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides
-# A tensor with another shape and strides, as compiled code takes it: an operator costs more, for autograd and modes,
-# which need not see it.
-view: Callable[..., Tensor] = torch._C._dynamo.guards._reinterpret_tensor  # type: ignore[attr-defined]
 
 
 def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
