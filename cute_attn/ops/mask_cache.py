@@ -22,6 +22,7 @@ from .recomputed import seal, witness
 __all__ = ["CAPACITY", "clear_masks", "find_mask", "seen_mask"]
 
 CAPACITY = 32  # masks kept, O(rows) each; the least recently used goes first
+PIECE = 2**30  # bytes read at once: ctypes takes their number as a C int, and what it cannot hold falls silently
 
 
 class _Entry(NamedTuple):
@@ -127,8 +128,13 @@ def _key(lengths: tuple[Any, ...], read: Sequence[torch.Tensor]) -> list[Any]:
         if not place or not x.is_contiguous() or x.is_neg():  # without a place: what PyTorch knows to be zero
             x = x.clone(memory_format=torch.contiguous_format)
             place = x.data_ptr()
-        key += x.dtype, x.shape, string_at(place, x.nbytes)
+        size = x.nbytes
+        key += x.dtype, x.shape, string_at(place, size) if size <= PIECE else _long_bytes(place, size)
     return key
+
+
+def _long_bytes(place: int, size: int) -> bytes:
+    return b"".join(string_at(place + i, min(PIECE, size - i)) for i in range(0, size, PIECE))
 
 
 def _make(source: MaskSource, lengths: tuple[Any, ...], read: Sequence[torch.Tensor]) -> _Entry:
