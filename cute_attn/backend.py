@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from contextvars import ContextVar, Token
@@ -103,7 +104,10 @@ def resolve(device: torch.device) -> str:
 
     Raises NotImplementedError, saying which backend could, where the one asked for cannot serve them.
     """
-    asked = _asked_here()
+    return (_served_by if torch.compiler.is_compiling() else _known_served_by)(_asked_here(), device)
+
+
+def _served_by(asked: str, device: torch.device) -> str:
     name = asked.partition(":")[0]
     if name == "reference" or (name == AUTO and device.type == "cpu"):
         return "reference"
@@ -116,6 +120,9 @@ def resolve(device: torch.device) -> str:
         f"backend {'sim' if name == 'sim' else 'sm90'!r} serves {served}, these are on {device}; "
         "with cute_attn.backend('reference') they run in plain PyTorch"
     )
+
+
+_known_served_by = functools.lru_cache(_served_by)  # dynamo would warn of it
 
 
 def option_of(text: str, option: str) -> str | None:

@@ -16,7 +16,7 @@ from cute_attn.spec.tiles import Tile
 
 from .captured import captured_by, text_of
 from .packing import can_share, check_heads, choose_heads, positions
-from .run import Kernel, KernelBackend, Order, run, start
+from .run import KernelBackend, Order, run
 from .shapes import PlanForm, score_of_call, spec_of_call
 from .tensors import DTYPE_NAMES, free_multiprocessors, in_kernel_form, rows_contiguous
 from .tiles import tile_of_call
@@ -176,7 +176,8 @@ def forward(
     )
     q, k, v = in_kernel_form("q", q), in_kernel_form("k", k), in_kernel_form("v", v)
     captured = *captured_by(score_mod, q.device), *captured_by(predicate, q.device)
-    asked.launch(q, k, v, *results[:2], sink_lse, results[2:], captured, backend=backend, order=order)
+    arguments = asked.arguments(q, k, v, *results[:2], sink_lse, results[2:], captured)
+    run(asked.spec, arguments, backend, (results.out, results.lse, results.max_scores), order)
     return results.returned()
 
 
@@ -188,7 +189,7 @@ class Asked(NamedTuple):
     schedule: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     scalars: tuple[float | int, ...]
 
-    def launch(
+    def arguments(
         self,
         q: torch.Tensor,
         k: torch.Tensor,
@@ -198,21 +199,13 @@ class Asked(NamedTuple):
         sink_lse: torch.Tensor | None,
         largest: tuple[torch.Tensor | None, ...] = (None, None),
         captured: tuple[Any, ...] = (None,) * 4,
-        *,
-        backend: KernelBackend,
-        order: Order | None,
-        found: Kernel | None = None,
-    ) -> None:
-        """q, k, v: in kernel form. out, lse, largest (max_logits, max_scores): what is written. captured: as
-        `captured_by` has what the score_mod and the predicate captured. found: the kernel, None to look for it."""
+    ) -> tuple[tuple[Any, ...], ...]:
+        """The argument structs. q, k, v: in kernel form. out, lse, largest (max_logits, max_scores): what is written.
+        captured: as `captured_by` has what the score_mod and the predicate captured."""
         if sink_lse is not None:
             sink_lse = sink_lse.expand(lse.shape)
-        arguments = (q, k, v, out, lse, *self.bounds, sink_lse, *largest, *captured, None), self.schedule, self.scalars
-        fresh = out, lse, largest[1]
-        if found is None:
-            run(self.spec, arguments, backend, fresh, order)
-        else:
-            start(found, arguments, backend, fresh, order)
+        tensors = q, k, v, out, lse, *self.bounds, sink_lse, *largest, *captured, None
+        return tensors, self.schedule, self.scalars
 
 
 def ask(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from cute_attn.spec.forward import Softmax
@@ -25,8 +27,7 @@ class PreparedKernels:
             is to be no backward.
         has_sink: whether calls have sinks. deterministic: whether the backward is.
         backend, order: see `cute_attn.launch.run.run`.
-        is_public: whether kernels are obtained now, and that of the forward is held, and no tensor is copied; else it
-            is looked for at every call.
+        is_public: whether kernels are obtained now, not at the first call, and no tensor is copied.
     """
 
     def __init__(
@@ -72,6 +73,10 @@ class PreparedKernels:
             if is_public:
                 run.kernel(spec, backend)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A kernel belongs to its process; another finds its own at its first call."""
+        return vars(self) | {"_kernel": None}
+
     def fitted(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """See `in_kernel_form`."""
         if not self._is_public:
@@ -97,9 +102,10 @@ class PreparedKernels:
         sink_lse = None if sink is None else sinks_of_rows(sink)
         if self._is_empty:
             fill_without_keys(out, lse, sink_lse)
+            return
+        asked, kernel = self._asked, self._kernel
+        if kernel is None:
+            kernel = self._kernel = run.kernel(asked.spec, self._backend)
         else:
-            if self._kernel is not None:
-                note(self._asked.spec)
-            self._asked.launch(
-                q, k, v, out, lse, sink_lse, backend=self._backend, order=self._order, found=self._kernel
-            )
+            note(asked.spec)
+        run.start(kernel, asked.arguments(q, k, v, out, lse, sink_lse), self._backend, (out, lse), self._order)

@@ -50,7 +50,7 @@ class MaskSource(NamedTuple):
     @property
     def form(self) -> tuple[object, ...]:
         """All but the tensors, and which of them are there."""
-        return self.kind, *(t is None for t in self[1:4]), *self[4:]
+        return self.kind, self.first is None, self.second is None, self.third is None, *self[4:]
 
     @property
     def planes(self) -> int:

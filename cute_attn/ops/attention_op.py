@@ -79,7 +79,7 @@ def planned_attention(
     if not is_ours_alone(q, k, v, sink):
         return OPS.attention(q, k, v, sink, *plan, *scalars)
     if wants_gradients(q, k, v, sink):
-        return _AttentionAlone.apply(q, k, v, sink, plan, scalars, None)
+        return _AttentionAlone.apply(q, k, v, sink, plan, scalars, None, (plan.seal,))
     return _attend(q, k, v, sink, plan, scalars)
 
 
@@ -92,12 +92,13 @@ def ready_attention(
     """
     if not call.has_backward:
         return call.attend(q, k, v, sink)
-    plan = call.plan if seal is None else call.plan._replace(seal=seal)
+    plan = call.plan
     if call.is_packed and _saves_are_seen(True):
         q, k, v = call.batched(q, k, v)
+        plan = plan if seal is None else plan._replace(seal=seal)
         out, lse, _ = planned_attention(q, k, v, sink, plan, call.scalars)
         return out.squeeze(0), lse.squeeze(0)
-    out, lse, _ = _AttentionAlone.apply(q, k, v, sink, plan, call.scalars, call)
+    out, lse, _ = _AttentionAlone.apply(q, k, v, sink, plan, call.scalars, call, (seal,))
     return out, lse
 
 
@@ -292,7 +293,8 @@ class _Attention(torch.autograd.Function):
         q, k, v, sink, *rest = inputs
         with torch._C._AutoDispatchBelowAutograd():
             results = OPS.attention(*inputs)
-        _keep(ctx, q, k, v, sink, Plan(*rest[:_FIELDS]), tuple(rest[_FIELDS:]), results)
+        plan = Plan(*rest[:_FIELDS])
+        _keep(ctx, q, k, v, sink, plan, plan.seal, tuple(rest[_FIELDS:]), results)
         ctx.inputs = len(inputs)
         return results
 
@@ -314,15 +316,17 @@ class _AttentionAlone(torch.autograd.Function):
         plan: Plan,
         scalars: tuple[Any, ...],
         call: Ready | None,
+        seal: tuple[Tensor | None],
     ) -> tuple[Tensor | None, ...]:
-        """call: where one is ready; then q, k and v may be packed, without a batch, and so are the results."""
+        """call: where one is ready; then q, k and v may be packed, without a batch, and so are the results. seal: of
+        the look-up, within a tuple, where autograd does not see it."""
         results = _attend(q, k, v, sink, plan, scalars) if call is None else (*call.attend(q, k, v, sink), None)
-        _keep(ctx, q, k, v, sink, plan, scalars, results)
+        _keep(ctx, q, k, v, sink, plan, seal[0], scalars, results)
         return results
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, *grads), None, None, None
+        return *_gradients(ctx, *grads), *(None,) * 4
 
 
 def _keep(
@@ -332,6 +336,7 @@ def _keep(
     v: Tensor,
     sink: Tensor | None,
     plan: Plan,
+    seal: Tensor | None,
     scalars: tuple[Any, ...],
     results: tuple[Tensor | None, ...],
 ) -> None:
@@ -340,9 +345,9 @@ def _keep(
     if max_logits is not None:
         ctx.mark_non_differentiable(max_logits)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, out, lse, sink, plan.seal)
+    ctx.save_for_backward(q, k, v, out, lse, sink, seal)
     # Not saved: checkpointing would drop it, and hand the backward the plan of the forward that it computes again.
-    ctx.plan = plan._replace(seal=None)
+    ctx.plan = plan if plan.seal is None else plan._replace(seal=None)
     ctx.scalars = scalars[:-1]
 
 

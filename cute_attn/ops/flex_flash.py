@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import ParamSpec, TypeGuard, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -191,22 +191,22 @@ def flex_flash_attn_func(
 
 
 def _known_mask(
-    q: torch.Tensor, k: torch.Tensor, q_ranges: object, k_ranges: object, attn_type_map: object
+    q: torch.Tensor, k: torch.Tensor, q_ranges: Any, k_ranges: Any, attn_type_map: Any
 ) -> tuple[IntervalMask | None, torch.Tensor | None]:
     """The mask of arguments that nobody checked, and the seal of its look-up; None unless they were met before."""
     if isinstance(q_ranges, IntervalMask):
         return (q_ranges if k_ranges is attn_type_map is None else None), None
+    tensors = [q_ranges, k_ranges] if attn_type_map is None else [q_ranges, k_ranges, attn_type_map]
     if q.ndim != 3 or k.ndim != 3:
         return None, None
-    if _may_be_read(q_ranges) and _may_be_read(k_ranges) and (attn_type_map is None or _may_be_read(attn_type_map)):
-        source = MaskSource("slices", q_ranges, k_ranges, attn_type_map)
-        return seen_mask(source, q.shape[0], k.shape[0], q.device) or (None, None)
-    return None, None
+    for x in tensors:  # dense ones, whose numbers are here
+        if type(x) is not torch.Tensor or not x.is_cpu or x.layout is not torch.strided:
+            return None, None
+    return seen_mask(_FORMS[len(tensors)], tensors, q.shape[0], k.shape[0], q.device) or (None, None)
 
 
-def _may_be_read(x: object) -> TypeGuard[torch.Tensor]:
-    """Whether it is a dense tensor whose numbers are here."""
-    return type(x) is torch.Tensor and x.is_cpu and x.layout is torch.strided
+_ANY = torch.empty(0, device="cpu")
+_FORMS = {2: MaskSource("slices", _ANY, _ANY).form, 3: MaskSource("slices", _ANY, _ANY, _ANY).form}  # by tensors
 
 
 def _refuse_other_masks(q_ranges: object) -> None:

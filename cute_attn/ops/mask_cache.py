@@ -7,7 +7,8 @@ behind both. Reading what is on a GPU waits for it; an IntervalMask is never loo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Sequence
+from ctypes import string_at
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -21,13 +22,13 @@ from .recomputed import seal, witness
 __all__ = ["CAPACITY", "clear_masks", "find_mask", "seen_mask"]
 
 CAPACITY = 32  # masks kept, O(rows) each; the least recently used goes first
+PIECE = 2**30  # bytes read at once: ctypes takes their number as a C int, and what it cannot hold falls silently
 
 
 class _Entry(NamedTuple):
     """A mask that was looked up: by what it is found again, and what it is."""
 
-    form: tuple[Hashable, ...]  # all but the numbers in the tensors
-    tensors: list[torch.Tensor]  # copies that nobody else holds, on the CPU
+    key: list[Any]  # see `_key`
     content: bytes  # a digest of all that makes the mask; equal for tensors of other dtypes that mean the same
     mask: IntervalMask
     seal: torch.Tensor
@@ -40,9 +41,9 @@ class _Recent:
         self._entries: tuple[_Entry, ...] = ()
         self._lock = Lock()
 
-    def find(self, form: tuple[Hashable, ...], tensors: list[torch.Tensor]) -> _Entry | None:
+    def find(self, key: list[Any]) -> _Entry | None:
         for entry in self._entries:
-            if entry.form == form and all(map(torch.equal, entry.tensors, tensors)):
+            if entry.key == key:
                 self.put(entry)
                 return entry
         return None
@@ -80,10 +81,9 @@ def find_mask(
         refuse_capture(device, "a mask described by tensors is read")
     read = on_host(tensors)
     lengths = source.form, seqlen_q, seqlen_k, device
-    form = _form(lengths, read)
-    entry = _recent.find(form, read)
+    entry = _recent.find(_key(lengths, read))
     if entry is None:
-        entry = _make(source, lengths, form, read)
+        entry = _make(source, lengths, read)
         _recent.put(entry)
     if tensors:
         witness(tensors, entry.content, is_op)
@@ -91,12 +91,12 @@ def find_mask(
 
 
 def seen_mask(
-    source: MaskSource, seqlen_q: int, seqlen_k: int, device: torch.device
+    form: tuple[object, ...], tensors: list[torch.Tensor], seqlen_q: int, seqlen_k: int, device: torch.device
 ) -> tuple[IntervalMask, torch.Tensor] | None:
-    """`find_mask` of a source that nobody checked, of dense tensors on the CPU; None unless it was seen before."""
-    tensors = source.tensors
+    """`find_mask` of a source that nobody checked, its form and its dense tensors on the CPU; None unless it was seen
+    before."""
     refuse_capture(device, "a mask described by tensors is read")
-    entry = _recent.find(_form((source.form, seqlen_q, seqlen_k, device), tensors), tensors)
+    entry = _recent.find(_key((form, seqlen_q, seqlen_k, device), tensors))
     if entry is None:
         return None
     witness(tensors, entry.content, False)
@@ -110,25 +110,41 @@ def clear_masks() -> None:
 
 def refuse_capture(device: torch.device, what: str) -> None:
     """Raises RuntimeError where a CUDA graph is being captured, in which nothing can be read or planned."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if device != _CPU and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             f"{what} while a CUDA graph is captured, which it cannot be: make an IntervalMask before the capture, "
             "call mask.prepare(q, k, v) on it, and give it to flex_flash_attn_func"
         )
 
 
-def _form(lengths: tuple[Any, ...], read: list[torch.Tensor]) -> tuple[Hashable, ...]:
-    return (*lengths, *[(t.dtype, t.shape) for t in read])
+_CPU = torch.device("cpu")  # to compare devices is cheaper than to ask for a type
 
 
-def _make(source: MaskSource, lengths: tuple[Any, ...], form: tuple[Hashable, ...], read: list[torch.Tensor]) -> _Entry:
+def _key(lengths: tuple[Any, ...], read: Sequence[torch.Tensor]) -> list[Any]:
+    """All that makes a mask, its numbers as they are now: what equals it means the same. read: on the CPU."""
+    key = list(lengths)
+    for x in read:
+        place = x.data_ptr()
+        if not place or not x.is_contiguous() or x.is_neg():  # without a place: what PyTorch knows to be zero
+            x = x.clone(memory_format=torch.contiguous_format)
+            place = x.data_ptr()
+        size = x.nbytes
+        key += x.dtype, x.shape, string_at(place, size) if size <= PIECE else _long_bytes(place, size)
+    return key
+
+
+def _long_bytes(place: int, size: int) -> bytes:
+    return b"".join(string_at(place + i, min(PIECE, size - i)) for i in range(0, size, PIECE))
+
+
+def _make(source: MaskSource, lengths: tuple[Any, ...], read: Sequence[torch.Tensor]) -> _Entry:
     copies = [t.clone(memory_format=torch.contiguous_format) for t in read]
-    source = source.holding(copies)
+    key, source = _key(lengths, copies), source.holding(copies)
     content = hashlib.blake2b(repr(lengths).encode() + source.content(), digest_size=16).digest()
     known = _recent.with_content(content)
     if known is not None:
-        return known._replace(form=form, tensors=copies)
+        return known._replace(key=key)
     *_, seqlen_q, seqlen_k, device = lengths
     refuse_capture(device, "a mask is first seen")
     mask = source.build_from_host(seqlen_q, seqlen_k, device)
-    return _Entry(form, copies, content, mask, seal(content))
+    return _Entry(key, content, mask, seal(content))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ..checks import check_flag, check_mask, check_qkv, check_scale, check_sink, check_softcap
@@ -121,10 +123,13 @@ class PreparedAttention:
                 return ready_attention(call, q, k, v, self._sinks())
         if not is_alone:
             return self._by_op(q, k, v, out, lse)
-        if out is not None:
-            self._check_given("out", out, call.out_shape, call.dtype, (q, k, v))
-        if lse is not None:
-            self._check_given("lse", lse, call.lse_shape, call.lse_dtype, (q, k, v, out))
+        if out is not None or lse is not None:
+            places = [q.data_ptr(), k.data_ptr(), v.data_ptr()]
+            if out is not None:
+                self._check_given("out", out, call.out_shape, call.dtype, places)
+                places.append(out.data_ptr())
+            if lse is not None:
+                self._check_given("lse", lse, call.lse_shape, call.lse_dtype, places)
         return call.attend(q, k, v, None if sink is None else self._sinks(), out, lse)
 
     def _sinks(self) -> Tensor | None:
@@ -185,9 +190,9 @@ class PreparedAttention:
         x: Tensor,
         shape: tuple[int, ...],
         dtype: torch.dtype,
-        others: tuple[Tensor | None, ...] = (),
+        places: Sequence[int] | None = None,
     ) -> None:
-        """A tensor to write to. others: that lie elsewhere; with them it counts as written, in place."""
+        """A tensor to write to. places: where others lie, and it must not; with them it counts as written, in place."""
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor or None, got {type(x).__name__}")
         if x.shape != shape or x.device != self._device:
@@ -196,12 +201,11 @@ class PreparedAttention:
             raise TypeError(f"{name} must be {dtype}, got {x.dtype}")
         if x.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name} must need no gradient: what is written to it has none")
-        if not others:
+        if places is None:
             return
         if type(x) is not Tensor or x.is_neg() or x.layout is not torch.strided:
             raise TypeError(f"{name} must be a plain, dense torch.Tensor, got {type(x).__name__}, {x.layout}")
-        place = x.data_ptr()
-        if any(y is not None and y.data_ptr() == place for y in others) and x.numel():
+        if x.data_ptr() in places and x.numel():
             raise ValueError(f"{name} must share no memory with another argument")
         if name == "lse" and x.stride(-1) != 1:
             raise ValueError(f"lse must have a last stride of 1, got strides {x.stride()}")

@@ -45,16 +45,16 @@ def witness(tensors: list[Tensor], content: bytes, is_op: bool) -> None:
         gradients on, or in a forward of their own.
     """
     in_backward = torch._C._current_graph_task_id() != -1
-    has_grad = torch.is_grad_enabled()
     inside, again = regions()
     for region in inside:
         _seen_in(region).extend((StorageWeakRef(tensor.untyped_storage()), content) for tensor in tensors)
     if not in_backward:
-        with _lock:
-            _note(_contents, content)
-            for tensor in tensors:
-                _note(_memory_of(tensor).contents, content)
-    elif is_op or has_grad or inside:
+        if not _is_noted(tensors, content):
+            with _lock:
+                _note(_contents, content)
+                for tensor in tensors:
+                    _note(_memory_of(tensor).contents, content)
+    elif is_op or torch.is_grad_enabled() or inside:
         seen = _seen_in(again) if again is not None else []
         places = [_held(seen, tensor) for tensor in tensors] if seen else _places(tensors)
         if not all(content in place for place in places):
@@ -91,6 +91,17 @@ def _places(tensors: list[Tensor]) -> list[OrderedDict[bytes, None]]:
     with _lock:
         known = [_memories[key] for key in (t.untyped_storage()._cdata for t in tensors) if key in _memories]
         return [memory.contents for memory in known if not memory.alive.expired()] or [_contents]
+
+
+def _is_noted(tensors: list[Tensor], content: bytes) -> bool:
+    """Whether these tensors meant it before, as those of most calls did."""
+    if content not in _contents:
+        return False
+    for tensor in tensors:  # a weak reference keeps its address, which no other storage has
+        memory = _memories.get(tensor.untyped_storage()._cdata)
+        if memory is None or content not in memory.contents:
+            return False
+    return True
 
 
 def _memory_of(tensor: Tensor) -> _Memory:

@@ -29,24 +29,28 @@ def regions() -> tuple[list[Place], Place | None]:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
-        if code is _BACKWARD:
-            return inside, _of_backward(frame.f_locals["self"])
-        if code.co_name == "backward" and (context := _context(frame)) is not None:
-            return inside, _of_backward(context)
-        if code.co_name == "forward" and (context := _context(frame)) is not None:
-            inside.append(vars(context))
-        elif code is _FORWARD and called is not None:
-            inside += _of_forward(frame, called)
-        elif code.co_name == "checkpoint":
-            inside += _of_checkpoint(frame)
-        elif code.co_name == "unpack_hook" and "frame" in frame.f_locals:
-            return inside, vars(frame.f_locals["frame"])
+        name = code.co_name
+        if name in _NAMES:
+            if code is _BACKWARD:
+                return inside, _of_backward(frame.f_locals["self"])
+            if name == "backward" and (context := _context(frame)) is not None:
+                return inside, _of_backward(context)
+            if name == "forward" and (context := _context(frame)) is not None:
+                inside.append(vars(context))
+            elif code is _FORWARD and called is not None:
+                inside += _of_forward(frame, called)
+            elif name == "checkpoint":
+                inside += _of_checkpoint(frame)
+            elif name == "unpack_hook" and "frame" in frame.f_locals:
+                return inside, vars(frame.f_locals["frame"])
         called, frame = frame, frame.f_back
     return inside, None
 
 
 _FORWARD = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _BACKWARD = BackwardCFunction.apply.__code__
+# Of all frames that tell something: to look a name up is next to nothing, and stacks are deep.
+_NAMES = {"backward", "forward", "checkpoint", "unpack_hook", _FORWARD.co_name, _BACKWARD.co_name}
 
 
 def _of_forward(apply: FrameType, forward: FrameType) -> list[Place]:

@@ -22,6 +22,8 @@ ROWS = 8
 @pytest.fixture(autouse=True)
 def _no_plans_from_other_tests():
     mask_cache.clear_masks()
+    yield
+    mask_cache.clear_masks()  # whose calls keep kernels that do nothing
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from cute_attn import backend, flex_flash_attn_func, sim
+from cute_attn import IntervalMask, backend, flex_flash_attn_func, prepare, sim
 from cute_attn.mask import causal
-from cute_attn.ops import flex_flash, ready
+from cute_attn.mask.source import MaskSource
+from cute_attn.ops import flex_flash, mask_cache, ready
 
 ROWS = 40
 
@@ -23,6 +24,7 @@ def launched(monkeypatch):
     monkeypatch.setattr(sim, "run", lambda function, tensors, *rest, **options: found.append(tensors))
     with backend("sim"):
         yield found
+    mask_cache.clear_masks()  # whose calls keep that kernel
 
 
 @pytest.fixture
@@ -126,6 +128,33 @@ def test_ranges_of_the_same_numbers_are_the_same_call_and_others_are_read_again(
     assert not all(map(torch.equal, launched[-1][5:7], bounds))
 
 
+@pytest.mark.parametrize(
+    ("ranges", "end"),
+    [
+        (torch._neg_view(torch.tensor([[0, -ROWS]])), ROWS),
+        (torch._efficientzerotensor((1, 2), dtype=torch.int64), 0),  # which has no memory
+        (torch.tensor([[0, 1], [ROWS, 2]]).t()[:1], ROWS),
+    ],
+)
+def test_ranges_are_what_they_mean_not_what_their_memory_holds(ranges, end):
+    rows, cpu = torch.tensor([[0, ROWS]]), torch.device("cpu")
+    for _ in range(2):
+        mask, _ = mask_cache.find_mask(MaskSource("slices", rows, ranges), ROWS, ROWS, cpu)
+        assert mask.equals(IntervalMask.from_slices([[0, ROWS]], [[0, end]], None, ROWS, ROWS))
+
+
+def test_of_more_bytes_than_are_read_at_once_all_count(monkeypatch):
+    read, sizes = mask_cache.string_at, []
+    monkeypatch.setattr(mask_cache, "PIECE", 24)
+    monkeypatch.setattr(mask_cache, "string_at", lambda place, size: sizes.append(size) or read(place, size))
+    rows, ranges = torch.tensor([[0, 8], [8, ROWS]]), torch.tensor([[0, 8], [0, ROWS]])
+    for end in (ROWS, ROWS, 9):
+        ranges[1, 1] = end
+        mask, _ = mask_cache.find_mask(MaskSource("slices", rows, ranges), ROWS, ROWS, torch.device("cpu"))
+        assert mask.equals(IntervalMask.from_slices(rows, ranges, None, ROWS, ROWS))
+    assert set(sizes) == {24, 8}
+
+
 @pytest.mark.parametrize(("name", "place"), [("q", 0), ("k", 1)])
 def test_tensors_without_dimensions_are_refused_with_ranges_that_came_before(name, place):
     inputs, ranges = halves(), torch.tensor([[0, ROWS]])
@@ -196,3 +225,14 @@ def test_a_mask_that_keeps_calls_is_copied_and_pickled():
     for other in (copy.deepcopy(mask), pickle.loads(pickle.dumps(mask))):
         assert other.equals(mask)
         flex_flash_attn_func(*inputs, other)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_prepared_call_is_copied_without_its_kernel_and_finds_it_again(copied, launched):
+    inputs = halves()
+    other = copied(prepare(*inputs, causal(ROWS)))
+    assert other._call.launch._kernel is None
+    for _ in range(2):
+        other(*inputs)
+        assert other._call.launch._kernel is not None
+    assert len(launched) == 2
