@@ -145,11 +145,14 @@ def _owners(items: ItemRow, count: int) -> torch.Tensor:
 
 def upwards(table: RunTable, layers: int, ahead: torch.Tensor | None = None) -> RunTable:
     """The table with the query tiles of every key tile in ascending order, but that those before number `ahead` of its
-    item come last: who walks downwards then has them first. Each item has a run more, empty or cut off another there.
+    item come last: who walks downwards then has them first. Each item has a run more, empty or cut off another there;
+    a table without runs, for which no kernel is launched, stays so.
 
     Key tiles with a partial tile behind a full one get all of them as partial; a mask of many layers tests all of its
     layers in what was full.
     """
+    if len(table.runs) == 0:
+        return table
     items, runs = ItemRow(*table.items.long().unbind(1)), RunRow(*table.runs.long().unbind(1))
     owner = _owners(items, len(runs.begin))
     place = _ranks((items.partial_begin + items.end).argsort(stable=True))  # those without runs before who begins there

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from backward_case import check, check_same_bits
+from backward_case import check, check_same_bits, make_problem
 from cases import Case, block_sparse, stacked, with_gaps
 from oracle import random_slices
 
 from cute_attn.columns import TurnRow
+from cute_attn.launch.backward import backward
 from cute_attn.launch.order import in_turns, upwards
 from cute_attn.mask import IntervalMask, causal, causal_documents, full, shared_prefix, sliding_window
 
@@ -109,6 +110,15 @@ def test_the_longest_start_first_where_nobody_waits_for_one_that_starts_later(na
 def test_the_order_is_made_once():
     schedule = WINDOW.schedule((64, 128))
     assert in_turns(schedule) is in_turns(schedule)
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+def test_where_nothing_is_attended_no_kernel_is_launched(planes, monkeypatch):
+    monkeypatch.setattr("cute_attn.launch.backward.run", None)
+    case = Case(MASKS["nothing"])
+    p, mask = make_problem(case), stacked(*[case.mask] * planes, heads=planes)
+    gradients = backward(p.dout, p.q, p.k, p.v, p.out, p.lse, mask, softmax_scale=1.0, deterministic=True)
+    assert not any(x.any() for x in gradients)
 
 
 @pytest.mark.slow
