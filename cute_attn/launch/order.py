@@ -7,10 +7,10 @@ there a key tile has a partial tile above its full ones, for which all its succe
 it has come to its end. Where that is so, full tiles are processed among the partial ones, bounds tested.
 
 Kernels count turns. So of the key tiles that a query tile attends all but the last must start in ascending order; the
-last may start at any time. It does so among packed documents, where a query tile with the end of one and the beginning
-of the next attends all key tiles of the one, and of the next the first, which is the longest. That one comes to such
-query tiles at its end and the others at their beginning: where they are behind it in turn, it visits them first. Where
-more is out of order, all start in ascending order.
+last may start at any time. It does so among packed causal documents, where a query tile with the end of one and the
+beginning of the next attends all key tiles of the one, and of the next the first, which is the longest. That one comes
+to such query tiles at its end and the others at their beginning: where they are behind it in turn, it visits them
+first. Where more is out of order, all start in ascending order.
 
 Where query heads have planes of their own each has its own walk, upwards, and key tiles are last tile first: see
 `cute_attn.launch.by_head`.
