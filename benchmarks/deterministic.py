@@ -29,6 +29,8 @@ MASKS = {
     "causal": "causal",
     "full": "full",
     "packed documents": "causal_documents:cu_seqlens=0/512/1536/3072/5120/8192",
+    "ragged documents": "causal_documents:cu_seqlens=0/700/1900/2222/4100/6900/8192",
+    "ragged documents, not causal": "documents:cu_seqlens=0/700/1900/2222/4100/6900/8192",
     "sliding window of 1,024": "sliding_window:left=1023,right=0",
     "shared prefix": "shared_prefix:prefix_length=2048,lengths=1536/1536/1536/1536",
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["ItemRow", "KeyHeadRow", "RunRow"]
+__all__ = ["ItemRow", "KeyHeadRow", "RunRow", "TurnRow"]
 
 
 class ItemRow(NamedTuple):
@@ -42,3 +42,13 @@ class RunRow(NamedTuple):
     end: Any
     layer_begin: Any
     layer_end: Any
+
+
+class TurnRow(NamedTuple):
+    """Where the runs of key tiles of a query tile are, how many it attends beside the last one, and how many of these
+    add to its sum of dQ before the last one does."""
+
+    begin: Any
+    end: Any
+    others: Any
+    before_last: Any

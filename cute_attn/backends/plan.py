@@ -34,7 +34,7 @@ class Plan(NamedTuple):
         of the forward's tile, layers, has_lower, has_upper of its schedule and the heads that share a tile; the same
         of the backward, zeros if it has no tables.
     items, runs, idle_keys: as in `cute_attn.launch.forward.ForwardPlan`.
-    key_items, key_runs, bounds, key_idle_rows, key_idle_keys, turn_ranges, turn_runs: as in
+    key_items, key_runs, bounds, key_idle_rows, key_idle_keys, turn_rows, turn_runs: as in
         `cute_attn.launch.backward.BackwardPlan`, in this order.
     seal: see `cute_attn.ops.recomputed`; None where nothing was looked up.
     """
@@ -50,7 +50,7 @@ class Plan(NamedTuple):
     bounds: Tensor | None = None
     key_idle_rows: Tensor | None = None
     key_idle_keys: Tensor | None = None
-    turn_ranges: Tensor | None = None
+    turn_rows: Tensor | None = None
     turn_runs: Tensor | None = None
     seal: Tensor | None = None
 

@@ -6,7 +6,7 @@ from typing import Any
 import cutlass.cute as cute
 from cutlass import Float32, Int32
 
-from cute_attn.columns import ItemRow, RunRow
+from cute_attn.columns import ItemRow, RunRow, TurnRow
 from cute_attn.sm90.dtypes import DTYPES
 from cute_attn.spec.backward import BackwardSpec
 
@@ -48,7 +48,7 @@ class Schedule:
 
     items: cute.Tensor  # (n, columns of ItemRow, or of KeyHeadRow and 3 * heads_per_key), int32
     runs: cute.Tensor  # (n, columns of RunRow), int32
-    query_runs: cute.Tensor | None  # (planes of the mask, q_tiles, 2), int32: the runs of key tiles of each query tile
+    query_turns: cute.Tensor | None  # (planes of the mask, q_tiles, 4), int32: a TurnRow for each query tile
     key_runs: cute.Tensor | None  # like runs
     idle_rows: cute.Tensor  # (planes of the mask, q_tiles or fewer, 32), int32
     idle_keys: cute.Tensor  # (planes of the mask or of its key heads, k_tiles or fewer, 32), int32
@@ -146,7 +146,7 @@ def fake_arguments(spec: BackwardSpec) -> tuple[Any, ...]:
         if spec.planes_by_head
         else rows_of(Int32, cute.sym_int(), len(ItemRow._fields)),
         runs=rows_of(Int32, cute.sym_int(), len(RunRow._fields)),
-        query_runs=rows_of(Int32, cute.sym_int(), q_tiles, 2) if spec.deterministic else None,
+        query_turns=rows_of(Int32, cute.sym_int(), q_tiles, len(TurnRow._fields)) if spec.deterministic else None,
         key_runs=rows_of(Int32, cute.sym_int(), len(RunRow._fields)) if spec.deterministic else None,
         idle_rows=rows_of(Int32, cute.sym_int(), cute.sym_int(), 32),
         idle_keys=rows_of(Int32, cute.sym_int(), cute.sym_int(), 32),

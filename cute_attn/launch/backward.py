@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 
-from cute_attn.columns import ItemRow
 from cute_attn.mask import IntervalMask
 from cute_attn.mask.thinned import tested_bounds
 from cute_attn.mods.trace import Traced
@@ -15,9 +14,9 @@ from cute_attn.spec.backward import BackwardSpec
 from cute_attn.spec.score import ScoreForm
 from cute_attn.spec.tiles import Tile
 
-from .by_head import by_place, idle_for_all, items_of_key_heads
+from .by_head import idle_for_all, items_of_key_heads
 from .captured import NOTHING_CAPTURED, CapturedGradients, captured_by, text_of
-from .order import in_turns
+from .order import in_turns, upwards
 from .rows import pack_bounds, unpack_rows
 from .run import KernelBackend, Order, run
 from .shapes import PlanForm, score_of_call, spec_of_call
@@ -48,8 +47,8 @@ class BackwardPlan(NamedTuple):
         turns where dQ has turns (see `cute_attn.launch.order`). Where heads have planes of their own, items and
         idle_keys are of key heads (see `cute_attn.launch.by_head`).
     bounds: the intervals, as `pack_bounds` lays them out.
-    turn_ranges, turn_runs: with turns, the runs of key tiles of each query tile, int32 `(planes, q_tiles, 2)`, and
-        these runs; else None.
+    turn_rows, turn_runs: with turns, what `cute_attn.columns.TurnRow` names of each query tile, int32
+        `(planes, q_tiles, 4)`, and the runs of key tiles; else None.
     """
 
     form: PlanForm
@@ -60,7 +59,7 @@ class BackwardPlan(NamedTuple):
     bounds: torch.Tensor
     idle_rows: torch.Tensor
     idle_keys: torch.Tensor
-    turn_ranges: torch.Tensor | None
+    turn_rows: torch.Tensor | None
     turn_runs: torch.Tensor | None
 
 
@@ -94,7 +93,12 @@ def _planned(mask: IntervalMask, tile: Tile, has_turns: bool, heads_per_key: int
     schedule = mask.schedule((tile.m, tile.n))
     lo, hi = tested_bounds(mask)
     idle_keys = schedule.idle_keys
-    table = in_turns(schedule) if has_turns else schedule.backward
+    table = schedule.backward
+    turns: tuple[torch.Tensor | None, torch.Tensor | None] = None, None
+    if has_turns:
+        ordered = in_turns(schedule)
+        table = ordered.table if mask.heads == 1 else upwards(schedule.backward, schedule.layers)
+        turns = ordered.turns, schedule.forward.runs
     items = table.items
     if mask.heads > 1:
         items = items_of_key_heads(table, schedule.k_tiles, heads_per_key, has_turns)
@@ -102,11 +106,6 @@ def _planned(mask: IntervalMask, tile: Tile, has_turns: bool, heads_per_key: int
     bounds = mask._derived.get(("bounds", tile.m))
     if bounds is None:
         bounds = mask._derived["bounds", tile.m] = pack_bounds(lo, hi, tile.m)
-    turns: tuple[torch.Tensor | None, torch.Tensor | None] = None, None
-    if has_turns:
-        walks = ItemRow(*by_place(schedule.forward, schedule.q_tiles).unbind(1))
-        ranges = torch.stack([walks.partial_begin, walks.end], 1)
-        turns = ranges.view(schedule.planes, schedule.q_tiles, 2), schedule.forward.runs
     form = PlanForm.of(mask, tile)
     return BackwardPlan(form, lo, hi, items, table.runs, bounds, schedule.idle_rows, idle_keys, *turns)
 
@@ -197,7 +196,7 @@ def backward(
     of_mod = NOTHING_CAPTURED if captured is None else captured.targets(batch, heads_q, seqlen_k, tile)
     bounds = plan.bounds if spec.mask.is_bounded else None
     tensors = (*inputs, lse, dlse, bounds, *written, *of_mod, *captured_by(predicate, q.device))
-    ordered = (plan.turn_ranges, plan.turn_runs) if has_turns else (None, None)
+    ordered = (plan.turn_rows, plan.turn_runs) if has_turns else (None, None)
     factors = (*spec.score.factors(softmax_scale, softcap), softmax_scale)
     sharing = batch if plan.bounds.shape[0] == mask_heads else 1, heads_q // heads_k
     schedule = (plan.items, plan.runs, *ordered, plan.idle_rows, plan.idle_keys)

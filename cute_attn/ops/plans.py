@@ -18,6 +18,7 @@ from ..backend import option_of
 from ..backends.find import find
 from ..backends.plan import FORM, Call, Plan, make_plan, tuned_generation
 from ..backends.tiles import TILES
+from ..columns import TurnRow
 from ..custom_ops import register
 from ..mask import IntervalMask
 from ..mask.source import MaskSource
@@ -194,7 +195,7 @@ def _fake_plan(*arguments: Any) -> list[Tensor]:
         tensors += [integers(size(), columns), integers(size(), 4), integers(planes, q_tiles, layers, 2, rows)]
         tensors += [integers(planes, size(), 32), integers(key_planes, size(), 32)]
         if deterministic:
-            tensors += [integers(planes, q_tiles, 2), integers(size(), 4)]
+            tensors += [integers(planes, q_tiles, len(TurnRow._fields)), integers(size(), 4)]
     return tensors
 
 

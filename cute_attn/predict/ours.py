@@ -87,7 +87,7 @@ def _backward(
     tile, d, dv = spec.tile, spec.head_dim, spec.head_dim_v
     group, q_rows = heads[0] // heads[1], batch * schedule.seqlen_q * heads[0]
     k_rows = batch * schedule.seqlen_k * heads[1]
-    table = in_turns(schedule) if spec.deterministic else schedule.backward
+    table = in_turns(schedule).table if spec.deterministic else schedule.backward
     columns = table.columns
     partial, full = (_repeated(count * group, heads[1] * batch) for count in (columns.n_partial, columns.n_full))
     if spec.deterministic and (turns := int(partial.sum() + full.sum())) > MOST_TURNS:
