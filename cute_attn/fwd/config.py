@@ -5,7 +5,7 @@ from __future__ import annotations
 from cute_attn.spec.forward import ForwardSpec
 from cute_attn.spec.tiles import SHARED_MEMORY, TileConfig
 
-__all__ = ["check", "default_tile", "graph_tile", "out_shares_queries", "shared_memory_bytes"]
+__all__ = ["check", "default_tile", "graph_tile", "has_words", "out_shares_queries", "shared_memory_bytes"]
 
 ALIGNMENT = 1024  # of each tile in shared memory
 # fp32 and packed registers of a thread that S, O and P may take together, by number of consumer warpgroups: what
@@ -17,11 +17,24 @@ def _tiles(spec: ForwardSpec, rows: int, columns: int) -> int:
     return -(-rows * columns * spec.element_bytes // ALIGNMENT) * ALIGNMENT
 
 
+def has_words(spec: ForwardSpec) -> bool:
+    """Whether masks come to the consumers in bits, see `words`: if rows have bounds of their own, but for those of a
+    cache, which follow from lengths."""
+    return spec.mask.is_bounded and not spec.piece
+
+
+def _head(spec: ForwardSpec) -> int:
+    """Barriers, what is told of items and tiles, and words of bits."""
+    tile = spec.tile
+    words = tile.stages * (tile.m * tile.n // 8) * (1 + spec.mask.has_certain) if has_words(spec) else 0
+    return -(-(96 + 48 * tile.stages + words) // ALIGNMENT) * ALIGNMENT
+
+
 def _bytes(spec: ForwardSpec, share: bool) -> int:
     tile = spec.tile
     q, out = _tiles(spec, tile.m, spec.head_dim), 0 if spec.fp32_out else _tiles(spec, tile.m, spec.head_dim_v)
     rings = sum(_tiles(spec, tile.n * tile.stages, dim) for dim in (spec.head_dim, spec.head_dim_v))
-    return ALIGNMENT + rings + (max(q, out) if share else q + out)
+    return _head(spec) + rings + (max(q, out) if share else q + out)
 
 
 def out_shares_queries(spec: ForwardSpec) -> bool:
@@ -31,7 +44,7 @@ def out_shares_queries(spec: ForwardSpec) -> bool:
 
 
 def shared_memory_bytes(spec: ForwardSpec) -> int:
-    """Dynamic shared memory of a CTA: barriers, Q, output, and the rings of K and V."""
+    """Dynamic shared memory of a CTA: barriers, words of bits, Q, output, and the rings of K and V."""
     return _bytes(spec, out_shares_queries(spec))
 
 

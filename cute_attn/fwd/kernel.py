@@ -1,6 +1,7 @@
 """The forward kernel: warp-specialised, persistent, for any interval mask.
 
-One producer warpgroup loads by TMA (warp 0: Q and K, warp 1: V), two or three consumer warpgroups of 64 rows compute.
+One producer warpgroup loads by TMA (warp 0: Q and K, warp 1: V), and its other warps say in bits which pairs a mask
+leaves (`cute_attn.fwd.words`); two or three consumer warpgroups of 64 rows compute.
 An item of work is one query tile of one head; CTAs take items of a list made on the host, longest first, in rounds
 that go there and back again. Only the producers read the list and walk the runs of key tiles: partial runs first, then
 full ones. The consumers get what an item is, and how many tiles come, in shared memory with its Q, and the first column
@@ -10,6 +11,7 @@ cores.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import cuda.bindings.driver as cuda
@@ -23,9 +25,9 @@ from cute_attn.sm90.dtypes import DTYPES
 from cute_attn.sm90.fragments import pack_fragment
 from cute_attn.sm90.idle import clear_idle, idle_of_lane, idle_outside
 from cute_attn.sm90.keys import KeyTiles, PagedKeyTiles, Pages
-from cute_attn.sm90.mask import RowBounds
+from cute_attn.sm90.mask import RowBounds, first_column, mask_scores
 from cute_attn.sm90.place import Place
-from cute_attn.sm90.ptx import thread_here
+from cute_attn.sm90.ptx import not_before, thread_here
 from cute_attn.sm90.score import Score, Where
 from cute_attn.sm90.store import store_fragment
 from cute_attn.sm90.tiles import gemm, load_atom, partition, store_atom, tiled_mma
@@ -37,6 +39,7 @@ from .epilogue import finish_rows
 from .packing import head_view
 from .softmax import OnlineSoftmax, clear, rescale
 from .storage import ROWS, Layouts, Shared
+from .words import WRITERS, RowWords, store_words, store_words_of_all
 from .work import Arguments, Item, ItemOfConsumers
 
 WARPGROUP = 128  # threads
@@ -65,10 +68,10 @@ class Consumer:
 
 @dataclass(frozen=True)
 class Rows:
-    """What a thread knows of its two rows of an item: their intervals, where the first of their scores would be in a
-    tile whose first key is the first of all, what a score_mod does to them and which pairs a predicate leaves."""
+    """What a thread knows of its two rows of an item: which pairs are masked, where the first of their scores would be
+    in a tile whose first key is the first of all, what a score_mod does to them and which a predicate leaves."""
 
-    bounds: RowBounds
+    mask: Any  # RowBounds or RowWords
     where: Where
     mod: Any  # RowScores, None if the score carries no graph
     predicate: Any  # RowPredicate, None if the mask carries no graph
@@ -126,6 +129,10 @@ class ForwardKernel:
                 self.load_queries_and_keys(arguments, shared)
             if warp == 1:
                 self.load_values(arguments, shared)
+            if const_expr(shared.words is not None):
+                part = warp - (4 - WRITERS)
+                if part >= 0:
+                    self.make_words(arguments, shared, part)
         else:
             cute.arch.setmaxregister_increase(CONSUMER_REGISTERS[self.consumers])
             self.consume(arguments, shared, warp % 4, warp // 4 - 1)
@@ -184,6 +191,38 @@ class ForwardKernel:
                         values.hand_over(tile_count)
                     tile_count += 1
 
+    @cute.jit
+    def make_words(self, arguments: Arguments, shared: Shared, part):
+        """Words of the partial tiles, and of the first one of an item, which is masked too, for the slots of K."""
+        keys, tensors = shared.keys, arguments.tensors
+        uniform = cute.arch.make_warp_uniform  # what is so waits in uniform registers, others are short
+        tile_count = Int32(0)
+        for item_number in cutlass.range(uniform(arguments.count()), unroll=1):
+            item = arguments.item(arguments.index(item_number))
+            bounds = [t[item.plane, None, None] for t in (tensors.lo, tensors.hi)]
+            position = partial(self.position, arguments, item)
+            for number in cutlass.range(uniform(item.first_run), uniform(item.full_run), unroll=1):
+                run = arguments.run(item, number)
+                for tile in cutlass.range(run.begin, run.end, unroll=1):
+                    slot, layers = keys.slot(tile_count), (run.layer_begin, run.layer_end)
+                    keys.wait_empty(tile_count)
+                    target = shared.words[None, None, None, slot]
+                    store_words(self.spec, part, bounds, position, layers, tile * self.n, target)
+                    keys.arrive(keys.full + slot)
+                    tile_count += 1
+            item = arguments.item(arguments.index(not_before(item_number)))  # read anew, kept in no register before
+            if item.n_partial == 0 and item.n_full > 0:
+                keys.wait_empty(tile_count)
+                store_words_of_all(self.spec, part, shared.words[None, None, None, keys.slot(tile_count)])
+            for _ in cutlass.range(item.n_full, unroll=1):
+                keys.wait_empty(tile_count)
+                keys.arrive(keys.full + keys.slot(tile_count))
+                tile_count += 1
+
+    def position(self, arguments: Arguments, item: Item, row: Int32) -> Int32:
+        """Of a row of an item; rows past the end repeat the last one: nothing of them is stored."""
+        return arguments.query(item.hand_over(), item.tile * self.tile.m + row).last_position
+
     def key_tiles(self, arguments: Arguments, item: Item, atom: Any, tensor: Any, shared: Any) -> Any:
         """Where the tiles of K, or of V, of an item come from."""
         if not self.spec.piece:
@@ -233,7 +272,7 @@ class ForwardKernel:
             shared.queries.wait_full(item_number)
             item = ItemOfConsumers.read(shared.item)
             row = item.tile * self.tile.m + group * ROWS + warp * 16 + lane // 4  # and row + 8
-            rows = self.rows(arguments, item, row)
+            rows = self.rows(arguments, shared, item, row, 4 * group + warp, lane)
             clear(out)
             softmax.reset()
             n_tiles = item.n_partial + item.n_full
@@ -267,22 +306,19 @@ class ForwardKernel:
             cute.arch.cp_async_bulk_wait_group(0, read=True)  # shared memory must outlive the stores that read it
         turns.end()
 
-    def rows(self, arguments: Arguments, item: ItemOfConsumers, row: Int32) -> Rows:
-        """This thread's: `row` and `row + 8`."""
-        tensors = arguments.tensors
+    def rows(self, arguments: Arguments, shared: Shared, item: Any, row: Int32, warp: Int32, lane: Int32) -> Rows:
+        """This thread's: `row` and `row + 8`. warp: among those of all consumers."""
+        tensors, mask = arguments.tensors, self.spec.mask
         if self.spec.piece:
             reach = arguments.reach(item.batch)
-            bounds = RowBounds.of(
-                self.n, self.spec.mask, *(reach.around(reach.position + row + 8 * h) for h in range(2))
-            )
-        elif self.spec.mask.is_bounded:
-            lo, hi = (t[item.plane, None, None] for t in (tensors.lo, tensors.hi))
-            first, step = arguments.query(item, row).position, 8 // self.spec.packed_heads
-            bounds = RowBounds.load(self.n, self.spec.mask, lo, hi, first, step)
+            around = [reach.around(reach.position + row + 8 * h) for h in range(2)]
+            of_rows: Any = RowBounds.of(self.n, mask.has_lower, *around)
+        elif shared.words is not None:
+            of_rows = RowWords.of(self.spec, shared.words, warp, lane)
         else:
-            bounds = RowBounds.dense(self.n, tensors.k.shape[1])
-        where = Where(item.batch, item.head, row, bounds.first_column)
-        return Rows(bounds, where, *self.graphs(tensors, where))
+            of_rows = RowBounds.dense(self.n, tensors.k.shape[1])
+        where = Where(item.batch, item.head, row, first_column())
+        return Rows(of_rows, where, *self.graphs(tensors, where))
 
     @cute.jit
     def first_tile(self, c, rows, tile):
@@ -291,10 +327,11 @@ class ForwardKernel:
         c.shared.keys.wait_full(tile)
         gemm(c.op_qk, scores, c.q, c.k[None, None, None, c.shared.keys.slot(tile)], True)
         place = Place.read(c.shared.places, c.shared.keys.slot(tile))
+        words = rows.mask.read(c.shared.keys.slot(tile))
         warpgroup.wait_group(0)
         c.shared.keys.release(tile)
         self.change(c, scores, rows, place, False)
-        rows.bounds.apply(scores, place, rows.predicate)
+        self.mask(scores, rows, place, words)
         c.softmax.first(scores, cute.recast_tensor(c.p[0], Int32))
 
     @cute.jit
@@ -362,11 +399,12 @@ class ForwardKernel:
         gemm(c.op_pv, c.out, p_before, c.v[None, None, None, c.shared.values.slot(tile - 1)], False)
         c.turns.done()
         place = Place.read(c.shared.places, c.shared.keys.slot(tile))  # before the slot is released
+        words: Any = rows.mask.read(c.shared.keys.slot(tile)) if const_expr(masked) else None
         warpgroup.wait_group(1)
         c.shared.keys.release(tile)
         self.change(c, scores, rows, place, not masked)
         if const_expr(masked):
-            rows.bounds.apply(scores, place, rows.predicate)
+            self.mask(scores, rows, place, words)
         return scores
 
     def finish_values(self, c, tile) -> None:
@@ -402,6 +440,11 @@ class ForwardKernel:
             where = rows.where.moved(0, place.first)
             for k in range_constexpr(cute.size(scores)):
                 scores[k] = c.score.changed(scores[k], where.moved(8 * ((k >> 1) & 1), 8 * (k >> 2) + (k & 1)))
+
+    def mask(self, scores, rows, place, words) -> None:
+        """scores = -inf outside of the mask. words: what was read with the place of the tile."""
+        bits = rows.mask.bits(words, place.first)
+        mask_scores(scores, *bits, rows.predicate, rows.where.column + place.first)
 
     # ------------------------------------------------------------------ epilogue
 

@@ -13,7 +13,8 @@ from cute_attn.sm90.place import place_layout
 from cute_attn.sm90.tiles import tile_layout
 from cute_attn.spec.forward import ForwardSpec
 
-from .config import out_shares_queries
+from .config import has_words, out_shares_queries
+from .words import WRITERS, WordForm, layout_of_words
 
 __all__ = ["ROWS", "Layouts", "Shared"]
 
@@ -47,6 +48,7 @@ class Shared:
 
     item: what is in Q, see `cute_attn.fwd.work.ItemOfConsumers`.
     places: of the tiles in the slots of K, see `cute_attn.sm90.place`.
+    words: of these tiles, see `cute_attn.fwd.words`; None if rows have no bounds of their own.
     """
 
     q: Any  # tensors with the layouts above
@@ -55,6 +57,7 @@ class Shared:
     out: Any  # None if the output leaves from registers
     item: Any
     places: Any
+    words: Any
     queries: Ring
     keys: Ring
     values: Ring
@@ -79,8 +82,9 @@ class Shared:
             out=out,
             item=storage.item.get_tensor(cute.make_layout(ITEM)),
             places=storage.places.get_tensor(place_layout(stages)),
+            words=storage.words.get_tensor(layout_of_words(spec)) if has_words(spec) else None,
             queries=Ring(storage.q_barriers.data_ptr(), 1, readers),
-            keys=Ring(storage.k_barriers.data_ptr(), stages, readers),
+            keys=Ring(storage.k_barriers.data_ptr(), stages, readers, 1 + WRITERS * has_words(spec)),
             values=Ring(storage.v_barriers.data_ptr(), stages, readers),
         )
 
@@ -93,6 +97,7 @@ class Shared:
 
 def _storage(spec: ForwardSpec, layouts: Layouts) -> Any:
     dtype, stages = DTYPES[spec.dtype], spec.tile.stages
+    n_words = cute.cosize(layout_of_words(spec)) if has_words(spec) else 0
 
     def tiles(size: int) -> Any:
         return cute.struct.Align[cute.struct.MemRange[dtype, size], 1024]
@@ -104,6 +109,7 @@ def _storage(spec: ForwardSpec, layouts: Layouts) -> Any:
         v_barriers: cute.struct.MemRange[cutlass.Int64, mbarriers_of_ring(stages)]
         item: cute.struct.Align[cute.struct.MemRange[Int32, ITEM], 16]
         places: cute.struct.Align[cute.struct.MemRange[Int32, cute.cosize(place_layout(stages))], 16]
+        words: cute.struct.Align[cute.struct.MemRange[WordForm.of(spec).dtype, n_words], 16]
         q: tiles(cute.cosize(layouts.q))  # type: ignore[valid-type]
         out: tiles(0 if spec.fp32_out or out_shares_queries(spec) else cute.cosize(layouts.out))  # type: ignore[valid-type]
         k: tiles(cute.cosize(layouts.k))  # type: ignore[valid-type]

@@ -28,12 +28,13 @@ class Ring:
 
     barriers: `mbarriers_of_ring(stages)` in shared memory: full ones, empty ones, and that of the landing.
     stages: a power of two.
-    readers: warps that release a slot.
+    readers: warps that release a slot. writers: warps that fill one, each of which says when it has.
     """
 
     barriers: cute.Pointer
     stages: int
     readers: int
+    writers: int = 1
 
     @property
     def full(self) -> cute.Pointer:
@@ -50,7 +51,7 @@ class Ring:
     def initialise(self) -> None:
         """By one thread, before any other touches the ring."""
         for slot in range(self.stages):
-            cute.arch.mbarrier_init(self.full + slot, 1)
+            cute.arch.mbarrier_init(self.full + slot, self.writers)
             cute.arch.mbarrier_init(self.empty + slot, self.readers)
         cute.arch.mbarrier_init(self.landing, 1)
 
@@ -83,7 +84,7 @@ class Ring:
         return barrier
 
     def arrive(self, barrier: cute.Pointer) -> None:
-        """Says of the barrier of `announce` that the lanes of this warp have written."""
+        """Says at a full barrier, or that of `announce`, that the lanes of this warp have written."""
         cute.arch.sync_warp()
         with cute.arch.elect_one():
             cute.arch.mbarrier_arrive(barrier)

@@ -80,7 +80,7 @@ def profile(**fields):
 def test_the_causal_forward_issues_little_beside_its_products():
     partial, full = profile(mask=MaskForm(1))
     assert full.slots_per_cycle <= 0.28
-    assert partial.slots_per_cycle <= 0.366
+    assert partial.slots_per_cycle <= 0.346
 
 
 MASKS = {
@@ -99,7 +99,8 @@ MASKS = {
 def test_no_default_tile_spills_or_serialises_and_layers_cost_little(dims, mask, dtype):
     tile = default_tile(*dims)
     partial, full = profile(dtype=dtype, head_dim=dims[0], head_dim_v=dims[1], tile=tile, **MASKS[mask])
-    assert (partial.common - full.common) / 2 <= 0.82 * tile.n  # 0.5 a key are selects, 0.125 make predicates of bits
+    limit = 0.82 if mask == "dense" else 0.7  # 0.5 a key are selects, 0.11 make predicates of bits
+    assert (partial.common - full.common) / 2 <= limit * tile.n
 
 
 @pytest.mark.slow
