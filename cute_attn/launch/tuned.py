@@ -23,6 +23,7 @@ from cute_attn.mask import IntervalMask
 from cute_attn.mask.tiles import needs_bounds
 from cute_attn.spec.mask import MaskForm
 from cute_attn.spec.operation import operation
+from cute_attn.spec.score import ScoreForm
 from cute_attn.spec.tiles import Tile
 
 from ..directories import cache_directory, warn_unusable
@@ -219,9 +220,14 @@ def _read_all(directory: Path, shipped: bool) -> tuple[Table, ...]:
         return ()
     for path in paths:
         try:
-            found.append(Table(str(path), shipped, _parsed(json.loads(path.read_text()))))
+            tiles, unfit = _that_fit(_parsed(json.loads(path.read_text())))
+            found.append(Table(str(path), shipped, tiles))
         except (OSError, ValueError, TypeError, KeyError) as error:
             warnings.warn(f"the tuned table {path} is not used: {error}", stacklevel=4)
+            continue
+        if unfit:
+            told = f"{len(unfit)} tiles of the tuned table {path} are not used, no kernel has them: {unfit[0]}"
+            warnings.warn(told, stacklevel=4)
     return tuple(found)
 
 
@@ -234,6 +240,24 @@ def _parsed(table: dict[str, Any]) -> dict[TunedKey, Tile]:
         key = TunedKey(**entry["key"])
         tiles[key] = operation(key.op).tile(**entry["tile"])
     return tiles
+
+
+def _that_fit(tiles: dict[TunedKey, Tile]) -> tuple[dict[TunedKey, Tile], list[str]]:
+    """Those that kernels have, and why others do not: what was measured with other kernels may no longer fit."""
+    kept: dict[TunedKey, Tile] = {}
+    unfit = []
+    for key, tile in tiles.items():
+        row = operation(key.op)
+        try:
+            given = MaskForm(cast(Any, key.layers), key.has_lower, key.has_upper)
+            mask, score = row.forms(given, ScoreForm(), {})
+            facts: dict[str, Any] = {"mask": mask, "score": score, "tile": tile}
+            row.check(row.spec(dtype=key.dtype, head_dim=key.head_dim, head_dim_v=key.head_dim_v, **facts))
+        except ValueError as error:
+            unfit.append(str(error))
+        else:
+            kept[key] = tile
+    return kept, unfit
 
 
 @functools.cache

@@ -98,6 +98,24 @@ def test_a_table_that_cannot_be_read_is_left_out_with_one_warning(content):
     lookup(KEY, DEFAULT)
 
 
+def test_tiles_that_no_longer_fit_are_left_out_with_one_warning():
+    """In a table of other kernels: words of bits lie beside what filled the shared memory."""
+    small, too_large = dataclasses.replace(KEY, head_dim=64, head_dim_v=64), TileConfig(128, 96, 4)
+    user_table((KEY, too_large), (moved(seqlen_q=1), too_large), (moved(seqlen_q=2), MEASURED), (small, DEFAULT))
+    with pytest.warns(
+        UserWarning, match=r"2 tiles of the tuned table .* are not used, no kernel .* bytes of shared"
+    ) as told:
+        found = lookup(KEY, DEFAULT)
+    assert found == (MEASURED, "nearest bucket", moved(seqlen_q=2))
+    assert len(told) == 1
+
+
+def test_the_same_tile_is_taken_where_it_fits():
+    dense, tile = dataclasses.replace(KEY, layers=0, density=0), TileConfig(128, 96, 4)
+    user_table((dense, tile))
+    assert lookup(dense, DEFAULT).tile == tile
+
+
 def test_an_installed_table_comes_first():
     user_table((KEY, SHIPPED))
     tuned.install({"format": 1, "entries": [{"key": dataclasses.asdict(KEY), "tile": dataclasses.asdict(MEASURED)}]})

@@ -109,10 +109,12 @@ def far(b, h, q, k):
 
 
 @pytest.mark.slow
-def test_full_blocks_are_attended_though_the_predicate_says_no():
+@pytest.mark.parametrize("n", [32, 48, 64])
+def test_full_blocks_are_attended_though_the_predicate_says_no(n):
+    """With words of 8 and 16 bits, and with those of two rows, of tiles that no whole words make."""
     mask, attended = lists(130, 150)
     assert mask.reading().thinned(1, 1)._thinning.is_marked
-    check(tensors((130, 150)), mask, attended)
+    check(tensors((130, 150)), mask, attended, options={"tile": {"n": n}, "softmax": "exact"})
 
 
 def test_a_tile_is_full_where_full_blocks_cover_it():
