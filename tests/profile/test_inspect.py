@@ -69,8 +69,14 @@ def test_the_assemblers_words_are_understood_though_they_are_wrapped():
 
 
 def profile(**fields):
-    report = inspect(compile(ForwardSpec(**fields)))
-    assert (report.spill_bytes, report.warnings) == (0, ())
+    """Producers may keep a few numbers in local memory from run to run; a loop of tiles holds no access to it."""
+    compiled = compile(ForwardSpec(**fields))
+    report = inspect(compiled)
+    assert report.spill_bytes <= 32
+    assert report.warnings == ()
+    for loop in (loop for blocks in sass.parse(sass.disassemble(compiled.cubin)) for loop in sass.loops(blocks)):
+        opcodes = {i.opcode.partition(".")[0] for common in (True, False) for i in loop.instructions(common=common)}
+        assert not opcodes & {"LDL", "STL"}
     for loop in report.loops:
         assert loop.mufu_before_pv_wait == loop.by_pipe["mufu"], "an exponential comes after the wait for PV"
     return report.loops
@@ -96,7 +102,7 @@ MASKS = {
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dims", HEAD_DIMS)
-def test_no_default_tile_spills_or_serialises_and_layers_cost_little(dims, mask, dtype):
+def test_no_default_tile_spills_in_a_loop_or_serialises_and_layers_cost_little(dims, mask, dtype):
     tile = default_tile(*dims)
     partial, full = profile(dtype=dtype, head_dim=dims[0], head_dim_v=dims[1], tile=tile, **MASKS[mask])
     limit = 0.82 if mask == "dense" else 0.7  # 0.5 a key are selects, 0.11 make predicates of bits
@@ -115,7 +121,7 @@ def test_no_default_tile_spills_or_serialises_and_layers_cost_little(dims, mask,
         {"fp32_out": True},
     ],
 )
-def test_no_option_makes_a_default_tile_spill_or_serialise(dims, options):
+def test_no_option_makes_a_default_tile_spill_in_a_loop_or_serialise(dims, options):
     profile(head_dim=dims[0], head_dim_v=dims[1], tile=default_tile(*dims), mask=MaskForm(1, True), **options)
 
 
