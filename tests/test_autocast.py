@@ -46,7 +46,7 @@ def in_double(function, inputs):
     return results_and_gradients(function, [x.detach().double().requires_grad_() for x in inputs], torch.enable_grad())
 
 
-@pytest.mark.parametrize("compiler", [None, "aot_eager", "inductor"])
+@pytest.mark.parametrize("compiler", [None, "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_fp32_stays_exact(dtype, compiler):
     inputs = leaves()

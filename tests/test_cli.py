@@ -407,7 +407,10 @@ def test_a_command_that_was_nearly_named_is_suggested(run):
 )
 @pytest.mark.parametrize(
     "command",
-    [("show", "--mask", "causal", "--seqlen-q", "8"), ("plan", "--world", "2", "--seqlen", "8192"), ("doctor",)],
+    [
+        ("show", "--mask", "causal", "--seqlen-q", "8"),
+        *(pytest.param(x, marks=pytest.mark.slow) for x in (("plan", "--world", "2", "--seqlen", "8192"), ("doctor",))),
+    ],
 )
 def test_drawings_fall_back_to_ascii_where_the_terminal_lacks_letters(command, encoding):
     program = "from cute_attn.cli import main; main()"

@@ -184,6 +184,7 @@ def test_a_cache_that_may_not_be_entered_costs_one_warning(case, tmp_path):
     assert "Permission denied" in warning
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [pytest.param("", marks=pytest.mark.slow), "cache"])
 def test_a_file_in_the_place_of_the_cache_costs_one_warning(where, tmp_path):
     (tmp_path / "file").write_text("")

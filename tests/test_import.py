@@ -40,6 +40,7 @@ def with_dependencies(*names):
     return {module for module, owners in modules if found & {o.lower().replace("_", "-") for o in owners}}
 
 
+@pytest.mark.slow
 def test_importing_takes_less_than_half_a_second_beyond_torch():
     """Of this process's own time: what other tests take of the cores beside it is none of its."""
     program = "import time, torch; t = time.process_time(); import cute_attn; print(time.process_time() - t)"
@@ -59,6 +60,7 @@ def test_importing_brings_in_nothing_but_torch_and_numpy():
     assert not strangers & {"cutlass", "cuda", "matplotlib", "click", "rich", "tvm_ffi"}
 
 
+@pytest.mark.slow
 def test_importing_registers_every_op_of_the_library_for_graphs_that_were_exported():
     package = TESTS.parent / "cute_attn"
     # Graphs with an op of dist are of the keys of a process, and are not exported.

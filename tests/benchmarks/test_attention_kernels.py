@@ -39,6 +39,7 @@ def test_sdpa_with_its_math_backend(name, operation):
     assert torch.utils.deterministic.fill_uninitialized_memory
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 @pytest.mark.parametrize("name", ["full", "window", "prefix"])
 def test_flex_attention_uncompiled(name):

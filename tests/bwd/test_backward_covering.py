@@ -72,6 +72,7 @@ def test_ctas_that_take_turns_in_several_items_are_launched_to_be_resident_toget
         assert not any(cooperative for grid, cooperative in launches if grid != 2)
 
 
+@pytest.mark.slow
 def test_two_layers_fp16_with_sinks_and_a_gradient_of_lse(backend):
     mask = IntervalMask.from_slices([[0, 300], [100, 300]], [[0, 100], [200, 450]], [0, 1], 300, 450)
     check(Case(mask, heads=(4, 1), dims=(64, 64), dtype=torch.float16, sink="sh", dlse=True), backend)

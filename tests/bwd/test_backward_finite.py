@@ -51,6 +51,7 @@ def test_holes_in_every_schedule(mode, seed, backend):
     check_that_idle_numbers_change_nothing(case, backend)
 
 
+@pytest.mark.slow
 def test_two_layers_with_sinks_at_head_dim_64(backend):
     case = Case(
         MASKS["two layers"], heads=(4, 1), dims=(64, 64), dtype=torch.float16, sink="sh", dlse=True, mode="late"

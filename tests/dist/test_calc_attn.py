@@ -161,6 +161,7 @@ def _outer_two(rank, problems):
             magi_attn_flex_key([[0, 8]], [[0, 8]], "full", 8, 8, 0, 4, group)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "heads_q"), [(2, 8), (3, 8)])
 def test_auto_takes_the_mover_predicted_to_be_fastest_of_those_the_heads_allow(world, heads_q):
     run_ranks(world, _auto, {name: Problem(m, heads_q) for name, m in small_masks().items() if name != "nothing"})

@@ -41,6 +41,7 @@ def problems():
     return [Problem(documents(13, 28, 1), sinks=1), Problem(masks.sliding_window(LENGTH, left=9, right=0), sinks=1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "mover", "compiler"),
     [

@@ -45,6 +45,7 @@ def test_strided_inputs_run_without_a_copy(backend, caplog):
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_two_layers_fp16_with_sinks_of_every_head(backend):
     mask = IntervalMask.from_slices([[0, 300], [100, 300]], [[0, 100], [200, 450]], [0, 1], 300, 450)
     check(Case(mask, heads=(4, 1), dims=(64, 64), dtype=torch.float16, sink="sh"), backend)

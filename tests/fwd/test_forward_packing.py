@@ -26,27 +26,32 @@ def narrow(mask, heads, **case):
     return Case(mask, heads=heads, dims=DIMS, options=options, **case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [5, 6, 7, 8])
 def test_any_ratio_of_heads_shares_tiles(ratio, backend):
     packed_check(narrow(causal(20, 100), (2 * ratio, 2), batch=2), backend, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 16, 17, 40])
 def test_any_number_of_rows_ends_within_a_tile(rows, backend):
     ends = torch.arange(90 - rows, 90)  # one row has an upper bound too
     packed_check(narrow(IntervalMask.from_intervals(torch.zeros_like(ends), ends, 90), (8, 1)), backend, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "seed"), [("late", 0), ("random", 1)])
 def test_every_order_of_warps_and_copies_gives_the_same(mode, seed, backend):
     many = {"heads_in_tile": 7, "sm_margin": 129}  # more items than CTAs
     packed_check(narrow(causal(100, 130), (14, 2), batch=2, mode=mode, seed=seed, options=many), backend, 8)
 
 
+@pytest.mark.slow
 def test_rows_without_keys_give_zero_output_in_every_head(backend):
     packed_check(narrow(causal(40, 10), (8, 1)), backend, 8)
 
 
+@pytest.mark.slow
 def test_queries_whose_heads_and_rows_lie_apart_run_without_a_copy(backend, caplog):
     def strided(case):
         q, k, v = random_inputs(case)

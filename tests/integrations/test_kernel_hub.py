@@ -141,6 +141,7 @@ assert not [name for name in ("click", "rich", "matplotlib", "PIL", "platformdir
 """
 
 
+@pytest.mark.slow
 def test_the_loader_takes_it_where_neither_the_commands_libraries_nor_another_cute_attn_can_be_imported(folder):
     run(LOAD + CHECK + ATTEND.replace("PAGE", BY_ITS_PAGE.replace('"hub"', "sys.argv[1]")), folder, TESTS.parent)
 

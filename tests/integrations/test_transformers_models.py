@@ -72,6 +72,7 @@ def test_several_tokens_go_on_from_a_cache(name):
     same(logits[1], logits[0], "logits")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padded", [False, True], ids=["plain", "left"])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("name", TEXT)

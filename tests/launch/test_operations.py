@@ -60,6 +60,7 @@ def test_the_command_builds_it_into_a_bundle_that_runs_without_a_compiler(empty_
     run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [["--spec", SPEC.canonical()], ["--op", "toy", "--mask", "full"]], ids=["spec", "op"])
 def test_the_command_inspects_it(which):
     result = CliRunner().invoke(main, ["inspect", *which, "--json"])

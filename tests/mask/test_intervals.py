@@ -55,6 +55,7 @@ def attends(mask, dense):
 # ---------------------------------------------------------------- slices
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(slice_lists())
 def test_slices_unite_pair_by_pair(slices):

@@ -20,6 +20,7 @@ BIASES = {
 SHIFTED = causal(ROWS, KEYS)  # a query attends up to the key with its place from the end
 
 
+@pytest.mark.slow
 def test_every_bias_of_the_distance_is_one_kernel_and_right():
     numbers = torch.Generator().manual_seed(2)
     shapes = (1, HEADS, ROWS, 64), (1, 1, KEYS, 64), (1, 1, KEYS, 64)

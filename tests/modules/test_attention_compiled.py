@@ -53,6 +53,7 @@ def compiled_agrees(kind, choice, call):
         agree(op, compiled, call, batch, rows)
 
 
+@pytest.mark.slow
 def test_a_compiled_module_gives_what_it_gives():
     compiled_agrees("window", "moba", "ids and runs")
 

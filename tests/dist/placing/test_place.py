@@ -242,6 +242,7 @@ def test_a_placement_must_hold_every_chunk_once_in_ascending_order():
 # ---------------------------------------------------------------- the search
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "chunks"), [(127, 3), (96, 7), (70, 24), (6, 53)])
 def test_the_search_in_groups_and_blocks_keeps_every_promise(world, chunks):
     mask = lognormal_documents(world * chunks * 16, mean=300)
@@ -279,6 +280,7 @@ def test_chunks_that_need_many_scattered_keys_are_placed_too():
 # ---------------------------------------------------------------- the fastest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed", "ranks_per_node"), [(0, 1), (0, 8), (1, 8)])
 def test_auto_is_predicted_faster_than_a_fixed_limit_of_area_on_packed_documents(seed, ranks_per_node):
     mask, cost = lognormal_documents(64 * 8192, seed=seed), CostModel(ranks_per_node=ranks_per_node)
@@ -290,6 +292,7 @@ def test_auto_is_predicted_faster_than_a_fixed_limit_of_area_on_packed_documents
     assert seconds[2] < min(seconds[:2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "ranks_per_node", "chunks"), [(96, 8, 5), (130, 1, 3), (24, 4, 7), (256, 4, 2)])
 def test_the_search_in_nodes_and_groups_places_every_chunk_once_and_again_the_same(world, ranks_per_node, chunks):
     cost = CostModel(ranks_per_node=ranks_per_node)
