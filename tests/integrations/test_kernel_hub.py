@@ -61,7 +61,7 @@ def run(program, *arguments, **environment):
     return result.stdout
 
 
-# The rule for everything that is computed, in a process that finds no tests.
+# For a process that finds no tests.
 CHECK = f"""
 {getsource(allowed_error)}
 def check(found, exact, plain):
@@ -78,7 +78,9 @@ loaded = get_loaded_kernels()[0]
 assert loaded.metadata.id == kernel.__name__
 loaded.metadata.digest.validate(Digest.hash_variant(DigestAlgorithm.SHA256, Path(kernel.__file__).parent))
 
-q, k, v = (torch.randn(2, 9, heads, 8, requires_grad=True) for heads in (4, 2, 2))
+torch.manual_seed(0)
+q, k, v = (torch.randn(2, 9, heads, 8, dtype=torch.bfloat16, requires_grad=True) for heads in (4, 2, 2))
+wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
 torch.version.cuda = "12.8"
 example = (Path(sys.argv[1]) / "README.md").read_text().split("```python")[1].split("```")[0]
 exec(example.replace("this folder", sys.argv[1]))
@@ -97,10 +99,11 @@ def dense(q, k, v):
     score = torch.cat([score, sink.to(q)[:, None, None].expand(len(q), 4, rows, 1)], -1).softmax(-1)[..., :-1]
     return (score @ v).transpose(1, 2)
 
-plain, exact = dense(q, k, v), dense(q.double(), k.double(), v.double())
+plain, exact = dense(q, k, v), dense(*wide)
 out = kernel.flash_attn_func(q, k, v, causal=True, s_aux=sink)
 check(out, exact, plain)
-for x in zip(*(torch.autograd.grad(x.square().sum(), (q, k, v), retain_graph=True) for x in (out, exact, plain))):
+of = ((out, (q, k, v)), (exact, wide), (plain, (q, k, v)))
+for x in zip(*(torch.autograd.grad(x.square().sum(), leaves, retain_graph=True) for x, leaves in of)):
     check(*x)
 
 with torch.no_grad():
