@@ -69,10 +69,10 @@ def test_the_assemblers_words_are_understood_though_they_are_wrapped():
 
 
 def profile(**fields):
-    """Producers may keep a few numbers in local memory from run to run; a loop of tiles holds no access to it."""
+    """Beyond head_dim 128 producers may keep a few numbers in local memory from run to run, but no loop of tiles."""
     compiled = compile(ForwardSpec(**fields))
     report = inspect(compiled)
-    assert report.spill_bytes <= 32
+    assert report.spill_bytes <= (32 if fields.get("head_dim", 128) > 128 else 0)
     assert report.warnings == ()
     for loop in (loop for blocks in sass.parse(sass.disassemble(compiled.cubin)) for loop in sass.loops(blocks)):
         opcodes = {i.opcode.partition(".")[0] for common in (True, False) for i in loop.instructions(common=common)}
