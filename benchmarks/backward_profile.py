@@ -16,7 +16,7 @@ from cute_attn.spec.attention import HEAD_DIMS
 from cute_attn.spec.backward import BackwardSpec
 from cute_attn.spec.mask import MaskForm
 
-LAYERS = {"causal": 1, "full": 0}  # of the mask, as specs name them
+MASKS = {"bounded": MaskForm(True), "full": MaskForm()}
 TOKENS, HEADS_Q = 8192, 32
 DETERMINISTIC_DIMS = (128, 64)
 THREADS, RESERVED = 384, 1024  # of a CTA; bytes of shared memory that the driver takes for each
@@ -26,7 +26,7 @@ REGISTERS, SHARED_MEMORY = 65536, 228 << 10  # of a multiprocessor, the latter i
 @functools.cache
 def profile(dims: tuple[int, int], mask: str, deterministic: bool = False) -> KernelReport:
     fields = {"head_dim": dims[0], "head_dim_v": dims[1], "tile": default_tile(*dims)}
-    return inspect(compile(BackwardSpec(mask=MaskForm(LAYERS[mask]), deterministic=deterministic, **fields)))
+    return inspect(compile(BackwardSpec(mask=MASKS[mask], deterministic=deterministic, **fields)))
 
 
 def costs(report: KernelReport) -> dict[str, object]:
@@ -54,7 +54,7 @@ def default_tiles() -> list[dict[str, object]]:
         {"head_dim": f"{dims[0]}/{dims[1]}", "tile": str(default_tile(*dims)), "mask": mask}
         | costs(profile(dims, mask))
         for dims in HEAD_DIMS
-        for mask in LAYERS
+        for mask in MASKS
     ]
 
 
@@ -62,7 +62,7 @@ def deterministic_or_not() -> list[dict[str, object]]:
     """Bytes are those of the counters: two of 4 bytes for each query tile of each head."""
     rows = []
     for dim in DETERMINISTIC_DIMS:
-        for mask in LAYERS:
+        for mask in MASKS:
             for deterministic in (False, True):
                 counters = 8 * HEADS_Q * TOKENS // default_tile(dim, dim).m if deterministic else 0
                 about = {"head_dim": dim, "mask": mask, "deterministic": deterministic, "extra bytes": counters}

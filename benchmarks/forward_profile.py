@@ -17,7 +17,7 @@ def main() -> None:
     for dims in HEAD_DIMS:
         for softmax in ("stale", "exact"):
             tile = default_tile(*dims)
-            spec = ForwardSpec(head_dim=dims[0], head_dim_v=dims[1], mask=MaskForm(1), softmax=softmax, tile=tile)
+            spec = ForwardSpec(head_dim=dims[0], head_dim_v=dims[1], mask=MaskForm(True), softmax=softmax, tile=tile)
             report = inspect(compile(spec))
             partial, full = report.loops
             rows.append(
@@ -36,7 +36,7 @@ def main() -> None:
                 }
             )
     notes = [
-        "Causal masks (one layer, upper bound), bf16. A pass of the stale loop is two tiles, of the exact loop one.",
+        "Masks of intervals, of any number, bf16. A pass of the stale loop is two tiles, of the exact loop one.",
         "Issue slots are instructions a warp issues on the path of every pass; rare branches are left out.",
     ]
     save("forward_profile", "Static profile of the forward", rows, notes)

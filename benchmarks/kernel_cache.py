@@ -22,13 +22,13 @@ from cute_attn.launch import run as launch
 from cute_attn.spec.forward import ForwardSpec
 from cute_attn.spec.mask import MaskForm
 
-SPEC = ForwardSpec(mask=MaskForm(1))
+SPEC = ForwardSpec(mask=MaskForm(True))
 ROUNDS, CALLS, PROCESSES = 101, 1000, 3
 FRESH = (
     "import time, torch, cute_attn\n"
     "from cute_attn.launch import run as launch\n"
     "from cute_attn.spec.forward import ForwardSpec; from cute_attn.spec.mask import MaskForm\n"
-    "spec = ForwardSpec(mask=MaskForm(1)); start = time.perf_counter()\n"
+    "spec = ForwardSpec(mask=MaskForm(True)); start = time.perf_counter()\n"
     "launch.kernel(spec, 'sim'); print(time.perf_counter() - start)"
 )
 

@@ -287,11 +287,11 @@ def test_doctor_and_cache_ls_read_well_at_60_columns(run, monkeypatch, tmp_path)
     from cute_attn.spec.mask import MaskForm
 
     sys.path.remove(str(Path(__file__).parent / "jit"))
-    cache.commit(link(compiled(ForwardSpec(mask=MaskForm(1)))), tmp_path)
+    cache.commit(link(compiled(ForwardSpec(mask=MaskForm(True)))), tmp_path)
     monkeypatch.setenv("COLUMNS", "60")
     ls = run("cache", "ls", str(tmp_path)).output.splitlines()
     assert [line.split()[:3] for line in ls[:2]] == [[ls[0][:12], "current", "0.0"], ["fwd", "bf16", "head_dim"]]
-    assert "".join(" ".join(ls[1:3]).split()).startswith("fwdbf16head_dim128,layers1(upper),stale;128x128,2stages")
+    assert "".join(" ".join(ls[1:3]).split()).startswith("fwdbf16head_dim128,intervals,stale;128x128,2stages")
     monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", f"/tmp/{'a-long-name/' * 9}")
     output = run("doctor").output
     assert max(map(len, output.splitlines())) <= 60

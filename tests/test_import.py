@@ -155,7 +155,7 @@ from cute_attn.launch.run import kernel
 from cute_attn.jit.obtain import KernelNotBuilt
 from cute_attn.mask import causal
 
-spec = ForwardSpec(mask=MaskForm(1))
+spec = ForwardSpec(mask=MaskForm(True))
 tuned.gpu_of = lambda device: ("NVIDIA H200", 132)
 tile = tuned.tuned_tile("fwd", "bf16", (128, 128), (4, 4), causal(256), torch.device("cuda"), spec.tile)
 with cute_attn.record_specs() as recorder:
@@ -183,7 +183,7 @@ def bundle(tmp_path, monkeypatch):
     from cute_attn.spec.forward import ForwardSpec
     from cute_attn.spec.mask import MaskForm
 
-    cache.commit(link(compiled(ForwardSpec(mask=MaskForm(1)))), tmp_path / "bundle")
+    cache.commit(link(compiled(ForwardSpec(mask=MaskForm(True)))), tmp_path / "bundle")
     sys.path.remove(str(TESTS / "jit"))
     for name in ("CUTE_ATTN_CACHE_DIR", "CUTE_ATTN_CACHE_MODE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)

@@ -54,8 +54,8 @@ def run(monkeypatch):
 def test_what_holds_is_a_line_of_a_table(run):
     result = run("--head-dim", "64")
     assert result.exit_code == 0
-    assert "fwd bf16 head_dim 64, layers 1 (upper)" in result.output
-    assert "on: fwd d64 causal 300 h2/1" in result.output
+    assert "fwd bf16 head_dim 64, intervals" in result.output
+    assert "on: fwd d64 slices 300 h2/1" in result.output
     assert ["of_mine", "1", "2", "4", "1", "holds"] in [line.split() for line in result.output.splitlines()]
 
 

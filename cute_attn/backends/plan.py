@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["FORM", "Call", "Plan", "backward_plan", "forward_plan", "launches", "make_plan", "tuned_generation"]
 
 Tensor = torch.Tensor
-MASK, FORWARD, BACKWARD = 2, 8, 8  # numbers in a plan's form
+MASK, FORWARD, BACKWARD = 2, 6, 6  # numbers in a plan's form
 FORM = MASK + FORWARD + BACKWARD
 
 
@@ -30,9 +30,9 @@ class Plan(NamedTuple):
     """Of backend "reference" lo, hi, form and the seal; all of it on one device but for form and seal, on the CPU.
 
     lo, hi: of the IntervalMask; on kernels of one that a predicate thins, as `cute_attn.mask.thinned` has them tested.
-    form: int64 (1,), the heads of the mask; on kernels (18,), with what chooses them: whether lo has marks; the fields
-        of the forward's tile, layers, has_lower, has_upper of its schedule and the heads that share a tile; the same
-        of the backward, zeros if it has no tables.
+    form: int64 (1,), the heads of the mask; on kernels (14,), with what chooses them: whether lo has marks; the fields
+        of the forward's tile, whether its rows are bounded and the heads that share a tile; the same of the backward,
+        zeros if it has no tables.
     items, runs, idle_keys: as in `cute_attn.launch.forward.ForwardPlan`.
     key_items, key_runs, bounds, key_idle_rows, key_idle_keys, turn_rows, turn_runs: as in
         `cute_attn.launch.backward.BackwardPlan`, in this order.
@@ -134,7 +134,7 @@ def backward_plan(plan: Plan) -> BackwardPlan:
 
 def _numbers(form: PlanForm) -> list[int]:
     """What a plan's form has of the forward, or of the backward."""
-    return [*astuple(cast(Any, form.tile)), form.layers, form.has_lower, form.has_upper, form.heads_in_tile]
+    return [*astuple(cast(Any, form.tile)), form.is_bounded, form.heads_in_tile]
 
 
 @functools.lru_cache
@@ -143,6 +143,5 @@ def _plan_form(option: str, numbers: tuple[int, ...]) -> PlanForm:
     from ..launch.shapes import PlanForm
 
     heads, is_marked, *both = numbers
-    *tile, layers, has_lower, has_upper, heads_in_tile = both[:FORWARD] if option == "tile" else both[FORWARD:]
-    bounds = layers, bool(has_lower), bool(has_upper)
-    return PlanForm(tile_of(option, tile), *bounds, bool(is_marked), heads, heads_in_tile)
+    *tile, is_bounded, heads_in_tile = both[:FORWARD] if option == "tile" else both[FORWARD:]
+    return PlanForm(tile_of(option, tile), bool(is_bounded), bool(is_marked), heads, heads_in_tile)

@@ -119,7 +119,6 @@ def fake_arguments(spec: BackwardSpec) -> tuple[Any, ...]:
         return cute.runtime.make_fake_tensor(of, shape, (*strides, 1), assumed_align=16)
 
     gradient = Float32 if spec.fp32_gradients else dtype
-    layers = cute.sym_int() if spec.mask.is_many else spec.mask.fixed_layers
     dlse = None
     if spec.dlse:
         strides = tuple(cute.sym_int64() for _ in range(3))
@@ -132,7 +131,7 @@ def fake_arguments(spec: BackwardSpec) -> tuple[Any, ...]:
         dout=activation(seqlen_q, heads_q, dims[1]),
         lse=array(Float32, batch, heads_q, seqlen_q),
         dlse=dlse,
-        bounds=workspace(Int32, cute.sym_int(), q_tiles, layers, 2, m) if spec.mask.is_bounded else None,
+        bounds=workspace(Int32, cute.sym_int(), q_tiles, cute.sym_int(), 2, m) if spec.mask.is_bounded else None,
         statistics=workspace(Float32, batch, heads_q, q_tiles, 2, m),
         dq_sum=workspace(Float32, batch, heads_q, q_tiles, m * spec.head_dim) if spec.dq else None,
         turns=rows_of(Int32, batch, heads_q, q_tiles, 2) if spec.deterministic else None,

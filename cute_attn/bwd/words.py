@@ -52,11 +52,7 @@ def store_words(
                     word = Uint32(lo >> 31)
                 if const_expr(form.has_certain):
                     lo = lo & 0x7FFFFFFF
-                if const_expr(form.has_upper):
-                    word = word & ~bits_from(hi - first)
-                if const_expr(form.has_lower):
-                    word = word & bits_from(lo - first)
-                rows[m] = rows[m] | word
+                rows[m] = rows[m] | (word & ~bits_from(hi - first) & bits_from(lo - first))
         words = cute.make_rmem_tensor(2, Uint32)  # of 16 keys each, for the lane that `put` gives them to
         words[0] = (rows[0] & Uint32(0xFFFF)) | (rows[1] << 16)
         words[1] = (rows[0] >> 16) | (rows[1] & Uint32(0xFFFF0000))

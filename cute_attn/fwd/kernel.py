@@ -308,11 +308,11 @@ class ForwardKernel:
 
     def rows(self, arguments: Arguments, shared: Shared, item: Any, row: Int32, warp: Int32, lane: Int32) -> Rows:
         """This thread's: `row` and `row + 8`. warp: among those of all consumers."""
-        tensors, mask = arguments.tensors, self.spec.mask
+        tensors = arguments.tensors
         if self.spec.piece:
             reach = arguments.reach(item.batch)
             around = [reach.around(reach.position + row + 8 * h) for h in range(2)]
-            of_rows: Any = RowBounds.of(self.n, mask.has_lower, *around)
+            of_rows: Any = RowBounds.of(self.n, self.spec.window, *around)
         elif shared.words is not None:
             of_rows = RowWords.of(self.spec, shared.words, warp, lane)
         else:

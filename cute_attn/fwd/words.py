@@ -112,13 +112,10 @@ def line_of(block: Int32) -> Int32:
 
 def with_interval(spec: ForwardSpec, kind: int, word: Uint32, lo: Int32, hi: Int32, first: Int32) -> Uint32:
     """A word of columns from `first` on, of what is outside, without an interval; or of what is certain, with it."""
-    mark, beside = Uint32(lo >> 31), Uint32(0)
+    mark = Uint32(lo >> 31)
     if spec.mask.has_certain:
         lo = lo & 0x7FFFFFFF
-    if spec.mask.has_upper:
-        beside = bits_from(hi - first)
-    if spec.mask.has_lower:
-        beside = beside | ~bits_from(lo - first)
+    beside = bits_from(hi - first) | ~bits_from(lo - first)
     return word | (~beside & mark) if kind else word & beside
 
 

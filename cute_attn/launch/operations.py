@@ -16,7 +16,7 @@ from ..mask import IntervalMask
 from ..mods.derivative import derivative
 from ..mods.graph import Graph
 from ..spec.attention import HEAD_DIMS, AttentionSpec
-from ..spec.backward import BackwardSpec, backward_forms
+from ..spec.backward import BackwardSpec, backward_score
 from ..spec.decode import DECODE_HEAD_DIMS, DecodeSpec, DecodeTile
 from ..spec.forward import ForwardSpec
 from ..spec.mask import MaskForm
@@ -42,7 +42,7 @@ def _backward_forms(mask: MaskForm, score: ScoreForm, variant: dict[str, Any]) -
     graph = Graph.parse(score.graph) if score.graph else None
     if graph is not None and len(graph.outputs) == 1:  # a derivative has more
         score = ScoreForm("graph", derivative(graph, (False,) * len(graph.tensors)).text)
-    return backward_forms(mask, score)
+    return mask, backward_score(score)
 
 
 def _forward_program(spec: ForwardSpec) -> tuple[Any, tuple[Any, ...]]:

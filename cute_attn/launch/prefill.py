@@ -95,7 +95,7 @@ def prefill_spec(
     tile = default_tile("fwd", head_dims)
     piece = tile.n if page_size is None else piece_of(page_size, tile.n)
     spec: ForwardSpec = spec_of_call(
-        "fwd", PlanForm(tile, 1, window, True), dtype, head_dims, score, piece=piece, **variant
+        "fwd", PlanForm(tile, True), dtype, head_dims, score, piece=piece, window=window, **variant
     )
     return spec
 

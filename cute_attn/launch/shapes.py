@@ -24,14 +24,12 @@ PLAIN = ScoreForm()
 class PlanForm(NamedTuple):
     """What a spec depends on of a plan.
 
-    layers, has_lower, has_upper: of the mask's schedule for this tile. is_marked: see `cute_attn.mask.thinned`. heads:
-    of the mask. heads_in_tile: of the queries, see `cute_attn.launch.packing`.
+    is_bounded: whether some rows of the mask do not attend every key. is_marked: see `cute_attn.mask.thinned`.
+    heads: of the mask. heads_in_tile: of the queries, see `cute_attn.launch.packing`.
     """
 
     tile: Tile
-    layers: int = 0
-    has_lower: bool = False
-    has_upper: bool = False
+    is_bounded: bool = False
     is_marked: bool = False
     heads: int = 1
     heads_in_tile: int = 1
@@ -40,8 +38,7 @@ class PlanForm(NamedTuple):
     def of(cls, mask: IntervalMask, tile: Tile, heads_in_tile: int = 1) -> PlanForm:
         schedule, thinning = mask.schedule((positions(tile.m, heads_in_tile), tile.n)), mask._thinning
         is_marked = thinning is not None and thinning.is_marked
-        bounds = schedule.layers, schedule.has_lower, schedule.has_upper
-        return cls(tile, *bounds, is_marked, mask.heads, heads_in_tile)
+        return cls(tile, schedule.layers > 0, is_marked, mask.heads, heads_in_tile)
 
 
 def spec_of_plan(
@@ -62,7 +59,7 @@ def spec_of_plan(
     """
     row = operation(op)
     dims = kernel_dims(op, *head_dims)
-    given = MaskForm.of(form.layers, form.has_lower, form.has_upper, predicate, form.is_marked)
+    given = MaskForm.of(form.is_bounded, predicate, form.is_marked)
     mask, score = row.forms(given, score, variant)
     facts = {"dtype": dtype, "head_dim": dims[0], "head_dim_v": dims[1], "mask": mask, "score": score}
     facts |= {"planes_by_head": form.heads > 1, "packed_heads": packed(form.heads_in_tile), "tile": form.tile}

@@ -53,8 +53,9 @@ log = logging.getLogger("cute_attn.plan")
 
 
 class MaskClass(NamedTuple):
-    """What a mask is to a kernel, as its MaskForm has it, and how dense it is.
+    """What a mask is to a tile: its layers, and which of their bounds some rows have; and how dense it is.
 
+    layers: 0 if rows attend every key, 1, 2, or "many".
     density: attended pairs in halvings of all pairs, rounded: 0 for all, 1 for causal.
     """
 
@@ -155,12 +156,18 @@ def mask_class(mask: IntervalMask) -> MaskClass:
     found = _classes.get(mask)
     if found is None:
         host = mask._on_host()
-        form = MaskForm.of(mask.layers, *needs_bounds(host))
         pairs = mask.planes * mask.seqlen_q * mask.seqlen_k
         density = round(-math.log2(max(1, host.area()) / pairs)) if pairs else 0
-        found = MaskClass(form.layers, form.has_lower, form.has_upper, density)
+        found = MaskClass(*_bounds(mask.layers, *needs_bounds(host)), density)
         _classes[mask] = found
     return found
+
+
+def _bounds(layers: int, has_lower: bool, has_upper: bool) -> tuple[int | str, bool, bool]:
+    """What a class has of them: of two layers and more it does not tell which bounds they have."""
+    if not (has_lower or has_upper):
+        return 0, False, True
+    return (1, has_lower, has_upper) if layers == 1 else (2 if layers == 2 else "many", True, True)
 
 
 _classes: WeakKeyDictionary[IntervalMask, MaskClass] = WeakKeyDictionary()
@@ -249,8 +256,7 @@ def _that_fit(tiles: dict[TunedKey, Tile]) -> tuple[dict[TunedKey, Tile], list[s
     for key, tile in tiles.items():
         row = operation(key.op)
         try:
-            given = MaskForm(cast(Any, key.layers), key.has_lower, key.has_upper)
-            mask, score = row.forms(given, ScoreForm(), {})
+            mask, score = row.forms(MaskForm(key.layers != 0), ScoreForm(), {})
             facts: dict[str, Any] = {"mask": mask, "score": score, "tile": tile}
             row.check(row.spec(dtype=key.dtype, head_dim=key.head_dim, head_dim_v=key.head_dim_v, **facts))
         except ValueError as error:

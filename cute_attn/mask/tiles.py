@@ -78,7 +78,6 @@ class TileSchedule:
     tile: (rows, keys).
     planes: of the mask, scheduled each by itself.
     layers: of the mask; 0 if every row attends every key, so that only the end of the keys needs a test.
-    has_lower, has_upper: whether a partial tile needs the test `lo <= key`, `key < hi`.
     forward: for each query tile, runs of key tiles. backward: the transposed, for each key tile, runs of query tiles.
     idle_rows, idle_keys: rows without keys, keys without rows, as `by_lane` has them. Kernels take what stands there
         for zero, since 0 * NaN is NaN; none lies in a full tile.
@@ -89,8 +88,6 @@ class TileSchedule:
     seqlen_q: int
     seqlen_k: int
     layers: int
-    has_lower: bool
-    has_upper: bool
     forward: RunTable
     backward: RunTable
     idle_rows: torch.Tensor
@@ -111,15 +108,12 @@ class TileSchedule:
         `(planes, seqlen_k)`."""
         grid = _Grid(mask.planes, -(-mask.seqlen_q // tile[0]), -(-mask.seqlen_k // tile[1]), mask.layers)
         segments = _classify(mask, tile, grid, covering)
-        has_lower, has_upper = needs_bounds(mask)
         return cls(
             tile=tile,
             planes=mask.planes,
             seqlen_q=mask.seqlen_q,
             seqlen_k=mask.seqlen_k,
-            layers=mask.layers if has_lower or has_upper else 0,
-            has_lower=has_lower,
-            has_upper=has_upper or mask.seqlen_k % tile[1] != 0,
+            layers=mask.layers if any(needs_bounds(mask)) else 0,
             forward=_table(segments, grid.planes, grid.q_tiles, grid.layers),
             backward=_table(_transpose(segments, grid), grid.planes, grid.k_tiles, grid.layers),
             idle_rows=by_lane((mask.lo >= mask.hi).all(1), tile[0]),

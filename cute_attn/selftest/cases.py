@@ -23,7 +23,7 @@ from cute_attn.spec.operation import parse_spec
 from cute_attn.spec.score import ScoreForm
 
 from .decode import DecodeCase, decode_case_for, decode_cases, prefill_case_for
-from .masks import MASKS, kind_of_mask, thinned
+from .masks import MASKS, thinned
 from .mods import ANY, SCORE_MODS, Drawn, certain_of, mask_mod_of, score_mod_of, wanted_of
 
 __all__ = ["GROUPS", "AnyCase", "Case", "TestedSpec", "case_for", "case_of", "cases", "profiled", "specs"]
@@ -167,10 +167,7 @@ def case_for(spec: TestedSpec) -> AnyCase:
     fields |= {"mask_mod": ANY} if spec.mask.predicate else {}
     packed_heads = getattr(spec, "packed_heads", 1)
     fields |= {"heads": (packed_heads, 1)} if packed_heads > 1 else {}
-    name = kind_of_mask(spec.mask)
-    # Whole tiles of keys leave the upper bound untested, where a kernel has no test of it.
-    tokens = 1000 if spec.mask.has_upper else SIMULATED_TOKENS // spec.tile.n * spec.tile.n
-    return Case(spec, name, tokens, (spec.head_dim, spec.head_dim_v), **fields)
+    return Case(spec, "slices" if spec.mask.is_bounded else "full", 1000, (spec.head_dim, spec.head_dim_v), **fields)
 
 
 def _forward_of(case: Case) -> CaseSpec:

@@ -80,7 +80,7 @@ class DecodeCase:
 
     @property
     def window(self) -> tuple[int, int]:
-        reaches_back = isinstance(self.spec, DecodeSpec) or not self.spec.mask.has_lower
+        reaches_back = isinstance(self.spec, DecodeSpec) or not self.spec.window
         return (-1 if reaches_back else WINDOW, -1 if self.tree else 0)
 
     @property

@@ -1,4 +1,4 @@
-"""Masks of the self-test by name: one for each kind that machine code knows, at any length."""
+"""Masks of the self-test by name: one at any length."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from cute_attn import mask
 from cute_attn.mask import IntervalMask
 from cute_attn.mask.thinned import thin
 from cute_attn.mods.trace import Traced
-from cute_attn.spec.mask import MaskForm
 
 from .mods import held
 
-__all__ = ["MASKS", "kind_of_mask", "thinned"]
+__all__ = ["MASKS", "thinned"]
 
 
 def _packed(n: int) -> IntervalMask:
@@ -45,13 +44,6 @@ MASKS: dict[str, Callable[[int], IntervalMask]] = {
     "empty_rows": lambda n: mask.causal(n, n // 2),
     "anticausal": lambda n: mask.sliding_window(n, left=0, right=n),
 }
-
-
-def kind_of_mask(form: MaskForm) -> str:
-    """The name of a mask that leads to specs with this form."""
-    if form.layers == 1:
-        return "window" if form.has_lower and form.has_upper else "causal" if form.has_upper else "anticausal"
-    return {0: "full", 2: "prefix", "many": "slices"}[form.layers]
 
 
 def thinned(

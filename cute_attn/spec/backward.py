@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from .attention import AttentionSpec
-from .mask import MaskForm
 from .score import ScoreForm
 from .tiles import BackwardTile
 
-__all__ = ["BackwardSpec", "backward_forms"]
+__all__ = ["BackwardSpec", "backward_score"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class BackwardSpec(AttentionSpec):
     fields.
 
     dtype: also of the output and, without fp32_gradients, the gradients.
-    mask, score: such as `backward_forms` gives. A graph is one of `cute_attn.mods.derivative`: beside the new score and
+    score: such as `backward_score` gives. A graph is one of `cute_attn.mods.derivative`: beside the new score and
         its derivative it says what flows to captured tensors.
     dq, dk, dv: which gradients are computed; at least one, where there are no captured tensors.
     dlse: whether the log-sum-exp has a gradient.
@@ -48,16 +47,10 @@ class BackwardSpec(AttentionSpec):
             raise ValueError(
                 "BackwardSpec.deterministic orders the sums of dQ, got dq=False: dK and dV have one order anyway"
             )
-        mask, score = backward_forms(self.mask, self.score)
-        if score != self.score:
+        if backward_score(self.score) != self.score:
             raise ValueError(
                 f"BackwardSpec.score must be plain, softcap or a graph, got {self.score}: its plain exponential "
                 "takes any scale"
-            )
-        if mask != self.mask:
-            raise ValueError(
-                f"BackwardSpec with score softcap has one form for all masks with bounds, layers='many', "
-                f"got {self.mask}"
             )
 
     def __str__(self) -> str:
@@ -66,10 +59,7 @@ class BackwardSpec(AttentionSpec):
         return f"{', '.join([*self._begun(), gradients, *extras])}; {self.tile}"
 
 
-def backward_forms(mask: MaskForm, score: ScoreForm) -> tuple[MaskForm, ScoreForm]:
-    """The forms in which a backward computes what a forward has in these."""
-    if score.kind == "scaled":  # its shift is no maximum, so that the exponential may carry any finite scale
-        score = ScoreForm("plain")
-    if score.kind == "softcap" and mask.is_bounded:  # one kernel serves them all
-        mask = replace(mask, layers="many", has_lower=True, has_upper=True)
-    return mask, score
+def backward_score(score: ScoreForm) -> ScoreForm:
+    """The form in which a backward computes the scores that a forward has in this one."""
+    # Its shift is no maximum, so that the exponential may carry any finite scale.
+    return ScoreForm("plain") if score.kind == "scaled" else score

@@ -25,6 +25,7 @@ class ForwardSpec(AttentionSpec):
     fp32_out: whether the output is left in fp32, to be merged with that over other keys.
     piece: keys that one TMA box brings of a page, where K and V lie in a cache, of which lengths and a window say what
         rows attend; 0 where they are tensors of their own.
+    window: of pieces, whether rows do not reach back to key 0.
     packed_heads: query heads of a key head, rounded up to a power of two, whose rows share tiles; with the stale
         softmax, rounded output and neither pages nor graphs. 1 where a tile has rows of one head.
     tile: see TileConfig.
@@ -38,6 +39,7 @@ class ForwardSpec(AttentionSpec):
     softmax: Softmax = "stale"
     fp32_out: bool = False
     piece: int = 0
+    window: bool = False
     packed_heads: int = 1
     tile: TileConfig = field(default_factory=TileConfig)
 
@@ -56,12 +58,13 @@ class ForwardSpec(AttentionSpec):
                 f"ForwardSpec.piece must be 0 or a multiple of 8 that divides tile.n, {self.tile.n}, got {self.piece}"
             )
         graphs = self.score.graph or self.mask.predicate
-        if self.piece and (self.mask.layers != 1 or not self.mask.has_upper or graphs):
+        if self.piece and (not self.mask.is_bounded or graphs):
             raise ValueError(
-                "ForwardSpec.piece needs a mask of one layer with upper bounds, and no graphs, got "
+                "ForwardSpec.piece needs a mask of intervals, which a cache's lengths say, and no graphs, got "
                 f"{self.mask} and {self.score}"
             )
-
+        if self.window and not self.piece:
+            raise ValueError("ForwardSpec.window is of pieces, whose rows have no other bounds, got piece=0")
         if self.packed_heads not in PACKED_HEADS:
             allowed = ", ".join(map(str, PACKED_HEADS))
             raise ValueError(f"ForwardSpec.packed_heads must be one of {allowed}, got {self.packed_heads}")
@@ -72,7 +75,7 @@ class ForwardSpec(AttentionSpec):
             )
 
     def __str__(self) -> str:
-        paged = [f"pieces of {self.piece}"] * bool(self.piece)
+        paged = [f"pieces of {self.piece}"] * bool(self.piece) + ["window"] * self.window
         packed = [f"{self.packed_heads} heads a tile"] * (self.packed_heads > 1)
         named = self._set("sink", "max_logits", "max_scores", "fp32_out")
         parts = [*self._begun(), *named, *paged, *packed, self.softmax]

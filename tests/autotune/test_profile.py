@@ -16,7 +16,7 @@ from cute_attn.predict.kernel import Code
 from cute_attn.spec.forward import ForwardSpec
 from cute_attn.spec.mask import MaskForm
 
-SPEC = ForwardSpec(mask=MaskForm(1))
+SPEC = ForwardSpec(mask=MaskForm(True))
 CODE = Code((loop(1024, 351),))
 LOG = "0 bytes stack frame, 8 bytes spill stores, 16 bytes spill loads ptxas info: Used 168 registers"
 
@@ -126,10 +126,10 @@ def test_a_real_kernel_has_loops_with_the_products_of_its_tile(tmp_path, monkeyp
     from shutil import which
 
     monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path))
-    found = compile_profile(ForwardSpec(head_dim=64, head_dim_v=64, mask=MaskForm(1)))
+    found = compile_profile(ForwardSpec(head_dim=64, head_dim_v=64, mask=MaskForm(True)))
     assert found.refusal == ""
     assert found.registers == 168
-    assert cache.read(ForwardSpec(head_dim=64, head_dim_v=64, mask=MaskForm(1))) is not None
+    assert cache.read(ForwardSpec(head_dim=64, head_dim_v=64, mask=MaskForm(True))) is not None
     if found.code.loops or which("nvdisasm"):
         tile = 64 * 128 * (64 + 64) // 2048  # cycles of one warpgroup's products for one tile of keys
         assert found.code.loops

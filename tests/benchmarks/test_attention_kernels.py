@@ -115,6 +115,6 @@ def test_our_kernels_compile_beside_those_of_flash_attn_4(flash_attention_4):
     from cute_attn.spec.forward import ForwardSpec
     from cute_attn.spec.mask import MaskForm
 
-    compile(ForwardSpec(head_dim=64, head_dim_v=64, mask=MaskForm(1)))
+    compile(ForwardSpec(head_dim=64, head_dim_v=64, mask=MaskForm(True)))
     assert "flash-attn-4 has no name" in PEERS["flash-attn-4"].why_not(small("prefix"))
     assert os.environ["FLASH_ATTENTION_ARCH"] == "sm_90"

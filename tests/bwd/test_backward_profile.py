@@ -19,19 +19,16 @@ def profile(**fields):
 
 @pytest.mark.slow
 def test_the_causal_backward_issues_little_beside_its_products():
-    partial, full = profile(mask=MaskForm(1))
+    partial, full = profile(mask=MaskForm(True))
     assert full.slots_per_cycle <= 0.195
     assert partial.slots_per_cycle <= 0.235
 
 
 MASKS = {
     "dense": {},
-    "causal": {"mask": MaskForm(1)},
-    "window": {"mask": MaskForm(1, True)},
-    "two layers": {"mask": MaskForm(2, True)},
-    "many layers": {"mask": MaskForm("many", True)},
+    "bounded": {"mask": MaskForm(True)},
     "softcap": {"score": ScoreForm("softcap")},
-    "causal softcap": {"score": ScoreForm("softcap"), "mask": MaskForm("many", True)},
+    "bounded softcap": {"score": ScoreForm("softcap"), "mask": MaskForm(True)},
 }
 
 
@@ -58,4 +55,4 @@ def test_no_default_tile_spills_or_serialises_and_any_mask_costs_the_same(dims, 
     ],
 )
 def test_no_option_makes_a_default_tile_spill_or_serialise(dims, options):
-    profile(head_dim=dims[0], head_dim_v=dims[1], tile=default_tile(*dims), mask=MaskForm(1, True), **options)
+    profile(head_dim=dims[0], head_dim_v=dims[1], tile=default_tile(*dims), mask=MaskForm(True), **options)

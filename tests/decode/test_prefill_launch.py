@@ -50,7 +50,7 @@ def test_lengths_and_pages_are_never_read_by_the_host(monkeypatch):
     q, cache = torch.empty(6, 300, 4, 64, dtype=BF16, device="meta"), cache_of(16, device="meta")
     prefill(q, cache, None, softmax_scale=0.1, softcap=0.0, window=(20, 0), sm_margin=12)
     ((spec, (tensors, schedule, scalars)),) = launched
-    assert (spec.piece, spec.mask.has_lower) == (16, True)
+    assert (spec.piece, spec.window) == (16, True)
     assert tensors[-1] == (cache.table, cache.lengths, 20, 0)
     assert schedule == (None, None, None)
     assert scalars[2:] == (6, 4, 1, 120)

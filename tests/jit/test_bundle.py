@@ -26,8 +26,8 @@ from cute_attn.spec.forward import ForwardSpec
 from cute_attn.spec.mask import MaskForm
 from cute_attn.spec.tiles import TileConfig
 
-SPEC = ForwardSpec(mask=MaskForm(1))
-OTHER = BackwardSpec(mask=MaskForm(1))
+SPEC = ForwardSpec(mask=MaskForm(True))
+OTHER = BackwardSpec(mask=MaskForm(True))
 
 
 @pytest.fixture
@@ -293,8 +293,8 @@ def test_build_makes_the_specs_that_its_flags_name(compiles, tmp_path, in_thread
         "--output", tmp_path / "out", "--workers", 1,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    found = {(s.op, s.dtype, s.head_dim, s.head_dim_v, s.mask.layers) for s in compiles}
-    assert found == {(op, "fp16", d, dv, 1) for op in ("fwd", "bwd") for d, dv in ((64, 64), (192, 128))}
+    found = {(s.op, s.dtype, s.head_dim, s.head_dim_v, s.mask.is_bounded) for s in compiles}
+    assert found == {(op, "fp16", d, dv, True) for op in ("fwd", "bwd") for d, dv in ((64, 64), (192, 128))}
     assert all(s.sink for s in compiles if s.op == "fwd")
 
 
@@ -517,7 +517,7 @@ assert "cutlass" not in sys.modules
 
 @pytest.mark.slow
 def test_a_bundle_runs_in_a_process_in_which_importing_the_compiler_fails(tmp_path):
-    spec = {**json.loads(ForwardSpec(head_dim=64, head_dim_v=64, mask=MaskForm(1)).canonical())}
+    spec = {**json.loads(ForwardSpec(head_dim=64, head_dim_v=64, mask=MaskForm(True)).canonical())}
     environment = {**os.environ, "CUTE_ATTN_CACHE_DIR": str(tmp_path / "cache")}
     environment.pop("CUTE_ATTN_CACHE_MODE", None)
     tool = [sys.executable, "-c", "from cute_attn.cli import main; main()"]

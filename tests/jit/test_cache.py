@@ -16,7 +16,7 @@ from cute_attn.launch import run as launch
 from cute_attn.spec.forward import ForwardSpec
 from cute_attn.spec.mask import MaskForm
 
-SPEC = ForwardSpec(mask=MaskForm(1))
+SPEC = ForwardSpec(mask=MaskForm(True))
 FILES = ["kernel.ptx.z", "kernel.so", "manifest.json"]
 
 

@@ -17,15 +17,15 @@ from cute_attn.spec.operation import operation, parse_spec
 from cute_attn.spec.score import ScoreForm
 from cute_attn.spec.tiles import BackwardTile, TileConfig
 
-FORWARD = ForwardSpec(mask=MaskForm(1, True))
-BACKWARD = BackwardSpec(mask=MaskForm(1, True))
+FORWARD = ForwardSpec(mask=MaskForm(True))
+BACKWARD = BackwardSpec(mask=MaskForm(True))
 # What to put in the place of each field of a spec, with what else must change for the spec to be valid.
 CHANGES = {
     FORWARD: {
         "dtype": {"dtype": "fp16"},
         "head_dim": {"head_dim": 192},
         "head_dim_v": {"head_dim": 192, "head_dim_v": 192},
-        "mask": {"mask": MaskForm(2, True)},
+        "mask": {"mask": MaskForm()},
         "score": {"score": ScoreForm("softcap")},
         "sink": {"sink": True},
         "max_logits": {"max_logits": True, "softmax": "exact"},
@@ -33,6 +33,7 @@ CHANGES = {
         "softmax": {"softmax": "exact"},
         "fp32_out": {"fp32_out": True},
         "piece": {"piece": 64},
+        "window": {"piece": 64, "window": True},
         "packed_heads": {"packed_heads": 8},
         "tile": {"tile": TileConfig(n=112)},
     },
@@ -40,8 +41,8 @@ CHANGES = {
         "dtype": {"dtype": "fp16"},
         "head_dim": {"head_dim": 192},
         "head_dim_v": {"head_dim": 192, "head_dim_v": 192},
-        "mask": {"mask": MaskForm(2, True)},
-        "score": {"score": ScoreForm("softcap"), "mask": MaskForm("many", True)},
+        "mask": {"mask": MaskForm()},
+        "score": {"score": ScoreForm("softcap")},
         "dq": {"dq": False},
         "dk": {"dk": False},
         "dv": {"dv": False},
@@ -56,7 +57,6 @@ GRAPH = '[[["score",[],"f32"],["neg",[0],"f32"]],[1],[],[]]'
 
 
 PREDICATE = '[[["q",[],"i32"],["kv",[],"i32"],["lt",[0,1],"bool"]],[2],[],[]]'
-MANY = {"layers": "many", "has_lower": True, "has_upper": True}
 
 
 def _each(**changes):
@@ -67,12 +67,9 @@ def _each(**changes):
 PARTS = {
     TileConfig(): (ForwardSpec(softmax="exact"), _each(m=192, n=112, stages=4, ping_pong=False)),
     BackwardTile(): (BackwardSpec(), _each(n=64, q_stages=4, do_stages=1, dq_chunks=2)),
-    MaskForm(1, True): (
+    MaskForm(True): (
         ForwardSpec(),
-        {
-            **_each(layers=2, has_lower=False, has_upper=False, predicate=PREDICATE),
-            "has_certain": {**MANY, "predicate": PREDICATE, "has_certain": True},
-        },
+        _each(is_bounded=False, predicate=PREDICATE) | {"has_certain": {"predicate": PREDICATE, "has_certain": True}},
     ),
     ScoreForm(): (ForwardSpec(), {"kind": {"kind": "scaled"}, "graph": {"kind": "graph", "graph": GRAPH}}),
 }
@@ -96,8 +93,8 @@ def test_every_field_of_a_tile_and_of_a_form_changes_the_key(part, field):
 
 
 def test_specs_that_compare_equal_in_python_but_differ_in_type_are_refused_not_confused():
-    with pytest.raises(ValueError, match="layers"):
-        ForwardSpec(mask=MaskForm(True))
+    with pytest.raises(TypeError, match="is_bounded"):
+        ForwardSpec(mask=MaskForm(1))
     with pytest.raises(TypeError, match="sink"):
         ForwardSpec(sink=1)
 

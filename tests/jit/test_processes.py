@@ -19,7 +19,7 @@ from cute_attn.launch import run as launch
 from cute_attn.spec.forward import ForwardSpec
 from cute_attn.spec.mask import MaskForm
 
-SPEC = ForwardSpec(mask=MaskForm(1))
+SPEC = ForwardSpec(mask=MaskForm(True))
 FORK = multiprocessing.get_context("fork")
 
 

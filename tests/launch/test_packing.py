@@ -64,7 +64,7 @@ def test_a_plan_and_a_spec_without_tensors_agree():
 def test_a_spec_refuses_what_packed_tiles_do_not_serve():
     with pytest.raises(ValueError, match="packed_heads must be one of 1, 2, 4, 8, 16, 32, 64, got 6"):
         ForwardSpec(packed_heads=6)
-    for more in ({"softmax": "exact"}, {"fp32_out": True}, {"piece": 64, "mask": MaskForm(1)}):
+    for more in ({"softmax": "exact"}, {"fp32_out": True}, {"piece": 64, "mask": MaskForm(True)}):
         with pytest.raises(ValueError, match="packed_heads needs softmax='stale', no fp32_out, no piece and no graphs"):
             ForwardSpec(packed_heads=8, **more)
 

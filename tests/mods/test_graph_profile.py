@@ -34,7 +34,7 @@ def alibi():
 
 def two_comparisons():
     asked = trace(lambda b, h, q, k: (DOCUMENTS[q] < OTHERS[k]) & (OTHERS[q] > DOCUMENTS[k]), "mask_mod")
-    return MaskForm(1, predicate=text_of(asked, SIZES))
+    return MaskForm(True, predicate=text_of(asked, SIZES))
 
 
 def check_that_nothing_spills(spec):
@@ -60,4 +60,4 @@ def test_backwards_of_a_bias_keep_all_in_registers(score_mod, learns):
     made = score_mod()
     gradients = CapturedGradients(made, [learns and x.is_floating_point() for x in made.tensors], CPU)
     score = ScoreForm("graph", gradients.text(SIZES))
-    check_that_nothing_spills(BackwardSpec(mask=MaskForm(1), score=score, tile=bwd.default_tile(128, 128)))
+    check_that_nothing_spills(BackwardSpec(mask=MaskForm(True), score=score, tile=bwd.default_tile(128, 128)))

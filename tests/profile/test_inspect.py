@@ -84,17 +84,14 @@ def profile(**fields):
 
 @pytest.mark.slow
 def test_the_causal_forward_issues_little_beside_its_products():
-    partial, full = profile(mask=MaskForm(1))
+    partial, full = profile(mask=MaskForm(True))
     assert full.slots_per_cycle <= 0.28
     assert partial.slots_per_cycle <= 0.346
 
 
 MASKS = {
     "dense": {},
-    "causal": {"mask": MaskForm(1)},
-    "window": {"mask": MaskForm(1, True)},
-    "two layers": {"mask": MaskForm(2, True)},
-    "many layers": {"mask": MaskForm("many", True)},
+    "bounded": {"mask": MaskForm(True)},
 }
 
 
@@ -122,12 +119,12 @@ def test_no_default_tile_spills_in_a_loop_or_serialises_and_layers_cost_little(d
     ],
 )
 def test_no_option_makes_a_default_tile_spill_in_a_loop_or_serialise(dims, options):
-    profile(head_dim=dims[0], head_dim_v=dims[1], tile=default_tile(*dims), mask=MaskForm(1, True), **options)
+    profile(head_dim=dims[0], head_dim_v=dims[1], tile=default_tile(*dims), mask=MaskForm(True), **options)
 
 
 @pytest.mark.slow
 def test_three_consumer_warpgroups_neither_spill_nor_serialise():
-    profile(head_dim=64, head_dim_v=64, mask=MaskForm(1), softmax="exact", tile=TileConfig(192, 128))
+    profile(head_dim=64, head_dim_v=64, mask=MaskForm(True), softmax="exact", tile=TileConfig(192, 128))
 
 
 @pytest.mark.slow

@@ -9,29 +9,30 @@ from cute_attn.jit.fingerprint import made_from
 from cute_attn.jit.obtain import cached_or_compiled
 from cute_attn.spec.forward import ForwardSpec
 from cute_attn.spec.mask import MaskForm
+from cute_attn.spec.score import ScoreForm
 from cute_attn.spec.tiles import TileConfig
 
 NARROW = TileConfig(128, 32)  # compiles in half the time
 SPECS = {
     "full": ForwardSpec(tile=NARROW),
-    "causal": ForwardSpec(mask=MaskForm(1), tile=NARROW),
-    "window": ForwardSpec(mask=MaskForm(1, True), tile=NARROW),
-    "prefix": ForwardSpec(mask=MaskForm(2, True), tile=NARROW),
-    "slices": ForwardSpec(mask=MaskForm("many", True), tile=NARROW),
+    "bounded": ForwardSpec(mask=MaskForm(True), tile=NARROW),
+    "wrong": ForwardSpec(mask=MaskForm(True), score=ScoreForm("softcap"), tile=NARROW),
+    "hangs": ForwardSpec(mask=MaskForm(True), dtype="fp16", tile=NARROW),
+    "dies": ForwardSpec(dtype="fp16", tile=NARROW),
 }
 HANGS, DIES = "for (;;) pause();", "__builtin_trap();"
 
 
 def faulty_bundle(root):
-    """At `root`: full and causal as they are; window has causal's code, prefix hangs, slices dies."""
-    full, causal = (cached_or_compiled(SPECS[name]) for name in ("full", "causal"))
+    """At `root`: full and bounded as they are; wrong has the code of bounded, which knows no softcap."""
+    full, bounded = (cached_or_compiled(SPECS[name]) for name in ("full", "bounded"))
     codes = {
-        "window": causal.shared_object,
-        "prefix": _shared_object(HANGS, root),
-        "slices": _shared_object(DIES, root),
+        "wrong": bounded.shared_object,
+        "hangs": _shared_object(HANGS, root),
+        "dies": _shared_object(DIES, root),
     }
-    planted = (_with(causal, SPECS[name], code) for name, code in codes.items())
-    for entry in (full, causal, *planted):
+    planted = (_with(bounded, SPECS[name], code) for name, code in codes.items())
+    for entry in (full, bounded, *planted):
         write(entry, cache.entry_path(entry.spec, root))
     return root
 

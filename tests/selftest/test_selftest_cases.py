@@ -57,9 +57,7 @@ def test_a_case_has_one_kernel_at_every_size():
     shrunk = {case.simulated() for case in cases(GROUPS) if case.op in ("fwd", "bwd")}
     for case in shrunk:
         schedule = MASKS[case.mask](case.tokens).schedule((case.spec.tile.m, case.spec.tile.n))
-        layers = case.spec.mask.layers
-        few = 3 if layers == "many" else layers
-        assert layers == 0 or schedule.layers >= min(few, 2) or case.softcap or case.mask_mod, case.name
+        assert case.spec.mask.is_bounded == (schedule.layers > 0) or case.spec.mask.has_certain, case.name
 
 
 def test_cases_have_names_of_their_own_and_come_smallest_first():
@@ -83,7 +81,7 @@ def test_the_matrix_covers_what_kernels_differ_in():
         dims = {(s.head_dim, s.head_dim_v) for s in mine}
         assert dims == set(HEAD_DIMS)
         assert {s.dtype for s in mine} == {"bf16", "fp16"}
-        assert {s.mask.layers for s in mine} == {0, 1, 2, "many"}
+        assert {s.mask.is_bounded for s in mine} == {False, True}
         assert any(case.softcap for case in found if case.op == op)
         assert any(case.heads[0] > case.heads[1] for case in found if case.op == op)
         assert any(case.tokens % 128 for case in found if case.op == op)
@@ -93,7 +91,7 @@ def test_the_matrix_covers_what_kernels_differ_in():
         mine = [s for s in found if s.op == op and s.mask_mod]
         for dim in (64, 128):
             assert {s.mask_mod for s in mine if s.dims == (dim, dim)} == set(MASK_MODS)
-        assert {s.spec.mask.layers for s in mine} == {0, 1, "many"}
+        assert {s.spec.mask.is_bounded for s in mine} == {False, True}
         assert {s.spec.mask.has_certain for s in mine} == {False, True}
     assert {s.spec.planes_by_head for s in found if s.op == "bwd"} == {False, True}
     assert any(s.spec.max_scores for s in found if s.op == "fwd")
@@ -109,7 +107,7 @@ def test_the_matrix_covers_what_kernels_differ_in():
     mine = [case.spec for case in found if case.op == "prefill"]
     assert {(s.head_dim, s.head_dim_v) for s in mine} == set(HEAD_DIMS)
     assert {16, 64, 128} <= {s.piece for s in mine}
-    assert {s.mask.has_lower for s in mine} == {False, True}
+    assert {s.window for s in mine} == {False, True}
 
 
 def test_a_kernel_that_writes_nothing_or_is_another_one_is_wrong(launched):
@@ -224,24 +222,24 @@ def of_a_users_backward():
     [
         ForwardSpec(score=ScoreForm("graph", text_of(trace(of_a_user, "score_mod"), (1, 4, 300, 300)))),
         BackwardSpec(score=ScoreForm("graph", of_a_users_backward())),
-        ForwardSpec(mask=MaskForm(2, True, predicate=BY_HEAD)),
-        ForwardSpec(mask=MaskForm("many", True, predicate=BY_HEAD, has_certain=True), tile=TileConfig(128, 32)),
+        ForwardSpec(mask=MaskForm(True, predicate=BY_HEAD)),
+        ForwardSpec(mask=MaskForm(True, predicate=BY_HEAD, has_certain=True), tile=TileConfig(128, 32)),
         BackwardSpec(mask=MaskForm(predicate=BY_HEAD), planes_by_head=True),
-        BackwardSpec(mask=MaskForm("many", True, predicate=FOR_ALL, has_certain=True), planes_by_head=True),
-        BackwardSpec(mask=MaskForm(1, predicate=FOR_ALL)),
-        BackwardSpec(mask=MaskForm(1), planes_by_head=True),
+        BackwardSpec(mask=MaskForm(True, predicate=FOR_ALL, has_certain=True), planes_by_head=True),
+        BackwardSpec(mask=MaskForm(True, predicate=FOR_ALL)),
+        BackwardSpec(mask=MaskForm(True), planes_by_head=True),
         ForwardSpec(softmax="exact", max_scores=True),
-        ForwardSpec(mask=MaskForm(1, True, has_upper=False)),
-        ForwardSpec(mask=MaskForm(2, True), score=ScoreForm("softcap"), sink=True),
-        ForwardSpec(mask=MaskForm("many", True), score=ScoreForm("scaled"), fp32_out=True, dtype="fp16"),
+        ForwardSpec(mask=MaskForm(True)),
+        ForwardSpec(mask=MaskForm(True), score=ScoreForm("softcap"), sink=True),
+        ForwardSpec(mask=MaskForm(True), score=ScoreForm("scaled"), fp32_out=True, dtype="fp16"),
         ForwardSpec(softmax="exact", max_logits=True),
-        ForwardSpec(mask=MaskForm(1, True), score=ScoreForm("softcap"), sink=True, piece=16),
+        ForwardSpec(mask=MaskForm(True), score=ScoreForm("softcap"), sink=True, piece=16, window=True),
         ForwardSpec(
-            mask=MaskForm(1), head_dim=192, head_dim_v=192, softmax="exact", piece=112, tile=TileConfig(128, 112)
+            mask=MaskForm(True), head_dim=192, head_dim_v=192, softmax="exact", piece=112, tile=TileConfig(128, 112)
         ),
-        BackwardSpec(mask=MaskForm(1), dlse=True, dq=False),
-        BackwardSpec(mask=MaskForm("many", True), score=ScoreForm("softcap"), deterministic=True, fp32_gradients=True),
-        BackwardSpec(head_dim=192, head_dim_v=128, mask=MaskForm(1, True, has_upper=False), dk=False, dv=False),
+        BackwardSpec(mask=MaskForm(True), dlse=True, dq=False),
+        BackwardSpec(mask=MaskForm(True), score=ScoreForm("softcap"), deterministic=True, fp32_gradients=True),
+        BackwardSpec(head_dim=192, head_dim_v=128, mask=MaskForm(True), dk=False, dv=False),
         DecodeSpec(split=True, sink=True, piece=GATHER, tile=DecodeTile(16)),
         DecodeSpec(cache="int8", score=ScoreForm("softcap"), token_scales=True, tree=True, tile=DecodeTile(64)),
     ],

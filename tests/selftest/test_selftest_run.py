@@ -36,7 +36,7 @@ def test_a_wrong_result_a_hang_and_a_crash_are_named_and_the_rest_is_measured(bu
     file = tmp_path / "rows.json"
     code, rows, lines = run(capsys, "--bundle", bundle, "--patience", PATIENCE, "--json", file, *chosen)
     assert code == 1
-    statuses = {"full": "right", "causal": "right", "window": "wrong", "prefix": "hang", "slices": "crash"}
+    statuses = {"full": "right", "bounded": "right", "wrong": "wrong", "hangs": "hang", "dies": "crash"}
     assert {name: rows[names[name]]["status"] for name in names} == statuses
     assert rows[absent]["status"] == "missing"
     assert "no cache or bundle has the kernel fwd bf16 head_dim 64" in rows[absent]["detail"]
@@ -46,10 +46,10 @@ def test_a_wrong_result_a_hang_and_a_crash_are_named_and_the_rest_is_measured(bu
         assert set(row) == {"case", "spec", "status", "error", "allowed", "seconds", "gpu", "detail"}
         assert row["spec"] == json.loads(spec.canonical())
         assert row["gpu"] == "simulation"
-    assert "elements are, most at" in rows[names["window"]]["detail"]
-    assert "in _launched" in rows[names["prefix"]]["detail"]  # where the host stands
-    assert "the process died (SIG" in rows[names["slices"]]["detail"]
-    for name in ("full", "causal"):
+    assert "elements are, most at" in rows[names["wrong"]]["detail"]
+    assert "in _launched" in rows[names["hangs"]]["detail"]  # where the host stands
+    assert "the process died (SIG" in rows[names["dies"]]["detail"]
+    for name in ("full", "bounded"):
         row = rows[names[name]]
         assert set(row["error"]) == {"out", "lse"}
         assert all(0 < row["error"][x] <= row["allowed"][x] for x in row["error"])
@@ -62,7 +62,7 @@ def test_a_wrong_result_a_hang_and_a_crash_are_named_and_the_rest_is_measured(bu
 
 @pytest.mark.slow
 def test_what_the_budget_leaves_no_time_for_is_skipped(bundle, capsys):
-    hanging = case_for(SPECS["prefix"]).simulated().name
+    hanging = case_for(SPECS["hangs"]).simulated().name
     begun = time.monotonic()
     code, rows, lines = run(capsys, "--bundle", bundle, "--budget", 8, f"--case={hanging}", "--case=fwd d64 *")
     assert time.monotonic() - begun < 8 + 5

@@ -9,7 +9,7 @@ import pytest
 
 from cute_attn.fwd.config import check, default_tile, shared_memory_bytes
 from cute_attn.spec.attention import HEAD_DIMS
-from cute_attn.spec.backward import BackwardSpec, backward_forms
+from cute_attn.spec.backward import BackwardSpec, backward_score
 from cute_attn.spec.forward import ForwardSpec
 from cute_attn.spec.mask import MaskForm
 from cute_attn.spec.score import ScoreForm
@@ -19,7 +19,7 @@ OTHER = {
     "dtype": "fp16",
     "head_dim": 192,
     "head_dim_v": 192,
-    "mask": MaskForm(1),
+    "mask": MaskForm(True),
     "score": ScoreForm("softcap"),
     "sink": True,
     "softmax": "exact",
@@ -36,11 +36,11 @@ def test_every_field_is_part_of_the_text(field):
 
 
 def test_pages_are_part_of_the_text():
-    assert len({ForwardSpec(mask=MaskForm(1), piece=piece).canonical() for piece in (0, 16, 128)}) == 3
+    assert len({ForwardSpec(mask=MaskForm(True), piece=piece).canonical() for piece in (0, 16, 128)}) == 3
 
 
 def test_the_text_gives_the_spec_back():
-    spec = ForwardSpec(mask=MaskForm("many", True), tile=TileConfig(128, 64, stages=4))
+    spec = ForwardSpec(mask=MaskForm(True), tile=TileConfig(128, 64, stages=4))
     assert ForwardSpec.from_canonical(spec.canonical()) == spec
     with pytest.raises(ValueError, match="not a spec of 'fwd'"):
         ForwardSpec.from_canonical("{}")
@@ -50,21 +50,22 @@ def test_the_text_gives_the_spec_back():
 def test_the_text_is_the_same_in_another_process():
     code = (
         "from cute_attn.spec.forward import ForwardSpec; from cute_attn.spec.mask import MaskForm; "
-        "print(ForwardSpec(mask=MaskForm(1)).canonical())"
+        "print(ForwardSpec(mask=MaskForm(True)).canonical())"
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert there.strip() == ForwardSpec(mask=MaskForm(1)).canonical()
+    assert there.strip() == ForwardSpec(mask=MaskForm(True)).canonical()
 
 
 def test_predicates_are_told_from_each_other():
-    thinned = [MaskForm(1, predicate=text) for text in ("[]", "[0]")]
-    assert len({str(form) for form in [MaskForm(1), *thinned]}) == 3
+    thinned = [MaskForm(True, predicate=text) for text in ("[]", "[0]")]
+    assert len({str(form) for form in [MaskForm(True), *thinned]}) == 3
 
 
 def test_specs_print_what_they_are():
-    spec = ForwardSpec(head_dim=192, mask=MaskForm(1, True), sink=True)
-    assert str(spec) == ("fwd bf16 head_dim 192/128, layers 1 (lower+upper), sink, stale; 128x128, 2 stages, ping-pong")
-    assert ", pieces of 32, stale; " in str(ForwardSpec(mask=MaskForm(1), piece=32))
+    spec = ForwardSpec(head_dim=192, mask=MaskForm(True), sink=True)
+    assert str(spec) == ("fwd bf16 head_dim 192/128, intervals, sink, stale; 128x128, 2 stages, ping-pong")
+    assert ", pieces of 32, stale; " in str(ForwardSpec(mask=MaskForm(True), piece=32))
+    assert ", pieces of 32, window, stale; " in str(ForwardSpec(mask=MaskForm(True), piece=32, window=True))
 
 
 @pytest.mark.parametrize(
@@ -80,9 +81,10 @@ def test_specs_print_what_they_are():
         ({"max_logits": True}, ValueError, "max_logits needs softmax='exact', got softmax='stale'"),
         ({"max_scores": True}, ValueError, "max_scores needs softmax='exact', got softmax='stale'"),
         ({"tile": TileConfig(192, 128)}, ValueError, "two register sets for P.*got tile.m = 192"),
-        ({"piece": 4, "mask": MaskForm(1)}, ValueError, "piece must be 0 or a multiple of 8 that divides .*128, got 4"),
-        ({"piece": 96, "mask": MaskForm(1)}, ValueError, "piece must be 0 or a multiple of 8 .*, got 96"),
-        ({"piece": 16}, ValueError, r"piece needs a mask of one layer with upper bounds.*got layers 0 \(upper\)"),
+        ({"piece": 4, "mask": MaskForm(True)}, ValueError, "piece must be 0 or a multiple of 8 that.*, got 4"),
+        ({"piece": 96, "mask": MaskForm(True)}, ValueError, "piece must be 0 or a multiple of 8 .*, got 96"),
+        ({"piece": 16}, ValueError, "piece needs a mask of intervals.*got all keys"),
+        ({"window": True, "mask": MaskForm(True)}, ValueError, "window is of pieces.*got piece=0"),
     ],
 )
 def test_a_spec_refuses_what_no_kernel_serves(fields, error, message):
@@ -93,15 +95,10 @@ def test_a_spec_refuses_what_no_kernel_serves(fields, error, message):
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"layers": 3}, ValueError, "layers must be one of 0, 1, 2, 'many', got 3"),
-        ({"layers": True}, ValueError, "layers must be one of .*, got True"),
-        ({"has_lower": 1}, TypeError, "has_lower must be a bool, got 1"),
-        ({"has_lower": True}, ValueError, "layers=0 tests the end of the keys and nothing else, got has_lower=True"),
-        ({"layers": 1, "has_upper": False}, ValueError, "layers=1 needs a bound to test"),
-        ({"layers": 2}, ValueError, "layers=2 tests both bounds, got has_lower=False"),
+        ({"is_bounded": 1}, TypeError, "is_bounded must be a bool, got 1"),
         ({"predicate": None}, TypeError, "predicate must be a str, got None"),
-        ({"layers": "many", "has_lower": True, "has_certain": True}, ValueError, "layers='many', no predicate"),
-        ({"predicate": "[]", "has_certain": True}, ValueError, "got layers=0, a predicate"),
+        ({"is_bounded": True, "has_certain": True}, ValueError, "got is_bounded=True, no predicate"),
+        ({"predicate": "[]", "has_certain": True}, ValueError, "got is_bounded=False, a predicate"),
     ],
 )
 def test_the_form_of_a_mask_refuses_what_no_kernel_serves(fields, error, message):
@@ -109,21 +106,10 @@ def test_the_form_of_a_mask_refuses_what_no_kernel_serves(fields, error, message
         MaskForm(**fields)
 
 
-@pytest.mark.parametrize(
-    ("facts", "form"),
-    [
-        ((0, False, True), MaskForm()),
-        ((3, False, False), MaskForm()),
-        ((1, True, False), MaskForm(1, True, False)),
-        ((2, False, True), MaskForm(2, True, True)),
-        ((20, True, False), MaskForm("many", True, True)),
-        ((0, False, True, "[]"), MaskForm(predicate="[]")),
-        ((1, False, True, "[]"), MaskForm(1, predicate="[]")),
-        ((1, False, True, "[]", True), MaskForm("many", True, True, "[]", True)),
-    ],
-)
-def test_the_facts_of_a_mask_say_which_bounds_are_tested(facts, form):
-    assert MaskForm.of(*facts) == form
+def test_marked_intervals_bound_rows_that_attend_every_key():
+    assert MaskForm.of(False, "[]", True) == MaskForm(True, "[]", True)
+    assert MaskForm.of(False, "[]") == MaskForm(predicate="[]")
+    assert MaskForm.of(True) == MaskForm(True)
 
 
 @pytest.mark.parametrize(
@@ -142,16 +128,14 @@ def test_scale_and_softcap_say_how_scores_are_changed(scale, softcap, kind, fact
     assert form.factors(scale, softcap) == (factors[0], pytest.approx(factors[1] * math.log2(math.e)))
 
 
-@pytest.mark.parametrize("mask", [MaskForm(), MaskForm(1), MaskForm(2, True), MaskForm("many", True)])
 @pytest.mark.parametrize("kind", ["plain", "scaled", "softcap"])
-def test_a_backward_has_exactly_the_forms_that_it_says(mask, kind):
-    score = ScoreForm(kind)
-    forms = backward_forms(mask, score)
-    assert backward_forms(*forms) == forms
-    BackwardSpec(mask=forms[0], score=forms[1])
-    if forms != (mask, score):
+def test_a_backward_has_exactly_the_forms_of_scores_that_it_says(kind):
+    form = backward_score(ScoreForm(kind))
+    assert backward_score(form) == form
+    BackwardSpec(score=form)
+    if form != ScoreForm(kind):
         with pytest.raises(ValueError, match="BackwardSpec"):
-            BackwardSpec(mask=mask, score=score)
+            BackwardSpec(score=ScoreForm(kind))
 
 
 @pytest.mark.parametrize(
