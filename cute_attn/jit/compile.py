@@ -72,7 +72,7 @@ def compile(spec: Spec) -> Compiled:
 
     _count += 1
     said = io.StringIO()
-    with tempfile.TemporaryDirectory() as dump, _for_hopper(), contextlib.redirect_stderr(said):
+    with tempfile.TemporaryDirectory() as dump, _for_hopper(), _without_lines(), contextlib.redirect_stderr(said):
         options = f"--enable-tvm-ffi --gpu-arch {ARCHITECTURE} --keep-ptx --keep-cubin --dump-dir {dump} remarks{{ptx}}"
         function = cute.compile(kernel, *arguments, options=options)
         return Compiled(spec, function, function.__ptx__, bytes(function.__cubin__), said.getvalue())
@@ -95,3 +95,19 @@ def _for_hopper() -> Iterator[None]:
         yield
     finally:
         environment._arch = before
+
+
+@contextlib.contextmanager
+def _without_lines() -> Iterator[None]:
+    """For the assembler's remarks the DSL would find the source line of every operation: a fifth of a compile."""
+    from cutlass.base_dsl import dsl
+
+    enable = getattr(dsl, "_set_enable_frame_filtering", None)
+    if enable is None:  # a DSL that finds them in another way takes its time
+        yield
+        return
+    dsl._set_enable_frame_filtering = lambda _wanted: enable(False)
+    try:
+        yield
+    finally:
+        dsl._set_enable_frame_filtering = enable
