@@ -50,8 +50,9 @@ def test_gradients_have_the_precision_of_fp32(backend):
 @pytest.mark.slow
 @pytest.mark.parametrize("dims", HEAD_DIMS)
 def test_every_head_dim_has_it_and_rounds_to_what_the_other_kernel_gives(dims, backend):
-    check_unrounded(Case(HALVES, batch=2, dims=dims, dlse=True, options=FP32), backend)
-    case = Case(causal(200, 150), dims=dims, options={"deterministic": True})
+    options = {"deterministic": True}
+    check_unrounded(Case(HALVES, batch=2, dims=dims, dlse=True, options=options | FP32), backend)
+    case = Case(causal(200, 150), dims=dims, dlse=True, options=options)
     problem = make_problem(case)
     unrounded = run(replace(case, options=case.options | FP32), backend, problem)
     for name, got, wanted in zip(NAMES, unrounded[:3], run(case, backend, problem)[:3], strict=False):

@@ -58,7 +58,7 @@ MUTATIONS = {
     "zeros for values of a prefill": ("prefill", ZEROS, "", (8,), 32),
     "a fence behind zeros of a prefill": ("prefill", FENCE, "", (0,), 2),
     "a cleaned tile handed over": ("prefill", RELEASE, "", (0, 1), 18),
-    "the end of what a prefill looks up": ("prefill", PAST_THE_END, r"mov.pred \t\1, 0;\2", (0, 1), 5),
+    "the end of what a prefill looks up": ("prefill", PAST_THE_END, r"mov.pred \t\1, 0;\2", (0, 1), 3),
 }  # fmt: skip
 MUTANTS = [(what, i) for what, (_, _, _, tried, _) in MUTATIONS.items() for i in tried]
 SCHEDULES = [("eager", 0), ("late", 0), ("random", 1), ("random", 2), ("random", 3), ("starve", 0)]
