@@ -10,7 +10,7 @@ import functools
 from common import save
 
 from cute_attn.bwd.config import default_tile
-from cute_attn.jit.compile import compile
+from cute_attn.jit.obtain import cached_or_compiled
 from cute_attn.profile.inspect import KernelReport, inspect
 from cute_attn.spec.attention import HEAD_DIMS
 from cute_attn.spec.backward import BackwardSpec
@@ -26,7 +26,7 @@ REGISTERS, SHARED_MEMORY = 65536, 228 << 10  # of a multiprocessor, the latter i
 @functools.cache
 def profile(dims: tuple[int, int], mask: str, deterministic: bool = False) -> KernelReport:
     fields = {"head_dim": dims[0], "head_dim_v": dims[1], "tile": default_tile(*dims)}
-    return inspect(compile(BackwardSpec(mask=MASKS[mask], deterministic=deterministic, **fields)))
+    return inspect(cached_or_compiled(BackwardSpec(mask=MASKS[mask], deterministic=deterministic, **fields)))
 
 
 def costs(report: KernelReport) -> dict[str, object]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from common import save
 
 from cute_attn.decode.config import ctas_per_multiprocessor
-from cute_attn.jit.compile import compile
+from cute_attn.jit.obtain import cached_or_compiled
 from cute_attn.profile.inspect import inspect
 from cute_attn.spec.decode import DecodeSpec, DecodeTile
 from cute_attn.spec.score import ScoreForm
@@ -32,7 +32,7 @@ SPECS = [
 
 
 def row(spec: DecodeSpec) -> dict[str, object]:
-    report = inspect(compile(spec))
+    report = inspect(cached_or_compiled(spec))
     (loop,) = report.loops
     tiles = KEYS // spec.tile.n
     memory = KEYS * (spec.head_dim + spec.head_dim_v) * (1 if spec.eight else 2) * MULTIPROCESSORS * CLOCK / BANDWIDTH

@@ -5,7 +5,7 @@ from __future__ import annotations
 from common import save
 
 from cute_attn.fwd.config import default_tile
-from cute_attn.jit.compile import compile
+from cute_attn.jit.obtain import cached_or_compiled
 from cute_attn.profile.inspect import inspect
 from cute_attn.spec.attention import HEAD_DIMS
 from cute_attn.spec.forward import ForwardSpec
@@ -18,7 +18,7 @@ def main() -> None:
         for softmax in ("stale", "exact"):
             tile = default_tile(*dims)
             spec = ForwardSpec(head_dim=dims[0], head_dim_v=dims[1], mask=MaskForm(True), softmax=softmax, tile=tile)
-            report = inspect(compile(spec))
+            report = inspect(cached_or_compiled(spec))
             partial, full = report.loops
             rows.append(
                 {

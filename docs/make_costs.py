@@ -13,7 +13,7 @@ from pathlib import Path
 
 from make_gallery import functions, of_reading, of_score, priced, read
 
-from cute_attn.jit.compile import compile
+from cute_attn.jit.obtain import cached_or_compiled
 from cute_attn.profile.inspect import inspect
 from cute_attn.spec.forward import ForwardSpec
 from cute_attn.spec.operation import Spec
@@ -25,7 +25,7 @@ COSTS = Path(__file__).parent / "costs.json"
 
 def slots(spec: Spec) -> list[int]:
     """Issue slots of a warp for a tile, in each loop of a kernel: partial tiles, full ones."""
-    loops = inspect(compile(spec)).loops
+    loops = inspect(cached_or_compiled(spec)).loops
     if not isinstance(spec, ForwardSpec):
         return [loop.common for loop in loops]
     cycles = spec.tile.n * (spec.head_dim + spec.head_dim_v) // 32  # of a warpgroup's products: a pass has two tiles

@@ -315,7 +315,7 @@ def never(monkeypatch):
         (plan, "from_spec"),
         (predict, "from_spec"),
         (demo, "from_spec"),
-        (inspect, "compile"),
+        (inspect, "obtain"),
     ]
     for module, name in works:
         monkeypatch.setattr(module, name, begin)

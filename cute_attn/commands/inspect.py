@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..jit.build import specs_of
-from ..jit.compile import compile
-from ..jit.compiler import needs_compiler
+from ..jit.obtain import obtain
 from ..launch.tiles import default_tile
 from ..profile.inspect import KernelReport, inspect, keep
 from ..profile.sass import disassembler
@@ -69,6 +68,8 @@ def command(
 ) -> None:
     """What a kernel costs, read off its machine code: registers, spills, issue slots of its loops. Needs no GPU.
 
+    It is the kernel that a launch would take, of a bundle or the cache, and compiled if it is in neither.
+
     \b
     cute-attn inspect --head-dim 128 --mask causal
     cute-attn inspect --head-dim 64 --tile 128x176 --json --keep /tmp/kernel
@@ -94,10 +95,9 @@ def command(
         spec = spec_under(row, dtype, dims, mask, seqlen, config, softcap, fields)
     else:
         (spec,) = specs_of([json_object(text)], "--spec")
-    with needs_compiler():
-        compiled = compile(spec)
-    report = inspect(compiled)
-    kept = keep(compiled, directory) if directory else []
+    entry = obtain(spec)
+    report = inspect(entry)
+    kept = keep(entry, directory) if directory else []
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=1))
         return

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import subprocess
 import tempfile
 import zlib
@@ -23,7 +24,18 @@ from ..spec.operation import Spec, operation, parse_spec
 from .compile import Compiled
 from .fingerprint import FORMAT, made_from
 
-__all__ = ["MANIFEST", "SYMBOL", "BrokenEntry", "Entry", "link", "linker", "read", "read_manifest", "write"]
+__all__ = [
+    "MANIFEST",
+    "SYMBOL",
+    "BrokenEntry",
+    "Entry",
+    "embedded_cubin",
+    "link",
+    "linker",
+    "read",
+    "read_manifest",
+    "write",
+]
 
 SYMBOL = "kernel"  # of the host function in every shared object
 MANIFEST = "manifest.json"
@@ -50,6 +62,11 @@ class Entry:
     def ptx(self) -> str:
         return zlib.decompress(self.packed_ptx).decode()
 
+    @property
+    def cubin(self) -> bytes:
+        """The code for the GPU, inside that of the host."""
+        return embedded_cubin(self.shared_object)
+
 
 def link(compiled: Compiled) -> Entry:
     """Exports and links the host code of a compiled kernel. Raises Unavailable where no linker is, or works."""
@@ -67,6 +84,7 @@ def link(compiled: Compiled) -> Entry:
         "registers": compiled.registers,
         "shared_memory_bytes": operation(compiled.spec.op).shared_memory_bytes(compiled.spec),
         "spill_bytes": compiled.spill_bytes,
+        "warnings": list(compiled.warnings),
         "sha256": {
             name: hashlib.sha256(content).hexdigest()
             for name, content in ((_EXPORTED, exported), (_SHARED_OBJECT, code), (_PTX, packed))
@@ -132,6 +150,17 @@ def _link(built: Path, target: Path) -> None:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} to link a kernel", str(target))
     if result.returncode:
         raise Unavailable(f"{' '.join(command)} failed:\n{result.stderr}")
+
+
+def embedded_cubin(shared_object: bytes) -> bytes:
+    """The GPU's code inside the host's. Raises ValueError where there is none."""
+    start = shared_object.find(b"\x7fELF", 1)
+    if start < 0 or struct.unpack_from("<H", shared_object, start + 18)[0] != 190:  # EM_CUDA
+        raise ValueError("the shared object holds no code for a GPU")
+    programs, sections = struct.unpack_from("<QQ", shared_object, start + 32)
+    program_size, program_count, section_size, section_count = struct.unpack_from("<4H", shared_object, start + 54)
+    size = max(programs + program_size * program_count, sections + section_size * section_count)
+    return shared_object[start : start + size]
 
 
 def _sealed(manifest: dict[str, Any]) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cute_attn.profile import sass
 
-__all__ = ["PIPES", "Code", "Loop", "Step", "embedded_cubin", "read"]
+__all__ = ["PIPES", "Code", "Loop", "Step", "read"]
 
 PIPES = ("slots", "fma", "alu", "mufu", "lsu")
 # Cycles of a sub-partition that an instruction of a warp takes, from the throughputs of the CUDA C++ programming guide
@@ -87,17 +86,6 @@ def read(cubin: bytes) -> Code:
     if not loops:
         raise ValueError("this kernel has no loop with tensor-core products: there is nothing to predict its time by")
     return Code(loops)
-
-
-def embedded_cubin(shared_object: bytes) -> bytes:
-    """The GPU's code inside the host's: a compiled kernel of the cache is read without compiling it again."""
-    start = shared_object.find(b"\x7fELF", 1)
-    if start < 0 or struct.unpack_from("<H", shared_object, start + 18)[0] != 190:  # EM_CUDA
-        raise ValueError("the shared object holds no code for a GPU")
-    programs, sections = struct.unpack_from("<QQ", shared_object, start + 32)
-    program_size, program_count, section_size, section_count = struct.unpack_from("<4H", shared_object, start + 54)
-    size = max(programs + program_size * program_count, sections + section_size * section_count)
-    return shared_object[start : start + size]
 
 
 def _loop(loop: sass.NaturalLoop) -> Loop:

@@ -15,7 +15,7 @@ from cute_attn.spec.forward import ForwardSpec
 from cute_attn.spec.operation import Spec
 
 from .call import Call
-from .kernel import Code, embedded_cubin, read
+from .kernel import Code, read
 
 __all__ = ["OPERATIONS", "call_of", "code_of"]
 
@@ -25,7 +25,7 @@ MOST_ITEMS, MOST_TURNS = 1 << 21, 1 << 24  # that are laid, or walked, in second
 
 def code_of(spec: Spec) -> Code:
     """The loops of the kernel that a launch would run, found as that finds it: compiled if it is nowhere."""
-    return read(embedded_cubin(obtain(spec).shared_object))
+    return read(obtain(spec).cubin)
 
 
 def call_of(spec: Spec, code: Code, mask: IntervalMask, heads: tuple[int, int], batch: int = 1) -> Call:

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..jit.compile import Compiled
-from ..spec.operation import operation
+from ..jit.entry import Entry
 from . import sass
 
 __all__ = ["KernelReport", "LoopReport", "inspect", "keep"]
@@ -53,26 +52,26 @@ class KernelReport:
         return asdict(self)
 
 
-def inspect(compiled: Compiled) -> KernelReport:
+def inspect(entry: Entry) -> KernelReport:
     """The profile of a compiled kernel. Raises Unavailable without a disassembler."""
-    functions = sass.parse(sass.disassemble(compiled.cubin))
+    functions = sass.parse(sass.disassemble(entry.cubin))
     loops = [_loop_report(loop) for blocks in functions for loop in sass.loops(blocks)]
     return KernelReport(
-        registers=compiled.registers,
-        spill_bytes=compiled.spill_bytes,
-        smem_bytes=operation(compiled.spec.op).shared_memory_bytes(compiled.spec),
-        warnings=compiled.warnings,
+        registers=entry.manifest["registers"],
+        spill_bytes=entry.manifest["spill_bytes"],
+        smem_bytes=entry.manifest["shared_memory_bytes"],
+        warnings=tuple(entry.manifest["warnings"]),
         loops=tuple(sorted(loops, key=lambda loop: loop.slots_per_cycle, reverse=True)),
     )
 
 
-def keep(compiled: Compiled, directory: Path) -> list[Path]:
+def keep(entry: Entry, directory: Path) -> list[Path]:
     """Writes the kernel's `.ptx` and `.cubin` into a directory; returns their paths."""
     directory.mkdir(parents=True, exist_ok=True)
-    stem = re.sub(r"[^a-zA-Z0-9_]+", "-", str(compiled.spec)).strip("-")
+    stem = re.sub(r"[^a-zA-Z0-9_]+", "-", str(entry.spec)).strip("-")
     paths = [directory / f"{stem}.ptx", directory / f"{stem}.cubin"]
-    paths[0].write_text(compiled.ptx)
-    paths[1].write_bytes(compiled.cubin)
+    paths[0].write_text(entry.ptx)
+    paths[1].write_bytes(entry.cubin)
     return paths
 
 

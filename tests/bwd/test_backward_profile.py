@@ -3,7 +3,7 @@
 import pytest
 
 from cute_attn.bwd.config import default_tile
-from cute_attn.jit.compile import compile
+from cute_attn.jit.obtain import cached_or_compiled
 from cute_attn.profile.inspect import inspect
 from cute_attn.spec.attention import HEAD_DIMS
 from cute_attn.spec.backward import BackwardSpec
@@ -12,7 +12,7 @@ from cute_attn.spec.score import ScoreForm
 
 
 def profile(**fields):
-    report = inspect(compile(BackwardSpec(**fields)))
+    report = inspect(cached_or_compiled(BackwardSpec(**fields)))
     assert (report.spill_bytes, report.warnings) == (0, ())
     return report.loops
 

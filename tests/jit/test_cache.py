@@ -26,7 +26,7 @@ def test_an_entry_holds_the_shared_object_the_ptx_and_their_hashes(empty_cache):
     assert sorted(p.name for p in found.directory.iterdir()) == FILES
     manifest = json.loads((found.directory / "manifest.json").read_text())
     assert manifest["spec"] == SPEC.canonical()
-    assert (manifest["registers"], manifest["spill_bytes"]) == (168, 0)
+    assert (manifest["registers"], manifest["spill_bytes"], manifest["warnings"]) == (168, 0, [])
     assert set(manifest["sha256"]) == {"kernel.o", "kernel.so", "kernel.ptx.z"}
     assert set(manifest["made_from"]) == {"architecture", "packages", "sources"}
     assert cache.read(SPEC) == found

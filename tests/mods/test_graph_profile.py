@@ -5,7 +5,7 @@ import torch
 
 from cute_attn.bwd import config as bwd
 from cute_attn.fwd import config as fwd
-from cute_attn.jit.compile import compile
+from cute_attn.jit.obtain import cached_or_compiled
 from cute_attn.launch.captured import CapturedGradients, text_of
 from cute_attn.mods.distance import by_table
 from cute_attn.mods.trace import trace
@@ -38,7 +38,7 @@ def two_comparisons():
 
 
 def check_that_nothing_spills(spec):
-    report = inspect(compile(spec))
+    report = inspect(cached_or_compiled(spec))
     assert (report.spill_bytes, report.warnings) == (0, ())
 
 
@@ -46,7 +46,7 @@ def check_that_nothing_spills(spec):
 def test_forwards_that_ask_a_predicate_keep_in_memory_what_a_producer_needs_once_an_item(dims):
     """A launch leaves producers 24 registers, two or three too few between items: a store and a load each."""
     mask, tile = two_comparisons(), fwd.graph_tile(*dims)
-    report = inspect(compile(ForwardSpec(head_dim=dims[0], head_dim_v=dims[1], mask=mask, tile=tile)))
+    report = inspect(cached_or_compiled(ForwardSpec(head_dim=dims[0], head_dim_v=dims[1], mask=mask, tile=tile)))
     assert report.spill_bytes <= 32
     assert report.warnings == ()
 

@@ -7,7 +7,9 @@ from click.testing import CliRunner
 
 from cute_attn.cli import main
 from cute_attn.fwd.config import default_tile
-from cute_attn.jit.compile import Compiled, compile
+from cute_attn.jit.compile import Compiled
+from cute_attn.jit.entry import Entry
+from cute_attn.jit.obtain import cached_or_compiled
 from cute_attn.profile import sass
 from cute_attn.profile.inspect import inspect
 from cute_attn.spec.attention import HEAD_DIMS
@@ -49,8 +51,9 @@ def test_a_loop_is_counted_by_what_every_pass_issues():
 
 def test_what_is_issued_before_the_wait_is_told_from_what_comes_after(monkeypatch):
     monkeypatch.setattr(sass, "disassemble", lambda cubin: CODE)
-    log = "0 bytes stack frame, 0 bytes spill\n stores, 0 bytes spill loads; Used 168 registers"
-    (loop,) = inspect(Compiled(ForwardSpec(), None, "", b"", log)).loops
+    told = {"registers": 168, "spill_bytes": 0, "shared_memory_bytes": 0, "warnings": []}
+    monkeypatch.setattr(Entry, "cubin", b"")
+    (loop,) = inspect(Entry(ForwardSpec(), b"", b"", told)).loops
     assert (loop.tensor_cycles, loop.common, loop.conditional, loop.mufu_before_pv_wait) == (64, 9, 2, 1)
     assert loop.slots_per_cycle == 9 / 64
 
@@ -70,11 +73,11 @@ def test_the_assemblers_words_are_understood_though_they_are_wrapped():
 
 def profile(**fields):
     """Beyond head_dim 128 producers may keep a few numbers in local memory from run to run, but no loop of tiles."""
-    compiled = compile(ForwardSpec(**fields))
-    report = inspect(compiled)
+    entry = cached_or_compiled(ForwardSpec(**fields))
+    report = inspect(entry)
     assert report.spill_bytes <= (32 if fields.get("head_dim", 128) > 128 else 0)
     assert report.warnings == ()
-    for loop in (loop for blocks in sass.parse(sass.disassemble(compiled.cubin)) for loop in sass.loops(blocks)):
+    for loop in (loop for blocks in sass.parse(sass.disassemble(entry.cubin)) for loop in sass.loops(blocks)):
         opcodes = {i.opcode.partition(".")[0] for common in (True, False) for i in loop.instructions(common=common)}
         assert not opcodes & {"LDL", "STL"}
     for loop in report.loops:
