@@ -142,6 +142,11 @@ def _plan_form(option: str, numbers: tuple[int, ...]) -> PlanForm:
     """option: "tile" of the forward, "backward_tile" of the backward."""
     from ..launch.shapes import PlanForm
 
+    if len(numbers) != FORM:
+        raise ValueError(
+            f"a plan's form must have {FORM} numbers, got {len(numbers)}: an exported program holds what another "
+            "version of cute_attn planned, and is to be exported anew"
+        )
     heads, is_marked, *both = numbers
     *tile, is_bounded, heads_in_tile = both[:FORWARD] if option == "tile" else both[FORWARD:]
     return PlanForm(tile_of(option, tile), bool(is_bounded), bool(is_marked), heads, heads_in_tile)

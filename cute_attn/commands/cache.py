@@ -17,9 +17,8 @@ from ..errors import Unavailable, in_words
 from ..jit import cache
 from ..jit.build import rebuild, verify
 from ..jit.compiler import missing_compiler
-from ..jit.entry import BrokenEntry, read_manifest
+from ..jit.entry import BrokenEntry, OtherFormat, read_manifest, spec_of
 from ..jit.fingerprint import key
-from ..spec.operation import parse_spec
 from .build import progress
 from .files import Folder
 
@@ -104,7 +103,9 @@ def _entry(path: Path) -> tuple[str, float, int, str]:
         age = time.time() - path.stat().st_mtime
         size = sum(file.stat().st_size for file in path.iterdir())
         manifest = read_manifest(path)
-        spec = parse_spec(manifest["spec"])
+        spec = spec_of(manifest)
+    except OtherFormat as error:
+        return "outdated", age, size, str(error)
     except (BrokenEntry, ValueError, TypeError, KeyError, NotADirectoryError) as error:
         return "broken", age, size, str(error)
     except OSError as error:

@@ -19,10 +19,9 @@ import cute_attn
 from ..jit import cache
 from ..jit.build import verify
 from ..jit.bundle import difference
-from ..jit.entry import read_manifest
+from ..jit.entry import OtherFormat, read_manifest, spec_of
 from ..jit.runtime import machine_of
 from ..renamed import relative
-from ..spec.operation import parse_spec
 
 __all__ = ["write_kernels_layout"]
 
@@ -114,7 +113,11 @@ def _sound(bundle: Path) -> list[Path]:
         if problem := verify(entry):
             raise ValueError(f"a kernel of the bundle {bundle} is broken: {problem}")
         manifest = read_manifest(entry)
-        if problem := difference(manifest, parse_spec(manifest["spec"]), any_compiler=True):
+        try:
+            problem = difference(manifest, spec_of(manifest), any_compiler=True)
+        except OtherFormat as error:
+            problem = str(error)
+        if problem:
             raise ValueError(f"a kernel of the bundle {bundle} is none of this cute_attn's: {problem}")
     return entries
 

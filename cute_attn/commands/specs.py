@@ -11,6 +11,7 @@ import click
 from ..launch.packing import packed_choices
 from ..launch.shapes import spec_for
 from ..mask import from_spec
+from ..mask.tiles import needs_bounds
 from ..spec.forward import ForwardSpec
 from ..spec.operation import Operation, Spec, operations
 from ..spec.score import ScoreForm
@@ -107,7 +108,10 @@ def spec_under(
     score = ScoreForm("softcap" if softcap else "plain")
     own = {name: value for name, value in wanted.items() if has(row.spec, name)}
     try:
-        return spec_for(row.name, dtype, *head_dims, from_spec(mask, seqlen), tile, score, heads=heads, **own)
+        found = from_spec(mask, seqlen)
+        if own.get("piece") and has(row.spec, "window"):  # of a cache's keys nothing else says what rows attend
+            own = {"window": needs_bounds(found)[0], **own}
+        return spec_for(row.name, dtype, *head_dims, found, tile, score, heads=heads, **own)
     except TypeError as error:
         raise click.UsageError(str(error)) from None
 

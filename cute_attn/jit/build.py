@@ -17,7 +17,7 @@ from ..strict_json import loads
 from . import cache
 from . import entry as entries
 from .compile import compile
-from .entry import BrokenEntry, Entry, link
+from .entry import BrokenEntry, Entry, OtherFormat, link
 from .fingerprint import key, key_of
 from .obtain import KernelNotBuilt, cached_or_compiled
 from .parallel import Outcome, in_processes
@@ -37,10 +37,10 @@ def build(specs: Sequence[Spec], root: Path, workers: int, executor: Executor | 
 def verify(path: Path) -> str:
     """What is wrong with the files of an entry; "" if nothing is."""
     try:
-        found = entries.read(path)
+        manifest, _, _ = entries.read_files(path)
+        own = key_of(manifest["spec"], manifest["made_from"], manifest["format"])
     except (BrokenEntry, OSError) as error:
         return str(error)
-    own = key_of(found.manifest["spec"], found.manifest["made_from"], found.manifest["format"])
     return "" if path.name == own else f"{path} is not named by its content, which is {own}"
 
 
@@ -94,7 +94,10 @@ def _made(spec: Spec) -> Entry:
 
 
 def _rebuild(path: Path) -> str:
-    there = entries.read(path)
+    try:
+        there = entries.read(path)
+    except OtherFormat as error:
+        return str(error)
     if key(there.spec) != path.name:
         return "made from other sources or tools than are here"
     here = link(compile(there.spec))

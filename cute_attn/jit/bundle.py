@@ -13,11 +13,11 @@ from typing import Any
 
 from ..directories import expanded
 from ..errors import in_words
-from ..spec.operation import Spec, operation, parse_spec
+from ..spec.operation import Spec, operation
 from . import cache
 from . import entry as entries
-from .entry import BrokenEntry, Entry
-from .fingerprint import FORMAT, made_from
+from .entry import BrokenEntry, Entry, OtherFormat, spec_of
+from .fingerprint import made_from
 
 __all__ = ["Bundle", "bundles", "difference", "find", "load_bundle"]
 
@@ -111,13 +111,19 @@ def _of_environment(value: str) -> tuple[Bundle, ...]:
 
 def _read_bundle(path: Path) -> Bundle:
     places: dict[Spec, list[_Place]] = {}
+    others = []
     for directory in _entries(path):
         try:
             manifest = entries.read_manifest(directory)
-            places.setdefault(parse_spec(manifest["spec"]), []).append(_Place(directory, manifest))
+            places.setdefault(spec_of(manifest), []).append(_Place(directory, manifest))
+        except OtherFormat as error:
+            others.append(str(error))
         except (BrokenEntry, OSError, ValueError, TypeError, KeyError) as error:
             warnings.warn(f"a kernel of the bundle {path} is broken and not used: {error}", stacklevel=4)
-    if not places:
+    if others:
+        number = f"{len(others)} kernel{'s' * (len(others) > 1)}"
+        warnings.warn(f"of the bundle {path} {number} cannot be used: {others[0]}", stacklevel=4)
+    if not places and not others:
         raise ValueError(f"{path} holds no compiled kernels: a bundle is what `cute-attn build --output` wrote")
     found = Bundle(path, places)
     if reason := found.unused_because(any_compiler=cache.cache_mode() != "jit"):
@@ -139,8 +145,6 @@ def _entries(path: Path) -> list[Path]:
 def difference(manifest: dict[str, Any], spec: Spec, any_compiler: bool) -> str:
     """Why an entry does not fit this installation; "" if it does. A package that is not installed is not compared."""
     here, there = made_from(spec), manifest.get("made_from", {})
-    if manifest.get("format") != FORMAT:
-        return f"it has the format {manifest.get('format')}, this version of cute_attn reads {FORMAT}"
     for name in ("architecture", "sources"):
         if there.get(name) != here[name]:
             return f"other {name} of cute_attn's kernels: {str(there.get(name))[:12]} there, {here[name][:12]} here"

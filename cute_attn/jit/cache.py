@@ -20,7 +20,7 @@ from ..directories import cache_directory
 from ..errors import in_words
 from ..spec.operation import Spec
 from . import entry as entries
-from .entry import BrokenEntry, Entry
+from .entry import BrokenEntry, Entry, OtherFormat
 from .fingerprint import key
 
 __all__ = [
@@ -180,5 +180,5 @@ def _is_refuse(path: Path, age: float, older_than: float | None, outdated: bool)
 def _is_current(path: Path) -> bool:
     try:
         return key(entries.read(path).spec) == path.name
-    except BrokenEntry:
+    except (BrokenEntry, OtherFormat):
         return False

@@ -29,11 +29,14 @@ __all__ = [
     "SYMBOL",
     "BrokenEntry",
     "Entry",
+    "OtherFormat",
     "embedded_cubin",
     "link",
     "linker",
     "read",
+    "read_files",
     "read_manifest",
+    "spec_of",
     "write",
 ]
 
@@ -46,6 +49,10 @@ _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 class BrokenEntry(Exception):
     """An entry that is not what its manifest says; it is compiled anew."""
+
+
+class OtherFormat(Exception):
+    """An entry that another version of cute_attn wrote, whose specs this one need not understand."""
 
 
 @dataclass(frozen=True)
@@ -94,16 +101,34 @@ def link(compiled: Compiled) -> Entry:
 
 
 def read(path: Path) -> Entry:
-    """The entry in a directory. Raises BrokenEntry if a file is missing or altered, OSError if it may not be read."""
+    """The entry in a directory. Raises BrokenEntry if a file is missing or altered, OtherFormat, or OSError if it may
+    not be read."""
+    manifest, code, packed = read_files(path)
+    try:
+        return Entry(spec_of(manifest), code, packed, manifest, path)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BrokenEntry(f"{path} cannot be read: {error}") from error
+
+
+def read_files(path: Path) -> tuple[dict[str, Any], bytes, bytes]:
+    """The manifest and the verified files of an entry of any format; raises BrokenEntry and OSError as `read` does."""
     manifest = read_manifest(path)
     try:
         code, packed = ((path / name).read_bytes() for name in (_SHARED_OBJECT, _PTX))
         for name, content in ((_SHARED_OBJECT, code), (_PTX, packed)):
             if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
                 raise BrokenEntry(f"{path / name} is not the file that was written there: its hash differs")
-        return Entry(parse_spec(manifest["spec"]), code, packed, manifest, path)
-    except (*_ABSENT, ValueError, KeyError, TypeError) as error:
+    except (*_ABSENT, KeyError, TypeError) as error:
         raise BrokenEntry(f"{path} cannot be read: {error}") from error
+    return manifest, code, packed
+
+
+def spec_of(manifest: dict[str, Any]) -> Spec:
+    """Raises OtherFormat; KeyError, ValueError or TypeError for a manifest without a spec."""
+    if manifest.get("format") != FORMAT:
+        found = manifest.get("format")
+        raise OtherFormat(f"it has the format {found}, this version of cute_attn reads {FORMAT}")
+    return parse_spec(manifest["spec"])
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

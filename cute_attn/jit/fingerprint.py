@@ -15,7 +15,7 @@ from .compile import ARCHITECTURE
 
 __all__ = ["FORMAT", "PACKAGES", "key", "key_of", "made_from"]
 
-FORMAT = 3  # of the entries; another number, another key
+FORMAT = 3  # of the entries and of specs as text; another number, another key
 # The distributions that machine code comes from; which of the last two is there depends on the CUDA of the machine.
 PACKAGES = (
     "apache-tvm-ffi",

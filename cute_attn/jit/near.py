@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any, cast
 
 from ..directories import cache_directory
-from ..spec.operation import Spec, parse_spec
+from ..spec.operation import Spec
 from . import cache
 from .bundle import bundles, difference
-from .entry import BrokenEntry, read_manifest
+from .entry import BrokenEntry, OtherFormat, read_manifest, spec_of
 from .fingerprint import made_from
 
 __all__ = ["near_misses"]
@@ -59,9 +59,9 @@ def _changed(other: Spec, wanted: dict[str, Any]) -> Spec | None:
 def _cached() -> list[tuple[Spec, dict[str, Any]]]:
     found = []
     for directory in cache.entry_directories(cache_directory()):
-        with contextlib.suppress(BrokenEntry, OSError, ValueError, TypeError, KeyError):
+        with contextlib.suppress(BrokenEntry, OtherFormat, OSError, ValueError, TypeError, KeyError):
             manifest = read_manifest(directory)
-            found.append((parse_spec(manifest["spec"]), manifest))
+            found.append((spec_of(manifest), manifest))
     return found
 
 

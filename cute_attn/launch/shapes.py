@@ -59,7 +59,7 @@ def spec_of_plan(
     """
     row = operation(op)
     dims = kernel_dims(op, *head_dims)
-    given = MaskForm.of(form.is_bounded, predicate, form.is_marked)
+    given = MaskForm(form.is_bounded, predicate, form.is_marked)
     mask, score = row.forms(given, score, variant)
     facts = {"dtype": dtype, "head_dim": dims[0], "head_dim_v": dims[1], "mask": mask, "score": score}
     facts |= {"planes_by_head": form.heads > 1, "packed_heads": packed(form.heads_in_tile), "tile": form.tile}

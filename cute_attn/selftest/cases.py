@@ -256,6 +256,7 @@ def _matrix() -> list[Case]:
         found += [_case(op, mask, dims=dims) for dims in ((128, 128), (64, 64)) for mask in ("prefix", "slices")]
         found += [_case(op, dims=(80, 72)), _case(op, heads=(8, 1)), _case(op, dtype="fp16")]
         found += [_case(op, softcap=15.0), _case(op, "empty_rows"), _case(op, inputs="huge")]
+        found += [_case(op, "anticausal")]
     found += [_case("fwd", sink=True), _case("fwd", scale=-0.1), _case("fwd", max_logits=True, softmax="exact")]
     found += [_case("fwd", mask, softmax="exact") for mask in ("causal", "full")]
     found += [_case("fwd", tokens=40, heads=(6, 1), packed_heads=8)]

@@ -1,4 +1,4 @@
-"""Masks of the self-test by name: one at any length."""
+"""Masks of the self-test by name, at any length."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, is_dataclass
+from dataclasses import fields as dataclass_fields
 from typing import Any, TypeVar, get_type_hints
 
 __all__ = ["canonical", "digest", "parse"]
@@ -24,7 +25,20 @@ def parse(kind: type[Spec], op: str, text: str) -> Spec:
     whole = isinstance(fields, dict) and fields.pop("op", None) == op
     if not whole or not all(isinstance(fields.get(name), dict) for name in parts):
         raise ValueError(f"not a spec of {op!r}: {text!r}")
+    _check_names(kind, fields)
+    for name, part in parts.items():
+        _check_names(part, fields[name])
     return kind(**{**fields, **{name: part(**fields[name]) for name, part in parts.items()}})
+
+
+def _check_names(kind: Any, given: dict[str, Any]) -> None:
+    """Of specs that another version of cute_attn recorded there may be other fields."""
+    own = [field.name for field in dataclass_fields(kind)]
+    if unknown := sorted(set(given) - set(own)):
+        raise ValueError(
+            f"{kind.__name__} has no field {', '.join(map(repr, unknown))}, but {', '.join(own)}: a spec of another "
+            "version of cute_attn is to be recorded anew"
+        )
 
 
 def digest(text: str) -> str:

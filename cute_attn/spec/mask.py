@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 from .canonical import digest
@@ -35,12 +34,6 @@ class MaskForm:
                 "MaskForm.has_certain marks intervals where a predicate is not asked, and needs one and is_bounded, "
                 f"got is_bounded={self.is_bounded}, {'a' if self.predicate else 'no'} predicate"
             )
-
-    @classmethod
-    @functools.cache
-    def of(cls, is_bounded: bool, predicate: str = "", has_certain: bool = False) -> MaskForm:
-        """That of a mask; marks need intervals to stand in, though these may be of all keys."""
-        return cls(is_bounded or has_certain, predicate, has_certain)
 
     def __str__(self) -> str:
         thinned = f" thinned by {digest(self.predicate)}" if self.predicate else ""

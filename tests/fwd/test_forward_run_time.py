@@ -33,12 +33,13 @@ def test_run_time_values_never_compile():
 
 
 @pytest.mark.slow
-def test_more_than_two_layers_are_one_kernel():
+def test_intervals_of_any_number_are_one_kernel():
     def layered(n):
         bounds = torch.arange(2 * n)[:, None] * 10 + torch.zeros(200, dtype=torch.int64)
         return IntervalMask.from_intervals(bounds[::2], bounds[1::2], 300)
 
     run(layered(3), tile=NARROW)
     before = compile_count()
+    run(causal(200, 300), tile=NARROW)
     run(layered(7), tile=NARROW)
     assert compile_count() == before

@@ -137,6 +137,56 @@ def test_a_bundle_of_other_sources_is_never_used(bundle, compiles, monkeypatch):
         obtain(SPEC)
 
 
+@pytest.fixture
+def of_another_version(bundle):
+    """Its kernel becomes one whose spec has other fields."""
+    from cute_attn.jit.entry import MANIFEST, _sealed, _unsealed
+
+    (entry,) = cache.entry_directories(bundle)
+    manifest = _unsealed((entry / MANIFEST).read_text())
+    spec = json.loads(manifest["spec"])
+    manifest |= {"format": 2, "spec": json.dumps({**spec, "mask": {"layers": 1}})}
+    (entry / MANIFEST).write_text(_sealed(manifest))
+    entry.rename(entry.with_name(fingerprint.key_of(manifest["spec"], manifest["made_from"], 2)))
+    return bundle
+
+
+def test_kernels_of_another_version_are_told_from_broken_ones(of_another_version, compiles, in_threads):
+    with pytest.warns(
+        UserWarning, match="1 kernel cannot be used: it has the format 2, this version .* reads"
+    ):
+        assert load_bundle(of_another_version).specs == ()
+    assert obtain(SPEC).spec == SPEC  # compiled
+    assert "outdated" in run("cache", "ls", of_another_version).output
+    assert run("cache", "verify", of_another_version).exit_code == 0
+    rebuilt = run("cache", "verify", of_another_version, "--rebuild", "--workers", 1)
+    assert "it has the format 2" in rebuilt.output
+    assert run("cache", "prune", of_another_version, "--outdated").output.startswith("removed 1 directory")
+
+
+def test_kernels_of_another_version_keep_no_others_from_being_used(of_another_version, compiles):
+    cache.commit(link(compiled(OTHER)), of_another_version)
+    with pytest.warns(UserWarning, match="1 kernel cannot be used") as seen:
+        assert load_bundle(of_another_version).specs == (OTHER,)
+    assert len(seen) == 1
+
+
+def test_a_spec_that_another_version_recorded_is_to_be_recorded_anew(tmp_path):
+    spec = {**json.loads(SPEC.canonical()), "mask": {"layers": 1, "has_lower": True}}
+    result = run("build", "--spec", json.dumps(spec), "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "MaskForm has no field 'has_lower', 'layers', but is_bounded, predicate, has_certain" in result.stderr
+    assert "is to be recorded anew" in result.stderr
+
+
+@pytest.mark.parametrize(("mask", "window"), [("causal", False), ("sliding_window:left=64,right=0", True)])
+def test_build_makes_the_prefill_of_a_window(mask, window, compiles, tmp_path, in_threads):
+    flags = ["--op", "fwd", "--mask", mask, "--field", "piece=64", "--workers", 1]
+    result = run("build", *flags, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert [(s.piece, s.window) for s in compiles] == [(64, window)]
+
+
 def test_a_bundle_whose_forward_alone_is_outdated_gives_a_warning(bundle, monkeypatch):
     cache.commit(link(compiled(OTHER)), bundle)
     here = fingerprint._sources(("bwd",))

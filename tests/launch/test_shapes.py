@@ -30,6 +30,15 @@ MASKS = {
 }
 
 
+BOUNDED = {
+    "causal": MASK,
+    "window": sliding_window(256, left=9, right=3),
+    "only lower bounds": sliding_window(256, left=0, right=256),
+    "two layers": with_gaps(256, 256, 2),
+    "many layers": with_gaps(256, 256, 4),
+}
+
+
 @pytest.fixture(autouse=True)
 def nothing_runs(compiles, monkeypatch):
     monkeypatch.setattr(sim, "run", lambda *arguments, **options: None)
@@ -42,6 +51,13 @@ def launched(call, *shapes):
         out = call(*tensors)
         torch.autograd.grad(out, tensors, out)
     return recorder.specs
+
+
+@pytest.mark.parametrize("op", ["fwd", "bwd"])
+def test_masks_lead_to_one_spec_whatever_the_number_and_the_bounds_of_their_intervals(op):
+    (spec,) = {spec_for(op, "bf16", 128, 128, mask) for mask in BOUNDED.values()}
+    assert spec.mask.is_bounded
+    assert not spec_for(op, "bf16", 128, 128, full(256, 128)).mask.is_bounded
 
 
 @pytest.mark.parametrize("name", MASKS)

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from oracle import assert_close
 
 from cute_attn import IntervalMask, backend, fa2_varlen_func_with_sink, fa3_varlen_func_with_sink, flex_flash_attn_func
+from cute_attn.backends.plan import FORM, Call, backward_plan, forward_plan, make_plan
 from cute_attn.mask import TileSchedule, causal
 from cute_attn.mask.readback import on_host
 from cute_attn.mask.source import MaskSource
@@ -353,6 +354,15 @@ def test_a_compiled_function_leaves_its_plan_with_a_mask_from_outside(launches):
             compiled(q)
     planning = [any(node.target == torch.ops.cute_attn.plan for node in graph.graph.nodes) for graph in made]
     assert planning == [True, False]
+
+
+def test_a_plan_that_an_exported_program_of_another_version_holds_is_refused():
+    plan = make_plan(causal(300), Call(torch.bfloat16, 64, 64, 2, 2, False, True, False, False, 0))
+    older = plan._replace(form=torch.zeros(FORM + 4, dtype=torch.int64))
+    for read in (forward_plan, backward_plan):
+        read(plan)
+        with pytest.raises(ValueError, match=f"form must have {FORM} numbers, got {FORM + 4}: .* exported anew"):
+            read(older)
 
 
 # ------------------------------------------------------------------- CUDA graphs

@@ -102,7 +102,7 @@ MASKS = {
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dims", HEAD_DIMS)
-def test_no_default_tile_spills_in_a_loop_or_serialises_and_layers_cost_little(dims, mask, dtype):
+def test_no_default_tile_spills_in_a_loop_or_serialises_and_masks_cost_little(dims, mask, dtype):
     tile = default_tile(*dims)
     partial, full = profile(dtype=dtype, head_dim=dims[0], head_dim_v=dims[1], tile=tile, **MASKS[mask])
     limit = 0.82 if mask == "dense" else 0.7  # 0.5 a key are selects, 0.11 make predicates of bits

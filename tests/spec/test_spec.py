@@ -106,12 +106,6 @@ def test_the_form_of_a_mask_refuses_what_no_kernel_serves(fields, error, message
         MaskForm(**fields)
 
 
-def test_marked_intervals_bound_rows_that_attend_every_key():
-    assert MaskForm.of(False, "[]", True) == MaskForm(True, "[]", True)
-    assert MaskForm.of(False, "[]") == MaskForm(predicate="[]")
-    assert MaskForm.of(True) == MaskForm(True)
-
-
 @pytest.mark.parametrize(
     ("scale", "softcap", "kind", "factors"),
     [
