@@ -93,8 +93,6 @@ class LocalSearch:
         self.end = np.zeros_like(self.begin)
         self.begin[slot, group] = np.searchsorted(edges, lo)
         self.end[slot, group] = np.searchsorted(edges, hi)
-        # The same of each chunk, as pairs.
-        self.runs = [list(zip(*x, strict=True)) for x in zip(self.begin.T.tolist(), self.end.T.tolist(), strict=True)]
         first = self.owner * len(edges)
         shape = world * len(edges)
         steps = np.bincount((first + self.begin).ravel(), minlength=shape)
@@ -264,11 +262,15 @@ class LocalSearch:
         rows -= before.take(first + self.begin.take(chunks, axis=1))
         return rows[0] if len(rows) == 1 else rows.sum(0, dtype=rows.dtype)
 
+    def _runs(self, chunk: int) -> list[tuple[int, int]]:
+        """The runs of segments that a chunk needs."""
+        return list(zip(self.begin[:, chunk].tolist(), self.end[:, chunk].tolist(), strict=True))
+
     def _kept(self, leaves: int, comes: int) -> int:
         """Rows that a rank goes on to need when `comes` takes the place of `leaves`, which needed them alone."""
         alone, rows = self.alone[self.owner[leaves]], 0
-        others = self.runs[comes]
-        for begin, end in self.runs[leaves]:
+        others = self._runs(comes)
+        for begin, end in self._runs(leaves):
             for first, last in others:
                 if begin < last and first < end:
                     rows += int(alone[min(end, last)] - alone[max(begin, first)])
@@ -287,7 +289,7 @@ class LocalSearch:
         self._refresh(np.array([here, there]))
 
     def _move(self, chunk: int, source: int, target: int) -> None:
-        for begin, end in self.runs[chunk]:
+        for begin, end in self._runs(chunk):
             users = self.users[begin:end]
             left, came = self.count[source, begin:end], self.count[target, begin:end]
             left -= 1
