@@ -26,7 +26,7 @@ RUNS = 8  # runs of needed keys kept for a chunk; smaller gaps are closed, which
 PAIRS = 1 << 13  # pairs of chunks tried at a time, which limits the ranks tried as partners of one rank
 SWEEPS = 4
 NEVER = (1 << 31) - 1  # rows: more than there are
-ALONE = np.arange(2)[:, None, None]  # chunks of a rank that need a segment: none, or one alone
+ALONE = np.arange(2, dtype=np.int32)[:, None]  # chunks of a rank that need a segment: none, or one alone
 EXACT = 4  # exchanges whose cost is counted exactly before the best is made
 
 
@@ -103,8 +103,8 @@ class LocalSearch:
         self.rows = np.zeros((2, world, len(edges)), np.int32)
         self.missing, self.alone = self.rows
         self.saving = np.zeros(chunks, np.int32)  # rows that only this chunk of its rank needs
-        self.ranks = np.arange(world)
-        self._refresh(self.ranks)
+        for rank in range(world):
+            self._refresh(rank)
 
     @property
     def needed(self) -> np.ndarray:
@@ -198,9 +198,9 @@ class LocalSearch:
                 few = extra <= np.partition(extra, EXACT - 1)[EXACT - 1]
                 kept, extra = kept[few], extra[few]
             first = extra.argsort(kind="stable")[:EXACT]
-            chunks = zip(*(x.tolist() for x in (extra[first], leave[kept[first]], come[kept[first]])), strict=True)
-            counted = [(rows + self._kept(a, b) + self._kept(b, a), a, b) for rows, a, b in chunks]
-            best = min(counted, default=(0, 0, 0))
+            leave, come = leave[kept[first]], come[kept[first]]
+            counted = extra[first] + self._kept(leave, come)
+            best = min(zip(*(x.tolist() for x in (counted, leave, come)), strict=True), default=(0, 0, 0))
             if best[0] >= 0:
                 break
             is_new[self.owner[best[2]]] = True
@@ -216,7 +216,7 @@ class LocalSearch:
         """All exchanges of a chunk of a rank with one of a partner worth it: where one of its chunks costs least, or,
         if `load` is given, least loaded."""
         world, size = self.members.shape
-        added = self._added(self.ranks[:, None], self.members[rank, None])
+        added = self._rows_of(self.missing, self.members[rank])
         limit = max(8, PAIRS // size**2)
         picked = np.full(world, world <= limit + 1)
         if world > limit + 1:
@@ -231,11 +231,11 @@ class LocalSearch:
         return self._pairs(rank, partners, added[partners])
 
     def pairs_with(self, rank: int, partners: np.ndarray) -> Pairs:
-        return self._pairs(rank, partners, self._added(partners[:, None], self.members[rank, None]))
+        return self._pairs(rank, partners, self._rows_of(self.missing[partners], self.members[rank]))
 
     def _pairs(self, rank: int, partners: np.ndarray, go: np.ndarray) -> Pairs:
         mine, theirs = self.members[rank], self.members[partners]
-        come = self._added(np.array(rank), theirs)
+        come = self._rows_of(self.missing[rank], theirs)
         return Pairs(rank, partners, mine, theirs, come, self.saving[mine], go, self.saving[theirs])
 
     def fewest(self, rank: int, load: np.ndarray, limit: float, movable: np.ndarray) -> tuple[int, int] | None:
@@ -250,31 +250,26 @@ class LocalSearch:
         at = int(after.argmin())
         return None if after.flat[at] >= load[rank] else pairs.one(at)
 
-    def _added(self, ranks: np.ndarray, chunks: np.ndarray) -> np.ndarray:
-        """Rows that a rank would need besides if it got a chunk; the two index arrays broadcast."""
-        return self._rows_of(self.missing, ranks, chunks)
+    def _rows_of(self, before: np.ndarray, chunks: np.ndarray) -> np.ndarray:
+        """Of the rows before each segment, `(segments,)` or by rank, those that each chunk needs, by rank and chunk:
+        with those that a rank is missing, what it would need besides if it got the chunk."""
+        rows: np.ndarray = before.take(self.end.take(chunks, axis=1), axis=-1)
+        rows -= before.take(self.begin.take(chunks, axis=1), axis=-1)
+        axis = before.ndim - 1
+        return rows.squeeze(axis) if len(self.begin) == 1 else rows.sum(axis, dtype=rows.dtype)
 
-    def _rows_of(self, before: np.ndarray, ranks: np.ndarray, chunks: np.ndarray) -> np.ndarray:
-        """Of the rows that each rank has before each segment, those that chunks need."""
-        first = ranks * before.shape[1]
-        before = before.reshape(-1)
-        rows: np.ndarray = before.take(first + self.end.take(chunks, axis=1))
-        rows -= before.take(first + self.begin.take(chunks, axis=1))
-        return rows[0] if len(rows) == 1 else rows.sum(0, dtype=rows.dtype)
+    def _kept(self, leave: np.ndarray, come: np.ndarray) -> np.ndarray:
+        """Rows that each two chunks' ranks go on to need when the chunks are exchanged, though one alone needed them:
+        the other needs them too."""
+        lo = np.maximum(self.begin[:, None, leave], self.begin[None, :, come])
+        hi = np.maximum(np.minimum(self.end[:, None, leave], self.end[None, :, come]), lo)
+        here, there = self.owner[leave], self.owner[come]
+        rows: np.ndarray = self.alone[here, hi] - self.alone[here, lo] + self.alone[there, hi] - self.alone[there, lo]
+        return rows.sum((0, 1))
 
     def _runs(self, chunk: int) -> list[tuple[int, int]]:
         """The runs of segments that a chunk needs."""
         return list(zip(self.begin[:, chunk].tolist(), self.end[:, chunk].tolist(), strict=True))
-
-    def _kept(self, leaves: int, comes: int) -> int:
-        """Rows that a rank goes on to need when `comes` takes the place of `leaves`, which needed them alone."""
-        alone, rows = self.alone[self.owner[leaves]], 0
-        others = self._runs(comes)
-        for begin, end in self._runs(leaves):
-            for first, last in others:
-                if begin < last and first < end:
-                    rows += int(alone[min(end, last)] - alone[max(begin, first)])
-        return rows
 
     def exchange(self, a: int, b: int) -> None:
         here, there = int(self.owner[a]), int(self.owner[b])
@@ -286,7 +281,8 @@ class LocalSearch:
         self.owner[a], self.owner[b] = there, here
         self.slot[a], self.slot[b] = self.slot[b], self.slot[a]
         self.members[there, self.slot[a]], self.members[here, self.slot[b]] = a, b
-        self._refresh(np.array([here, there]))
+        self._refresh(here)
+        self._refresh(there)
 
     def _move(self, chunk: int, source: int, target: int) -> None:
         for begin, end in self._runs(chunk):
@@ -297,12 +293,12 @@ class LocalSearch:
             users += came == 0
             came += 1
 
-    def _refresh(self, ranks: np.ndarray) -> None:
-        """Recomputes what depends on the needs of some ranks."""
-        rows = self.lengths[ranks] * (self.count[ranks] == ALONE)
-        self.rows[:, ranks, 1:] = np.add.accumulate(rows, axis=2, dtype=rows.dtype)
-        members = self.members[ranks]
-        self.saving[members] = self._rows_of(self.alone, ranks[:, None], members)
+    def _refresh(self, rank: int) -> None:
+        """Recomputes what depends on the needs of a rank."""
+        rows = self.lengths[rank] * (self.count[rank] == ALONE)
+        np.add.accumulate(rows, axis=1, out=self.rows[:, rank, 1:])
+        members = self.members[rank]
+        self.saving[members] = self._rows_of(self.alone[rank], members)
 
 
 class Pairs(NamedTuple):
