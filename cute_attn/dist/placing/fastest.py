@@ -171,6 +171,7 @@ class _Way:
 
     def __init__(self, problem: Problem, owner: torch.Tensor, world: int, clock: _Clock) -> None:
         self.problem, self.clock, self.world = problem, clock, world
+        self.crosses = bool(problem.leaving.any())
         self._enter(owner)
         self.mean = float(self.search.area.mean())
         self._take(float(self._received().max()))
@@ -269,7 +270,7 @@ class _Way:
             return np.zeros(len(search.owner)), np.zeros(self.world)
         popular = search.leaving()
         sent = np.bincount(search.owner, popular, minlength=self.world)
-        if not self.problem.leaving.any():
+        if not self.crosses:
             return popular, sent
         weight = max(1.0, self.clock.bandwidth / self.clock.cost.bandwidth / self.clock.ranks)
         leaving = self.problem.leaving.numpy()

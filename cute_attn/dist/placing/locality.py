@@ -26,7 +26,7 @@ RUNS = 8  # runs of needed keys kept for a chunk; smaller gaps are closed, which
 PAIRS = 1 << 13  # pairs of chunks tried at a time, which limits the ranks tried as partners of one rank
 SWEEPS = 4
 NEVER = (1 << 31) - 1  # rows: more than there are
-ALONE = np.arange(2, dtype=np.int32)[:, None]  # chunks of a rank that need a segment: none, or one alone
+ALONE = np.arange(2, dtype=np.int32)[:, None, None]  # chunks of a rank that need a segment: none, or one alone
 EXACT = 4  # exchanges whose cost is counted exactly before the best is made
 
 
@@ -103,8 +103,7 @@ class LocalSearch:
         self.rows = np.zeros((2, world, len(edges)), np.int32)
         self.missing, self.alone = self.rows
         self.saving = np.zeros(chunks, np.int32)  # rows that only this chunk of its rank needs
-        for rank in range(world):
-            self._refresh(rank)
+        self._refresh(slice(world))
 
     @property
     def needed(self) -> np.ndarray:
@@ -253,10 +252,12 @@ class LocalSearch:
     def _rows_of(self, before: np.ndarray, chunks: np.ndarray) -> np.ndarray:
         """Of the rows before each segment, `(segments,)` or by rank, those that each chunk needs, by rank and chunk:
         with those that a rank is missing, what it would need besides if it got the chunk."""
-        rows: np.ndarray = before.take(self.end.take(chunks, axis=1), axis=-1)
-        rows -= before.take(self.begin.take(chunks, axis=1), axis=-1)
-        axis = before.ndim - 1
-        return rows.squeeze(axis) if len(self.begin) == 1 else rows.sum(axis, dtype=rows.dtype)
+        rows: np.ndarray = before.take(self.end[0].take(chunks), axis=-1)
+        rows -= before.take(self.begin[0].take(chunks), axis=-1)
+        for begin, end in zip(self.begin[1:], self.end[1:], strict=True):
+            rows += before.take(end.take(chunks), axis=-1)
+            rows -= before.take(begin.take(chunks), axis=-1)
+        return rows
 
     def _kept(self, leave: np.ndarray, come: np.ndarray) -> np.ndarray:
         """Rows that each two chunks' ranks go on to need when the chunks are exchanged, though one alone needed them:
@@ -281,8 +282,8 @@ class LocalSearch:
         self.owner[a], self.owner[b] = there, here
         self.slot[a], self.slot[b] = self.slot[b], self.slot[a]
         self.members[there, self.slot[a]], self.members[here, self.slot[b]] = a, b
-        self._refresh(here)
-        self._refresh(there)
+        for rank in (here, there):
+            self._refresh(slice(rank, rank + 1))
 
     def _move(self, chunk: int, source: int, target: int) -> None:
         for begin, end in self._runs(chunk):
@@ -293,12 +294,12 @@ class LocalSearch:
             users += came == 0
             came += 1
 
-    def _refresh(self, rank: int) -> None:
-        """Recomputes what depends on the needs of a rank."""
-        rows = self.lengths[rank] * (self.count[rank] == ALONE)
-        np.add.accumulate(rows, axis=1, out=self.rows[:, rank, 1:])
-        members = self.members[rank]
-        self.saving[members] = self._rows_of(self.alone[rank], members)
+    def _refresh(self, ranks: slice) -> None:
+        """Recomputes what depends on the needs of some ranks."""
+        rows = self.lengths[ranks] * (self.count[ranks] == ALONE)
+        np.add.accumulate(rows, axis=2, out=self.rows[:, ranks, 1:])
+        for alone, members in zip(self.alone[ranks], self.members[ranks], strict=True):
+            self.saving[members] = self._rows_of(alone, members)
 
 
 class Pairs(NamedTuple):

@@ -194,15 +194,17 @@ def zigzag(areas: torch.Tensor, world: int) -> torch.Tensor:
 def min_heap(areas: torch.Tensor, world: int) -> torch.Tensor:
     """int64 `(chunks,)`, the rank of each chunk: largest first, each to the rank with least area that has room."""
     capacity = len(areas) // world
-    owner = torch.empty(len(areas), dtype=torch.int64, device="cpu")
+    owner = [0] * len(areas)
     heap = [(0, 0, rank) for rank in range(world)]  # (area, chunks, rank)
     values = areas.tolist()
     for chunk in areas.argsort(descending=True, stable=True).tolist():
-        area, count, rank = heapq.heappop(heap)
+        area, count, rank = heap[0]
         owner[chunk] = rank
         if count + 1 < capacity:
-            heapq.heappush(heap, (area + values[chunk], count + 1, rank))
-    return owner
+            heapq.heapreplace(heap, (area + values[chunk], count + 1, rank))
+        else:
+            heapq.heappop(heap)
+    return torch.tensor(owner, dtype=torch.int64, device="cpu")
 
 
 STARTS: tuple[Start, ...] = (contiguous, zigzag, min_heap)
