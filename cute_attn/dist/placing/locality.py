@@ -81,7 +81,9 @@ class LocalSearch:
         self.key_chunk = np.searchsorted(own * chunk_size, edges[:-1], side="right") - 1
         self.key_chunk[edges[:-1] >= (own[self.key_chunk] + 1) * chunk_size] = -1
         self.inside = (self.key_chunk >= 0).nonzero()[0]  # segments that are rows of these chunks, chunk after chunk
-        self.first_inside = np.searchsorted(self.key_chunk[self.inside], np.arange(len(own)))
+        self.chunk_inside = self.key_chunk[self.inside]
+        self.length_inside = self.length[self.inside].astype(np.float64)
+        self.first_inside = np.searchsorted(self.chunk_inside, np.arange(len(own)))
         # What each rank must be sent of each segment if it needs it.
         self.lengths = np.broadcast_to(self.length, (world, len(self.length)))
         if key_owner is not None:
@@ -112,9 +114,9 @@ class LocalSearch:
 
     def leaving(self) -> np.ndarray:
         """Rows that leave each chunk, once to each other rank that needs them, where keys follow queries."""
-        holder = self.owner[self.key_chunk[self.inside]]
+        holder = self.owner[self.chunk_inside]
         others = self.users[self.inside] - (self.count[holder, self.inside] > 0)
-        rows: np.ndarray = np.add.reduceat(self.length[self.inside] * others.astype(np.float64), self.first_inside)
+        rows: np.ndarray = np.add.reduceat(self.length_inside * others, self.first_inside)
         return rows
 
     def balance(self, limit: float) -> None:
@@ -282,8 +284,8 @@ class LocalSearch:
         self.owner[a], self.owner[b] = there, here
         self.slot[a], self.slot[b] = self.slot[b], self.slot[a]
         self.members[there, self.slot[a]], self.members[here, self.slot[b]] = a, b
-        for rank in (here, there):
-            self._refresh(slice(rank, rank + 1))
+        first, last = sorted((here, there))
+        self._refresh(slice(first, last + 1, last - first))
 
     def _move(self, chunk: int, source: int, target: int) -> None:
         for begin, end in self._runs(chunk):
