@@ -20,7 +20,7 @@ import torch
 
 from .needs import Spans
 
-__all__ = ["LocalSearch", "local_search"]
+__all__ = ["LocalSearch", "Offers", "local_search"]
 
 RUNS = 8  # runs of needed keys kept for a chunk; smaller gaps are closed, which only makes the search less exact
 PAIRS = 1 << 13  # pairs of chunks tried at a time, which limits the ranks tried as partners of one rank
@@ -125,7 +125,7 @@ class LocalSearch:
             rank = int(self.area.argmax())
             if self.area[rank] <= limit:
                 return
-            price, mine, theirs = self.cheapest(self.pairs(rank, self.area), self.chunk_area, self.area, limit)
+            price, mine, theirs = self.lowering(self.pairs(rank, self.area), self.chunk_area, self.area, limit).best()
             if price == np.inf:
                 return
             partner = np.array([self.owner[theirs]])
@@ -135,9 +135,10 @@ class LocalSearch:
                 self.exchange(mine, theirs)
                 if self.area[rank] <= limit:
                     break
-                price, mine, theirs = self.cheapest(self.pairs_with(rank, partner), self.chunk_area, self.area, limit)
+                pairs = self.pairs_with(rank, partner)
+                price, mine, theirs = self.lowering(pairs, self.chunk_area, self.area, limit).best()
 
-    def cheapest(
+    def lowering(
         self,
         pairs: Pairs,
         weight: np.ndarray,
@@ -146,12 +147,11 @@ class LocalSearch:
         area_limit: float = np.inf,
         rows: np.ndarray | None = None,
         most_rows: float = np.inf,
-    ) -> tuple[float, int, int]:
-        """The exchange that lowers a rank's load towards the goal at the least price in rows per load moved.
+    ) -> Offers:
+        """Exchanges that lower a rank's load towards the goal, their price in rows per load moved.
 
         weight, load: of chunks and of ranks, the area or another. rows: that ranks need; where there are exchanges
-        after which neither rank needs more than `most_rows`, it is one of these. Returns `(price, mine, theirs)`; price
-        inf if there is none.
+        after which neither rank needs more than `most_rows`, it is these.
         """
         rank, partners = pairs.rank, pairs.partners
         moved = weight[pairs.mine] - weight[pairs.theirs][:, :, None]
@@ -166,11 +166,8 @@ class LocalSearch:
         at = allowed.ravel().nonzero()[0]
         if not len(at):
             at = (fits & (moved < (load[rank] - load[partners])[:, None, None])).ravel().nonzero()[0]
-        if not len(at):
-            return np.inf, 0, 0
         price = (pairs.extra.ravel()[at] + self.chunk_size) / np.minimum(moved.ravel()[at], load[rank] - goal)
-        best = int(price.argmin())
-        return float(price[best]), *pairs.one(int(at[best]))
+        return Offers(pairs, at, price)
 
     def _within(self, pairs: Pairs, limit: float) -> np.ndarray:
         """Whether both areas stay within the limit in each exchange, bool `(partners, theirs, mine)`."""
@@ -239,17 +236,16 @@ class LocalSearch:
         come = self._rows_of(self.missing[rank], theirs)
         return Pairs(rank, partners, mine, theirs, come, self.saving[mine], go, self.saving[theirs])
 
-    def fewest(self, rank: int, load: np.ndarray, limit: float, movable: np.ndarray) -> tuple[int, int] | None:
-        """The exchange after which a rank and its partner need fewest rows, if that is fewer than the rank needs now.
+    def fewest(self, rank: int, load: np.ndarray, limit: float, movable: np.ndarray) -> Offers:
+        """Exchanges after which a rank and its partner need fewer rows than the rank does now, their price.
 
         load: rows that ranks need. limit: of areas. movable: bool by chunk, which of the rank's may leave.
         """
         pairs = self.pairs(rank)
         after = np.maximum(pairs.here + load[rank], pairs.there + load[pairs.partners][:, None, None])
-        allowed = self._within(pairs, limit) & movable[pairs.mine]
-        after = np.where(allowed, after, NEVER)
-        at = int(after.argmin())
-        return None if after.flat[at] >= load[rank] else pairs.one(at)
+        allowed = self._within(pairs, limit) & movable[pairs.mine] & (after < load[rank])
+        at = allowed.ravel().nonzero()[0]
+        return Offers(pairs, at, after.ravel()[at].astype(np.float64))
 
     def _rows_of(self, before: np.ndarray, chunks: np.ndarray) -> np.ndarray:
         """Of the rows before each segment, `(segments,)` or by rank, those that each chunk needs, by rank and chunk:
@@ -355,6 +351,26 @@ class Pairs(NamedTuple):
     def one(self, place: int) -> tuple[int, int]:
         mine, theirs = self.of(np.array(place))
         return int(mine), int(theirs)
+
+
+class Offers(NamedTuple):
+    """Some exchanges of pairs, by their places in a flat array of all, and what they cost."""
+
+    pairs: Pairs
+    at: np.ndarray
+    price: np.ndarray
+
+    def best(self) -> tuple[float, int, int]:
+        """The cheapest: `(price, mine, theirs)`; price inf if there is none."""
+        if not len(self.at):
+            return np.inf, 0, 0
+        best = int(self.price.argmin())
+        return float(self.price[best]), *self.pairs.one(int(self.at[best]))
+
+    def without(self, chunk: int) -> Offers:
+        """Those of the rank's other chunks."""
+        kept = self.pairs.mine[self.at % len(self.pairs.mine)] != chunk
+        return Offers(self.pairs, self.at[kept], self.price[kept])
 
 
 def _few_runs(needs: Spans, limit: int) -> Spans:
