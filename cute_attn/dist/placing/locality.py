@@ -188,9 +188,11 @@ class LocalSearch:
     def _save_rows_of(self, rank: int, limit: float, is_new: np.ndarray) -> None:
         while True:
             pairs = self.pairs(rank)
-            at, mine, extra = pairs.of_extra(0)
+            at, mine, extra = pairs.of_extra(-1)  # counted exactly, none saves more
             leave, come = pairs.mine[mine], pairs.theirs.reshape(-1)[at]
             kept = self._keeps(rank, leave, come, limit).nonzero()[0]
+            if not len(kept):
+                break
             extra = extra[kept]
             if len(extra) > EXACT:  # the first among equals: which a partial sort takes differs between processors
                 few = extra <= np.partition(extra, EXACT - 1)[EXACT - 1]
@@ -198,7 +200,7 @@ class LocalSearch:
             first = extra.argsort(kind="stable")[:EXACT]
             leave, come = leave[kept[first]], come[kept[first]]
             counted = extra[first] + self._kept(leave, come)
-            best = min(zip(*(x.tolist() for x in (counted, leave, come)), strict=True), default=(0, 0, 0))
+            best = min(zip(*(x.tolist() for x in (counted, leave, come)), strict=True))
             if best[0] >= 0:
                 break
             is_new[self.owner[best[2]]] = True
