@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..cost import CostModel
-from .locality import LocalSearch
+from .locality import LocalSearch, Offers
 from .needs import Spans, rows_within
 from .search import in_blocks, largest_divisor, of_chunks
 
@@ -171,6 +171,7 @@ class _Way:
 
     def __init__(self, problem: Problem, owner: torch.Tensor, world: int, clock: _Clock) -> None:
         self.problem, self.clock, self.world = problem, clock, world
+        self.crosses = bool(problem.leaving.any())
         self._enter(owner)
         self.mean = float(self.search.area.mean())
         self._take(float(self._received().max()))
@@ -185,9 +186,9 @@ class _Way:
             if search.area[rank] <= goal or clock.seconds(self.mean, rows) >= min(known, self.best):
                 return
             pairs = search.pairs(rank, search.area)
-            price, mine, theirs = search.cheapest(
+            price, mine, theirs = search.lowering(
                 pairs, search.chunk_area, search.area, goal, rows=received, most_rows=max(rows, hidden)
-            )
+            ).best()
             if price == np.inf:
                 return
             search.exchange(mine, theirs)
@@ -212,30 +213,21 @@ class _Way:
         self._take(float(max(received.max(), sent.max())))
         movable = {kind: np.ones(len(search.owner), bool) for kind in ("area", "traffic")}
         tries = dict.fromkeys(movable, TRIES)
+        known: dict[str, Offers] = {}  # until an exchange is made and not taken back
         for _ in range(len(search.owner)):
             area, most = float(search.area.max()), float(received.max())
             is_slow = clock.compute(area) > clock.cost.overlap * clock.sending(self.rows)
             kind = "area" if is_slow and tries["area"] and area > EVEN * self.mean else "traffic"
             if not tries[kind] or self.best <= WORTH * clock.compute(self.mean):
                 return
-            if kind == "area":
-                rank = int(search.area.argmax())
-                weight, load, goal, limit = search.chunk_area, search.area, EVEN * self.mean, np.inf
-            else:
-                rank = int((received if most >= sent.max() else sent).argmax())
-                weight, load, goal, limit = popular, sent, most, max(area, clock.free_area(self.rows))
-            if kind == "traffic" and most >= sent.max():
-                step = search.fewest(rank, received, limit, movable[kind])
-            else:
-                pairs = search.pairs(rank, load)
-                price, *chunks = search.cheapest(
-                    pairs, weight * movable[kind], load, goal, limit, received, max(most, self.rows)
-                )
-                step = None if price == np.inf else (chunks[0], chunks[1])
-            if step is None:
+            what = "area" if kind == "area" else "received" if most >= sent.max() else "sent"
+            if what not in known or not len(known[what].at):
+                known[what] = self._offers(what, movable[kind], received, popular, sent)
+            price, mine, theirs = known[what].best()
+            if price == np.inf:
                 tries[kind] = 0
                 continue
-            search.exchange(*step)
+            search.exchange(mine, theirs)
             received_now, (popular_now, sent_now) = self._received(), self._sent()
             rows = float(max(received_now.max(), sent_now.max()))
             seconds = clock.seconds(float(search.area.max()), rows)
@@ -243,9 +235,26 @@ class _Way:
             if seconds <= self.best:  # as many others may be just as slow
                 received, popular, sent = received_now, popular_now, sent_now
                 self._take(rows)
+                known.clear()
             else:
-                search.exchange(*step)
-                movable[kind][step[0]] = False
+                search.exchange(mine, theirs)
+                movable[kind][mine] = False
+                known = {what: known[what].without(mine)}
+
+    def _offers(
+        self, what: str, movable: np.ndarray, received: np.ndarray, popular: np.ndarray, sent: np.ndarray
+    ) -> Offers:
+        """Exchanges that relieve the busiest rank of area, of rows that it receives or of rows that it sends."""
+        search, area, most = self.search, float(self.search.area.max()), float(received.max())
+        free = max(area, self.clock.free_area(self.rows))
+        if what == "received":
+            return search.fewest(int(received.argmax()), received, free, movable)
+        if what == "area":
+            weight, load, goal, limit = search.chunk_area, search.area, EVEN * self.mean, np.inf
+        else:
+            weight, load, goal, limit = popular, sent, most, free
+        pairs = search.pairs(int(load.argmax()), load)
+        return search.lowering(pairs, weight * movable, load, goal, limit, received, max(most, self.rows))
 
     def _enter(self, owner: torch.Tensor) -> None:
         p = self.problem
@@ -269,7 +278,7 @@ class _Way:
             return np.zeros(len(search.owner)), np.zeros(self.world)
         popular = search.leaving()
         sent = np.bincount(search.owner, popular, minlength=self.world)
-        if not self.problem.leaving.any():
+        if not self.crosses:
             return popular, sent
         weight = max(1.0, self.clock.bandwidth / self.clock.cost.bandwidth / self.clock.ranks)
         leaving = self.problem.leaving.numpy()

@@ -20,13 +20,13 @@ import torch
 
 from .needs import Spans
 
-__all__ = ["LocalSearch", "local_search"]
+__all__ = ["LocalSearch", "Offers", "local_search"]
 
 RUNS = 8  # runs of needed keys kept for a chunk; smaller gaps are closed, which only makes the search less exact
 PAIRS = 1 << 13  # pairs of chunks tried at a time, which limits the ranks tried as partners of one rank
 SWEEPS = 4
 NEVER = (1 << 31) - 1  # rows: more than there are
-ALONE = np.arange(2)[:, None, None]  # chunks of a rank that need a segment: none, or one alone
+ALONE = np.arange(2, dtype=np.int32)[:, None, None]  # chunks of a rank that need a segment: none, or one alone
 EXACT = 4  # exchanges whose cost is counted exactly before the best is made
 
 
@@ -81,7 +81,9 @@ class LocalSearch:
         self.key_chunk = np.searchsorted(own * chunk_size, edges[:-1], side="right") - 1
         self.key_chunk[edges[:-1] >= (own[self.key_chunk] + 1) * chunk_size] = -1
         self.inside = (self.key_chunk >= 0).nonzero()[0]  # segments that are rows of these chunks, chunk after chunk
-        self.first_inside = np.searchsorted(self.key_chunk[self.inside], np.arange(len(own)))
+        self.chunk_inside = self.key_chunk[self.inside]
+        self.length_inside = self.length[self.inside].astype(np.float64)
+        self.first_inside = np.searchsorted(self.chunk_inside, np.arange(len(own)))
         # What each rank must be sent of each segment if it needs it.
         self.lengths = np.broadcast_to(self.length, (world, len(self.length)))
         if key_owner is not None:
@@ -93,8 +95,6 @@ class LocalSearch:
         self.end = np.zeros_like(self.begin)
         self.begin[slot, group] = np.searchsorted(edges, lo)
         self.end[slot, group] = np.searchsorted(edges, hi)
-        # The same of each chunk, as pairs.
-        self.runs = [list(zip(*x, strict=True)) for x in zip(self.begin.T.tolist(), self.end.T.tolist(), strict=True)]
         first = self.owner * len(edges)
         shape = world * len(edges)
         steps = np.bincount((first + self.begin).ravel(), minlength=shape)
@@ -105,8 +105,7 @@ class LocalSearch:
         self.rows = np.zeros((2, world, len(edges)), np.int32)
         self.missing, self.alone = self.rows
         self.saving = np.zeros(chunks, np.int32)  # rows that only this chunk of its rank needs
-        self.ranks = np.arange(world)
-        self._refresh(self.ranks)
+        self._refresh(slice(world))
 
     @property
     def needed(self) -> np.ndarray:
@@ -115,9 +114,9 @@ class LocalSearch:
 
     def leaving(self) -> np.ndarray:
         """Rows that leave each chunk, once to each other rank that needs them, where keys follow queries."""
-        holder = self.owner[self.key_chunk[self.inside]]
+        holder = self.owner[self.chunk_inside]
         others = self.users[self.inside] - (self.count[holder, self.inside] > 0)
-        rows: np.ndarray = np.add.reduceat(self.length[self.inside] * others.astype(np.float64), self.first_inside)
+        rows: np.ndarray = np.add.reduceat(self.length_inside * others, self.first_inside)
         return rows
 
     def balance(self, limit: float) -> None:
@@ -126,7 +125,7 @@ class LocalSearch:
             rank = int(self.area.argmax())
             if self.area[rank] <= limit:
                 return
-            price, mine, theirs = self.cheapest(self.pairs(rank, self.area), self.chunk_area, self.area, limit)
+            price, mine, theirs = self.lowering(self.pairs(rank, self.area), self.chunk_area, self.area, limit).best()
             if price == np.inf:
                 return
             partner = np.array([self.owner[theirs]])
@@ -136,9 +135,10 @@ class LocalSearch:
                 self.exchange(mine, theirs)
                 if self.area[rank] <= limit:
                     break
-                price, mine, theirs = self.cheapest(self.pairs_with(rank, partner), self.chunk_area, self.area, limit)
+                pairs = self.pairs_with(rank, partner)
+                price, mine, theirs = self.lowering(pairs, self.chunk_area, self.area, limit).best()
 
-    def cheapest(
+    def lowering(
         self,
         pairs: Pairs,
         weight: np.ndarray,
@@ -147,12 +147,11 @@ class LocalSearch:
         area_limit: float = np.inf,
         rows: np.ndarray | None = None,
         most_rows: float = np.inf,
-    ) -> tuple[float, int, int]:
-        """The exchange that lowers a rank's load towards the goal at the least price in rows per load moved.
+    ) -> Offers:
+        """Exchanges that lower a rank's load towards the goal, their price in rows per load moved.
 
         weight, load: of chunks and of ranks, the area or another. rows: that ranks need; where there are exchanges
-        after which neither rank needs more than `most_rows`, it is one of these. Returns `(price, mine, theirs)`; price
-        inf if there is none.
+        after which neither rank needs more than `most_rows`, it is these.
         """
         rank, partners = pairs.rank, pairs.partners
         moved = weight[pairs.mine] - weight[pairs.theirs][:, :, None]
@@ -167,11 +166,8 @@ class LocalSearch:
         at = allowed.ravel().nonzero()[0]
         if not len(at):
             at = (fits & (moved < (load[rank] - load[partners])[:, None, None])).ravel().nonzero()[0]
-        if not len(at):
-            return np.inf, 0, 0
         price = (pairs.extra.ravel()[at] + self.chunk_size) / np.minimum(moved.ravel()[at], load[rank] - goal)
-        best = int(price.argmin())
-        return float(price[best]), *pairs.one(int(at[best]))
+        return Offers(pairs, at, price)
 
     def _within(self, pairs: Pairs, limit: float) -> np.ndarray:
         """Whether both areas stay within the limit in each exchange, bool `(partners, theirs, mine)`."""
@@ -192,17 +188,19 @@ class LocalSearch:
     def _save_rows_of(self, rank: int, limit: float, is_new: np.ndarray) -> None:
         while True:
             pairs = self.pairs(rank)
-            at, mine, extra = pairs.of_extra(0)
+            at, mine, extra = pairs.of_extra(-1)  # counted exactly, none saves more
             leave, come = pairs.mine[mine], pairs.theirs.reshape(-1)[at]
             kept = self._keeps(rank, leave, come, limit).nonzero()[0]
+            if not len(kept):
+                break
             extra = extra[kept]
             if len(extra) > EXACT:  # the first among equals: which a partial sort takes differs between processors
                 few = extra <= np.partition(extra, EXACT - 1)[EXACT - 1]
                 kept, extra = kept[few], extra[few]
             first = extra.argsort(kind="stable")[:EXACT]
-            chunks = zip(*(x.tolist() for x in (extra[first], leave[kept[first]], come[kept[first]])), strict=True)
-            counted = [(rows + self._kept(a, b) + self._kept(b, a), a, b) for rows, a, b in chunks]
-            best = min(counted, default=(0, 0, 0))
+            leave, come = leave[kept[first]], come[kept[first]]
+            counted = extra[first] + self._kept(leave, come)
+            best = min(zip(*(x.tolist() for x in (counted, leave, come)), strict=True))
             if best[0] >= 0:
                 break
             is_new[self.owner[best[2]]] = True
@@ -218,7 +216,7 @@ class LocalSearch:
         """All exchanges of a chunk of a rank with one of a partner worth it: where one of its chunks costs least, or,
         if `load` is given, least loaded."""
         world, size = self.members.shape
-        added = self._added(self.ranks[:, None], self.members[rank, None])
+        added = self._rows_of(self.missing, self.members[rank])
         limit = max(8, PAIRS // size**2)
         picked = np.full(world, world <= limit + 1)
         if world > limit + 1:
@@ -233,46 +231,46 @@ class LocalSearch:
         return self._pairs(rank, partners, added[partners])
 
     def pairs_with(self, rank: int, partners: np.ndarray) -> Pairs:
-        return self._pairs(rank, partners, self._added(partners[:, None], self.members[rank, None]))
+        return self._pairs(rank, partners, self._rows_of(self.missing[partners], self.members[rank]))
 
     def _pairs(self, rank: int, partners: np.ndarray, go: np.ndarray) -> Pairs:
         mine, theirs = self.members[rank], self.members[partners]
-        come = self._added(np.array(rank), theirs)
+        come = self._rows_of(self.missing[rank], theirs)
         return Pairs(rank, partners, mine, theirs, come, self.saving[mine], go, self.saving[theirs])
 
-    def fewest(self, rank: int, load: np.ndarray, limit: float, movable: np.ndarray) -> tuple[int, int] | None:
-        """The exchange after which a rank and its partner need fewest rows, if that is fewer than the rank needs now.
+    def fewest(self, rank: int, load: np.ndarray, limit: float, movable: np.ndarray) -> Offers:
+        """Exchanges after which a rank and its partner need fewer rows than the rank does now, their price.
 
         load: rows that ranks need. limit: of areas. movable: bool by chunk, which of the rank's may leave.
         """
         pairs = self.pairs(rank)
         after = np.maximum(pairs.here + load[rank], pairs.there + load[pairs.partners][:, None, None])
-        allowed = self._within(pairs, limit) & movable[pairs.mine]
-        after = np.where(allowed, after, NEVER)
-        at = int(after.argmin())
-        return None if after.flat[at] >= load[rank] else pairs.one(at)
+        allowed = self._within(pairs, limit) & movable[pairs.mine] & (after < load[rank])
+        at = allowed.ravel().nonzero()[0]
+        return Offers(pairs, at, after.ravel()[at].astype(np.float64))
 
-    def _added(self, ranks: np.ndarray, chunks: np.ndarray) -> np.ndarray:
-        """Rows that a rank would need besides if it got a chunk; the two index arrays broadcast."""
-        return self._rows_of(self.missing, ranks, chunks)
-
-    def _rows_of(self, before: np.ndarray, ranks: np.ndarray, chunks: np.ndarray) -> np.ndarray:
-        """Of the rows that each rank has before each segment, those that chunks need."""
-        first = ranks * before.shape[1]
-        before = before.reshape(-1)
-        rows: np.ndarray = before.take(first + self.end.take(chunks, axis=1))
-        rows -= before.take(first + self.begin.take(chunks, axis=1))
-        return rows[0] if len(rows) == 1 else rows.sum(0, dtype=rows.dtype)
-
-    def _kept(self, leaves: int, comes: int) -> int:
-        """Rows that a rank goes on to need when `comes` takes the place of `leaves`, which needed them alone."""
-        alone, rows = self.alone[self.owner[leaves]], 0
-        others = self.runs[comes]
-        for begin, end in self.runs[leaves]:
-            for first, last in others:
-                if begin < last and first < end:
-                    rows += int(alone[min(end, last)] - alone[max(begin, first)])
+    def _rows_of(self, before: np.ndarray, chunks: np.ndarray) -> np.ndarray:
+        """Of the rows before each segment, `(segments,)` or by rank, those that each chunk needs, by rank and chunk:
+        with those that a rank is missing, what it would need besides if it got the chunk."""
+        rows: np.ndarray = before.take(self.end[0].take(chunks), axis=-1)
+        rows -= before.take(self.begin[0].take(chunks), axis=-1)
+        for begin, end in zip(self.begin[1:], self.end[1:], strict=True):
+            rows += before.take(end.take(chunks), axis=-1)
+            rows -= before.take(begin.take(chunks), axis=-1)
         return rows
+
+    def _kept(self, leave: np.ndarray, come: np.ndarray) -> np.ndarray:
+        """Rows that each two chunks' ranks go on to need when the chunks are exchanged, though one alone needed them:
+        the other needs them too."""
+        lo = np.maximum(self.begin[:, None, leave], self.begin[None, :, come])
+        hi = np.maximum(np.minimum(self.end[:, None, leave], self.end[None, :, come]), lo)
+        here, there = self.owner[leave], self.owner[come]
+        rows: np.ndarray = self.alone[here, hi] - self.alone[here, lo] + self.alone[there, hi] - self.alone[there, lo]
+        return rows.sum((0, 1))
+
+    def _runs(self, chunk: int) -> list[tuple[int, int]]:
+        """The runs of segments that a chunk needs."""
+        return list(zip(self.begin[:, chunk].tolist(), self.end[:, chunk].tolist(), strict=True))
 
     def exchange(self, a: int, b: int) -> None:
         here, there = int(self.owner[a]), int(self.owner[b])
@@ -284,10 +282,11 @@ class LocalSearch:
         self.owner[a], self.owner[b] = there, here
         self.slot[a], self.slot[b] = self.slot[b], self.slot[a]
         self.members[there, self.slot[a]], self.members[here, self.slot[b]] = a, b
-        self._refresh(np.array([here, there]))
+        first, last = sorted((here, there))
+        self._refresh(slice(first, last + 1, last - first))
 
     def _move(self, chunk: int, source: int, target: int) -> None:
-        for begin, end in self.runs[chunk]:
+        for begin, end in self._runs(chunk):
             users = self.users[begin:end]
             left, came = self.count[source, begin:end], self.count[target, begin:end]
             left -= 1
@@ -295,12 +294,12 @@ class LocalSearch:
             users += came == 0
             came += 1
 
-    def _refresh(self, ranks: np.ndarray) -> None:
+    def _refresh(self, ranks: slice) -> None:
         """Recomputes what depends on the needs of some ranks."""
         rows = self.lengths[ranks] * (self.count[ranks] == ALONE)
-        self.rows[:, ranks, 1:] = np.add.accumulate(rows, axis=2, dtype=rows.dtype)
-        members = self.members[ranks]
-        self.saving[members] = self._rows_of(self.alone, ranks[:, None], members)
+        np.add.accumulate(rows, axis=2, out=self.rows[:, ranks, 1:])
+        for alone, members in zip(self.alone[ranks], self.members[ranks], strict=True):
+            self.saving[members] = self._rows_of(alone, members)
 
 
 class Pairs(NamedTuple):
@@ -354,6 +353,26 @@ class Pairs(NamedTuple):
     def one(self, place: int) -> tuple[int, int]:
         mine, theirs = self.of(np.array(place))
         return int(mine), int(theirs)
+
+
+class Offers(NamedTuple):
+    """Some exchanges of pairs, by their places in a flat array of all, and what they cost."""
+
+    pairs: Pairs
+    at: np.ndarray
+    price: np.ndarray
+
+    def best(self) -> tuple[float, int, int]:
+        """The cheapest: `(price, mine, theirs)`; price inf if there is none."""
+        if not len(self.at):
+            return np.inf, 0, 0
+        best = int(self.price.argmin())
+        return float(self.price[best]), *self.pairs.one(int(self.at[best]))
+
+    def without(self, chunk: int) -> Offers:
+        """Those of the rank's other chunks."""
+        kept = self.pairs.mine[self.at % len(self.pairs.mine)] != chunk
+        return Offers(self.pairs, self.at[kept], self.price[kept])
 
 
 def _few_runs(needs: Spans, limit: int) -> Spans:

@@ -75,14 +75,15 @@ def _runs(lo: torch.Tensor, hi: torch.Tensor, chunk_size: int) -> Spans:
         lo, hi = lo[row], hi[row]
     if not len(row):
         return Spans(row, row, row)
-    chunk = row // chunk_size
     begins = torch.ones_like(row, dtype=torch.bool)
-    begins[1:] = (chunk[1:] != chunk[:-1]) | (lo[1:] > hi[:-1]) | (lo[:-1] > hi[1:])
+    begins[1:] = (lo[1:] > hi[:-1]) | (lo[:-1] > hi[1:])
+    edges = torch.searchsorted(row, torch.arange(0, int(row[-1]) + 1, chunk_size, device="cpu"))
+    begins[edges] = True  # of an empty chunk, where the next one begins
     first = begins.nonzero().squeeze(1)
     low, high = (
         reduce(x.numpy(), first.numpy()) for reduce, x in ((np.minimum.reduceat, lo), (np.maximum.reduceat, hi))
     )
-    return Spans(chunk[first], torch.from_numpy(low).long(), torch.from_numpy(high).long())
+    return Spans(row[first] // chunk_size, torch.from_numpy(low).long(), torch.from_numpy(high).long())
 
 
 def rank_needs(needs: Spans, query: Placement, seqlen_k: int) -> Spans:

@@ -25,10 +25,21 @@ from .search import MOST_RANKS, Start, find_owner
 from .spread import spread_senders
 from .traffic import cast_traffic, relayed_traffic
 
-__all__ = ["DispatchProblem", "min_heap", "solve", "zigzag"]
+__all__ = ["DispatchProblem", "Prediction", "min_heap", "solve", "zigzag"]
 
 FEW_CHUNKS = 1024  # whose rows are saved in 0.1 s of CPU time, of packed documents on 64 ranks
 WORTH_A_TRY, WORTH_MORE = 1.1, 1.25  # times what even area takes, over which that is tried; of more chunks
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Forward time of a placement of the queries: the slowest rank's compute, of `area`, and the part of the busiest
+    rank's traffic, `sending` seconds, that it cannot hide."""
+
+    query: Placement
+    area: int
+    sending: float
+    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,15 +92,15 @@ class DispatchProblem:
         """Key rows that all ranks receive."""
         return self.remote(query, self.keys_for(query)).rows
 
-    def predicted_seconds(self, query: Placement, cost: CostModel) -> float:
-        """Forward time: the slowest rank's compute, and the part of the busiest rank's traffic that it cannot hide."""
+    def predicted(self, query: Placement, cost: CostModel) -> Prediction:
         key = self.keys_for(query)
         needs = rank_needs(self.needs, query, key.padded_length)
         remote, node_size = remote_needs(needs, key), cost.node_size(self.world)
         sending = cast_traffic(remote, key, node_size).seconds(cost)
         if 1 < node_size < self.world:
             sending = min(sending, relayed_traffic(needs, remote, key, node_size).seconds(cost))
-        return cost.total_seconds(cost.compute_seconds(self.largest_area(query)), sending)
+        area = self.largest_area(query)
+        return Prediction(query, area, sending, cost.total_seconds(cost.compute_seconds(area), sending))
 
 
 def solve(problem: DispatchProblem, alg: DispatchAlg, cost: CostModel) -> Placement:
@@ -103,21 +114,20 @@ def solve(problem: DispatchProblem, alg: DispatchAlg, cost: CostModel) -> Placem
         return problem.placed(min_heap(problem.areas, world))
     if isinstance(alg, LocalityDispatchAlg):
         return _locality(problem, alg.epsilon)
-    best, seconds = _faster(problem, cost, problem.simple)
-    found = _fastest(problem, cost, seconds)
+    best = _faster(*[problem.predicted(placement, cost) for placement in problem.simple])
+    found = _fastest(problem, cost, best.seconds)
     if found is not None:
-        best, seconds = _faster(problem, cost, [best, found])
+        best = _faster(best, problem.predicted(found, cost))
     if problem.key_owner is None and world <= MOST_RANKS:
         even = cost.compute_seconds(float(problem.areas.sum()) / world)
-        if seconds > (WORTH_A_TRY if len(problem.areas) <= FEW_CHUNKS else WORTH_MORE) * even:
-            best, _ = _faster(problem, cost, [best, _more_local(problem, best, LocalityDispatchAlg().epsilon)])
-    return best
+        if best.seconds > (WORTH_A_TRY if len(problem.areas) <= FEW_CHUNKS else WORTH_MORE) * even:
+            best = _faster(best, problem.predicted(_more_local(problem, best, cost), cost))
+    return best.query
 
 
-def _faster(problem: DispatchProblem, cost: CostModel, placements: list[Placement]) -> tuple[Placement, float]:
-    """The placement that is predicted to be fastest, the first among equals, and its time."""
-    seconds = [problem.predicted_seconds(placement, cost) for placement in placements]
-    return placements[seconds.index(min(seconds))], min(seconds)
+def _faster(*predictions: Prediction) -> Prediction:
+    """The first among equals."""
+    return min(predictions, key=lambda prediction: prediction.seconds)
 
 
 def _fastest(problem: DispatchProblem, cost: CostModel, known: float) -> Placement | None:
@@ -150,10 +160,13 @@ def _locality(problem: DispatchProblem, epsilon: float) -> Placement:
     )
 
 
-def _more_local(problem: DispatchProblem, query: Placement, epsilon: float) -> Placement:
-    """What the search for locality makes of one placement, of queries that keys follow."""
-    world, size, limit = problem.world, problem.contiguous.chunk_size, problem.limit(epsilon)
-    owner = local_search(problem.areas, problem.needs, query.owner(), world, limit, None, size)
+def _more_local(problem: DispatchProblem, found: Prediction, cost: CostModel) -> Placement:
+    """What the search for locality makes of a placement of queries that keys follow: area is evened out no further than
+    what hides behind the traffic anyway, since that costs rows."""
+    world, size = problem.world, problem.contiguous.chunk_size
+    hidden = cost.overlap * found.sending / cost.compute_seconds(1.0)
+    limit = max(problem.limit(LocalityDispatchAlg().epsilon), min(hidden, found.area))
+    owner = local_search(problem.areas, problem.needs, found.query.owner(), world, limit, None, size)
     return _spread(problem, owner, limit)
 
 
@@ -181,15 +194,17 @@ def zigzag(areas: torch.Tensor, world: int) -> torch.Tensor:
 def min_heap(areas: torch.Tensor, world: int) -> torch.Tensor:
     """int64 `(chunks,)`, the rank of each chunk: largest first, each to the rank with least area that has room."""
     capacity = len(areas) // world
-    owner = torch.empty(len(areas), dtype=torch.int64, device="cpu")
+    owner = [0] * len(areas)
     heap = [(0, 0, rank) for rank in range(world)]  # (area, chunks, rank)
     values = areas.tolist()
     for chunk in areas.argsort(descending=True, stable=True).tolist():
-        area, count, rank = heapq.heappop(heap)
+        area, count, rank = heap[0]
         owner[chunk] = rank
         if count + 1 < capacity:
-            heapq.heappush(heap, (area + values[chunk], count + 1, rank))
-    return owner
+            heapq.heapreplace(heap, (area + values[chunk], count + 1, rank))
+        else:
+            heapq.heappop(heap)
+    return torch.tensor(owner, dtype=torch.int64, device="cpu")
 
 
 STARTS: tuple[Start, ...] = (contiguous, zigzag, min_heap)

@@ -32,7 +32,8 @@ def spread_senders(
         rank, goal = int(sent.argmax()), float(search.needed.max()) - own
         if sent[rank] <= goal:
             break
-        price, mine, theirs = search.cheapest(search.pairs(rank, sent), popular * movable, sent, goal, area_limit)
+        pairs = search.pairs(rank, sent)
+        price, mine, theirs = search.lowering(pairs, popular * movable, sent, goal, area_limit).best()
         if price == np.inf:
             break
         search.exchange(mine, theirs)

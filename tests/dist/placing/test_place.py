@@ -155,6 +155,21 @@ def test_auto_tries_to_save_rows_unless_even_area_is_nearly_reached(flops, tried
     assert (seconds < 1.1 * cost.compute_seconds(mask.area() / 16)) is not bool(tried)
 
 
+def test_auto_leaves_area_uneven_where_it_hides_behind_the_traffic(monkeypatch):
+    limits = []
+
+    def local_search(areas, needs, owner, world, limit, *rest):
+        area = torch.zeros(world, dtype=torch.int64).index_add_(0, owner, areas)
+        limits.append((limit, int(area.max()), float(areas.sum()) / world))
+        return search(areas, needs, owner, world, limit, *rest)
+
+    search = solve.local_search
+    monkeypatch.setattr(solve, "local_search", local_search)
+    place(lognormal_documents(1 << 16), 16, 512, cost=CostModel(bandwidth=1e10))
+    [(limit, area, even)] = limits
+    assert limit == area > 1.05 * even
+
+
 # ---------------------------------------------------------------- cross-attention, padding, groups
 
 
