@@ -39,7 +39,7 @@ from .epilogue import finish_rows
 from .packing import head_view
 from .softmax import OnlineSoftmax, clear, rescale
 from .storage import ROWS, Layouts, Shared
-from .words import WRITERS, RowWords, store_words, store_words_of_all
+from .words import WRITERS, RowWords, WordForm, store_words, store_words_of_all
 from .work import Arguments, Item, ItemOfConsumers
 
 WARPGROUP = 128  # threads
@@ -199,7 +199,7 @@ class ForwardKernel:
         tile_count = Int32(0)
         for item_number in cutlass.range(uniform(arguments.count()), unroll=1):
             item = arguments.item(arguments.index(item_number))
-            bounds = [t[item.plane, None, None] for t in (tensors.lo, tensors.hi)]
+            bounds = partial(self.bounds, tensors, item.plane)
             position = partial(self.position, arguments, item)
             for number in cutlass.range(uniform(item.first_run), uniform(item.full_run), unroll=1):
                 run = arguments.run(item, number)
@@ -218,6 +218,11 @@ class ForwardKernel:
                 keys.wait_empty(tile_count)
                 keys.arrive(keys.full + keys.slot(tile_count))
                 tile_count += 1
+
+    def bounds(self, tensors: Any, plane: Int32, layer: Int32, row: Int32) -> list[Int32]:
+        """lo and hi. Where a lane has two rows at a time, too few registers are left for their addresses to wait in."""
+        here = not_before(plane) if WordForm.of(self.spec).rows == 2 else plane
+        return [t[here, layer, row] for t in (tensors.lo, tensors.hi)]
 
     def position(self, arguments: Arguments, item: Item, row: Int32) -> Int32:
         """Of a row of an item; rows past the end repeat the last one: nothing of them is stored."""

@@ -72,8 +72,8 @@ def layout_of_words(spec: ForwardSpec) -> cute.Layout:
 def store_words(spec: cutlass.Constexpr, part, bounds, row_of, layers, first_key, target):
     """Makes a share of the words of a tile of keys from first_key on.
 
-    part: which of the WRITERS this warp is. bounds: lo and hi, (layers, rows of the mask). row_of: which of these a row
-    of the tile has. layers: the two ends of those that meet the tile. target: (word, unit, kind).
+    part: which of the WRITERS this warp is. bounds: lo and hi of a layer and a row of the mask. row_of: which of these
+    a row of the tile has. layers: the two ends of those that meet the tile. target: (word, unit, kind).
     """
     form = WordForm.of(spec)
     blocks, units = spec.tile.m // form.rows // WARP, spec.tile.n // form.columns
@@ -85,7 +85,7 @@ def store_words(spec: cutlass.Constexpr, part, bounds, row_of, layers, first_key
             for h in range_constexpr(form.rows):
                 row = row_of(form.row(line_of(number % blocks), h))
                 for layer in cutlass.range(layers[0], layers[1], unroll=1):
-                    lo, hi = [x[layer, row] for x in bounds]
+                    lo, hi = bounds(layer, row)
                     for i in range_constexpr(4 // form.rows):
                         first = first_key + unit * form.columns + i * form.piece
                         words[2 * h + i] = with_interval(spec, kind, words[2 * h + i], lo, hi, first)

@@ -152,9 +152,7 @@ def of_another_version(bundle):
 
 
 def test_kernels_of_another_version_are_told_from_broken_ones(of_another_version, compiles, in_threads):
-    with pytest.warns(
-        UserWarning, match="1 kernel cannot be used: it has the format 2, this version .* reads"
-    ):
+    with pytest.warns(UserWarning, match="1 kernel cannot be used: it has the format 2, this version .* reads"):
         assert load_bundle(of_another_version).specs == ()
     assert obtain(SPEC).spec == SPEC  # compiled
     assert "outdated" in run("cache", "ls", of_another_version).output
