@@ -78,7 +78,7 @@ def test_products_may_not_read_zeroed_rows_without_a_fence(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("name", ["padding at the end", "holes", "many layers"])
 @pytest.mark.parametrize("dims", DIMS)
 def test_every_head_dim(name, dims, backend):
     batch = MASKS[name].batch

@@ -9,8 +9,7 @@ from pairs import case_of, every_two
 
 
 @pytest.mark.slow
-@every_two(falling, options=[{}, {"softmax": "exact"}, {"return_max_logits": True}])
-@pytest.mark.parametrize("tile", [NARROW, None], ids=["narrow", "default"])
-def test_every_two_features_together(features, tile, backend):
-    case = case_of(**features)
-    check(replace(case, options={**case.options, "tile": tile}), backend)
+@every_two(falling, options=[{}, {"softmax": "exact"}, {"return_max_logits": True}], tile=[None, NARROW])
+def test_every_two_features_together(features, backend):
+    case = case_of(**{name: level for name, level in features.items() if name != "tile"})
+    check(replace(case, options={**case.options, "tile": features["tile"]}), backend)
