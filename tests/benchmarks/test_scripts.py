@@ -9,6 +9,8 @@ from unittest import mock
 import pytest
 import torch
 
+from cute_attn.spec.mask import MaskForm
+
 TESTS = Path(__file__).parent
 FOLDER = TESTS.parents[1] / "benchmarks"
 SCRIPTS = sorted(path for path in FOLDER.rglob("*.py") if '__name__ == "__main__"' in path.read_text())
@@ -22,7 +24,7 @@ def attention(tiny):
 
 
 def backward_profile(tiny):
-    sizes = {"HEAD_DIMS": [(64, 64)], "LAYERS": {"causal": 1}, "DETERMINISTIC_DIMS": (64,), "TOKENS": 1024}
+    sizes = {"HEAD_DIMS": [(64, 64)], "MASKS": {"bounded": MaskForm(True)}, "DETERMINISTIC_DIMS": (64,), "TOKENS": 1024}
     tiny("backward_profile", **sizes).main()
 
 
