@@ -72,8 +72,14 @@ def test_the_assemblers_words_are_understood_though_they_are_wrapped():
 
 
 def profile(**fields):
-    report = inspect(cached_or_compiled(ForwardSpec(**fields)))
-    assert (report.spill_bytes, report.warnings) == (0, ())
+    """Beyond head_dim 128 producers may keep a few numbers in local memory between items, but no loop of tiles."""
+    entry = cached_or_compiled(ForwardSpec(**fields))
+    report = inspect(entry)
+    assert report.spill_bytes <= (20 if fields.get("head_dim", 128) > 128 else 0)
+    assert report.warnings == ()
+    for loop in (loop for blocks in sass.parse(sass.disassemble(entry.cubin)) for loop in sass.loops(blocks)):
+        opcodes = {i.opcode.partition(".")[0] for common in (True, False) for i in loop.instructions(common=common)}
+        assert not opcodes & {"LDL", "STL"}
     for loop in report.loops:
         assert loop.mufu_before_pv_wait == loop.by_pipe["mufu"], "an exponential comes after the wait for PV"
     return report.loops
@@ -97,7 +103,7 @@ MASKS = {
 @pytest.mark.parametrize(
     ("dims", "dtype"), [*((dims, "bf16") for dims in HEAD_DIMS), *((dims, "fp16") for dims in HEAD_DIMS[1::2])]
 )
-def test_no_default_tile_spills_or_serialises_and_masks_cost_little(dims, mask, dtype):
+def test_no_default_tile_spills_in_a_loop_or_serialises_and_masks_cost_little(dims, mask, dtype):
     tile = default_tile(*dims)
     partial, full = profile(dtype=dtype, head_dim=dims[0], head_dim_v=dims[1], tile=tile, **MASKS[mask])
     limit = 0.82 if mask == "dense" else 0.7  # 0.5 a key are selects, 0.11 make predicates of bits
@@ -116,7 +122,7 @@ def test_no_default_tile_spills_or_serialises_and_masks_cost_little(dims, mask, 
         {"fp32_out": True},
     ],
 )
-def test_no_option_makes_a_default_tile_spill_or_serialise(dims, options):
+def test_no_option_makes_a_default_tile_spill_in_a_loop_or_serialise(dims, options):
     profile(head_dim=dims[0], head_dim_v=dims[1], tile=default_tile(*dims), mask=MaskForm(True), **options)
 
 
