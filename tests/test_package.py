@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from fake_compiler import compiled
+from fake_compiler import altered, compiled
 
 import cute_attn
 from cute_attn import cli
 from cute_attn.commands import kernels_layout
 from cute_attn.commands.kernels_layout import write_kernels_layout
 from cute_attn.jit import cache
-from cute_attn.jit.entry import MANIFEST, link
+from cute_attn.jit.entry import link
 from cute_attn.renamed import NAMESPACE, original, relative
 from cute_attn.spec.forward import ForwardSpec
 
@@ -112,26 +112,16 @@ def test_the_oldest_pytorch_is_that_of_the_variants_name():
     assert f"abi{oldest.replace('.', '')}-" in kernels_layout.AHEAD_OF_TIME
 
 
-def altered(bundle, path, change):
-    """A copy of a bundle whose only manifest was changed, and sealed and named anew."""
-    from cute_attn.jit.entry import _sealed, _unsealed
-    from cute_attn.jit.fingerprint import key_of
-
-    shutil.copytree(bundle, path)
-    (entry,) = cache.entry_directories(path)
-    manifest = _unsealed((entry / MANIFEST).read_text())
-    change(manifest)
-    (entry / MANIFEST).write_text(_sealed(manifest))
-    entry.rename(entry.with_name(key_of(manifest["spec"], manifest["made_from"], manifest["format"])))
-    return path
-
-
 def of_no_cuda(manifest):
     manifest["made_from"]["packages"] = {"apache-tvm-ffi": "0.1.11"}
 
 
 def of_other_sources(manifest):
     manifest["made_from"]["sources"] = "0" * 64
+
+
+def of_another_format(manifest):
+    manifest["format"] = 2
 
 
 def for_another_processor(bundle, path):
@@ -156,6 +146,7 @@ def test_a_bundle_that_would_not_serve_is_refused_before_anything_is_written(tmp
     (tmp_path / "empty").mkdir()
     for path, words in (
         (altered(bundle, tmp_path / "other", of_other_sources), "is none of this cute_attn's: other sources"),
+        (altered(bundle, tmp_path / "older", of_another_format), "is none of this cute_attn's: it has the format 2"),
         (altered(bundle, tmp_path / "neither", of_no_cuda), "made with .*cu13 or .*cu12, got apache-tvm-ffi"),
         (for_another_processor(bundle, tmp_path / "mixed"), "for one processor, got (aarch64 and x86_64)"),
         (broken(bundle, tmp_path / "broken"), "is broken: .*kernel.so is not the file that was written there"),

@@ -37,10 +37,12 @@ def build(specs: Sequence[Spec], root: Path, workers: int, executor: Executor | 
 def verify(path: Path) -> str:
     """What is wrong with the files of an entry; "" if nothing is."""
     try:
-        manifest, _, _ = entries.read_files(path)
-        own = key_of(manifest["spec"], manifest["made_from"], manifest["format"])
+        manifest = entries.read(path).manifest
+    except OtherFormat as error:  # whole all the same
+        manifest = error.manifest
     except (BrokenEntry, OSError) as error:
         return str(error)
+    own = key_of(manifest["spec"], manifest["made_from"], manifest["format"])
     return "" if path.name == own else f"{path} is not named by its content, which is {own}"
 
 

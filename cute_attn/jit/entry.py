@@ -34,7 +34,6 @@ __all__ = [
     "link",
     "linker",
     "read",
-    "read_files",
     "read_manifest",
     "spec_of",
     "write",
@@ -52,7 +51,11 @@ class BrokenEntry(Exception):
 
 
 class OtherFormat(Exception):
-    """An entry that another version of cute_attn wrote, whose specs this one need not understand."""
+    """An entry that another version of cute_attn wrote, whose spec this one need not understand."""
+
+    def __init__(self, manifest: dict[str, Any]) -> None:
+        super().__init__(f"it has the format {manifest['format']}, this version of cute_attn reads {FORMAT}")
+        self.manifest = manifest
 
 
 @dataclass(frozen=True)
@@ -101,33 +104,23 @@ def link(compiled: Compiled) -> Entry:
 
 
 def read(path: Path) -> Entry:
-    """The entry in a directory. Raises BrokenEntry if a file is missing or altered, OtherFormat, or OSError if it may
-    not be read."""
-    manifest, code, packed = read_files(path)
-    try:
-        return Entry(spec_of(manifest), code, packed, manifest, path)
-    except (ValueError, KeyError, TypeError) as error:
-        raise BrokenEntry(f"{path} cannot be read: {error}") from error
-
-
-def read_files(path: Path) -> tuple[dict[str, Any], bytes, bytes]:
-    """The manifest and the verified files of an entry of any format; raises BrokenEntry and OSError as `read` does."""
+    """The entry in a directory. Raises BrokenEntry if a file is missing or altered, OSError if it may not be read, and
+    OtherFormat for one that is whole."""
     manifest = read_manifest(path)
     try:
         code, packed = ((path / name).read_bytes() for name in (_SHARED_OBJECT, _PTX))
         for name, content in ((_SHARED_OBJECT, code), (_PTX, packed)):
             if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
                 raise BrokenEntry(f"{path / name} is not the file that was written there: its hash differs")
-    except (*_ABSENT, KeyError, TypeError) as error:
+        return Entry(spec_of(manifest), code, packed, manifest, path)
+    except (*_ABSENT, ValueError, KeyError, TypeError) as error:
         raise BrokenEntry(f"{path} cannot be read: {error}") from error
-    return manifest, code, packed
 
 
 def spec_of(manifest: dict[str, Any]) -> Spec:
     """Raises OtherFormat; KeyError, ValueError or TypeError for a manifest without a spec."""
-    if manifest.get("format") != FORMAT:
-        found = manifest.get("format")
-        raise OtherFormat(f"it has the format {found}, this version of cute_attn reads {FORMAT}")
+    if manifest["format"] != FORMAT:
+        raise OtherFormat(manifest)
     return parse_spec(manifest["spec"])
 
 

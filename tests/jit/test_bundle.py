@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
-from fake_compiler import compiled, forget
+from fake_compiler import altered, compiled, forget
 
 import cute_attn
 from cute_attn import cli
@@ -137,18 +137,12 @@ def test_a_bundle_of_other_sources_is_never_used(bundle, compiles, monkeypatch):
         obtain(SPEC)
 
 
-@pytest.fixture
-def of_another_version(bundle):
-    """Its kernel becomes one whose spec has other fields."""
-    from cute_attn.jit.entry import MANIFEST, _sealed, _unsealed
+OLDER = json.dumps({**json.loads(SPEC.canonical()), "mask": {"layers": 1, "has_lower": True}})  # of another version
 
-    (entry,) = cache.entry_directories(bundle)
-    manifest = _unsealed((entry / MANIFEST).read_text())
-    spec = json.loads(manifest["spec"])
-    manifest |= {"format": 2, "spec": json.dumps({**spec, "mask": {"layers": 1}})}
-    (entry / MANIFEST).write_text(_sealed(manifest))
-    entry.rename(entry.with_name(fingerprint.key_of(manifest["spec"], manifest["made_from"], 2)))
-    return bundle
+
+@pytest.fixture
+def of_another_version(bundle, tmp_path):
+    return altered(bundle, tmp_path / "older", lambda manifest: manifest.update(format=2, spec=OLDER))
 
 
 def test_kernels_of_another_version_are_told_from_broken_ones(of_another_version, compiles, in_threads):
@@ -170,8 +164,7 @@ def test_kernels_of_another_version_keep_no_others_from_being_used(of_another_ve
 
 
 def test_a_spec_that_another_version_recorded_is_to_be_recorded_anew(tmp_path):
-    spec = {**json.loads(SPEC.canonical()), "mask": {"layers": 1, "has_lower": True}}
-    result = run("build", "--spec", json.dumps(spec), "--output", tmp_path / "out")
+    result = run("build", "--spec", OLDER, "--output", tmp_path / "out")
     assert result.exit_code == 2
     assert "MaskForm has no field 'has_lower', 'layers', but is_bounded, predicate, has_certain" in result.stderr
     assert "is to be recorded anew" in result.stderr
@@ -511,6 +504,13 @@ def test_verify_finds_every_altered_file(bundle):
     result = run("cache", "verify", bundle)
     assert result.exit_code == 1
     assert "its hash differs" in result.output
+    assert "0 of 1 kernels" in result.output
+
+
+def test_verify_finds_a_spec_that_this_version_does_not_have(bundle, tmp_path):
+    wrong = altered(bundle, tmp_path / "wrong", lambda manifest: manifest.update(spec=OLDER))
+    result = run("cache", "verify", wrong)
+    assert result.exit_code == 1
     assert "0 of 1 kernels" in result.output
 
 
